@@ -1,0 +1,315 @@
+"""Networks of OPSO and nothing else: no losses, no optimiser, no files.
+
+    code          paper               meaning
+    B, L, S, D                        batch, sequence length, observation size, latent size (d_model)
+    z             z_t = f(s_<=t)      latent of the causal encoder after the last <= context_length states
+    z_goal        z_g = f(g)          the goal, encoded as a sequence of length one by the same encoder
+    z_next        z'                  a latent some steps later
+    GoalValue     V(z, z_g), Q(z, z', z_g)
+    Proposer      f_P(z, z_g) -> z'
+    InverseDynamics  I(z, z', z_g) -> a
+
+`Mamba2` follows Dao & Gu 2024, "Transformers are SSMs" (Mamba-2). Inside it, as in the paper: H heads of
+P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def mlp(sizes):
+    """Linear layers with LayerNorm and GELU between them; `sizes` counts input and output."""
+    layers = []
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers.append(nn.Linear(n_in, n_out))
+        if i < len(sizes) - 2:
+            layers += [nn.LayerNorm(n_out), nn.GELU(approximate='tanh')]
+    return nn.Sequential(*layers)
+
+
+# ----------------------------------------------------------------------------------------- state-space layer
+def ssd_scan(x, dt, A, B, C, chunk_size=32):
+    """State-space dual form (Mamba-2, section 6): the recurrence h_t = e^{dt_t A} h_{t-1} + dt_t B_t x_t,
+    y_t = C_t h_t as masked matrix products inside chunks, with the state passed from chunk to chunk.
+
+    Args: x (B, L, H, P); dt (B, L, H), positive; A (H,), negative; B, C (B, L, N).
+    Returns y (B, L, H, P), equal to `ssd_reference` up to rounding for any L and any chunk size.
+    """
+    batch, length, heads, headdim = x.shape
+    size = min(chunk_size, length)
+    pad = -length % size
+    if pad:  # dt = 0 leaves the state as it is, so padding at the end changes nothing before it
+        x, dt, B, C = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, pad)) for t in (x, dt, B, C))
+    n = (length + pad) // size
+    dt = dt.view(batch, n, size, heads).transpose(2, 3)  # (B, n, H, Q)
+    xdt = x.view(batch, n, size, heads, headdim).transpose(2, 3) * dt.unsqueeze(-1)  # (B, n, H, Q, P)
+    B, C = B.view(batch, n, 1, size, -1), C.view(batch, n, 1, size, -1)  # (B, n, 1, Q, N)
+    log_decay = torch.cumsum(dt * A[:, None], dim=-1)  # (B, n, H, Q)
+    future = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
+    # masked before the exponential: the upper triangle would overflow and its gradient would be NaN
+    decay = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill(future, -torch.inf).exp()
+    y = ((C @ B.transpose(-1, -2)) * decay) @ xdt  # (B, n, H, Q, P)
+    if n > 1:
+        to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
+        added = B.transpose(-1, -2) @ (xdt * to_end)  # (B, n, H, N, P)
+        keep = log_decay[..., -1].exp()[..., None, None]
+        state, states = torch.zeros_like(added[:, 0]), []
+        for i in range(n):
+            states.append(state)
+            state = keep[:, i] * state + added[:, i]
+        y = y + (C @ torch.stack(states, 1)) * log_decay.exp().unsqueeze(-1)
+    return y.transpose(2, 3).reshape(batch, -1, heads, headdim)[:, :length]
+
+
+def ssd_reference(x, dt, A, B, C):
+    """The same recurrence, one position after the other: slow, obviously right; tests compare with it."""
+    state, outputs = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1]), []
+    for t in range(x.shape[1]):
+        state = state * torch.exp(dt[:, t] * A)[..., None, None] + torch.einsum(
+            'bh,bhp,bn->bhpn', dt[:, t], x[:, t], B[:, t])
+        outputs.append(torch.einsum('bhpn,bn->bhp', state, C[:, t]))
+    return torch.stack(outputs, 1)
+
+
+def load_mamba_ssm_scan():
+    """mamba_ssm's Triton kernel for `ssd_scan`, or ImportError. Imported late: PyPI's package cannot be
+    imported at all without its CUDA extension."""
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    return lambda x, dt, A, B, C, chunk_size=32: mamba_chunk_scan_combined(
+        x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=chunk_size)
+
+
+def choose_backend(requested, device):
+    """-> ('torch' | 'mamba_ssm', one line that says why). `requested`: auto, torch or mamba_ssm.
+
+    The kernel must pass a probe (forward and backward agree with `ssd_scan`) before `auto` takes it;
+    asking for mamba_ssm where it cannot work raises RuntimeError with the reason.
+    """
+    device = torch.device(device)
+    if requested == 'torch' or (requested == 'auto' and device.type != 'cuda'):
+        return 'torch', f'torch SSD on {device}'
+    try:
+        if device.type != 'cuda':
+            raise RuntimeError(f'its kernels run on CUDA tensors only, and the device is {device}')
+        scan, results = load_mamba_ssm_scan(), []
+        shapes = [(2, 70, 8, 32), (2, 70, 8), (8,), (2, 70, 16), (2, 70, 16)]
+        inputs = [torch.rand(shape, device=device) * 0.1 for shape in shapes]
+        for function in (ssd_scan, scan):
+            leaves = [t.clone().requires_grad_() for t in (*inputs[:2], -inputs[2], *inputs[3:])]
+            out = function(*leaves)
+            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        if not all(torch.allclose(a, b, rtol=2e-2, atol=1e-3) for a, b in zip(*results, strict=True)):
+            raise RuntimeError('its result differs from the torch backend on this GPU')
+    except (ImportError, OSError, RuntimeError, AssertionError, NameError) as error:
+        if requested == 'mamba_ssm':
+            raise RuntimeError(f'--mamba_backend mamba_ssm cannot be used: {error}. '
+                               'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
+        return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {str(error).splitlines()[0]})'
+    return 'mamba_ssm', f'mamba_ssm on {device}'
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm(y * silu(gate)), the norm inside a Mamba-2 layer (norm_before_gate=False)."""
+
+    def __init__(self, size, eps=1e-5):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, y, gate):
+        return F.rms_norm(y * F.silu(gate), (y.shape[-1],), self.weight, self.eps)
+
+
+class Mamba2(nn.Module):
+    """One Mamba-2 layer; parameter names, shapes and initial values are those of `mamba_ssm.Mamba2`
+    (ngroups 1, rmsnorm, no bias), so that a state dict moves freely between the two.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+
+    def __init__(self, d_model=128, d_state=16, d_conv=4, expand=2, headdim=32, chunk_size=32):
+        super().__init__()
+        self.d_inner = expand * d_model
+        if self.d_inner % headdim:
+            raise ValueError(f'd_inner = expand * d_model = {self.d_inner} must be a multiple of headdim {headdim}')
+        self.d_state, self.d_conv, self.headdim, self.chunk_size = d_state, d_conv, headdim, chunk_size
+        self.n_heads = self.d_inner // headdim
+        self.d_xbc = self.d_inner + 2 * d_state
+        self.scan = ssd_scan
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.d_xbc + self.n_heads, bias=False)
+        self.conv1d = nn.Conv1d(self.d_xbc, self.d_xbc, d_conv, groups=self.d_xbc, padding=d_conv - 1)
+        dt = torch.exp(torch.rand(self.n_heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        self.A_log = nn.Parameter(torch.empty(self.n_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.n_heads))
+        self.norm = GatedRMSNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def _split(self, u):
+        return self.in_proj(u).split([self.d_inner, self.d_xbc, self.n_heads], dim=-1)
+
+    def _heads(self, xbc, dt):
+        """Convolved channels -> x (..., H, P), dt (..., H), B and C (..., N)."""
+        x, B, C = F.silu(xbc).split([self.d_inner, self.d_state, self.d_state], dim=-1)
+        return x.unflatten(-1, (self.n_heads, self.headdim)), F.softplus(dt + self.dt_bias), B, C
+
+    def _output(self, y, x, gate):
+        return self.out_proj(self.norm((y + self.D[:, None] * x).flatten(-2), gate))
+
+    def forward(self, u):
+        """u (B, L, d_model) -> (B, L, d_model); position t depends on positions <= t only."""
+        gate, xbc, dt = self._split(u)
+        xbc = self.conv1d(xbc.transpose(1, 2))[..., :u.shape[1]].transpose(1, 2)
+        x, dt, B, C = self._heads(xbc, dt)
+        y = self.scan(x, dt, -torch.exp(self.A_log), B, C, chunk_size=self.chunk_size)
+        return self._output(y, x, gate)
+
+    def forward_single(self, u):
+        """u (..., d_model), each row a sequence of length one -> (..., d_model). Equals `forward`, without
+        the convolution's and the scan's overhead: from the zero state, y = (C . B) dt x."""
+        gate, xbc, dt = self._split(u)
+        x, dt, B, C = self._heads(xbc * self.conv1d.weight[:, 0, -1] + self.conv1d.bias, dt)
+        y = ((B * C).sum(-1, keepdim=True) * dt).unsqueeze(-1) * x
+        return self._output(y, x, gate)
+
+    def initial_state(self, batch_size):
+        """-> (conv (B, d_xbc, d_conv - 1), ssm (B, H, P, N)), all zero: nothing seen yet."""
+        weight = self.out_proj.weight
+        return (weight.new_zeros(batch_size, self.d_xbc, self.d_conv - 1),
+                weight.new_zeros(batch_size, self.n_heads, self.headdim, self.d_state))
+
+    def step(self, u, state):
+        """u (B, d_model), state -> (output (B, d_model), new state): `forward`'s next position in O(1)."""
+        conv, ssm = state
+        gate, xbc, dt = self._split(u)
+        window = torch.cat([conv, xbc.unsqueeze(-1)], -1)  # (B, d_xbc, d_conv)
+        x, dt, B, C = self._heads((window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias, dt)
+        decay = torch.exp(dt * -torch.exp(self.A_log))[..., None, None]
+        ssm = ssm * decay + (dt.unsqueeze(-1) * x).unsqueeze(-1) * B[:, None, None]
+        y = (ssm @ C[:, None, :, None]).squeeze(-1)
+        return self._output(y, x, gate), (window[..., 1:], ssm)
+
+
+# ------------------------------------------------------------------------------------------------- encoder
+class EncoderState(NamedTuple):
+    """What acting remembers. Two streams (first axis of each pair, folded into the batch: 2B rows) restart
+    every `context_length` steps, half a period apart; `count` (B,) is the number of states seen."""
+    layers: tuple
+    count: torch.Tensor
+
+    def reset(self, rows):
+        """Forget everything in the rows where the bool mask `rows` (B,) is true (a new episode)."""
+        keep = ~torch.cat([rows, rows])
+        layers = tuple((conv * keep[:, None, None], ssm * keep[:, None, None, None]) for conv, ssm in self.layers)
+        return EncoderState(layers, self.count * ~rows)
+
+
+class MambaEncoder(nn.Module):
+    """Causal encoder of state sequences: normalise, project, `n_layers` pre-norm residual Mamba-2 blocks, norm.
+
+    Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and nothing
+    else in the project normalises. `context_length` bounds the memory of `step` as training windows do.
+    """
+
+    def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
+                 context_length=100, backend='torch'):
+        super().__init__()
+        self.context_length = context_length
+        self.register_buffer('mean', torch.zeros(observation_dim))
+        self.register_buffer('std', torch.ones(observation_dim))
+        self.input = nn.Linear(observation_dim, d_model)
+        self.layers = nn.ModuleList(Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
+        self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.set_backend(backend)
+
+    def set_backend(self, backend):
+        for layer in self.layers:
+            layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
+
+    def set_statistics(self, mean, std):
+        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1."""
+        mean, std = (torch.as_tensor(t, dtype=torch.float32) for t in (mean, std))
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def normalize(self, observations):
+        return (observations - self.mean) / self.std
+
+    def forward(self, observations):
+        """(B, L, S) raw observations -> z (B, L, D); z at t depends on observations 0..t of its row."""
+        h = self.input(self.normalize(observations))
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            h = h + layer(norm(h))
+        return self.final_norm(h)
+
+    def encode_goal(self, goals):
+        """(..., S) raw goal observations -> z_g (..., D): each a sequence of length one."""
+        h = self.input(self.normalize(goals))
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            h = h + layer.forward_single(norm(h))
+        return self.final_norm(h)
+
+    def initial_state(self, batch_size):
+        return EncoderState(tuple(layer.initial_state(2 * batch_size) for layer in self.layers),
+                            torch.zeros(batch_size, dtype=torch.long, device=self.mean.device))
+
+    def step(self, observations, state):
+        """(B, S), state -> (z (B, D), new state): O(1) however long the context.
+
+        Equal to `forward` on the states since the older stream's last restart: all of the first
+        `context_length` states, and between context_length / 2 and context_length states from then on.
+        """
+        count, c = state.count, self.context_length
+        restart = torch.cat([count % c == 0, count % c == c // 2])
+        h = self.input(self.normalize(observations)).repeat(2, 1)
+        layers = []
+        for norm, layer, (conv, ssm) in zip(self.norms, self.layers, state.layers, strict=True):
+            conv = conv.masked_fill(restart[:, None, None], 0)
+            ssm = ssm.masked_fill(restart[:, None, None, None], 0)
+            out, new = layer.step(norm(h), (conv, ssm))
+            h = h + out
+            layers.append(new)
+        z = self.final_norm(h).unflatten(0, (2, -1))
+        second_is_older = (count >= c) & (count % c < c // 2)
+        return torch.where(second_is_older[:, None], z[1], z[0]), EncoderState(tuple(layers), count + 1)
+
+
+# --------------------------------------------------------------------------------------------------- heads
+class GoalValue(nn.Module):
+    """Ensemble of goal-conditioned values on concatenated latents: V(z, z_g) has `n_inputs` 2 and
+    Q(z, z', z_g) has 3. forward(*latents (..., D)) -> (n_ensemble, ...)."""
+
+    def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2):
+        super().__init__()
+        sizes = [n_inputs * latent_dim, hidden_dim, hidden_dim, 1]
+        self.members = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
+
+    def forward(self, *latents):
+        x = torch.cat(latents, -1)
+        return torch.stack([member(x).squeeze(-1) for member in self.members])
+
+
+class Proposer(nn.Module):
+    """The state-only policy f_P(z, z_g) -> z': a step in latent space, added to z."""
+
+    def __init__(self, latent_dim, hidden_dim=256):
+        super().__init__()
+        self.net = mlp([2 * latent_dim, hidden_dim, hidden_dim, latent_dim])
+
+    def forward(self, z, z_goal):
+        return z + self.net(torch.cat([z, z_goal], -1))
+
+
+class InverseDynamics(nn.Module):
+    """I(z, z', z_g) -> action (..., A); unbounded, so clip to the action space where it is executed."""
+
+    def __init__(self, latent_dim, action_dim, hidden_dim=256, n_inputs=3):
+        super().__init__()
+        self.net = mlp([n_inputs * latent_dim, hidden_dim, hidden_dim, action_dim])
+
+    def forward(self, z, z_next, *z_goal):
+        return self.net(torch.cat([z, z_next - z, *z_goal], -1))

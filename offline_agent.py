@@ -1,0 +1,239 @@
+"""OPSO's first half: everything that is learned from trajectories of states, without actions or rewards.
+
+One method per objective (README, "Objectives"), each `(latents, batch) -> (loss, info)`; `total_loss` adds them
+up and is what `update` differentiates and what validation calls. The batch is `ogbench_utils.TrajectoryDataset`'s.
+"""
+
+import copy
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import GoalValue, MambaEncoder, Proposer, mlp
+from utils import expectile_loss, flag, soft_update
+
+
+@dataclasses.dataclass
+class OfflineConfig:
+    """networks and objectives of offline pretraining"""
+    context_length: int = flag(100, 'states the encoder remembers, in training and when acting')
+    d_model: int = flag(128, 'size of a latent z')
+    n_layers: int = flag(2, 'Mamba-2 layers')
+    d_state: int = flag(16, 'state dimensions per Mamba-2 channel')
+    d_conv: int = flag(4, 'width of the convolution in a Mamba-2 layer, in steps')
+    expand: int = flag(2, 'inner width of a Mamba-2 layer, in multiples of d_model')
+    headdim: int = flag(32, 'channels per Mamba-2 head; must divide expand * d_model')
+    hidden_dim: int = flag(256, 'width of the hidden layers of every head')
+    lr: float = flag(3e-4, "Adam's learning rate")
+    grad_clip: float = flag(5.0, 'largest gradient norm')
+    discount: float = flag(0.99, 'discount per environment step')
+    transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer')
+    expectile: float = flag(0.9, 'expectile of V toward Q; above 0.5 is optimistic')
+    target_rate: float = flag(0.005, 'rate of the moving average that makes the target networks')
+    reward_scale: float = flag(0.05, 'rewards are -reward_scale per step until the goal')
+    proposer_temperature: float = flag(20.0, 'advantage weight of the proposer: min(exp(temperature * A), 100)')
+    positions_per_window: int = flag(32, 'transitions taken from each window and update; 0 takes every position')
+    current_goals: float = flag(0.2, 'share of value goals that are the current state')
+    random_goals: float = flag(0.3, 'share of value goals from anywhere in the data; the rest lies ahead')
+    proposer_random_goals: float = flag(0.2, 'share of proposer goals from anywhere in the data')
+    infonce_weight: float = flag(0.05, 'weight of InfoNCE')
+    alignment_weight: float = flag(0.02, 'weight of trajectory alignment')
+    state_weight: float = flag(1.0, 'weight of next-state prediction')
+    reward_weight: float = flag(0.1, 'weight of reward/done prediction')
+
+    def sampling(self):
+        """The part that says how batches are drawn: keyword arguments of `TrajectoryDataset`."""
+        names = ('context_length', 'transition_steps', 'discount', 'positions_per_window', 'current_goals',
+                 'random_goals', 'proposer_random_goals')
+        return {name: getattr(self, name) for name in names}
+
+
+class OfflineAgent:
+    """Encoder, critic Q, value V, proposer and prediction heads, their targets and one Adam.
+
+    Rests in eval mode; nothing in it is random. `observation_dim` and the config describe it completely.
+    """
+
+    def __init__(self, observation_dim, config, device='cpu', backend='torch'):
+        self.observation_dim, self.config, self.device = observation_dim, config, torch.device(device)
+        c, d, h = config, config.d_model, config.hidden_dim
+        encoder = MambaEncoder(observation_dim, d, c.n_layers, c.d_state, c.d_conv, c.expand, c.headdim,
+                               c.context_length, backend)
+        self.nets = nn.ModuleDict({
+            'encoder': encoder,
+            'critic': GoalValue(d, h, n_inputs=3),
+            'value': GoalValue(d, h, n_inputs=2),
+            'proposer': Proposer(d, h),
+            'next_state': mlp([d, h, observation_dim]),
+            'reward': mlp([2 * d, h, 1]),
+            'contrast': nn.Linear(d, d),
+        }).to(self.device).eval()
+        self.targets = copy.deepcopy(nn.ModuleDict({k: self.nets[k] for k in ('encoder', 'critic', 'value')}))
+        self.targets.requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
+        self.step = 0
+
+    @property
+    def encoder(self):
+        return self.nets['encoder']
+
+    def to_device(self, batch):
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def set_statistics(self, mean, std):
+        """Mean and std (S,) of the training observations, for the encoder and its target."""
+        self.nets['encoder'].set_statistics(mean, std)
+        self.targets['encoder'].set_statistics(mean, std)
+
+    # ------------------------------------------------------------------------------------------- objectives
+    def encode(self, batch):
+        """Encode a batch of windows once -> latents, (B, P, D) each: z, z_next, z_goal, proposer_goal, the
+        first three also from the target encoder (`target_…`), and `sequence` (B, L, D)."""
+        goals = torch.cat([batch['goals'], batch['proposer_goals']], 1)
+        latents = {'sequence': self.encoder(batch['observations'])}
+        latents['z'] = _at(latents['sequence'], batch['positions'])
+        latents['z_next'] = _at(latents['sequence'], batch['next_positions'])
+        latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
+        with torch.no_grad():
+            target = self.targets['encoder']
+            sequence = target(batch['observations'])
+            latents['target_z'] = _at(sequence, batch['positions'])
+            latents['target_z_next'] = _at(sequence, batch['next_positions'])
+            latents['target_z_goal'], latents['proposer_goal'] = target.encode_goal(goals).chunk(2, 1)
+        return latents
+
+    def critic_loss(self, latents, batch):
+        """Q(z_t, z_{t+k}, z_g) -> R + gamma^k V_target(z_{t+k}, z_g); `discounts` is 0 where the goal was met."""
+        v_next = self.targets['value'](latents['target_z_next'], latents['target_z_goal']).mean(0)
+        target = self.config.reward_scale * batch['rewards'] + batch['discounts'] * v_next
+        q = self.nets['critic'](latents['z'], latents['z_next'], latents['z_goal'])
+        loss = (q - target).square().mean()
+        return loss, {'critic_loss': loss, 'q_mean': q.mean()}
+
+    def value_loss(self, latents, batch):
+        """Expectile regression of V(z, z_g) toward Q_target(z, z', z_g) (IQL, eq. 5, without actions)."""
+        q = self.targets['critic'](latents['target_z'], latents['target_z_next'], latents['target_z_goal']).mean(0)
+        v = self.nets['value'](latents['z'], latents['z_goal'])
+        loss = expectile_loss(v, q, self.config.expectile)
+        return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
+
+    def infonce_loss(self, latents, batch):
+        """Symmetric InfoNCE (van den Oord et al. 2018): z_t against goals from its own future; the rows of
+        other windows are the negatives, since those of its own window may be futures of z_t as well."""
+        rows = batch['future']
+        z = F.normalize(self.nets['contrast'](latents['z'][rows]), dim=-1)
+        goal = F.normalize(self.nets['contrast'](latents['z_goal'][rows]), dim=-1)
+        window = rows.nonzero()[:, 0]
+        same = (window[:, None] == window).fill_diagonal_(False)
+        logits = (z @ goal.T / 0.1).masked_fill(same, -torch.inf)
+        labels = torch.arange(len(z), device=z.device)
+        if not len(z):
+            return logits.sum(), {'infonce_loss': logits.sum(), 'infonce_accuracy': logits.sum()}
+        loss = 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels))
+        return loss, {'infonce_loss': loss, 'infonce_accuracy': (logits.argmax(1) == labels).float().mean()}
+
+    def alignment_loss(self, latents, batch):
+        """1 - cos(z_{t+k} - z_t, z_g - z_t) for goals in the future: latent moves point at the goal."""
+        cosine = F.cosine_similarity(latents['z_next'] - latents['z'], latents['z_goal'] - latents['z'], dim=-1)
+        weight = batch['future'].float()
+        loss = ((1 - cosine) * weight).sum() / weight.sum().clamp(min=1)
+        return loss, {'alignment_loss': loss}
+
+    def state_loss(self, latents, batch):
+        """Predict the normalised s_{t+1} from z_t, at every position of the window. It is also what keeps
+        joint angles and velocities in z, which the inverse dynamics need."""
+        target = self.encoder.normalize(batch['observations'][:, 1:])
+        error = (self.nets['next_state'](latents['sequence'][:, :-1]) - target).square().mean(-1)
+        valid = batch['valids'][:, 1:].float()
+        loss = (error * valid).sum() / valid.sum().clamp(min=1)
+        return loss, {'state_loss': loss}
+
+    def reward_loss(self, latents, batch):
+        """Binary cross-entropy of "z is at z_g": the reward of the goal and the end of the episode in one."""
+        logits = self.nets['reward'](torch.cat([latents['z'], latents['z_goal']], -1)).squeeze(-1)
+        loss = F.binary_cross_entropy_with_logits(logits, batch['at_goal'].float())
+        return loss, {'reward_loss': loss}
+
+    def advantage(self, z, z_next, z_goal):
+        """V_target(z', z_g) - V_target(z, z_g), in scaled rewards."""
+        value = self.targets['value']
+        return (value(z_next, z_goal) - value(z, z_goal)).mean(0)
+
+    def proposer_loss(self, latents, batch):
+        """Regress f_P(z, z_g) on the latent k steps later (on z_g where the goal is nearer), weighted by
+        exp(temperature * A), as HIQL's high-level policy (Park et al. 2023, eq. 5). No gradient into z."""
+        z, z_next, goal = latents['target_z'], latents['target_z_next'], latents['proposer_goal']
+        with torch.no_grad():
+            advantage = self.advantage(z, z_next, goal)
+            weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
+            weight = weight / weight.mean()  # keeps the loss, and its share of the clipped gradient, O(1)
+            target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, z_next)
+        error = (self.nets['proposer'](z, goal) - target).square().mean(-1)
+        loss = (weight * error).mean()
+        return loss, {'proposer_loss': loss, 'proposer_error': error.mean(), 'advantage': advantage.mean()}
+
+    def latent_losses(self, latents, batch):
+        """The objectives that need latents only; they work on cached latents as well -> (loss, info)."""
+        total, info = 0.0, {}
+        for objective in (self.critic_loss, self.value_loss, self.proposer_loss):
+            loss, numbers = objective(latents, batch)
+            total, info = total + loss, info | numbers
+        return total, info
+
+    def total_loss(self, batch):
+        """-> (loss, info); pure: the same batch gives the same number, and nothing changes but gradients."""
+        c, latents = self.config, self.encode(batch)
+        total, info = self.latent_losses(latents, batch)
+        for objective, weight in ((self.infonce_loss, c.infonce_weight), (self.alignment_loss, c.alignment_weight),
+                                  (self.state_loss, c.state_weight), (self.reward_loss, c.reward_weight)):
+            loss, numbers = objective(latents, batch)
+            total, info = total + weight * loss, info | numbers
+        return total, info | {'total_loss': total}
+
+    # ----------------------------------------------------------------------------------------------- updates
+    def update(self, batch):
+        """One gradient step on `total_loss` and one of the targets -> info, detached tensors."""
+        loss, info = self.total_loss(batch)
+        info['grad_norm'] = self.apply_gradient(loss)
+        return {name: value.detach() for name, value in info.items()}
+
+    def apply_gradient(self, loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.nets.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        for name, target in self.targets.items():
+            soft_update(target, self.nets[name], self.config.target_rate)
+        self.step += 1
+        return norm
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+    def checkpoint(self):
+        """-> tensors and builtins from which `from_checkpoint` rebuilds this agent exactly."""
+        return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
+                'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
+                'optimizer': self.optimizer.state_dict(), 'step': self.step}
+
+    def restore(self, content):
+        """Load what `checkpoint` returned. Raises ValueError that names the sizes that differ."""
+        if content['observation_dim'] != self.observation_dim:
+            raise ValueError(f"the checkpoint is for observations of {content['observation_dim']} dimensions, "
+                             f'this environment or dataset has {self.observation_dim}')
+        self.nets.load_state_dict(content['nets'])
+        self.targets.load_state_dict(content['targets'])
+        if content['optimizer'] is not None:
+            self.optimizer.load_state_dict(content['optimizer'])
+        self.step = content['step']
+
+    @classmethod
+    def from_checkpoint(cls, content, device='cpu', backend='torch'):
+        agent = cls(content['observation_dim'], OfflineConfig(**content['config']), device, backend)
+        agent.restore(content)
+        return agent
+
+
+def _at(sequence, positions):
+    """sequence (B, L, D), positions (B, P) -> (B, P, D)."""
+    return sequence.gather(1, positions.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))

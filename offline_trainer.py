@@ -1,0 +1,149 @@
+"""Pretrain OPSO offline on trajectories of states: data -> agent -> update, validate, save, draw.
+
+    python offline_trainer.py --dataset antmaze-medium-navigate-v0 --max_trajectories 100 --batch_size 16 --num_epochs 200
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import choose_backend
+from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import load_dataset
+from utils import (
+    MetricsLog,
+    choose_device,
+    flag,
+    load_checkpoint,
+    new_run_dir,
+    parse_flags,
+    plot_curves,
+    run_main,
+    save_checkpoint,
+    set_seed,
+    write_config,
+)
+
+METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
+           'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',
+           'total loss': 'total_loss'}
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """data, budget and files of offline pretraining"""
+    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name')
+    dataset_path: str = flag('', 'npz file to use instead of searching by name')
+    data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
+    dataset_url: str = flag('', 'base URL of a mirror to download from')
+    max_trajectories: int = flag(0, 'use this many trajectories; 0 uses all')
+    batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions')
+    num_epochs: int = flag(200, 'passes over the windows (of context_length states) of the training trajectories')
+    num_updates: int = flag(0, 'gradient steps, instead of --num_epochs; 0 follows --num_epochs')
+    log_interval: int = flag(100, 'updates between rows of train.csv')
+    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves')
+    val_batches: int = flag(8, 'batches per validation, the same ones every time')
+    seed: int = flag(0, 'seed of everything random')
+    device: str = flag('auto', 'auto, cpu, cuda or mps')
+    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    save_dir: str = flag('', 'run folder; default offline_checkpoints/<dataset>/seed<seed>, a new one each time')
+    resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
+
+
+def validate(agent, dataset, config):
+    """Mean of `total_loss`'s numbers over the same few batches each time."""
+    rng = np.random.default_rng(12345)
+    with torch.no_grad():
+        infos = [agent.total_loss(agent.to_device(dataset.sample(config.batch_size, rng)))[1]
+                 for _ in range(config.val_batches)]
+    return mean_of(infos)
+
+
+def mean_of(infos):
+    return {name: float(np.mean([float(info[name]) for info in infos])) for name in infos[0]}
+
+
+def draw(folder, log, title):
+    panels = [(name, {'train': f'training/{key}', 'validation': f'validation/{key}'}, key != 'total_loss')
+              for name, key in METRICS.items()]
+    panels += [('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'}, False),
+               ('InfoNCE accuracy', {'train': 'training/infonce_accuracy',
+                                     'validation': 'validation/infonce_accuracy'}, False),
+               ('gradient norm', {'train': 'training/grad_norm'}, True),
+               ('updates per second', {'train': 'time/updates_per_second'}, False)]
+    plot_curves(log.rows, panels, folder / 'training_curves.png', 'gradient steps', title)
+
+
+def train(config, agent_config):
+    """Run (or resume) one training -> path of last.pth."""
+    set_seed(config.seed)
+    device = choose_device(config.device)
+    backend, why = choose_backend(config.mamba_backend, device)
+    folder = new_run_dir('offline_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
+    train_data, val_data, note = load_dataset(config.dataset, config.dataset_path, config.data_dir, config.dataset_url,
+                                              config.max_trajectories, **agent_config.sampling())
+    agent = OfflineAgent(train_data.observations.shape[1], agent_config, device, backend)
+    agent.set_statistics(*train_data.statistics())
+    rng = np.random.default_rng(config.seed)
+    per_epoch = -(-train_data.num_windows // config.batch_size)
+    total = config.num_updates or config.num_epochs * per_epoch
+    best = float('inf')
+    if config.resume:
+        saved = load_checkpoint(folder / 'last.pth', 'offline')
+        agent.restore(saved['agent'])
+        rng.bit_generator.state, best = saved['rng'], saved['best']
+    write_config(folder, config, agent_config)
+    log = MetricsLog(folder / 'train.csv', agent.step)
+    print(f'{note}\n{why}\n{len(train_data.starts)} trajectories, {len(train_data):,} states of '
+          f'{agent.observation_dim} dimensions, {train_data.num_windows:,} windows; {per_epoch} updates per epoch, '
+          f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\nrun folder: {folder}')
+    infos, clock = [], time.perf_counter()
+    progress = tqdm(total=total, initial=agent.step, unit='update', dynamic_ncols=True, mininterval=1.0)
+    while agent.step < total:
+        infos.append(agent.update(agent.to_device(train_data.sample(config.batch_size, rng))))
+        progress.update()
+        last = agent.step == total
+        if agent.step % config.log_interval and not last and agent.step % config.val_interval:
+            continue
+        speed = len(infos) / (time.perf_counter() - clock)
+        row = {f'training/{k}': v for k, v in mean_of(infos).items()} | {
+            'time/updates_per_second': speed, 'epoch': agent.step / per_epoch}
+        if agent.step % config.val_interval == 0 or last:
+            metrics = validate(agent, val_data, config)
+            row |= {f'validation/{k}': v for k, v in metrics.items()}
+            progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, validation {metrics['total_loss']:.3f}")
+            log.log(agent.step, row)
+            best = save(folder, agent, config, rng, best, metrics['total_loss'])
+            draw(folder, log, f'OPSO offline, {config.dataset}, seed {config.seed}')
+        else:
+            log.log(agent.step, row)
+        infos, clock = [], time.perf_counter()
+    progress.close()
+    print(f'curves: {folder / "training_curves.png"}\ncheckpoints: {folder / "last.pth"} (used online), '
+          f'{folder / "best_model.pth"} (lowest validation loss)\n'
+          f'next: python online_trainer.py --dataset {config.dataset} --offline_checkpoint {folder / "last.pth"}')
+    return folder / 'last.pth'
+
+
+def data_flags(config):
+    return {name: getattr(config, name) for name in ('dataset', 'dataset_path', 'data_dir', 'max_trajectories')}
+
+
+def save(folder, agent, config, rng, best, loss):
+    content = {'kind': 'offline', 'data': data_flags(config), 'agent': agent.checkpoint(),
+               'rng': rng.bit_generator.state, 'best': min(best, loss)}
+    save_checkpoint(folder / 'last.pth', content)
+    if loss <= best:
+        save_checkpoint(folder / 'best_model.pth', content)
+    return min(best, loss)
+
+
+def main(argv=None):
+    train(*parse_flags(__doc__.splitlines()[0], TrainConfig, OfflineConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -1,0 +1,234 @@
+"""OPSO's second half: from latents to actions. The encoder is frozen, so latents are computed once and every
+update trains small heads only: two inverse dynamics, and the offline critic, value and proposer further on.
+
+    labeler             I_1(z_t, z_{t+1}) -> a_t       physics; trained on the agent's own transitions only
+    inverse_dynamics    I(z, z', z_g) -> a             the policy's last step; trained on offline states with the
+                                                       labeler's actions (BCO, Torabi et al. 2018, made
+                                                       goal-conditioned) and on the agent's own transitions
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from model import EncoderState, InverseDynamics
+from offline_agent import OfflineAgent
+from utils import flag, soft_update
+
+
+@dataclasses.dataclass
+class OnlineConfig:
+    """inverse dynamics and updates of the online half"""
+    batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
+                              '(8 * 100 = 800), drawn one by one from cached latents')
+    idm_hidden_dim: int = flag(512, 'width of the hidden layers of both inverse dynamics')
+    lr: float = flag(3e-4, "Adam's learning rate")
+    online_share: float = flag(0.25, "share of an update's transitions from the agent's own episodes")
+    proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
+                                      'the one that the trajectory reached')
+    policy_temperature: float = flag(20.0, "advantage weight of the policy's loss: min(exp(temperature * A), 100)")
+
+
+class ActState(NamedTuple):
+    """What acting carries from step to step: the encoder's memory and the goals, encoded once."""
+    encoder: EncoderState
+    goals: torch.Tensor
+    z_goal: torch.Tensor
+
+
+class OnlineAgent:
+    """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked."""
+
+    def __init__(self, offline, action_dim, config):
+        self.offline, self.action_dim, self.config, self.device = offline, action_dim, config, offline.device
+        for name, target in offline.targets.items():  # the averaged networks are the better ones, and the
+            offline.nets[name].load_state_dict(target.state_dict())  # proposer was trained on their latents
+        d, h = offline.config.d_model, config.idm_hidden_dim
+        self.nets = nn.ModuleDict({
+            'labeler': InverseDynamics(d, action_dim, h, n_inputs=2),
+            'inverse_dynamics': InverseDynamics(d, action_dim, h, n_inputs=3),
+        }).to(self.device).eval()
+        self.encoder = offline.encoder.requires_grad_(False)
+        self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
+        parameters = [*self.nets.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+        self.step = 0
+
+    # ------------------------------------------------------------------------------------------------ acting
+    def initial_state(self, batch_size):
+        goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
+        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_goal(goals))
+
+    def reset_state(self, state, rows):
+        """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
+        return state._replace(encoder=state.encoder.reset(torch.as_tensor(rows, device=self.device)))
+
+    def propose(self, z, z_goal, epsilon=0.0, rng=None):
+        """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
+        z + alpha (z_g - z), alpha ~ U(0.2, 1)."""
+        z_next, biased = self.heads['proposer'](z, z_goal), np.zeros(len(z), bool)
+        if epsilon > 0:
+            alpha = torch.as_tensor(rng.uniform(0.2, 1.0, (len(z), 1)), dtype=z.dtype, device=z.device)
+            biased = rng.random(len(z)) < epsilon
+            mask = torch.as_tensor(biased, device=z.device).unsqueeze(-1)
+            z_next = torch.where(mask, z + alpha * (z_goal - z), z_next)
+        return z_next, biased
+
+    @torch.no_grad()
+    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None):
+        """observations, goals (B, S) numpy, raw; -> (actions (B, A) float32 numpy in [-1, 1], new state).
+
+        One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
+        deviation added to the action; both draw from the numpy Generator `rng`.
+        """
+        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
+        if not torch.equal(goals, state.goals):
+            state = state._replace(goals=goals.clone(), z_goal=self.encoder.encode_goal(goals))
+        z, memory = self.encoder.step(observations, state.encoder)
+        z_next, _ = self.propose(z, state.z_goal, epsilon, rng)
+        actions = self.nets['inverse_dynamics'](z, z_next, state.z_goal).cpu().numpy()
+        if noise > 0:
+            actions = actions + noise * rng.standard_normal(actions.shape)
+        return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory)
+
+    # -------------------------------------------------------------------------------------------- objectives
+    def labeler_loss(self, batch):
+        """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
+        error = (self.nets['labeler'](batch['own_z'], batch['own_z_after']) - batch['own_actions']).square()
+        return error.mean(), {'labeler_loss': error.mean()}
+
+    def policy_loss(self, batch):
+        """Regress I(z_t, z', z_g) on a_t, weighted by the advantage of what the trajectory did next; a_t is real
+        in the agent's own rows and the labeler's in offline rows; z' is a later latent of the trajectory, or
+        the proposer's, which is what acting will feed in."""
+        with torch.no_grad():
+            labels = self.nets['labeler'](batch['z'], batch['z_after']).clamp(-1, 1)
+            actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
+            proposed = self.heads['proposer'](batch['z'], batch['proposer_goal'])
+            z_next = torch.where(batch['use_proposal'].unsqueeze(-1), proposed, batch['z_ahead'])
+            advantage = self.offline.advantage(batch['z'], batch['z_next'], batch['proposer_goal'])
+            weight = (self.config.policy_temperature * advantage).exp().clamp(max=100.0)
+            weight = weight / weight.mean()
+        error = (self.nets['inverse_dynamics'](batch['z'], z_next, batch['proposer_goal']) - actions).square().mean(-1)
+        loss = (weight * error).mean()
+        return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
+
+    def total_loss(self, batch):
+        """-> (loss, info): both inverse dynamics, and the offline objectives that work on cached latents."""
+        latents = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next'],
+                   'target_z_goal': batch['z_goal']}
+        total, info = self.offline.latent_losses(latents, batch)
+        for objective in (self.labeler_loss, self.policy_loss):
+            loss, numbers = objective(batch)
+            total, info = total + loss, info | numbers
+        return total, info | {'total_loss': total}
+
+    def update(self, batch):
+        """One gradient step on `total_loss` and one of the target critic and value -> info."""
+        loss, info = self.total_loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in (self.nets.parameters(), self.heads.parameters()):
+            nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
+        self.optimizer.step()
+        for name in ('critic', 'value'):
+            soft_update(self.offline.targets[name], self.heads[name], self.offline.config.target_rate)
+        self.step += 1
+        return {name: value.detach() for name, value in info.items()}
+
+    def sample(self, offline_store, own_store, rng):
+        """One update's batch: `online_share` of it from the agent's own episodes (see `LatentStore.sample`)."""
+        size = self.config.batch_size * self.offline.config.context_length
+        n_own = round(self.config.online_share * size)
+        parts = [offline_store.sample(size - n_own, rng), own_store.sample(n_own, rng)]
+        batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
+        return batch | own_store.sample_steps(size, rng)
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+    def checkpoint(self):
+        """-> tensors and builtins from which `from_checkpoint` rebuilds this agent exactly."""
+        return {'offline': self.offline.checkpoint() | {'optimizer': None}, 'action_dim': self.action_dim,
+                'step': self.step, 'config': dataclasses.asdict(self.config), 'nets': self.nets.state_dict(),
+                'optimizer': self.optimizer.state_dict()}
+
+    def restore(self, content):
+        self.offline.restore(content['offline'])
+        self.nets.load_state_dict(content['nets'])
+        self.optimizer.load_state_dict(content['optimizer'])
+        self.step = content['step']
+
+    @classmethod
+    def from_checkpoint(cls, content, device='cpu', backend='torch'):
+        offline = OfflineAgent.from_checkpoint(content['offline'], device, backend)
+        agent = cls(offline, content['action_dim'], OnlineConfig(**content['config']))
+        agent.restore(content)
+        return agent
+
+
+class LatentStore:
+    """A trajectory dataset with the latents of all its rows: z (N, D) with the same memory as acting has, and
+    z_goal (N, D), each row encoded as a goal. `actions` exist for the agent's own episodes only."""
+
+    def __init__(self, dataset, encoder, action_dim):
+        self.dataset, self.encoder, self.action_dim = dataset, encoder, action_dim
+        d, self.device = encoder.final_norm.weight.shape[0], encoder.mean.device
+        self.z, self.z_goal = torch.zeros(2, 0, d, device=self.device)
+        self.refresh()
+
+    @property
+    def own(self):
+        return hasattr(self.dataset, 'actions')
+
+    @torch.no_grad()
+    def refresh(self, dropped=0, windows_at_once=64, progress=None):
+        """Encode the rows added since the last call (`dropped` rows went at the front in the meantime).
+
+        Windows start every context_length / 2 states and give their second half (the first one all of it),
+        which is what `MambaEncoder.step` sees."""
+        data, c = self.dataset, self.encoder.context_length
+        known, stride = len(self.z) - dropped, max(1, c // 2)
+        z, z_goal = (torch.cat([t[dropped:], t.new_zeros(len(data) - known, t.shape[1])])
+                     for t in (self.z, self.z_goal))
+        new = data.starts >= known
+        begins = [np.arange(s, max(s + 1, e + 1 - (c - stride)), stride)
+                  for s, e in zip(data.starts[new], data.ends[new], strict=True)]
+        first = np.concatenate([np.arange(len(b)) == 0 for b in begins]) if begins else []
+        begins = np.concatenate(begins) if begins else np.zeros(0, np.int64)
+        for i in range(0, len(begins), windows_at_once):
+            rows = begins[i:i + windows_at_once, None] + np.arange(c)
+            end = data.end_of[rows[:, :1]]
+            keep = (rows <= end) & (first[i:i + windows_at_once, None] | (np.arange(c) >= c - stride))
+            observations = torch.from_numpy(data.observations[np.minimum(rows, end)]).to(self.device)
+            keep_rows = torch.from_numpy(rows[keep]).to(self.device)
+            z[keep_rows] = self.encoder(observations)[torch.from_numpy(keep).to(self.device)]
+            z_goal[keep_rows] = self.encoder.encode_goal(torch.from_numpy(data.observations[rows[keep]]).to(self.device))
+        self.z, self.z_goal = z, z_goal
+
+    def sample(self, n, rng):
+        """n transitions as latents (n, D): z, z_next (k steps on), z_goal, proposer_goal, z_after (one step on),
+        z_ahead (1 to k steps on, or the goal where that is nearer); the numbers of `sample_transitions`, own
+        (n,) and actions (n, A), zero where there are none."""
+        data = self.dataset
+        rows = data.origins[rng.integers(len(data.origins), size=n)]
+        batch = data.sample_transitions(rows, rng)
+        ahead = np.minimum(rows + rng.integers(1, data.transition_steps + 1, size=n), data.end_of[rows])
+        goal_first = batch['proposer_near'] & (batch['proposer_goal_rows'] <= ahead)
+        actions = data.actions[rows] if self.own else np.zeros((n, self.action_dim), np.float32)
+        batch.update(own=np.full(n, self.own), actions=actions)
+        next_rows, goal_rows, proposer_rows = (batch.pop(k) for k in ('next_rows', 'goal_rows', 'proposer_goal_rows'))
+        batch = {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
+        z_goal = self.z_goal[proposer_rows]
+        z_ahead = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1), z_goal, self.z[ahead])
+        return batch | {'z': self.z[rows], 'z_next': self.z[next_rows], 'z_goal': self.z_goal[goal_rows],
+                        'proposer_goal': z_goal, 'z_after': self.z[rows + 1], 'z_ahead': z_ahead}
+
+    def sample_steps(self, n, rng):
+        """n one-step transitions of the agent's own, for the labeler: own_z, own_z_after (n, D), own_actions."""
+        rows = self.dataset.origins[rng.integers(len(self.dataset.origins), size=n)]
+        return {'own_z': self.z[rows], 'own_z_after': self.z[rows + 1],
+                'own_actions': torch.from_numpy(self.dataset.actions[rows]).to(self.device)}

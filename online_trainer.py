@@ -1,0 +1,214 @@
+"""Learn to act from a pretrained OPSO checkpoint: random steps -> then rounds of episodes, updates, evaluation.
+
+    python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
+"""
+
+import dataclasses
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from model import choose_backend
+from offline_agent import OfflineAgent
+from ogbench_utils import ReplayBuffer, episode_seed, evaluate, load_dataset, make_env, run_episodes
+from online_agent import LatentStore, OnlineAgent, OnlineConfig
+from utils import (
+    MetricsLog,
+    choose_device,
+    flag,
+    linear_schedule,
+    load_checkpoint,
+    new_run_dir,
+    parse_flags,
+    plot_curves,
+    run_main,
+    save_checkpoint,
+    set_seed,
+    write_config,
+)
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """environment, budget, exploration and files of the online half"""
+    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name; it names the environment too')
+    offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
+                                       'offline run of --dataset')
+    dataset_path: str = flag('', 'npz file with the offline states; default: what the offline run used')
+    data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
+    dataset_url: str = flag('', 'base URL of a mirror to download from')
+    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used')
+    max_episodes: int = flag(1000, 'episodes to collect')
+    max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides')
+    random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions')
+    num_envs: int = flag(8, 'episodes collected side by side in one round')
+    initial_updates: int = flag(3000, 'gradient steps after the random steps')
+    update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards')
+    epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode')
+    epsilon_end: float = flag(0.05, 'the same after --schedule_episodes')
+    action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode')
+    action_noise_end: float = flag(0.05, 'the same after --schedule_episodes')
+    schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly')
+    eval_interval: int = flag(10_000, 'environment steps between evaluations; 0 evaluates at the end only')
+    eval_episodes: int = flag(4, 'episodes per task in an evaluation')
+    final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation')
+    seed: int = flag(0, 'seed of everything random')
+    device: str = flag('auto', 'auto, cpu, cuda or mps')
+    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    save_dir: str = flag('', 'run folder; default online_checkpoints/<dataset>/seed<seed>, a new one each time')
+    resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
+
+
+def newest_offline_run(dataset):
+    """-> last.pth of the newest offline run of `dataset`; FileNotFoundError says how to make one."""
+    found = sorted(Path('offline_checkpoints', dataset).glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run offline_trainer.py '
+                                f'--dataset {dataset} first, or name a file with --offline_checkpoint')
+    return found[-1]
+
+
+class Collector:
+    """Runs rounds of episodes with exploration; its counters and generator are part of a checkpoint."""
+
+    def __init__(self, config, envs, agent):
+        self.config, self.envs, self.agent = config, envs, agent
+        self.rng = np.random.default_rng([config.seed, 2])
+        self.steps = self.episodes = 0
+
+    def schedules(self):
+        c = self.config
+        return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
+                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
+
+    def jobs(self, count=None):
+        numbers = itertools.count(self.episodes) if count is None else range(self.episodes, self.episodes + count)
+        return ((n % 5 + 1, episode_seed(self.config.seed, 3, n)) for n in numbers)
+
+    def random_round(self, progress):
+        actions = self.envs[0].action_space
+        def act(observations, goals, state):
+            return self.rng.uniform(actions.low, actions.high, (len(observations), *actions.shape)).astype('f4'), state
+        return self._run(self.jobs(), act, self.config.random_steps, progress)
+
+    def round(self, progress):
+        epsilon, noise = self.schedules()
+        left = self.config.max_episodes - self.episodes
+        budget = self.config.max_steps - self.steps if self.config.max_steps else None
+        def act(observations, goals, state):
+            return self.agent.act(observations, goals, state, epsilon, noise, self.rng)
+        return self._run(self.jobs(min(left, self.config.num_envs)), act, budget, progress)
+
+    def _run(self, jobs, act, max_steps, progress):
+        finished = []
+        for episode in run_episodes(self.envs, jobs, self.agent, act, max_steps):
+            finished.append(episode)
+            progress.update(episode['length'] if self.config.max_steps else 1)
+        self.steps += sum(episode['length'] for episode in finished)
+        self.episodes += len(finished)
+        return finished
+
+    @property
+    def done(self):
+        c = self.config
+        return self.episodes >= c.max_episodes or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps
+
+
+def draw(folder, log, title):
+    panels = [
+        ('evaluated success rate', {'mean': 'evaluation/overall_success'}
+         | {f'task {k}': f'evaluation/task{k}_success' for k in range(1, 6)}, False),
+        ('success of training episodes', {'mean': 'collect/success'}, False),
+        ('episode reward', {'mean': 'collect/reward'}, False),
+        ('episode length', {'mean': 'collect/length'}, False),
+        ('inverse dynamics, one step', {'train': 'training/labeler_loss'}, True),
+        ('inverse dynamics, policy', {'train': 'training/inverse_dynamics_error'}, True),
+        ('epsilon', {'mean': 'collect/epsilon'}, False),
+        ('action noise', {'mean': 'collect/action_noise'}, False),
+        ('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, False),
+        ('critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, True),
+        ('proposer', {'train': 'training/proposer_loss'}, True),
+        ('environment steps per second', {'mean': 'time/steps_per_second'}, False)]
+    plot_curves(log.rows, panels, folder / 'online_training_curves.png', 'environment steps', title)
+
+
+def train(config, agent_config):
+    """Run (or resume) one online training -> path of last.pth."""
+    set_seed(config.seed)
+    device = choose_device(config.device)
+    backend, why = choose_backend(config.mamba_backend, device)
+    folder = new_run_dir('online_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
+    source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
+    saved = load_checkpoint(source, 'offline')
+    offline = OfflineAgent.from_checkpoint(saved['agent'], device, backend)
+    data, _, note = load_dataset(
+        config.dataset, config.dataset_path or saved['data']['dataset_path'], config.data_dir, config.dataset_url,
+        config.max_trajectories or saved['data']['max_trajectories'], **offline.config.sampling())
+    envs = [make_env(config.dataset) for _ in range(config.num_envs)]
+    action_dim = envs[0].action_space.shape[0]
+    replay = ReplayBuffer(offline.observation_dim, action_dim, **offline.config.sampling())
+    agent = OnlineAgent(offline, action_dim, agent_config)
+    collector, best = Collector(config, envs, agent), -1.0
+    rng = np.random.default_rng([config.seed, 4])
+    write_config(folder, config, agent_config, offline_checkpoint=str(source.resolve()))
+    log = MetricsLog(folder / 'online.csv')
+    print(f'offline checkpoint: {source}\n{note}\n{why}\nrun folder: {folder}')
+    store, own = LatentStore(data, agent.encoder, action_dim), LatentStore(replay, agent.encoder, action_dim)
+    progress = tqdm(total=config.max_steps or config.max_episodes, unit='step' if config.max_steps else 'episode',
+                    dynamic_ncols=True, mininterval=1.0)
+    next_eval = config.eval_interval or float('inf')
+    while not collector.done:
+        begin, (epsilon, noise) = time.perf_counter(), collector.schedules()
+        random_phase = collector.steps == 0 and config.random_steps > 0
+        episodes = collector.random_round(progress) if random_phase else collector.round(progress)
+        steps = sum(episode['length'] for episode in episodes)
+        speed = steps / (time.perf_counter() - begin)
+        dropped = sum(replay.add(episode['observations'], episode['actions']) for episode in episodes)
+        own.refresh(dropped)
+        updates = config.initial_updates if agent.step == 0 else round(config.update_ratio * steps)
+        infos = [agent.update(agent.sample(store, own, rng))
+                 for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0)]
+        row = {f'collect/{name}': float(np.mean([e[name] for e in episodes])) for name in ('success', 'reward', 'length')}
+        row |= {'collect/epsilon': epsilon, 'collect/action_noise': noise, 'episodes': collector.episodes,
+                'time/steps_per_second': speed}
+        row |= {f'training/{k}': float(np.mean([float(i[k]) for i in infos])) for k in (infos[0] if infos else ())}
+        if collector.steps >= next_eval or collector.done:
+            metrics = run_evaluation(config, agent, envs, collector.done)
+            row |= metrics
+            success = metrics['evaluation/overall_success']
+            progress.set_postfix_str(f'success {success:.0%}')
+            best = save(folder, config, agent, best, success)
+            next_eval = collector.steps + config.eval_interval
+        log.log(collector.steps, row)
+        draw(folder, log, f'OPSO online, {config.dataset}, seed {config.seed}')
+    progress.close()
+    print(f'success over {config.final_eval_episodes} episodes of each task after {collector.steps:,} environment '
+          f'steps: {success:.1%}\ncurves: {folder / "online_training_curves.png"}\n'
+          f'checkpoints: {folder / "last.pth"}, {folder / "best_model.pth"} (highest evaluated success)\n'
+          f'next: python evaluate.py --checkpoint {folder / "last.pth"}')
+    return folder / 'last.pth'
+
+
+def run_evaluation(config, agent, envs, final):
+    count = config.final_eval_episodes if final else config.eval_episodes
+    with tqdm(total=5 * count, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
+        return evaluate(agent, envs, count, episode_seed(config.seed, 5), progress)[0]
+
+
+def save(folder, config, agent, best, success):
+    content = {'kind': 'online', 'dataset': config.dataset, 'agent': agent.checkpoint(), 'success': success}
+    save_checkpoint(folder / 'last.pth', content)
+    if success >= best:
+        save_checkpoint(folder / 'best_model.pth', content)
+    return max(best, success)
+
+
+def main(argv=None):
+    train(*parse_flags(__doc__.splitlines()[0], TrainConfig, OnlineConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)

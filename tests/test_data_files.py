@@ -1,0 +1,556 @@
+"""Finding, downloading and reading dataset files; the only server is one on 127.0.0.1."""
+
+import http.server
+import io
+import re
+import socket
+import threading
+import tracemalloc
+import zipfile
+from http.client import IncompleteRead
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+
+import ogbench_utils
+from ogbench_utils import (
+    BUNDLED_FOR,
+    BUNDLED_NAME,
+    DATASETS,
+    download,
+    find_dataset,
+    load_trajectories,
+    parse_name,
+)
+
+NAME = 'antmaze-large-stitch-v0'
+
+
+def make_arrays(lengths=(5, 3, 4), dim=3):
+    observations = np.arange(sum(lengths) * dim, dtype=np.float32).reshape(-1, dim)
+    terminals = np.zeros(sum(lengths), dtype=bool)
+    terminals[np.cumsum(lengths) - 1] = True
+    actions = np.ones((len(terminals), 2), np.float32)
+    return dict(observations=observations, terminals=terminals, actions=actions)
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Save the good arrays with some replaced (None: left out); returns the path."""
+
+    def save(**changes):
+        arrays = {key: value for key, value in {**make_arrays(), **changes}.items() if value is not None}
+        path = tmp_path / 'some.npz'
+        path.write_bytes(npz_bytes(**arrays))
+        return path
+
+    return save
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """data_dir, home data folder and bundled folder, all empty, with a host that has no address."""
+    data_dir, home, bundled = tmp_path / 'data', tmp_path / 'home', tmp_path / 'bundled'
+    for folder in (data_dir, home / '.ogbench' / 'data', bundled):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.setenv('USERPROFILE', str(home))
+    monkeypatch.setattr(ogbench_utils, 'BUNDLED_DIR', bundled)
+    monkeypatch.setattr(ogbench_utils, 'urlopen', no_network)
+    return data_dir, home / '.ogbench' / 'data', bundled
+
+
+def no_network(request, timeout):
+    raise URLError(socket.gaierror(-2, 'Name or service not known'))
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files`; cuts the next answers at `break_at`, or fails them with `status`."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.files, self.requests, self.break_at, self.status = {}, [], [], []
+        self.ranges = self.lengths = True
+        self.url = f'http://127.0.0.1:{self.server_port}/sets'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, name = self.server, self.path.rpartition('/')[2]
+        asked = re.match(r'bytes=(\d+)-', self.headers.get('Range', ''))
+        server.requests.append((name, asked and int(asked[1])))
+        body = server.files.get(name)
+        if server.status or body is None:
+            return self.send_error(server.status.pop(0) if server.status else 404)
+        start = int(asked[1]) if asked and server.ranges else 0
+        if start >= len(body):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header('Content-Range', f'bytes {start}-{len(body) - 1}/{len(body)}')
+        if server.lengths:
+            self.send_header('Content-Length', str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start:server.break_at.pop(0) if server.break_at else None])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for variable in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(ogbench_utils, 'RETRY_WAITS', (0.0, 0.0, 0.0))
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+# Names
+
+
+def test_the_ten_datasets_and_their_environments():
+    assert len(DATASETS) == len(set(DATASETS)) == 10
+    assert {parse_name(name) for name in DATASETS} == {
+        'antmaze-medium-v0', 'antmaze-large-v0', 'humanoidmaze-medium-v0', 'humanoidmaze-large-v0'
+    }
+
+
+@pytest.mark.parametrize('name, env_id', [
+    ('antmaze-medium-navigate-v0', 'antmaze-medium-v0'),
+    ('antmaze-medium-navigate-mini-v0', 'antmaze-medium-v0'),
+    ('pointmaze-giant-stitch-v0', 'pointmaze-giant-v0'),
+    ('antmaze-teleport-explore-v0', 'antmaze-teleport-v0'),
+])
+def test_parse_name(name, env_id):
+    assert parse_name(name) == env_id
+
+
+def test_every_accepted_environment_exists():
+    gymnasium = pytest.importorskip('gymnasium')
+    pytest.importorskip('ogbench')
+    for robot in ('point', 'ant', 'humanoid'):
+        for size in ('medium', 'large', 'giant', 'teleport'):
+            gymnasium.spec(parse_name(f'{robot}maze-{size}-navigate-v0'))
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match='antmaze-medium-navigate-v0'):
+        parse_name('antmaze-medum-navigate-v0')
+    with pytest.raises(ValueError, match='humanoidmaze-large-stitch-v0'):
+        parse_name('humanoidmaze-large-stich')
+    with pytest.raises(ValueError, match='antmaze-medium-explore-v0'):  # nothing is near: all are named
+        parse_name('zzz')
+
+
+@pytest.mark.parametrize('name', [
+    'xantmaze-medium-navigate-v0', 'antmaze-medium-navigate-v0.npz', 'antmaze-large-navigate-mini-v0',
+    'antmaze-medium-v0', 'antsoccer-arena-stitch-v0', '',
+])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match='unknown --dataset'):
+        parse_name(name)
+
+
+def test_visual_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match='image'):
+        parse_name('visual-antmaze-medium-navigate-v0')
+
+
+# Search order
+
+
+def test_search_order(places, tmp_path):
+    data_dir, home, bundled = places
+    given = tmp_path / 'given.npz'
+    for path in (given, data_dir / f'{NAME}.npz', home / f'{NAME}.npz'):
+        path.touch()
+    assert find_dataset(NAME, given, data_dir)[0] == given
+    assert find_dataset(NAME, data_dir=data_dir)[0] == data_dir / f'{NAME}.npz'
+    (data_dir / f'{NAME}.npz').unlink()
+    path, val_path, note = find_dataset(NAME, data_dir=data_dir)
+    assert (path, val_path) == (home / f'{NAME}.npz', None)
+    assert str(path) in note
+
+
+def test_validation_file_is_the_sibling(places, tmp_path):
+    data_dir, home, _ = places
+    (home / f'{NAME}.npz').touch()
+    (data_dir / f'{NAME}-val.npz').touch()
+    assert find_dataset(NAME, data_dir=data_dir)[1] is None
+    (home / f'{NAME}-val.npz').touch()
+    assert find_dataset(NAME, data_dir=data_dir)[1] == home / f'{NAME}-val.npz'
+    given = tmp_path / 'given.npz'
+    given.touch()
+    assert find_dataset(NAME, given)[1] is None
+    (tmp_path / 'given-val.npz').touch()
+    assert find_dataset(NAME, str(given))[1] == tmp_path / 'given-val.npz'
+
+
+def test_given_path_must_exist_even_if_the_dataset_is_elsewhere(places):
+    data_dir = places[0]
+    (data_dir / f'{NAME}.npz').touch()
+    with pytest.raises(FileNotFoundError, match='--dataset_path nowhere.npz'):
+        find_dataset(NAME, 'nowhere.npz', data_dir)
+
+
+def test_bad_name_and_bad_url(places):
+    with pytest.raises(ValueError, match='unknown --dataset'):
+        find_dataset('antmaze', data_dir=places[0])
+    with pytest.raises(ValueError, match='--dataset_url example'):
+        find_dataset(NAME, data_dir=places[0], dataset_url='example.org/sets')
+
+
+def test_fallback_to_the_bundled_set_says_so(places):
+    data_dir, _, bundled = places
+    mini = bundled / f'{BUNDLED_NAME}.npz'
+    mini.touch()
+    path, val_path, note = find_dataset(BUNDLED_FOR, data_dir=data_dir)
+    assert (path, val_path) == (mini, None)
+    for words in ('100 trajectories', 'our own expert', f'NOT the official {BUNDLED_FOR}', 'not known'):
+        assert words in note
+    assert '\n' not in note
+    with pytest.raises(FileNotFoundError):
+        find_dataset(BUNDLED_FOR, data_dir=data_dir, allow_fallback=False)
+    mini.unlink()
+    with pytest.raises(FileNotFoundError):
+        find_dataset(BUNDLED_FOR, data_dir=data_dir)
+
+
+def test_bundled_set_by_its_own_name(places):
+    data_dir, _, bundled = places
+    with pytest.raises(FileNotFoundError, match=re.escape(str(bundled))):
+        find_dataset(BUNDLED_NAME, data_dir=data_dir)
+    (bundled / f'{BUNDLED_NAME}.npz').touch()
+    path, _, note = find_dataset(BUNDLED_NAME, data_dir=data_dir)
+    assert path == bundled / f'{BUNDLED_NAME}.npz'
+    assert 'official' not in note
+    (data_dir / f'{BUNDLED_NAME}.npz').touch()
+    assert find_dataset(BUNDLED_NAME, data_dir=data_dir)[0] == data_dir / f'{BUNDLED_NAME}.npz'
+
+
+def test_nothing_found_names_places_reason_and_ways_out(places):
+    data_dir, home, bundled = places
+    (bundled / f'{BUNDLED_NAME}.npz').touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        find_dataset(NAME, data_dir=data_dir, dataset_url='http://mirror.invalid/x/')
+    for words in (str(data_dir), str(home), f'http://mirror.invalid/x/{NAME}', ogbench_utils.OGBENCH_URL,
+                  'Name or service not known', '--dataset_path', '--dataset_url', BUNDLED_NAME,
+                  f'python scripts/collect_dataset.py --dataset {NAME}'):
+        assert words in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('reason', [socket.gaierror(-2, 'Name not known'), TimeoutError('timed out')])
+def test_unreachable_host_is_asked_once(places, monkeypatch, reason):
+    asked = []
+
+    def fail(request, timeout):
+        asked.append(request.full_url)
+        raise URLError(reason)
+
+    monkeypatch.setattr(ogbench_utils, 'urlopen', fail)
+    monkeypatch.setattr(ogbench_utils.time, 'sleep', lambda seconds: pytest.fail('waited for a retry'))
+    with pytest.raises(FileNotFoundError):
+        find_dataset(NAME, data_dir=places[0])
+    assert len(asked) == 1  # nor is the training file asked for, after the validation file
+
+
+# Download
+
+
+def big_body():
+    observations = np.random.default_rng(0).normal(size=(10_000, 8)).astype(np.float32)
+    return npz_bytes(**{**make_arrays((5_000, 5_000)), 'observations': observations})
+
+
+def test_download_in_place_of_a_missing_dataset(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    server.files[f'{NAME}.npz'] = npz_bytes(**make_arrays())
+    server.files[f'{NAME}-val.npz'] = npz_bytes(**make_arrays((4,)))
+    data_dir = tmp_path / 'new' / 'data'
+    path, val_path, note = find_dataset(NAME, data_dir=data_dir, dataset_url=server.url + '/')
+    assert (path, val_path) == (data_dir / f'{NAME}.npz', data_dir / f'{NAME}-val.npz')
+    assert len(load_trajectories(path)[1]) == 3 and len(load_trajectories(val_path)[1]) == 1
+    assert 'downloaded' in note
+    assert sorted(file.name for file in data_dir.iterdir()) == [f'{NAME}-val.npz', f'{NAME}.npz']
+    count = len(server.requests)
+    find_dataset(NAME, data_dir=data_dir, dataset_url=server.url)
+    assert len(server.requests) == count
+
+
+def test_broken_connection_is_resumed(server, tmp_path):
+    body = big_body()
+    server.files['a.npz'], server.break_at = body, [100_000, 200_000]
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+    assert server.requests == [('a.npz', None), ('a.npz', 100_000), ('a.npz', 200_000)]
+
+
+def test_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
+    body = big_body()
+    server.files['a.npz'], server.break_at = body, [100_000, 100_000, 100_000, 100_000]
+    with pytest.raises(OSError, match='broke after 100,000 of'):
+        download('a.npz', tmp_path, [server.url])
+    assert len(server.requests) == 4  # the first attempt and three retries
+    assert (tmp_path / 'a.npz.part').stat().st_size == 100_000 and not (tmp_path / 'a.npz').exists()
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+    assert server.requests[-1] == ('a.npz', 100_000)
+
+
+def test_server_that_ignores_range(server, tmp_path):
+    body = big_body()
+    server.files['a.npz'], server.ranges = body, False
+    (tmp_path / 'a.npz.part').write_bytes(body[:100_000])
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+    assert server.requests == [('a.npz', 100_000)]
+
+
+def test_server_that_tells_no_length(server, tmp_path):
+    server.files['a.npz'], server.lengths = big_body(), False
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == server.files['a.npz']
+
+
+def test_protocol_error_is_retried(server, tmp_path, monkeypatch):
+    server.files['a.npz'] = body = npz_bytes(**make_arrays())
+    answers = [IncompleteRead(b''), None]
+    urlopen = ogbench_utils.urlopen
+
+    def fail_once(request, timeout):
+        if error := answers.pop(0):
+            raise error
+        return urlopen(request, timeout=timeout)
+
+    monkeypatch.setattr(ogbench_utils, 'urlopen', fail_once)
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+
+
+def test_part_that_is_already_whole(server, tmp_path):
+    body = big_body()
+    server.files['a.npz'] = body
+    (tmp_path / 'a.npz.part').write_bytes(body)
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+    assert server.requests == [('a.npz', len(body))]
+
+
+@pytest.mark.parametrize('size', [100_000, 1_000_000])
+def test_part_of_another_file_is_thrown_away(server, tmp_path, size):
+    body = big_body()
+    server.files['a.npz'] = body
+    (tmp_path / 'a.npz.part').write_bytes(b'x' * size)  # resumed at its end, or answered by 416
+    assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
+    assert server.requests == [('a.npz', size), ('a.npz', None)]
+
+
+def test_web_page_is_refused_without_retries(server, tmp_path):
+    server.files['a.npz'] = b'<!DOCTYPE html><html>moved</html>'
+    with pytest.raises(OSError, match='not an OGBench dataset, perhaps a web page'):
+        download('a.npz', tmp_path, [server.url])
+    assert list(tmp_path.iterdir()) == [] and len(server.requests) == 1
+
+
+def test_npz_without_observations_is_refused(server, tmp_path):
+    server.files['a.npz'] = npz_bytes(terminals=np.ones(3))
+    with pytest.raises(OSError, match='observations'):
+        download('a.npz', tmp_path, [server.url])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flipped_byte_is_noticed(server, tmp_path):
+    body = bytearray(big_body())
+    body[50_000] ^= 0xFF
+    server.files['a.npz'] = bytes(body)
+    with pytest.raises(OSError, match='not an OGBench dataset'):
+        download('a.npz', tmp_path, [server.url])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_absent_validation_file_is_none_and_absent_training_file_an_error(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    assert download('a-val.npz', tmp_path, [server.url]) is None
+    with pytest.raises(OSError, match='404'):
+        download('a.npz', tmp_path, [server.url])
+    monkeypatch.setattr(ogbench_utils, 'OGBENCH_URL', server.url)
+    with pytest.raises(FileNotFoundError, match='404'):
+        find_dataset(NAME, data_dir=tmp_path)
+    server.files[f'{NAME}.npz'] = npz_bytes(**make_arrays())
+    assert find_dataset(NAME, data_dir=tmp_path)[:2] == (tmp_path / f'{NAME}.npz', None)
+
+
+def test_server_error_is_retried_and_the_next_url_is_tried(server, tmp_path):
+    server.files['a.npz'] = body = npz_bytes(**make_arrays())
+    server.status = [503, 503]
+    assert download('a.npz', tmp_path / 'retry', [server.url]).read_bytes() == body
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))  # bound, but not listening: connections are refused
+        closed = f'http://127.0.0.1:{unused.getsockname()[1]}'
+        assert download('a.npz', tmp_path / 'next', [closed, server.url]).read_bytes() == body
+    with pytest.raises(OSError, match=f'{closed}/a.npz: .*; {closed}/b/a.npz: '):
+        download('a.npz', tmp_path, [closed, f'{closed}/b'])
+
+
+def test_refused_by_the_server_is_not_retried(server, tmp_path):
+    server.status = [403]
+    with pytest.raises(OSError, match='403'):
+        download('a.npz', tmp_path, [server.url])
+    assert len(server.requests) == 1
+
+
+# Reading
+
+
+def test_load(write):
+    observations, starts, ends = load_trajectories(write())
+    np.testing.assert_array_equal(observations, make_arrays()['observations'])
+    assert (observations.dtype, starts.dtype, ends.dtype) == (np.float32, np.int64, np.int64)
+    assert observations.flags.c_contiguous and observations.flags.writeable
+    assert (starts.tolist(), ends.tolist()) == ([0, 5, 8], [4, 7, 11])
+
+
+@pytest.mark.parametrize('convert', [
+    lambda x: x.astype(np.float64), lambda x: x.astype('>f8'), lambda x: x.astype(np.int32), np.asfortranarray
+])
+@pytest.mark.parametrize('limit', [None, 2])
+def test_other_number_types_and_orders(write, convert, limit):
+    arrays = make_arrays()
+    terminals = arrays['terminals'].astype(np.float32)
+    path = write(observations=convert(arrays['observations']), terminals=terminals)
+    observations, starts, ends = load_trajectories(path, limit)
+    np.testing.assert_array_equal(observations, arrays['observations'][:8 if limit else None])
+    assert observations.dtype == np.float32 and observations.flags.c_contiguous
+
+
+def test_max_trajectories(write):
+    path = write()
+    observations, starts, ends = load_trajectories(path, max_trajectories=2)
+    np.testing.assert_array_equal(observations, make_arrays()['observations'][:8])
+    assert (starts.tolist(), ends.tolist()) == ([0, 5], [4, 7])
+    assert len(load_trajectories(path, max_trajectories=100)[1]) == 3
+    with pytest.raises(ValueError, match='max_trajectories'):
+        load_trajectories(path, max_trajectories=0)
+
+
+def test_many_pieces_and_little_memory(write):
+    arrays = make_arrays((100_000,) * 4, dim=29)  # 46 MB, 23 pieces
+    arrays['observations'][:, 1:] = 0  # quick to compress
+    path, size = write(**arrays), arrays['observations'].nbytes
+    tracemalloc.start()
+    observations, _, _ = load_trajectories(path)
+    full_peak = tracemalloc.get_traced_memory()[1]
+    np.testing.assert_array_equal(observations, arrays['observations'])
+    del observations
+    tracemalloc.reset_peak()
+    observations, _, _ = load_trajectories(path, max_trajectories=1)
+    part_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(observations, arrays['observations'][:100_000])
+    assert full_peak < 1.4 * size and part_peak < 0.6 * size
+
+
+@pytest.mark.parametrize('order', 'CF')
+def test_later_pieces(write, order):
+    arrays = make_arrays((60_000, 60_000), dim=8)  # 3.8 MB, two pieces
+    observations = arrays['observations'].copy(order=order)
+    expected = arrays['observations'].copy()
+    loaded = load_trajectories(write(**{**arrays, 'observations': observations}))[0]
+    np.testing.assert_array_equal(loaded, expected)
+    observations[110_000, 5] = np.nan
+    with pytest.raises(ValueError, match=r'`observations\[110000, 5\]` is nan'):
+        load_trajectories(write(**{**arrays, 'observations': observations}))
+
+
+def test_actions_are_never_read(tmp_path, write):
+    good = write()
+    path = tmp_path / 'bad_actions.npz'
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as new:
+        new.writestr('actions.npy', b'ACTIONS' * 100)
+        for member in ('observations.npy', 'terminals.npy'):
+            new.writestr(member, old.read(member))
+    path.write_bytes(path.read_bytes().replace(b'ACTIONS', b'GARBAGE'))
+    with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):
+        archive.read('actions.npy')
+    assert len(load_trajectories(path)[0]) == 12
+
+
+def replaced(key, index, value):
+    array = make_arrays()[key].astype(np.float32)
+    array[index] = value
+    return {key: array}
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(observations=None), 'no `observations`'),
+    (dict(terminals=None), 'no `terminals`'),
+    (dict(observations=np.zeros(12)), r'`observations` is float64 of shape \(12,\)'),
+    (dict(observations=np.zeros((12, 2, 2))), '`observations` .* 2-d'),
+    (dict(terminals=np.ones((12, 1))), '`terminals` .* 1-d'),
+    (dict(observations=np.zeros((11, 3))), '`observations` has 11 rows, `terminals` 12'),
+    (dict(observations=np.array([[None]] * 12)), '`observations` is object'),
+    (dict(observations=np.array([['1']] * 12)), '`observations` is <U1'),
+    (dict(terminals=np.array([None] * 12)), '`terminals` is object'),
+    (dict(observations=np.zeros((0, 3)), terminals=np.zeros(0)), 'not empty'),
+    (dict(observations=np.zeros((12, 0))), 'not empty'),
+    (replaced('observations', (7, 1), np.nan), r'`observations\[7, 1\]` is nan'),
+    (replaced('observations', (slice(9, 11), 2), -np.inf), r'`observations\[9, 2\]` is -inf'),
+    (replaced('terminals', 3, np.nan), r'`terminals\[3\]` is nan'),
+    (replaced('terminals', slice(None), 0), 'no terminal ends the last 12 of 12 rows'),
+    (replaced('terminals', 11, 0), 'no terminal ends the last 4 of 12 rows'),
+    (replaced('terminals', 5, 1), r'trajectory 1 \(row 5\) is one state only'),
+    (replaced('terminals', 0, 1), r'trajectory 0 \(row 0\) is one state only'),
+])
+def test_bad_content_is_one_clear_line(write, changes, words):
+    path = write(**changes)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_trajectories(path)
+    message = str(caught.value)
+    assert message.startswith(f'{path}: ') and '--dataset_path' in message and '\n' not in message
+
+
+def test_nan_behind_the_kept_trajectories_does_not_matter(write):
+    path = write(**replaced('observations', (8, 0), np.nan))
+    assert len(load_trajectories(path, max_trajectories=2)[0]) == 8
+    with pytest.raises(ValueError, match='nan'):
+        load_trajectories(path, max_trajectories=3)
+
+
+@pytest.mark.parametrize('damage', [
+    lambda body: b'', lambda body: b'<html>not here</html>', lambda body: body[:len(body) // 2],
+    lambda body: body[:100_000] + bytes(50) + body[100_050:],
+])
+def test_damaged_file_is_one_clear_line(tmp_path, damage):
+    path = tmp_path / 'bad.npz'
+    path.write_bytes(damage(big_body()))
+    with pytest.raises(ValueError, match='delete it to have it downloaded again') as caught:
+        load_trajectories(path)
+    assert str(caught.value).startswith(f'{path}: ')
+
+
+def test_any_flipped_byte_gives_the_data_or_a_clear_error(write):
+    path = write()
+    body, expected = path.read_bytes(), make_arrays()['observations']
+    for i in range(len(body)):
+        path.write_bytes(body[:i] + bytes([body[i] ^ 0x55]) + body[i + 1:])
+        try:
+            observations = load_trajectories(path)[0]
+        except ValueError as error:
+            assert str(error).startswith(f'{path}: ')
+        else:
+            np.testing.assert_array_equal(observations, expected)
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / 'none.npz', tmp_path):
+        with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+            load_trajectories(path)
