@@ -14,11 +14,16 @@ P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
 """
 
 import math
+import os
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+# Before torch loads OpenMP: waiting threads sleep instead of spinning. On two cores that something else uses
+# too, an update took 0.3 s this way and 12 s the other.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
 
 
 def mlp(sizes):
@@ -105,10 +110,11 @@ def choose_backend(requested, device):
         if not all(torch.allclose(a, b, rtol=2e-2, atol=1e-3) for a, b in zip(*results, strict=True)):
             raise RuntimeError('its result differs from the torch backend on this GPU')
     except (ImportError, OSError, RuntimeError, AssertionError, NameError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
-            raise RuntimeError(f'--mamba_backend mamba_ssm cannot be used: {error}. '
+            raise RuntimeError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
                                'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
-        return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {str(error).splitlines()[0]})'
+        return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {reason})'
     return 'mamba_ssm', f'mamba_ssm on {device}'
 
 
@@ -279,18 +285,33 @@ class MambaEncoder(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------- heads
-class GoalValue(nn.Module):
-    """Ensemble of goal-conditioned values on concatenated latents: V(z, z_g) has `n_inputs` 2 and
-    Q(z, z', z_g) has 3. forward(*latents (..., D)) -> (n_ensemble, ...)."""
+def minus_distance(a, b):
+    """-|a - b| over the last axis: what a `GoalValue` makes of two embeddings (..., E) -> (...)."""
+    return -(a - b).square().sum(-1).add(1e-6).sqrt()
 
-    def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2):
+
+class GoalValue(nn.Module):
+    """Ensemble of goal-conditioned values: V(z, z_g) has `n_inputs` 2 and Q(z, z', z_g) has 3.
+
+    Minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024, eq. 3) and
+    -|f(z, z') - e(z_g)| for Q, so that V's embedding e holds how far apart in time two states are and little
+    else: `embed` is the space in which z' is compared and read. forward(*latents (..., D)) -> (n_ensemble, ...).
+    """
+
+    def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2, embedding_dim=64):
         super().__init__()
-        sizes = [n_inputs * latent_dim, hidden_dim, hidden_dim, 1]
-        self.members = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
+        sizes = [latent_dim, hidden_dim, hidden_dim, embedding_dim]
+        self.goal = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
+        sizes[0] *= n_inputs - 1
+        self.source = self.goal if n_inputs == 2 else nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
+
+    def embed(self, z):
+        """z (..., D) -> e(z) (n_ensemble, ..., embedding_dim)."""
+        return torch.stack([e(z) for e in self.goal])
 
     def forward(self, *latents):
-        x = torch.cat(latents, -1)
-        return torch.stack([member(x).squeeze(-1) for member in self.members])
+        source = torch.cat(latents[:-1], -1)
+        return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(latents[-1]))
 
 
 class Proposer(nn.Module):
@@ -305,11 +326,15 @@ class Proposer(nn.Module):
 
 
 class InverseDynamics(nn.Module):
-    """I(z, z', z_g) -> action (..., A); unbounded, so clip to the action space where it is executed."""
+    """I(z, *targets) -> action (..., A); unbounded, so clip to the action space where it is executed.
 
-    def __init__(self, latent_dim, action_dim, hidden_dim=256, n_inputs=3):
+    `targets` are what lies ahead, relative to now: z_{t+1} - z_t for one step, or the embeddings e(z') - e(z)
+    and e(z_g) - e(z); `input_dim` counts all of them and z.
+    """
+
+    def __init__(self, input_dim, action_dim, hidden_dim=256):
         super().__init__()
-        self.net = mlp([n_inputs * latent_dim, hidden_dim, hidden_dim, action_dim])
+        self.net = mlp([input_dim, hidden_dim, hidden_dim, action_dim])
 
-    def forward(self, z, z_next, *z_goal):
-        return self.net(torch.cat([z, z_next - z, *z_goal], -1))
+    def forward(self, z, *targets):
+        return self.net(torch.cat([z, *targets], -1))

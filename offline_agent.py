@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import GoalValue, MambaEncoder, Proposer, mlp
+from model import GoalValue, MambaEncoder, Proposer, minus_distance, mlp
 from utils import expectile_loss, flag, soft_update
 
 
 @dataclasses.dataclass
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
-    context_length: int = flag(100, 'states the encoder remembers, in training and when acting')
+    context_length: int = flag(100, 'states the encoder remembers')
+    head_memory: str = flag('state', 'what Q, V, proposer and inverse dynamics see of the past: state, f(s_t) alone, '
+                            'or history, f of the last context_length states', choices=('state', 'history'))
     d_model: int = flag(128, 'size of a latent z')
     n_layers: int = flag(2, 'Mamba-2 layers')
     d_state: int = flag(16, 'state dimensions per Mamba-2 channel')
@@ -31,7 +33,7 @@ class OfflineConfig:
     discount: float = flag(0.99, 'discount per environment step')
     transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer')
     expectile: float = flag(0.9, 'expectile of V toward Q; above 0.5 is optimistic')
-    target_rate: float = flag(0.005, 'rate of the moving average that makes the target networks')
+    target_rate: float = flag(0.01, 'rate of the moving average that makes the target networks')
     reward_scale: float = flag(0.05, 'rewards are -reward_scale per step until the goal')
     proposer_temperature: float = flag(20.0, 'advantage weight of the proposer: min(exp(temperature * A), 100)')
     positions_per_window: int = flag(32, 'transitions taken from each window and update; 0 takes every position')
@@ -79,6 +81,11 @@ class OfflineAgent:
     def encoder(self):
         return self.nets['encoder']
 
+    @property
+    def embedding_dim(self):
+        """Size of V's embedding, all members together."""
+        return sum(e[-1].out_features for e in self.nets['value'].goal)
+
     def to_device(self, batch):
         return {name: value.to(self.device) for name, value in batch.items()}
 
@@ -89,24 +96,35 @@ class OfflineAgent:
 
     # ------------------------------------------------------------------------------------------- objectives
     def encode(self, batch):
-        """Encode a batch of windows once -> latents, (B, P, D) each: z, z_next, z_goal, proposer_goal, the
-        first three also from the target encoder (`target_…`), and `sequence` (B, L, D)."""
-        goals = torch.cat([batch['goals'], batch['proposer_goals']], 1)
-        latents = {'sequence': self.encoder(batch['observations'])}
-        latents['z'] = _at(latents['sequence'], batch['positions'])
-        latents['z_next'] = _at(latents['sequence'], batch['next_positions'])
-        latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
+        """Encode a batch of windows once -> latents: `sequence` (B, L, D), f(s_<=t) at every position; z, z_next,
+        z_goal, and target_z, target_z_next, target_z_goal, proposer_goal from the target encoder, (B, P, D) each.
+
+        With head_memory 'state', z and z_next are f(s_t), sequences of length one: a V that sees the history
+        knows where its trajectory is heading, and cannot be optimistic about where others went from the same
+        state. Measured in the README.
+        """
+        observations, positions = batch['observations'], (batch['positions'], batch['next_positions'])
+        latents = {'sequence': self.encoder(observations)}
+        if self.config.head_memory == 'history':
+            with torch.no_grad():
+                sequence = self.targets['encoder'](observations)
+            for prefix, source in (('', latents['sequence']), ('target_', sequence)):
+                latents[prefix + 'z'], latents[prefix + 'z_next'] = (_at(source, at) for at in positions)
+            latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
+            states = []
+        else:
+            states = [_at(observations, at) for at in positions]
+            z = self.encoder.encode_goal(torch.cat([*states, batch['goals']], 1))
+            latents['z'], latents['z_next'], latents['z_goal'] = z.chunk(3, 1)
         with torch.no_grad():
-            target = self.targets['encoder']
-            sequence = target(batch['observations'])
-            latents['target_z'] = _at(sequence, batch['positions'])
-            latents['target_z_next'] = _at(sequence, batch['next_positions'])
-            latents['target_z_goal'], latents['proposer_goal'] = target.encode_goal(goals).chunk(2, 1)
-        return latents
+            states = torch.cat([*states, batch['goals'], batch['proposer_goals']], 1)
+            z = self.targets['encoder'].encode_goal(states).split(batch['goals'].shape[1], 1)
+        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal')
+        return latents | dict(zip(names[-len(z):], z, strict=True))
 
     def critic_loss(self, latents, batch):
         """Q(z_t, z_{t+k}, z_g) -> R + gamma^k V_target(z_{t+k}, z_g); `discounts` is 0 where the goal was met."""
-        v_next = self.targets['value'](latents['target_z_next'], latents['target_z_goal']).mean(0)
+        v_next = minus_distance(latents['e_z_next'], latents['e_z_goal']).mean(0)
         target = self.config.reward_scale * batch['rewards'] + batch['discounts'] * v_next
         q = self.nets['critic'](latents['z'], latents['z_next'], latents['z_goal'])
         loss = (q - target).square().mean()
@@ -142,13 +160,14 @@ class OfflineAgent:
         return loss, {'alignment_loss': loss}
 
     def state_loss(self, latents, batch):
-        """Predict the normalised s_{t+1} from z_t, at every position of the window. It is also what keeps
-        joint angles and velocities in z, which the inverse dynamics need."""
+        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the window, and from z. It is also
+        what keeps joint angles and velocities in z, which the inverse dynamics need."""
         target = self.encoder.normalize(batch['observations'][:, 1:])
         error = (self.nets['next_state'](latents['sequence'][:, :-1]) - target).square().mean(-1)
         valid = batch['valids'][:, 1:].float()
         loss = (error * valid).sum() / valid.sum().clamp(min=1)
-        return loss, {'state_loss': loss}
+        own = (self.nets['next_state'](latents['z']) - _at(target, batch['positions'])).square().mean()
+        return 0.5 * (loss + own), {'state_loss': 0.5 * (loss + own)}
 
     def reward_loss(self, latents, batch):
         """Binary cross-entropy of "z is at z_g": the reward of the goal and the end of the episode in one."""
@@ -156,26 +175,36 @@ class OfflineAgent:
         loss = F.binary_cross_entropy_with_logits(logits, batch['at_goal'].float())
         return loss, {'reward_loss': loss}
 
-    def advantage(self, z, z_next, z_goal):
-        """V_target(z', z_g) - V_target(z, z_g), in scaled rewards."""
-        value = self.targets['value']
-        return (value(z_next, z_goal) - value(z, z_goal)).mean(0)
-
     def proposer_loss(self, latents, batch):
-        """Regress f_P(z, z_g) on the latent k steps later (on z_g where the goal is nearer), weighted by
-        exp(temperature * A), as HIQL's high-level policy (Park et al. 2023, eq. 5). No gradient into z."""
-        z, z_next, goal = latents['target_z'], latents['target_z_next'], latents['proposer_goal']
-        with torch.no_grad():
-            advantage = self.advantage(z, z_next, goal)
-            weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
-            weight = weight / weight.mean()  # keeps the loss, and its share of the clipped gradient, O(1)
-            target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, z_next)
-        error = (self.nets['proposer'](z, goal) - target).square().mean(-1)
+        """Move f_P(z, z_g) toward the latent k steps later (toward z_g where the goal is nearer), weighted by the
+        advantage A = V(z', z_g) - V(z, z_g), min(exp(temperature * A), 100) over its mean, as HIQL's high-level
+        policy (Park et al. 2023, eq. 5). The distance is taken in V's embedding: in z itself it is mostly joint
+        angles, which nobody can foretell. No gradient into z or V.
+
+        Leaves `weight` (...), `proposed` (..., D) and its embedding in `latents` for the online policy's loss.
+        """
+        goal = latents['e_proposer_goal']
+        proposed = self.nets['proposer'](latents['target_z'], latents['proposer_goal'])
+        advantage = (minus_distance(latents['e_z_next'], goal) - minus_distance(latents['e_z'], goal)).mean(0)
+        weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
+        weight = weight / weight.mean()
+        target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, latents['e_z_next'])
+        e_proposed = self.targets['value'].embed(proposed)
+        error = (e_proposed - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
-        return loss, {'proposer_loss': loss, 'proposer_error': error.mean(), 'advantage': advantage.mean()}
+        latents.update(weight=weight, proposed=proposed.detach(), e_proposed=e_proposed.detach())
+        return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}
+
+    @torch.no_grad()
+    def embed_targets(self, latents):
+        """Add e_z, e_z_next, e_z_goal, e_proposer_goal: target embeddings (n_ensemble, ..., E), each made once."""
+        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal')
+        embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
+        latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
 
     def latent_losses(self, latents, batch):
         """The objectives that need latents only; they work on cached latents as well -> (loss, info)."""
+        self.embed_targets(latents)
         total, info = 0.0, {}
         for objective in (self.critic_loss, self.value_loss, self.proposer_loss):
             loss, numbers = objective(latents, batch)

@@ -1,6 +1,6 @@
 """Pretrain OPSO offline on trajectories of states: data -> agent -> update, validate, save, draw.
 
-    python offline_trainer.py --dataset antmaze-medium-navigate-v0 --max_trajectories 100 --batch_size 16 --num_epochs 200
+    python offline_trainer.py --dataset antmaze-medium-navigate-v0 --max_trajectories 100 --num_epochs 200
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from utils import (
     choose_device,
     flag,
     load_checkpoint,
+    mean_of,
     new_run_dir,
     parse_flags,
     plot_curves,
@@ -60,10 +61,6 @@ def validate(agent, dataset, config):
         infos = [agent.total_loss(agent.to_device(dataset.sample(config.batch_size, rng)))[1]
                  for _ in range(config.val_batches)]
     return mean_of(infos)
-
-
-def mean_of(infos):
-    return {name: float(np.mean([float(info[name]) for info in infos])) for name in infos[0]}
 
 
 def draw(folder, log, title):
@@ -109,8 +106,7 @@ def train(config, agent_config):
         if agent.step % config.log_interval and not last and agent.step % config.val_interval:
             continue
         speed = len(infos) / (time.perf_counter() - clock)
-        row = {f'training/{k}': v for k, v in mean_of(infos).items()} | {
-            'time/updates_per_second': speed, 'epoch': agent.step / per_epoch}
+        row = mean_of(infos, 'training/') | {'time/updates_per_second': speed, 'epoch': agent.step / per_epoch}
         if agent.step % config.val_interval == 0 or last:
             metrics = validate(agent, val_data, config)
             row |= {f'validation/{k}': v for k, v in metrics.items()}

@@ -200,10 +200,13 @@ class TrajectoryDataset:
 
     def __init__(self, observations, starts, ends, context_length=100, transition_steps=25, discount=0.99,
                  positions_per_window=32, current_goals=0.2, random_goals=0.3, proposer_random_goals=0.2):
-        if current_goals + random_goals > 1 or min(current_goals, random_goals, proposer_random_goals) < 0:
-            raise ValueError(f'goal shares must be >= 0 and add up to <= 1: {current_goals=} {random_goals=}')
-        if min(context_length, transition_steps) < 1 or not 0 < discount < 1:
-            raise ValueError(f'must be positive, discount below 1: {context_length=} {transition_steps=} {discount=}')
+        shares = current_goals, random_goals, proposer_random_goals
+        if min(shares) < 0 or max(current_goals + random_goals, proposer_random_goals) > 1:
+            raise ValueError('goal shares must be >= 0, the first two together and the third <= 1: '
+                             f'{current_goals=} {random_goals=} {proposer_random_goals=}')
+        if min(context_length, transition_steps) < 1 or positions_per_window < 0 or not 0 < discount < 1:
+            raise ValueError('must be positive (positions_per_window: or 0), discount below 1: '
+                             f'{context_length=} {transition_steps=} {positions_per_window=} {discount=}')
         self.observations = observations
         self.context_length, self.transition_steps, self.discount = context_length, transition_steps, discount
         self.positions_per_window = min(positions_per_window or context_length, context_length)

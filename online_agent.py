@@ -29,7 +29,6 @@ class OnlineConfig:
     online_share: float = flag(0.25, "share of an update's transitions from the agent's own episodes")
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
                                       'the one that the trajectory reached')
-    policy_temperature: float = flag(20.0, "advantage weight of the policy's loss: min(exp(temperature * A), 100)")
 
 
 class ActState(NamedTuple):
@@ -37,6 +36,7 @@ class ActState(NamedTuple):
     encoder: EncoderState
     goals: torch.Tensor
     z_goal: torch.Tensor
+    biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
 class OnlineAgent:
@@ -48,8 +48,8 @@ class OnlineAgent:
             offline.nets[name].load_state_dict(target.state_dict())  # proposer was trained on their latents
         d, h = offline.config.d_model, config.idm_hidden_dim
         self.nets = nn.ModuleDict({
-            'labeler': InverseDynamics(d, action_dim, h, n_inputs=2),
-            'inverse_dynamics': InverseDynamics(d, action_dim, h, n_inputs=3),
+            'labeler': InverseDynamics(2 * d, action_dim, h),
+            'inverse_dynamics': InverseDynamics(d + 2 * offline.embedding_dim, action_dim, h),
         }).to(self.device).eval()
         self.encoder = offline.encoder.requires_grad_(False)
         self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
@@ -60,7 +60,8 @@ class OnlineAgent:
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
-        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_goal(goals))
+        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_goal(goals),
+                        np.zeros(batch_size, bool))
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
@@ -88,33 +89,44 @@ class OnlineAgent:
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         if not torch.equal(goals, state.goals):
             state = state._replace(goals=goals.clone(), z_goal=self.encoder.encode_goal(goals))
-        z, memory = self.encoder.step(observations, state.encoder)
-        z_next, _ = self.propose(z, state.z_goal, epsilon, rng)
-        actions = self.nets['inverse_dynamics'](z, z_next, state.z_goal).cpu().numpy()
+        if self.offline.config.head_memory == 'history':
+            z, memory = self.encoder.step(observations, state.encoder)
+        else:
+            z, memory = self.encoder.encode_goal(observations), state.encoder
+        z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
+        embedded = self.offline.targets['value'].embed(torch.stack([z, z_next, state.z_goal]))
+        actions = self.infer_action(z, *embedded.unbind(1)).cpu().numpy()
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
-        return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory)
+        return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory, biased=biased)
 
     # -------------------------------------------------------------------------------------------- objectives
+    def infer_action(self, z, e_z, e_next, e_goal):
+        """I(z, z', z_g) -> action; z' and z_g are read in V's embedding (n_ensemble, ..., E), relative to z."""
+        ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
+        return self.nets['inverse_dynamics'](z, *ahead)
+
+    def label(self, z, z_after):
+        """I_1(z_t, z_{t+1}) -> the action between them."""
+        return self.nets['labeler'](z, z_after - z)
+
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
-        error = (self.nets['labeler'](batch['own_z'], batch['own_z_after']) - batch['own_actions']).square()
+        error = (self.label(batch['own_z'], batch['own_z_after']) - batch['own_actions']).square()
         return error.mean(), {'labeler_loss': error.mean()}
 
-    def policy_loss(self, batch):
+    def policy_loss(self, latents, batch):
         """Regress I(z_t, z', z_g) on a_t, weighted by the advantage of what the trajectory did next; a_t is real
         in the agent's own rows and the labeler's in offline rows; z' is a later latent of the trajectory, or
         the proposer's, which is what acting will feed in."""
         with torch.no_grad():
-            labels = self.nets['labeler'](batch['z'], batch['z_after']).clamp(-1, 1)
+            labels = self.label(latents['z'], batch['z_after']).clamp(-1, 1)
             actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
-            proposed = self.heads['proposer'](batch['z'], batch['proposer_goal'])
-            z_next = torch.where(batch['use_proposal'].unsqueeze(-1), proposed, batch['z_ahead'])
-            advantage = self.offline.advantage(batch['z'], batch['z_next'], batch['proposer_goal'])
-            weight = (self.config.policy_temperature * advantage).exp().clamp(max=100.0)
-            weight = weight / weight.mean()
-        error = (self.nets['inverse_dynamics'](batch['z'], z_next, batch['proposer_goal']) - actions).square().mean(-1)
-        loss = (weight * error).mean()
+            e_next = torch.where(batch['use_proposal'].unsqueeze(-1), latents['e_proposed'],
+                                 self.offline.targets['value'].embed(batch['z_ahead']))
+        inferred = self.infer_action(latents['z'], latents['e_z'], e_next, latents['e_proposer_goal'])
+        error = (inferred - actions).square().mean(-1)
+        loss = (latents['weight'] * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
     def total_loss(self, batch):
@@ -122,8 +134,7 @@ class OnlineAgent:
         latents = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next'],
                    'target_z_goal': batch['z_goal']}
         total, info = self.offline.latent_losses(latents, batch)
-        for objective in (self.labeler_loss, self.policy_loss):
-            loss, numbers = objective(batch)
+        for loss, numbers in (self.labeler_loss(batch), self.policy_loss(latents, batch)):
             total, info = total + loss, info | numbers
         return total, info | {'total_loss': total}
 
@@ -171,43 +182,47 @@ class OnlineAgent:
 
 
 class LatentStore:
-    """A trajectory dataset with the latents of all its rows: z (N, D) with the same memory as acting has, and
-    z_goal (N, D), each row encoded as a goal. `actions` exist for the agent's own episodes only."""
+    """A trajectory dataset with the latents of all its rows: z (N, D), with the same memory as acting has, and
+    z_goal (N, D), each row encoded as a goal; one and the same where acting has no memory."""
 
-    def __init__(self, dataset, encoder, action_dim):
-        self.dataset, self.encoder, self.action_dim = dataset, encoder, action_dim
-        d, self.device = encoder.final_norm.weight.shape[0], encoder.mean.device
-        self.z, self.z_goal = torch.zeros(2, 0, d, device=self.device)
+    def __init__(self, dataset, agent):
+        self.dataset, self.encoder, self.action_dim = dataset, agent.encoder, agent.action_dim
+        self.history, self.own = agent.offline.config.head_memory == 'history', hasattr(dataset, 'actions')
+        self.device = agent.device
+        self.z = self.z_goal = torch.zeros(0, agent.offline.config.d_model, device=self.device)
         self.refresh()
 
-    @property
-    def own(self):
-        return hasattr(self.dataset, 'actions')
-
     @torch.no_grad()
-    def refresh(self, dropped=0, windows_at_once=64, progress=None):
-        """Encode the rows added since the last call (`dropped` rows went at the front in the meantime).
+    def refresh(self, dropped=0, rows_at_once=8192):
+        """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
+        known, size = len(self.z_goal) - dropped, len(self.dataset)
+        old_z = self.z[dropped:]
+        self.z = self.z_goal = torch.cat([self.z_goal[dropped:], self.z_goal.new_zeros(size - known, old_z.shape[1])])
+        for i in range(known, size, rows_at_once):
+            rows = slice(i, min(i + rows_at_once, size))
+            self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
+        if self.history:
+            self.z = torch.cat([old_z, old_z.new_zeros(size - known, old_z.shape[1])])
+            self._encode_windows(known, max(1, rows_at_once // self.encoder.context_length))
 
-        Windows start every context_length / 2 states and give their second half (the first one all of it),
-        which is what `MambaEncoder.step` sees."""
+    def _states(self, rows):
+        return torch.from_numpy(self.dataset.observations[rows]).to(self.device)
+
+    def _encode_windows(self, known, windows_at_once):
+        """z of all rows from `known` on. Windows start every context_length / 2 states and give their second
+        half (the first one all of it), which is what `MambaEncoder.step` sees."""
         data, c = self.dataset, self.encoder.context_length
-        known, stride = len(self.z) - dropped, max(1, c // 2)
-        z, z_goal = (torch.cat([t[dropped:], t.new_zeros(len(data) - known, t.shape[1])])
-                     for t in (self.z, self.z_goal))
-        new = data.starts >= known
+        stride, new = max(1, c // 2), data.starts >= known
         begins = [np.arange(s, max(s + 1, e + 1 - (c - stride)), stride)
                   for s, e in zip(data.starts[new], data.ends[new], strict=True)]
-        first = np.concatenate([np.arange(len(b)) == 0 for b in begins]) if begins else []
-        begins = np.concatenate(begins) if begins else np.zeros(0, np.int64)
+        first = np.concatenate([np.arange(len(b)) == 0 for b in begins] or [np.zeros(0, bool)])
+        begins = np.concatenate(begins or [np.zeros(0, np.int64)])
         for i in range(0, len(begins), windows_at_once):
             rows = begins[i:i + windows_at_once, None] + np.arange(c)
             end = data.end_of[rows[:, :1]]
             keep = (rows <= end) & (first[i:i + windows_at_once, None] | (np.arange(c) >= c - stride))
-            observations = torch.from_numpy(data.observations[np.minimum(rows, end)]).to(self.device)
-            keep_rows = torch.from_numpy(rows[keep]).to(self.device)
-            z[keep_rows] = self.encoder(observations)[torch.from_numpy(keep).to(self.device)]
-            z_goal[keep_rows] = self.encoder.encode_goal(torch.from_numpy(data.observations[rows[keep]]).to(self.device))
-        self.z, self.z_goal = z, z_goal
+            z = self.encoder(self._states(np.minimum(rows, end)))
+            self.z[torch.from_numpy(rows[keep]).to(self.device)] = z[torch.from_numpy(keep).to(self.device)]
 
     def sample(self, n, rng):
         """n transitions as latents (n, D): z, z_next (k steps on), z_goal, proposer_goal, z_after (one step on),

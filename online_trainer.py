@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import itertools
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from utils import (
     flag,
     linear_schedule,
     load_checkpoint,
+    mean_of,
     new_run_dir,
     parse_flags,
     plot_curves,
@@ -79,42 +79,55 @@ class Collector:
         self.rng = np.random.default_rng([config.seed, 2])
         self.steps = self.episodes = 0
 
-    def schedules(self):
-        c = self.config
-        return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
-                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
-
-    def jobs(self, count=None):
-        numbers = itertools.count(self.episodes) if count is None else range(self.episodes, self.episodes + count)
-        return ((n % 5 + 1, episode_seed(self.config.seed, 3, n)) for n in numbers)
-
-    def random_round(self, progress):
-        actions = self.envs[0].action_space
-        def act(observations, goals, state):
-            return self.rng.uniform(actions.low, actions.high, (len(observations), *actions.shape)).astype('f4'), state
-        return self._run(self.jobs(), act, self.config.random_steps, progress)
-
-    def round(self, progress):
-        epsilon, noise = self.schedules()
-        left = self.config.max_episodes - self.episodes
-        budget = self.config.max_steps - self.steps if self.config.max_steps else None
-        def act(observations, goals, state):
-            return self.agent.act(observations, goals, state, epsilon, noise, self.rng)
-        return self._run(self.jobs(min(left, self.config.num_envs)), act, budget, progress)
-
-    def _run(self, jobs, act, max_steps, progress):
-        finished = []
-        for episode in run_episodes(self.envs, jobs, self.agent, act, max_steps):
-            finished.append(episode)
-            progress.update(episode['length'] if self.config.max_steps else 1)
-        self.steps += sum(episode['length'] for episode in finished)
-        self.episodes += len(finished)
-        return finished
-
     @property
     def done(self):
         c = self.config
         return self.episodes >= c.max_episodes or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps
+
+    def schedules(self):
+        """-> (epsilon, standard deviation of the action noise) of the next episode."""
+        c = self.config
+        return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
+                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
+
+    def round(self, progress, row):
+        """One episode per environment (the first round: `random_steps` random steps) -> episodes; `row` gets
+        the round's numbers."""
+        c, begin, (epsilon, noise) = self.config, time.perf_counter(), self.schedules()
+        space, biased = self.envs[0].action_space, []
+
+        def act_randomly(observations, goals, state):
+            size = (len(observations), *space.shape)
+            return self.rng.uniform(space.low, space.high, size).astype(np.float32), state
+
+        def act(observations, goals, state):
+            actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)
+            biased.append(state.biased)
+            return actions, state
+
+        left = c.max_steps - self.steps if c.max_steps else None
+        if self.steps == 0 and c.random_steps:
+            act, left, count = act_randomly, min(c.random_steps, left or c.random_steps), c.max_episodes
+        else:
+            count = min(c.max_episodes - self.episodes, c.num_envs)
+        jobs = ((n % 5 + 1, episode_seed(c.seed, 3, n)) for n in range(self.episodes, self.episodes + count))
+        episodes = []
+        for episode in run_episodes(self.envs, jobs, self.agent, act, left):
+            episodes.append(episode)
+            progress.update(episode['length'] if c.max_steps else 1)
+        steps = sum(episode['length'] for episode in episodes)
+        self.steps, self.episodes = self.steps + steps, self.episodes + len(episodes)
+        row |= {f'collect/{k}': float(np.mean([e[k] for e in episodes])) for k in ('success', 'reward', 'length')}
+        row |= {'collect/goal_biased_rate': float(np.mean(biased)) if biased else 0.0, 'episodes': self.episodes,
+                'time/steps_per_second': steps / (time.perf_counter() - begin)}
+        return episodes
+
+    def content(self):
+        return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
+
+    def restore(self, content):
+        self.rng.bit_generator.state = content['rng']
+        self.steps, self.episodes = content['steps'], content['episodes']
 
 
 def draw(folder, log, title):
@@ -141,52 +154,57 @@ def train(config, agent_config):
     device = choose_device(config.device)
     backend, why = choose_backend(config.mamba_backend, device)
     folder = new_run_dir('online_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
-    source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
-    saved = load_checkpoint(source, 'offline')
-    offline = OfflineAgent.from_checkpoint(saved['agent'], device, backend)
+    saved = load_checkpoint(folder / 'last.pth', 'online') if config.resume else None
+    source = Path(config.offline_checkpoint or (saved['source'] if saved else newest_offline_run(config.dataset)))
+    pretrained = load_checkpoint(source, 'offline')
+    offline = OfflineAgent.from_checkpoint(pretrained['agent'], device, backend)
+    sampling = offline.config.sampling()
     data, _, note = load_dataset(
-        config.dataset, config.dataset_path or saved['data']['dataset_path'], config.data_dir, config.dataset_url,
-        config.max_trajectories or saved['data']['max_trajectories'], **offline.config.sampling())
+        config.dataset, config.dataset_path or pretrained['data']['dataset_path'], config.data_dir,
+        config.dataset_url, config.max_trajectories or pretrained['data']['max_trajectories'], **sampling)
     envs = [make_env(config.dataset) for _ in range(config.num_envs)]
-    action_dim = envs[0].action_space.shape[0]
-    replay = ReplayBuffer(offline.observation_dim, action_dim, **offline.config.sampling())
-    agent = OnlineAgent(offline, action_dim, agent_config)
-    collector, best = Collector(config, envs, agent), -1.0
-    rng = np.random.default_rng([config.seed, 4])
+    agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
+    replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
+    collector, rng, best = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0
+    if saved:
+        agent.restore(saved['agent'])
+        replay.restore(saved['replay'])
+        collector.restore(saved['collector'])
+        rng.bit_generator.state, best = saved['rng'], saved['best']
     write_config(folder, config, agent_config, offline_checkpoint=str(source.resolve()))
-    log = MetricsLog(folder / 'online.csv')
-    print(f'offline checkpoint: {source}\n{note}\n{why}\nrun folder: {folder}')
-    store, own = LatentStore(data, agent.encoder, action_dim), LatentStore(replay, agent.encoder, action_dim)
-    progress = tqdm(total=config.max_steps or config.max_episodes, unit='step' if config.max_steps else 'episode',
-                    dynamic_ncols=True, mininterval=1.0)
-    next_eval = config.eval_interval or float('inf')
+    log = MetricsLog(folder / 'online.csv', collector.steps)
+    print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n{why}\nrun folder: {folder}')
+    store, own = LatentStore(data, agent), LatentStore(replay, agent)
+    unit, total, done = (('step', config.max_steps, collector.steps) if config.max_steps
+                         else ('episode', config.max_episodes, collector.episodes))
+    progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
     while not collector.done:
-        begin, (epsilon, noise) = time.perf_counter(), collector.schedules()
-        random_phase = collector.steps == 0 and config.random_steps > 0
-        episodes = collector.random_round(progress) if random_phase else collector.round(progress)
-        steps = sum(episode['length'] for episode in episodes)
-        speed = steps / (time.perf_counter() - begin)
-        dropped = sum(replay.add(episode['observations'], episode['actions']) for episode in episodes)
+        before, (epsilon, noise) = collector.steps, collector.schedules()
+        row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
+        dropped = 0
+        for episode in collector.round(progress, row):
+            dropped += replay.add(episode['observations'], episode['actions'])
         own.refresh(dropped)
-        updates = config.initial_updates if agent.step == 0 else round(config.update_ratio * steps)
-        infos = [agent.update(agent.sample(store, own, rng))
-                 for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0)]
-        row = {f'collect/{name}': float(np.mean([e[name] for e in episodes])) for name in ('success', 'reward', 'length')}
-        row |= {'collect/epsilon': epsilon, 'collect/action_noise': noise, 'episodes': collector.episodes,
-                'time/steps_per_second': speed}
-        row |= {f'training/{k}': float(np.mean([float(i[k]) for i in infos])) for k in (infos[0] if infos else ())}
-        if collector.steps >= next_eval or collector.done:
-            metrics = run_evaluation(config, agent, envs, collector.done)
-            row |= metrics
-            success = metrics['evaluation/overall_success']
-            progress.set_postfix_str(f'success {success:.0%}')
-            best = save(folder, config, agent, best, success)
-            next_eval = collector.steps + config.eval_interval
+        steps = collector.steps - before
+        updates = round(config.update_ratio * steps) if agent.step else config.initial_updates
+        row |= mean_of([agent.update(agent.sample(store, own, rng)) for _ in tqdm(
+            range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0)], 'training/')
+        interval = config.eval_interval or float('inf')
+        if collector.done or collector.steps // interval > before // interval:
+            row |= run_evaluation(config, agent, envs, collector.done)
+            progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
+        success = row.get('evaluation/overall_success', -1.0)
         log.log(collector.steps, row)
         draw(folder, log, f'OPSO online, {config.dataset}, seed {config.seed}')
+        content = {'kind': 'online', 'dataset': config.dataset, 'source': str(source), 'agent': agent.checkpoint()}
+        if success >= max(best, 0.0):
+            best = success
+            save_checkpoint(folder / 'best_model.pth', content | {'success': success})
+        save_checkpoint(folder / 'last.pth', content | {
+            'replay': replay.content(), 'collector': collector.content(), 'rng': rng.bit_generator.state, 'best': best})
     progress.close()
     print(f'success over {config.final_eval_episodes} episodes of each task after {collector.steps:,} environment '
-          f'steps: {success:.1%}\ncurves: {folder / "online_training_curves.png"}\n'
+          f'steps: {log.rows[-1]["evaluation/overall_success"]:.1%}\ncurves: {folder / "online_training_curves.png"}\n'
           f'checkpoints: {folder / "last.pth"}, {folder / "best_model.pth"} (highest evaluated success)\n'
           f'next: python evaluate.py --checkpoint {folder / "last.pth"}')
     return folder / 'last.pth'
@@ -196,14 +214,6 @@ def run_evaluation(config, agent, envs, final):
     count = config.final_eval_episodes if final else config.eval_episodes
     with tqdm(total=5 * count, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
         return evaluate(agent, envs, count, episode_seed(config.seed, 5), progress)[0]
-
-
-def save(folder, config, agent, best, success):
-    content = {'kind': 'online', 'dataset': config.dataset, 'agent': agent.checkpoint(), 'success': success}
-    save_checkpoint(folder / 'last.pth', content)
-    if success >= best:
-        save_checkpoint(folder / 'best_model.pth', content)
-    return max(best, success)
 
 
 def main(argv=None):

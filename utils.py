@@ -101,6 +101,12 @@ def linear_schedule(start, end, duration, step):
     return start + (end - start) * min(max(step / max(duration, 1), 0.0), 1.0)
 
 
+def mean_of(infos, prefix=''):
+    """List of dicts of numbers with the same keys -> dict of their means, keys prefixed; {} for an empty list."""
+    names = infos[0] if infos else ()
+    return {prefix + name: float(np.mean([float(info[name]) for info in infos])) for name in names}
+
+
 # ---------------------------------------------------------------------------------------------------- files
 def write_atomic(path, write):
     """Call write(file) on a temporary binary file beside `path`, flush it to disk, then put it in place."""

@@ -169,7 +169,8 @@ class Collector:
                 self.env.set_goal(goal_xy=self.env.add_noise(self.env.ij_to_xy(cell)))
             observation = next_observation
         keys = ('observations',) if self.config.state_only else ('observations', 'actions', 'qpos', 'qvel')
-        return {key: np.asarray(column, np.float32) for key, column in zip(keys, zip(*rows, strict=False), strict=False)}
+        columns = zip(*rows, strict=True)
+        return {key: np.asarray(column, np.float32) for key, column in zip(keys, columns, strict=False)}
 
 
 collector_of = functools.lru_cache(maxsize=1)(Collector)  # a worker builds its environment once

@@ -1,0 +1,46 @@
+"""A small OPSO run on the bundled data, offline and online, that fits in ten minutes on two cores.
+
+    python scripts/demo.py --save_dir demo_run
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASET = 'antmaze-medium-navigate-mini-v0'
+OFFLINE = ['--num_updates', '2000', '--val_interval', '500']
+ONLINE = ['--max_steps', '26000', '--initial_updates', '1200', '--update_ratio', '0.05', '--batch_size', '5',
+          '--eval_interval', '0', '--final_eval_episodes', '4']
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--save_dir', default='demo_run', help='folder of the two runs (default: %(default)s)')
+    folder = Path(parser.parse_args().save_dir).resolve()
+    offline, online, begin = folder / 'offline', folder / 'online', time.time()
+    run('offline_trainer.py', '--dataset', DATASET, '--save_dir', offline, *OFFLINE)
+    run('online_trainer.py', '--dataset', DATASET, '--offline_checkpoint', offline / 'last.pth', '--save_dir', online,
+        *ONLINE)
+    with open(online / 'online.csv', newline='') as file:
+        last = list(csv.DictReader(file))[-1]
+    print(f'\ndone in {(time.time() - begin) / 60:.1f} minutes')
+    rates = [float(last[f'evaluation/task{k}_success']) for k in range(1, 6)]
+    print('success by task: ' + '  '.join(f'{k}: {rate:.0%}' for k, rate in enumerate(rates, 1)))
+    for path in (offline / 'training_curves.png', online / 'online_training_curves.png', online / 'best_model.pth'):
+        print(path)
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    print('$ ' + ' '.join(['python', script, *map(str, arguments)]), flush=True)
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+if __name__ == '__main__':
+    main()

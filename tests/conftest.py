@@ -1,0 +1,129 @@
+"""Tiny networks and data for the tests; the factories are fixtures, so that no test file imports another."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import MambaEncoder
+from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import ReplayBuffer, TrajectoryDataset
+from online_agent import OnlineAgent, OnlineConfig
+
+torch.set_num_threads(1)
+
+DIM, ACTION_DIM = 5, 3
+LENGTHS = (40, 2, 23, 9, 31)  # a long trajectory, the shortest possible one, one shorter than a window
+TINY = dict(context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32, discount=0.9,
+            transition_steps=4, positions_per_window=6)
+
+
+class Stub(torch.nn.Module):
+    """Stands in for a network: calls a plain function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def random_walk(length, rng, dim=DIM):
+    """States (length, dim) of a drifting random walk, away from mean 0 and std 1."""
+    return (3 + 2 * rng.standard_normal((length, dim)).cumsum(0)).astype(np.float32)
+
+
+def borders(lengths):
+    """First and last row (n,) of each of several trajectories in a row."""
+    ends = np.cumsum(lengths).astype(np.int64) - 1
+    return np.append(0, ends[:-1] + 1), ends
+
+
+def compare(a, b, path=''):
+    """Bitwise equality of nested dicts and lists of tensors and builtins."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            compare(a[key], b[key], f'{path}/{key}')
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            compare(*pair, f'{path}/{i}')
+    else:
+        assert a == b, path
+
+
+@pytest.fixture
+def stub():
+    return Stub
+
+
+@pytest.fixture
+def assert_same():
+    return compare
+
+
+@pytest.fixture
+def make_config():
+    return lambda **changes: OfflineConfig(**(TINY | changes))
+
+
+@pytest.fixture
+def make_dataset(make_config):
+    """make_dataset(lengths, **sampling) -> TrajectoryDataset of random walks."""
+
+    def make(lengths=LENGTHS, **sampling):
+        observations = np.concatenate([random_walk(n, np.random.default_rng(i)) for i, n in enumerate(lengths)])
+        return TrajectoryDataset(observations, *borders(lengths), **(make_config().sampling() | sampling))
+
+    return make
+
+
+@pytest.fixture
+def make_replay(make_config):
+    """make_replay(lengths, capacity) -> ReplayBuffer holding one random episode per length."""
+
+    def make(lengths=(15, 8), capacity=1000, seed=7, **sampling):
+        rng = np.random.default_rng(seed)
+        replay = ReplayBuffer(DIM, ACTION_DIM, capacity, **(make_config().sampling() | sampling))
+        for n in lengths:
+            replay.add(random_walk(n, rng), rng.uniform(-1, 1, (n - 1, ACTION_DIM)).astype(np.float32))
+        return replay
+
+    return make
+
+
+@pytest.fixture
+def make_encoder():
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        sizes = dict(d_model=32, n_layers=2, d_state=8, headdim=16, context_length=12)
+        return MambaEncoder(DIM, **(sizes | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_agent(make_config, make_dataset):
+    """make_agent(seed, **config) -> OfflineAgent that knows the statistics of the random walks."""
+
+    def make(seed=0, **changes):
+        torch.manual_seed(seed)
+        agent = OfflineAgent(DIM, make_config(**changes))
+        agent.set_statistics(*make_dataset().statistics())
+        return agent
+
+    return make
+
+
+@pytest.fixture
+def make_online(make_agent):
+    def make(seed=0, action_dim=ACTION_DIM, offline=None, **changes):
+        offline = offline or make_agent(seed)
+        torch.manual_seed(seed + 1)
+        flags = {'batch_size': 4, 'idm_hidden_dim': 32} | changes
+        return OnlineAgent(offline, action_dim, OnlineConfig(**flags))
+
+    return make

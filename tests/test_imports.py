@@ -1,0 +1,47 @@
+"""Who may import whom: one direction, from the trainers down to the agents and on to the leaves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sorted(folder.glob('*.py'))}
+ALLOWED = {
+    'utils': set(),
+    'model': set(),
+    'ogbench_utils': set(),
+    'offline_agent': {'model', 'utils'},
+    'online_agent': {'offline_agent', 'model', 'utils'},
+    'offline_trainer': {'offline_agent', 'model', 'ogbench_utils', 'utils'},
+    'online_trainer': {'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
+}
+
+
+def imported(source):
+    """Top-level names of all modules that a source text imports, inside functions as well."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'the modules lie side by side: no relative imports'
+            names.add(node.module.split('.')[0])
+    return names
+
+
+def test_imports_are_found():
+    source = 'import a.b, c\nfrom d.e import f\ndef g():\n    import h\nclass I:\n    from j import k'
+    assert imported(source) == {'a', 'c', 'd', 'h', 'j'}
+
+
+@pytest.mark.parametrize('name', ALLOWED)
+def test_modules_import_downwards_only(name):
+    local = imported(FILES[name].read_text(encoding='utf-8')) & set(FILES)
+    assert local <= ALLOWED[name], f'{name}.py must not import {sorted(local - ALLOWED[name])}'
+
+
+def test_nothing_but_tests_imports_a_trainer():
+    for name, path in FILES.items():
+        trainers = imported(path.read_text(encoding='utf-8')) & {'offline_trainer', 'online_trainer'}
+        assert not trainers, f'{name}.py imports {sorted(trainers)}'

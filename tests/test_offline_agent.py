@@ -1,0 +1,328 @@
+"""The offline objectives, one by one and together, their gradients, targets and checkpoints."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from offline_agent import OfflineAgent
+from utils import expectile_loss, linear_schedule, load_checkpoint, save_checkpoint, soft_update
+
+OBJECTIVES = {  # -> the networks that it trains
+    'critic': {'encoder', 'critic'}, 'value': {'encoder', 'value'}, 'proposer': {'proposer'},
+    'infonce': {'encoder', 'contrast'}, 'alignment': {'encoder'}, 'state': {'encoder', 'next_state'},
+    'reward': {'encoder', 'reward'}}
+
+
+@pytest.fixture
+def agent(make_agent):
+    return make_agent()
+
+
+@pytest.fixture
+def batch(make_dataset):
+    return make_dataset().sample(5, np.random.default_rng(0))
+
+
+def snapshot(agent):
+    """All that an agent consists of, copied."""
+    return copy.deepcopy({'nets': agent.nets.state_dict(), 'targets': agent.targets.state_dict(),
+                          'optimizer': agent.optimizer.state_dict(), 'step': agent.step})
+
+
+def objective(agent, name, batch):
+    return getattr(agent, f'{name}_loss')(agent.encode(batch), batch)[0]
+
+
+def ensemble(*values):
+    """A value network whose members return constants, whatever the latents."""
+    return lambda *latents: torch.stack([torch.full(latents[0].shape[:-1], v) for v in values])
+
+
+# ---------------------------------------------------------------------------------------- losses in isolation
+@pytest.mark.parametrize('expectile, minimiser', [(0.9, 0.862), (0.5, 0.0), (0.1, -0.862)])
+def test_expectile_loss_is_optimistic_above_one_half(expectile, minimiser):
+    normal = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    predictions = torch.linspace(-1.5, 1.5, 301, dtype=torch.float64)
+    losses = torch.stack([expectile_loss(p, normal, expectile) for p in predictions])
+    assert abs(predictions[losses.argmin()].item() - minimiser) < 0.011
+
+
+def test_expectile_loss_by_hand():
+    prediction, target = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([2.0, -1.0, 1.0])
+    assert expectile_loss(prediction, target, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1 + 0) / 3)
+
+
+def test_critic_target_by_hand(agent, stub, make_config):
+    """Q(z, z', z_g) -> reward_scale R + discounts mean V(z', z_g), all of V from the target latents."""
+    z = torch.randn(2, 3, 32)
+    names = ('z', 'z_next', 'z_goal', 'target_z_next', 'target_z_goal')
+    latents = {name: z + i for i, name in enumerate(names)}
+    batch = {'rewards': torch.tensor([[-1.0, -2.0, 0.0]] * 2),
+             'discounts': torch.tensor([[0.5, 0.25, 0.0]] * 2)}
+    agent.config = make_config(reward_scale=0.1)
+    seen = {}
+
+    def value(*inputs):
+        seen['value'] = inputs
+        return ensemble(1.0, 3.0)(*inputs)
+
+    def critic(*inputs):
+        seen['critic'] = inputs
+        return ensemble(0.0, 0.5)(*inputs)
+
+    agent.targets['value'], agent.nets['critic'] = stub(value), stub(critic)
+    loss, info = agent.critic_loss(latents, batch)
+    targets = torch.tensor([-0.1 + 0.5 * 2, -0.2 + 0.25 * 2, 0.0])
+    expected = 0.5 * (targets.square().mean() + (0.5 - targets).square().mean())
+    assert loss.item() == pytest.approx(expected.item())
+    assert seen['value'] == (latents['target_z_next'], latents['target_z_goal'])
+    assert seen['critic'] == (latents['z'], latents['z_next'], latents['z_goal'])
+    assert info['q_mean'].item() == 0.25
+
+
+def test_a_goal_that_was_met_does_not_bootstrap(agent, stub, batch):
+    batch['discounts'] = torch.zeros_like(batch['discounts'])
+    losses = []
+    for v in (0.0, 1e6):
+        agent.targets['value'] = stub(ensemble(v, v))
+        losses.append(objective(agent, 'critic', batch).item())
+    assert losses[0] == losses[1]
+
+
+def test_value_target_by_hand(agent, stub):
+    """V(z, z_g) -> mean Q(z, z', z_g) of the target critic on target latents, by the expectile."""
+    latents = {name: torch.randn(2, 3, 32) for name in
+               ('z', 'z_goal', 'target_z', 'target_z_next', 'target_z_goal')}
+    seen = {}
+
+    def critic(*inputs):
+        seen['critic'] = inputs
+        return ensemble(1.0, 3.0)(*inputs)
+
+    def value(*inputs):
+        seen['value'] = inputs
+        return ensemble(1.0, 4.0)(*inputs)
+
+    agent.targets['critic'], agent.nets['value'] = stub(critic), stub(value)
+    loss, info = agent.value_loss(latents, {})
+    assert loss.item() == pytest.approx(0.5 * (0.9 * 1 + 0.1 * 4))  # one member 1 below the target, one 2 above
+    assert seen['critic'] == (latents['target_z'], latents['target_z_next'], latents['target_z_goal'])
+    assert seen['value'] == (latents['z'], latents['z_goal'])
+    assert (info['v_min'].item(), info['v_mean'].item(), info['v_max'].item()) == (1.0, 2.5, 4.0)
+
+
+def test_proposer_target_by_hand(agent, stub):
+    """z_next, or the goal where it is nearer; weights min(exp(20 A), 100) over their mean."""
+    z, z_next, goal = torch.zeros(2, 3, 32), torch.ones(2, 3, 32), torch.full((2, 3, 32), 3.0)
+    advantage = torch.tensor([[0.0, 0.1, 1.0], [-1.0, 0.05, 0.2]])
+    near = torch.tensor([[True, False, False], [False, True, False]])
+    agent.targets['value'] = stub(lambda z, goal: torch.stack(2 * [z[..., 0] * advantage]))  # V(z') - V(z) = A
+    agent.nets['proposer'] = stub(lambda z, goal: z)
+    latents = {'target_z': z, 'target_z_next': z_next, 'proposer_goal': goal}
+    loss, _ = agent.proposer_loss(latents, {'proposer_near': near})
+    weight = (20 * advantage).exp().clamp(max=100)
+    error = torch.where(near, 9.0, 1.0)
+    assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-5)
+
+
+def test_infonce_by_hand(agent):
+    """Rows of the same window are no negatives; rows without a future goal take no part."""
+    agent.nets['contrast'] = torch.nn.Identity()
+    future = torch.tensor([[True, True], [False, True], [True, False]])
+    z, goal = torch.randn(3, 2, 32), torch.randn(3, 2, 32)
+    rows = [(0, 0), (0, 1), (1, 1), (2, 0)]
+    losses = []
+    for w, p in rows:
+        others = [(v, q) for v, q in rows if v != w or q == p]
+        own = others.index((w, p))
+        forward = torch.stack([F.cosine_similarity(z[w, p], goal[o], dim=0) / 0.1 for o in others])
+        backward = torch.stack([F.cosine_similarity(z[o], goal[w, p], dim=0) / 0.1 for o in others])
+        losses += [-forward.log_softmax(0)[own] / 2, -backward.log_softmax(0)[own] / 2]
+    loss, _ = agent.infonce_loss({'z': z, 'z_goal': goal}, {'future': future})
+    assert loss.item() == pytest.approx(sum(losses).item() / 4, rel=1e-5)
+    matched, info = agent.infonce_loss({'z': z, 'z_goal': z}, {'future': future})
+    assert matched < 0.05 and info['infonce_accuracy'] == 1
+
+
+def test_a_batch_without_future_goals_is_harmless(agent, batch):
+    batch['future'] = torch.zeros_like(batch['future'])
+    for name in ('infonce', 'alignment'):
+        assert objective(agent, name, batch).item() == 0
+    loss, info = agent.total_loss(batch)
+    loss.backward()
+    assert all(value.isfinite().all() for value in info.values())
+    assert all(p.grad.isfinite().all() for p in agent.nets.parameters() if p.grad is not None)
+
+
+def test_alignment_by_hand(agent):
+    z, step = torch.randn(2, 2, 32), torch.randn(2, 2, 32)
+    future = torch.tensor([[True, True], [True, False]])
+    for goal, expected in ((z + 3 * step, 0), (z - step, 2)):
+        latents = {'z': z, 'z_next': z + step, 'z_goal': goal}
+        assert agent.alignment_loss(latents, {'future': future})[0].item() == pytest.approx(expected, abs=1e-5)
+    goal = z + step * torch.tensor([[1.0, -1], [1, -1]]).unsqueeze(-1)  # the last one is not in the future
+    loss, _ = agent.alignment_loss({'z': z, 'z_next': z + step, 'z_goal': goal}, {'future': future})
+    assert loss.item() == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_state_loss_by_hand(agent, stub, batch):
+    agent.nets['next_state'] = stub(lambda z: torch.zeros(*z.shape[:-1], 5))
+    latents = agent.encode(batch)
+    normal = agent.encoder.normalize(batch['observations'])[:, 1:]
+    expected = normal[batch['valids'][:, 1:]].square().mean()
+    assert agent.state_loss(latents, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_does_not_matter(agent, batch):
+    padding = ~batch['valids']
+    assert padding.any()
+    before = agent.total_loss(batch)[1]
+    assert agent.state_loss(agent.encode(batch), batch)[0] > 0.01
+    batch['observations'][padding] += 100
+    after = agent.total_loss(batch)[1]
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_reward_loss_by_hand(agent, stub, batch):
+    agent.nets['reward'] = stub(lambda x: torch.full((*x.shape[:-1], 1), 2.0))
+    share = batch['at_goal'].float().mean().item()
+    expected = share * np.log1p(np.exp(-2)) + (1 - share) * np.log1p(np.exp(2))
+    assert objective(agent, 'reward', batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- encoding
+def test_encode_takes_the_asked_positions(agent, batch):
+    with torch.no_grad():
+        for p in agent.targets.parameters():
+            p += 0.1 * torch.randn_like(p)
+        latents = agent.encode(batch)
+        for prefix, encoder in (('', agent.encoder), ('target_', agent.targets['encoder'])):
+            sequence = encoder(batch['observations'])
+            for b in range(5):
+                for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
+                    torch.testing.assert_close(latents[prefix + name][b], sequence[b, batch[positions][b]])
+            torch.testing.assert_close(latents[f'{prefix}z_goal'], encoder.encode_goal(batch['goals']))
+        goals = agent.targets['encoder'].encode_goal(batch['proposer_goals'])
+        torch.testing.assert_close(latents['proposer_goal'], goals)
+
+
+def test_statistics_reach_the_target_too(agent, make_dataset):
+    mean, std = make_dataset().statistics()
+    for encoder in (agent.encoder, agent.targets['encoder']):
+        np.testing.assert_allclose(encoder.mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(encoder.std, std, rtol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------- gradients, updates
+def test_total_loss_is_pure(agent, batch, assert_same):
+    agent.update(batch)
+    before, rng, numpy_rng = snapshot(agent), torch.get_rng_state(), np.random.get_state()
+    first, second = agent.total_loss(batch), agent.total_loss(batch)
+    first[0].backward()
+    assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
+    assert_same({k: v.detach() for k, v in first[1].items()}, {k: v.detach() for k, v in second[1].items()})
+    assert_same(snapshot(agent), before)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert np.array_equal(np.random.get_state()[1], numpy_rng[1])
+
+
+def test_total_loss_is_the_weighted_sum(agent, batch):
+    loss, info = agent.total_loss(batch)
+    weights = dict(critic=1, value=1, proposer=1, infonce=0.05, alignment=0.02, state=1, reward=0.1)
+    assert loss.item() == pytest.approx(sum(w * info[f'{k}_loss'].item() for k, w in weights.items()), rel=1e-5)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_gradients_reach_what_an_objective_trains_and_nothing_else(agent, batch, name):
+    objective(agent, name, batch).backward()
+    reached = {k for k, net in agent.nets.items()
+               if any(p.grad is not None and (p.grad != 0).any() for p in net.parameters())}
+    assert reached == OBJECTIVES[name]
+    assert all(p.grad is None and not p.requires_grad for p in agent.targets.parameters())
+
+
+def test_target_latents_carry_no_gradient(agent, batch):
+    latents = agent.encode(batch)
+    assert {name for name, value in latents.items() if not value.requires_grad} == {
+        'target_z', 'target_z_next', 'target_z_goal', 'proposer_goal'}
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_each_objective_can_be_learned(agent, batch, name):
+    optimizer, losses = torch.optim.Adam(agent.nets.parameters(), 3e-3), []
+    for _ in range(40):
+        loss = objective(agent, name, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_update_moves_every_parameter_and_targets_by_their_rate(agent, make_dataset):
+    data, rng = make_dataset(), np.random.default_rng(0)
+    begin = snapshot(agent)
+    for _ in range(3):
+        before = snapshot(agent)
+        info = agent.update(data.sample(5, rng))
+        assert not any(value.requires_grad for value in info.values()) and info['grad_norm'] > 0
+        for name, net in agent.targets.items():
+            for key, value in net.named_parameters():
+                old, new = before['targets'][f'{name}.{key}'], agent.nets[name].get_parameter(key)
+                torch.testing.assert_close(value, old + 0.005 * (new - old), rtol=1e-5, atol=1e-7)
+    assert agent.step == 3
+    for kind, net in (('nets', agent.nets), ('targets', agent.targets)):
+        still = [name for name, p in net.named_parameters() if torch.equal(p, begin[kind][name])]
+        assert not still
+    assert not any(module.training for module in agent.nets.modules())
+
+
+def test_gradients_are_clipped(make_agent, batch):
+    agent = make_agent(grad_clip=0.01)
+    assert agent.update(batch)['grad_norm'] > 0.02  # as it was before clipping
+    total = torch.stack([p.grad.square().sum() for p in agent.nets.parameters()]).sum().sqrt()
+    assert total.item() == pytest.approx(0.01, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(agent, make_dataset, assert_same, tmp_path):
+    data, rng = make_dataset(), np.random.default_rng(0)
+    for _ in range(3):
+        agent.update(data.sample(5, rng))
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'agent': agent.checkpoint()})
+    torch.manual_seed(99)  # a fresh network must not depend on it
+    loaded = OfflineAgent.from_checkpoint(load_checkpoint(tmp_path / 'last.pth', 'offline')['agent'])
+    assert loaded.config == agent.config and loaded.step == 3
+    assert_same(snapshot(loaded), snapshot(agent))
+    for _ in range(2):
+        batch = data.sample(5, rng)
+        assert_same(agent.update(batch), loaded.update(batch))
+    assert_same(snapshot(loaded), snapshot(agent))
+
+
+def test_restore_refuses_other_observations(agent, make_config):
+    with pytest.raises(ValueError, match='5 dimensions.* 7'):
+        OfflineAgent(7, make_config()).restore(agent.checkpoint())
+
+
+# ------------------------------------------------------------------------------------------------ small tools
+def test_soft_update():
+    target, source = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    old, new = copy.deepcopy(target), copy.deepcopy(source)
+    soft_update(target, source, 0.25)
+    torch.testing.assert_close(target.weight, 0.75 * old.weight + 0.25 * new.weight)
+    torch.testing.assert_close(target.bias, 0.75 * old.bias + 0.25 * new.bias)
+    assert torch.equal(source.weight, new.weight)
+    soft_update(target, source, 1.0)
+    torch.testing.assert_close(target.weight, source.weight)
+
+
+def test_linear_schedule():
+    values = [linear_schedule(0.3, 0.05, 200, step) for step in (-5, 0, 200, 999)]
+    assert values == pytest.approx([0.3, 0.3, 0.05, 0.05])
+    assert linear_schedule(0.3, 0.1, 200, 50) == pytest.approx(0.25)
+    assert linear_schedule(0.3, 0.1, 0, 0) == 0.3 and linear_schedule(0.3, 0.1, 0, 1) == pytest.approx(0.1)

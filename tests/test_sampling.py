@@ -1,0 +1,317 @@
+"""Windows, hindsight goals and rewards of `TrajectoryDataset`; episodes in `ReplayBuffer`; `load_dataset`."""
+
+import numpy as np
+import pytest
+import torch
+
+from ogbench_utils import ReplayBuffer, TrajectoryDataset, load_dataset
+
+LENGTHS = (40, 2, 23, 9, 31)
+TRAJECTORY = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # row -> trajectory
+ENDS = np.cumsum(LENGTHS) - 1
+END_OF = ENDS[TRAJECTORY]  # row -> last row of its trajectory
+ROWS = np.arange(len(TRAJECTORY))
+CONTEXT, STEPS = 12, 4
+LENGTH = CONTEXT + STEPS  # of a window
+KEYS = {'observations', 'valids', 'positions', 'next_positions', 'rewards', 'discounts', 'at_goal', 'future',
+        'proposer_near', 'goals', 'proposer_goals'}
+
+
+def make_tagged(**changes):
+    """A state is (its trajectory, its row), so that a batch says where everything comes from."""
+    sampling = dict(context_length=CONTEXT, transition_steps=STEPS, discount=0.9, positions_per_window=6)
+    return TrajectoryDataset(np.stack([TRAJECTORY, ROWS], 1).astype(np.float32),
+                             np.append(0, ENDS[:-1] + 1), ENDS, **(sampling | changes))
+
+
+def draw_batch(size=300, seed=0, **changes):
+    """-> a batch as numpy arrays, and the rows (B, P) that its transitions start from."""
+    batch = {k: v.numpy() for k, v in make_tagged(**changes).sample(size, np.random.default_rng(seed)).items()}
+    return batch, np.take_along_axis(batch['observations'][..., 1], batch['positions'], 1).astype(int)
+
+
+def draw_transitions(size=20_000, seed=0, **changes):
+    """-> sample_transitions's arrays for random rows that have a next state, and the rows."""
+    data, rng = make_tagged(**changes), np.random.default_rng(seed)
+    rows = rng.choice(data.origins, size)
+    return data.sample_transitions(rows, rng), rows
+
+
+# --------------------------------------------------------------------------------------------------- windows
+def test_windows_stay_inside_a_trajectory_and_are_full_where_they_can_be():
+    batch, _ = draw_batch()
+    trajectory, rows = np.moveaxis(batch['observations'], -1, 0).astype(int)
+    valids = batch['valids']
+    assert trajectory.shape == valids.shape == (300, LENGTH) and valids.dtype == bool
+    assert (trajectory == trajectory[:, :1]).all()
+    assert set(trajectory[:, 0]) == set(range(len(LENGTHS)))
+    count = np.minimum(np.array(LENGTHS)[trajectory[:, 0]], LENGTH)
+    assert (valids == (np.arange(LENGTH) < count[:, None])).all()  # padding at the end, of short ones only
+    assert (rows == np.minimum(rows[:, :1] + np.arange(LENGTH), END_OF[rows[:, :1]])).all()
+
+
+def test_transitions_are_k_steps_or_up_to_the_end():
+    batch, rows = draw_batch()
+    positions, following = batch['positions'], batch['next_positions']
+    assert positions.shape == (300, 6) and positions.dtype == following.dtype == np.int64
+    assert positions.min() == 0 and positions.max() == CONTEXT - 1 and following.max() == LENGTH - 1
+    states = np.take_along_axis(batch['observations'], following[..., None], 1).astype(int)
+    assert (states[..., 0] == TRAJECTORY[rows]).all()
+    assert (states[..., 1] == np.minimum(rows + STEPS, END_OF[rows])).all()
+    assert np.take_along_axis(batch['valids'], following, 1).all()
+
+
+def test_every_state_k_steps_before_an_end_is_drawn_and_no_end_ever():
+    _, rows = draw_batch(2000)
+    assert set(make_tagged().origins) == set(ROWS) - set(ENDS)
+    assert set(ROWS[ROWS + STEPS <= END_OF]) <= set(rows.ravel()) <= set(ROWS) - set(ENDS)
+    short = set(ROWS[np.isin(TRAJECTORY, (1, 3))])  # trajectories of 2 and 9 states: all that have a next one
+    assert short & set(rows.ravel()) == short - set(ENDS)
+
+
+@pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than there are
+def test_every_position_of_a_window_can_be_asked_for(count):
+    batch, rows = draw_batch(positions_per_window=count)
+    long = batch['valids'].all(1)
+    assert long.any() and not long.all()
+    assert (batch['positions'][long] == np.arange(CONTEXT)).all()
+    for row in rows[~long]:  # repeats the last one that has a next state
+        end = END_OF[row[0]]
+        assert set(row) == set(range(row[0], end)) and row[0] == end - LENGTHS[TRAJECTORY[end]] + 1
+
+
+def test_a_batch_is_state_only_and_ready_for_the_networks(make_replay):
+    for data in (make_tagged(), make_replay()):
+        batch = data.sample(3, np.random.default_rng(0))
+        assert set(batch) == KEYS
+        assert all(isinstance(value, torch.Tensor) for value in batch.values())
+        kinds = {name: value.dtype for name, value in batch.items() if value.is_floating_point()}
+        assert kinds == dict.fromkeys(('observations', 'rewards', 'discounts', 'goals', 'proposer_goals'),
+                                      torch.float32)
+        assert batch['goals'].shape == batch['proposer_goals'].shape == (3, 6, data.observations.shape[1])
+
+
+def test_a_batch_depends_on_the_generator_alone():
+    data, rng = make_tagged(), np.random.default_rng(3)
+    state = rng.bit_generator.state
+    first, second = data.sample(5, rng), data.sample(5, rng)
+    rng.bit_generator.state = state
+    again = data.sample(5, rng)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first['observations'], second['observations'])
+    assert not torch.equal(first['goals'], second['goals'])
+
+
+# ---------------------------------------------------------------------------------------- goals and rewards
+def test_goals_are_the_current_state_ahead_or_anywhere():
+    batch, rows = draw_batch(3000)
+    trajectory, goals = np.moveaxis(batch['goals'], -1, 0).astype(int)
+    current, future = batch['at_goal'], batch['future']
+    assert not (current & future).any()
+    assert (goals[current] == rows[current]).all()
+    assert (goals[future] > rows[future]).all() and (trajectory[future] == TRAJECTORY[rows[future]]).all()
+    anywhere = goals[~current & ~future]
+    frequency = np.bincount(anywhere, minlength=len(ROWS)) / len(anywhere)
+    assert np.abs(frequency - 1 / len(ROWS)).max() < 0.005  # 5,400 of them over 105 rows
+
+
+@pytest.mark.parametrize('current, random', [(0.2, 0.3), (0.0, 0.0), (0.3, 0.7), (1.0, 0.0), (0.0, 1.0)])
+def test_shares_of_goals_are_the_flags(current, random):
+    batch, _ = draw_transitions(current_goals=current, random_goals=random)
+    shares = batch['at_goal'].mean(), batch['future'].mean()
+    assert np.abs(np.subtract(shares, (current, 1 - current - random))).max() < 0.015
+    for share, expected in zip(shares, (current, 1 - current - random), strict=True):
+        assert (share == 0) == (expected < 1e-9)
+
+
+def test_future_goals_are_geometric_and_end_with_the_trajectory():
+    data, rng = make_tagged(current_goals=0, random_goals=0), np.random.default_rng(0)
+    distance = data.sample_transitions(np.full(20_000, 20), rng)['goal_rows'] - 20  # 19 states are left
+    frequency = np.bincount(distance, minlength=20) / 20_000
+    expected = [0, *(0.1 * 0.9 ** np.arange(18)), 0.9 ** 18]
+    assert np.abs(frequency - expected).max() < 0.012
+
+
+def simulate(row, goal, next_row):
+    """Walk from row to next_row at -1 per step, discount 0.9 -> (reward, discount of what comes after)."""
+    reward, discount = 0.0, 1.0
+    for place in range(row, next_row):
+        if place == goal:
+            return reward, 0.0
+        reward, discount = reward - discount, discount * 0.9
+    return reward, 0.0 if next_row == goal else discount
+
+
+def test_rewards_and_discounts_are_those_of_walking_to_the_goal():
+    batch, rows = draw_transitions(4000)
+    goals = np.where(batch['at_goal'] | batch['future'], batch['goal_rows'], -1)  # -1: never met
+    walked = [simulate(*numbers) for numbers in zip(rows, goals, batch['next_rows'], strict=True)]
+    rewards, discounts = np.array(walked).T
+    np.testing.assert_allclose(batch['rewards'], rewards, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(batch['discounts'], discounts, rtol=1e-5, atol=1e-6)
+    on_the_way = batch['future'] & (goals < batch['next_rows'])
+    beyond = batch['future'] & (goals > batch['next_rows'])
+    assert min(on_the_way.sum(), beyond.sum(), (goals == batch['next_rows']).sum()) > 100
+    assert (batch['rewards'][batch['at_goal']] == 0).all()
+
+
+def test_proposer_goals_are_uniform_over_the_future():
+    data, rng = make_tagged(proposer_random_goals=0), np.random.default_rng(0)
+    batch = data.sample_transitions(np.full(20_000, 19), rng)  # 20 states follow
+    count = np.bincount(batch['proposer_goal_rows'], minlength=len(ROWS))
+    assert (count[:20] == 0).all() and (count[40:] == 0).all()
+    assert np.abs(count[20:40] - 1000).max() < 160  # 5 standard deviations
+    assert (batch['proposer_near'] == (batch['proposer_goal_rows'] <= 19 + STEPS)).all()
+
+
+@pytest.mark.parametrize('share', [0.2, 1.0])
+def test_proposer_goals_from_anywhere_are_never_near(share):
+    batch, rows = draw_transitions(proposer_random_goals=share)
+    goals, near = batch['proposer_goal_rows'], batch['proposer_near']
+    assert (goals[near] > rows[near]).all() and (goals[near] <= batch['next_rows'][near]).all()
+    elsewhere = (TRAJECTORY[goals] != TRAJECTORY[rows]) | (goals <= rows)
+    assert not (near & elsewhere).any()
+    behind = np.mean([1 - (END_OF[row] - row) / len(ROWS) for row in rows])  # chance that any row is elsewhere
+    assert abs(elsewhere.mean() - share * behind) < 0.015
+    assert near.any() == (share < 1)
+
+
+# -------------------------------------------------------------------------------------------------- numbers
+def test_num_windows_and_statistics():
+    assert make_tagged().num_windows == sum(-(-(n - 1) // CONTEXT) for n in LENGTHS) == 11
+    data = make_tagged()
+    data.observations = data.observations * 1e4 + 1e7  # float32 sums would lose this
+    mean, std = data.statistics()
+    rows = data.observations.astype(np.float64)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, rows.std(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize('changes, name', [
+    (dict(current_goals=0.8), 'random_goals=0.3'),
+    (dict(current_goals=-0.1), 'current_goals=-0.1'),
+    (dict(random_goals=-0.1), 'random_goals=-0.1'),
+    (dict(proposer_random_goals=-0.1), 'proposer_random_goals=-0.1'),
+    (dict(proposer_random_goals=1.1), 'proposer_random_goals=1.1'),
+    (dict(context_length=0), 'context_length=0'),
+    (dict(transition_steps=0), 'transition_steps=0'),
+    (dict(positions_per_window=-1), 'positions_per_window=-1'),
+    (dict(discount=1.0), 'discount=1.0'),
+    (dict(discount=0.0), 'discount=0.0'),
+])
+def test_impossible_numbers_are_refused_by_name(changes, name):
+    with pytest.raises(ValueError, match=name):
+        make_tagged(**changes)
+
+
+# -------------------------------------------------------------------------------------------- replay buffer
+def episode(length, rng):
+    return rng.standard_normal((length, 3)).astype(np.float32), rng.uniform(-1, 1, (length - 1, 2)).astype('f4')
+
+
+def assert_holds(replay, episodes):
+    """The buffer's contents are exactly these episodes, in order."""
+    assert len(replay) == sum(len(states) for states, _ in episodes)
+    assert len(replay.starts) == len(replay.ends) == len(episodes)
+    for (states, actions), start, end in zip(episodes, replay.starts, replay.ends, strict=True):
+        assert np.array_equal(replay.observations[start:end + 1], states)
+        assert np.array_equal(replay.actions[start:end], actions)
+        assert (replay.end_of[start:end + 1] == end).all()
+    rows = set(range(len(replay)))
+    assert set(replay.origins) == rows - set(replay.ends) and len(replay.end_of) == len(replay)
+
+
+@pytest.mark.parametrize('capacity', [20, 61, 10_000])
+def test_replay_holds_the_newest_whole_episodes(capacity):
+    rng = np.random.default_rng(capacity)
+    replay, expected = ReplayBuffer(3, 2, capacity), []
+    for length in rng.integers(2, 20, 60):
+        new, dropped = episode(length, rng), 0
+        while sum(len(states) for states, _ in expected) + length > capacity:
+            dropped += len(expected.pop(0)[0])
+        expected.append(new)
+        assert replay.add(*new) == dropped
+        assert_holds(replay, expected)
+    assert (capacity == 10_000) == (len(expected) == 60)
+
+
+def test_replay_fills_its_last_slot():
+    rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=10)
+    episodes = [episode(5, rng), episode(5, rng)]
+    assert [replay.add(*e) for e in episodes] == [0, 0]
+    assert_holds(replay, episodes)
+    whole = episode(10, rng)
+    assert replay.add(*whole) == 10
+    assert_holds(replay, [whole])
+
+
+def test_replay_keeps_its_own_copy():
+    rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2)
+    states, actions = episode(5, rng)
+    kept = states.copy(), actions.copy()
+    replay.add(states, actions)
+    states[:], actions[:] = 9, 9
+    assert_holds(replay, [kept])
+
+
+@pytest.mark.parametrize('states, actions', [(1, 0), (5, 5), (5, 3), (11, 10)])  # 11 rows do not fit
+def test_replay_refuses_what_is_no_episode(states, actions):
+    rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=10)
+    good = episode(6, rng)
+    replay.add(*good)
+    with pytest.raises(ValueError, match=f'{states} and {actions}'):
+        replay.add(np.zeros((states, 3), np.float32), np.zeros((actions, 2), np.float32))
+    assert_holds(replay, [good])
+
+
+def test_replay_samples_and_describes_filled_rows_only(make_replay):
+    replay = make_replay(lengths=(15, 8, 30, 5))
+    assert len(replay.observations) > len(replay)  # there is room to spare, and it must not show
+    mean, _ = replay.statistics()
+    np.testing.assert_allclose(mean, replay.observations[:58].mean(0, dtype=np.float64))
+    known = {tuple(row) for row in replay.observations[:58].tolist()}
+    batch = replay.sample(200, np.random.default_rng(0))
+    for name in ('observations', 'goals', 'proposer_goals'):
+        assert {tuple(row) for row in batch[name].flatten(0, 1).tolist()} <= known
+
+
+# -------------------------------------------------------------------------------------------- load_dataset
+NAME = 'antmaze-medium-navigate-v0'
+
+
+def write_npz(path, count, offset=0):
+    """`count` trajectories of 3 states with an array of actions that nothing may read."""
+    rows = np.arange(offset, offset + 3 * count, dtype=np.float32)
+    np.savez(path, observations=np.stack([rows, -rows], 1), terminals=(np.arange(3 * count) % 3 == 2),
+             actions=np.array(['not to be read'], dtype=object))
+    return str(path)
+
+
+def test_load_dataset_takes_the_validation_file(tmp_path):
+    path = write_npz(tmp_path / 'some.npz', 20)
+    write_npz(tmp_path / 'some-val.npz', 4, offset=1000)
+    train, val, note = load_dataset(NAME, path, max_trajectories=7, context_length=9, transition_steps=2)
+    assert train.observations[:, 0].tolist() == list(range(21))
+    assert val.observations[:, 0].tolist() == list(range(1000, 1012))
+    assert 'some.npz' in note and 'held out' not in note
+    for data in (train, val):
+        assert (data.context_length, data.transition_steps) == (9, 2)
+        assert data.ends.tolist() == list(range(2, len(data), 3))
+
+
+@pytest.mark.parametrize('count, held', [(20, 2), (9, 1), (2, 1)])
+def test_load_dataset_holds_out_the_last_tenth(tmp_path, count, held):
+    train, val, note = load_dataset(NAME, write_npz(tmp_path / 'some.npz', count), context_length=9)
+    border = 3 * (count - held)
+    assert train.observations[:, 0].tolist() == list(range(border))
+    assert val.observations[:, 0].tolist() == list(range(border, 3 * count))
+    assert train.ends.tolist() == list(range(2, border, 3)) and val.ends.tolist() == list(range(2, 3 * held, 3))
+    assert f'the last {held} trajectories are held out' in note
+    assert train.context_length == val.context_length == 9
+    assert set(val.sample(5, np.random.default_rng(0))['observations'][..., 0].unique().int().tolist()) <= set(
+        range(border, 3 * count))
+
+
+def test_load_dataset_needs_something_to_validate_on(tmp_path):
+    with pytest.raises(ValueError, match='some.npz has one trajectory and no -val file'):
+        load_dataset(NAME, write_npz(tmp_path / 'some.npz', 5), max_trajectories=1)
