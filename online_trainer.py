@@ -46,7 +46,7 @@ class TrainConfig:
     random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions')
     num_envs: int = flag(8, 'episodes collected side by side in one round')
     initial_updates: int = flag(3000, 'gradient steps after the random steps')
-    update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards')
+    update_ratio: float = flag(0.05, 'gradient steps per environment step afterwards')
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode')
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes')
     action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode')
