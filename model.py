@@ -92,7 +92,7 @@ def choose_backend(requested, device):
     """-> ('torch' | 'mamba_ssm', one line that says why). `requested`: auto, torch or mamba_ssm.
 
     The kernel must pass a probe (forward and backward agree with `ssd_scan`) before `auto` takes it;
-    asking for mamba_ssm where it cannot work raises RuntimeError with the reason.
+    asking for mamba_ssm where it cannot work raises ValueError with the reason.
     """
     device = torch.device(device)
     if requested == 'torch' or (requested == 'auto' and device.type != 'cuda'):
@@ -112,7 +112,7 @@ def choose_backend(requested, device):
     except (ImportError, OSError, RuntimeError, AssertionError, NameError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
-            raise RuntimeError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
+            raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
                                'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
         return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {reason})'
     return 'mamba_ssm', f'mamba_ssm on {device}'

@@ -202,11 +202,12 @@ class OfflineAgent:
         embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
         latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
 
-    def latent_losses(self, latents, batch):
-        """The objectives that need latents only; they work on cached latents as well -> (loss, info)."""
+    def latent_losses(self, latents, batch, train_values=True):
+        """The objectives that need latents only; they work on cached latents as well -> (loss, info). Without
+        `train_values` just the proposer's, for what it leaves in `latents`."""
         self.embed_targets(latents)
         total, info = 0.0, {}
-        for objective in (self.critic_loss, self.value_loss, self.proposer_loss):
+        for objective in (self.proposer_loss, self.critic_loss, self.value_loss)[:3 if train_values else 1]:
             loss, numbers = objective(latents, batch)
             total, info = total + loss, info | numbers
         return total, info

@@ -266,7 +266,9 @@ class TrajectoryDataset:
         length = self.context_length + self.transition_steps
         end = self.end_of[first]
         begin = self.starts[np.searchsorted(self.ends, end)]
-        first = np.maximum(np.minimum(first, end - length + 1), begin)[:, None]  # windows are full where they can
+        # a window lies anywhere around its first draw, so that rows near both borders are drawn as often as others
+        first = first - rng.integers(self.context_length, size=batch_size)
+        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))[:, None]
         end = end[:, None]
         rows = first + np.arange(length)
         limit = np.minimum(self.context_length, end - first)
@@ -319,6 +321,17 @@ class ReplayBuffer(TrajectoryDataset):
         self._set_borders(np.append(self.starts[kept] - dropped, start),
                           np.append(self.ends[kept] - dropped, start + rows - 1))
         return dropped
+
+    def content(self):
+        """-> tensors from which `restore` makes the same buffer, for a checkpoint."""
+        arrays = {'observations': self.observations[:len(self)], 'actions': self.actions[:len(self)],
+                  'starts': self.starts, 'ends': self.ends}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def restore(self, content):
+        """Take over the episodes of another buffer's `content`."""
+        self.observations, self.actions = content['observations'].numpy(), content['actions'].numpy()
+        self._set_borders(content['starts'].numpy(), content['ends'].numpy())
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, **sampling):

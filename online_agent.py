@@ -1,7 +1,8 @@
 """OPSO's second half: from latents to actions. The encoder is frozen, so latents are computed once and every
 update trains small heads only: two inverse dynamics, and the offline critic, value and proposer further on.
 
-    labeler             I_1(z_t, z_{t+1}) -> a_t       physics; trained on the agent's own transitions only
+    labeler             I_1(s_t, s_{t+1}) -> a_t       physics; trained on the agent's own transitions only; reads
+                                                       states, from which it generalises better (README)
     inverse_dynamics    I(z, z', z_g) -> a             the policy's last step; trained on offline states with the
                                                        labeler's actions (BCO, Torabi et al. 2018, made
                                                        goal-conditioned) and on the agent's own transitions
@@ -24,8 +25,9 @@ class OnlineConfig:
     """inverse dynamics and updates of the online half"""
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from cached latents')
-    idm_hidden_dim: int = flag(512, 'width of the hidden layers of both inverse dynamics')
-    lr: float = flag(3e-4, "Adam's learning rate")
+    idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics')
+    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one")
+    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many')
     online_share: float = flag(0.25, "share of an update's transitions from the agent's own episodes")
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
                                       'the one that the trajectory reached')
@@ -48,13 +50,14 @@ class OnlineAgent:
             offline.nets[name].load_state_dict(target.state_dict())  # proposer was trained on their latents
         d, h = offline.config.d_model, config.idm_hidden_dim
         self.nets = nn.ModuleDict({
-            'labeler': InverseDynamics(2 * d, action_dim, h),
+            'labeler': InverseDynamics(2 * offline.observation_dim, action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 2 * offline.embedding_dim, action_dim, h),
         }).to(self.device).eval()
         self.encoder = offline.encoder.requires_grad_(False)
         self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
-        parameters = [*self.nets.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=True)
+        self.optimizer = torch.optim.Adam([
+            {'params': self.nets.parameters(), 'lr': config.lr},
+            {'params': self.heads.parameters(), 'lr': offline.config.lr}], fused=True)
         self.step = 0
 
     # ------------------------------------------------------------------------------------------------ acting
@@ -106,13 +109,14 @@ class OnlineAgent:
         ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
         return self.nets['inverse_dynamics'](z, *ahead)
 
-    def label(self, z, z_after):
-        """I_1(z_t, z_{t+1}) -> the action between them."""
-        return self.nets['labeler'](z, z_after - z)
+    def label(self, states, next_states):
+        """I_1(s_t, s_{t+1}) -> the action between two raw states."""
+        states, next_states = self.encoder.normalize(states), self.encoder.normalize(next_states)
+        return self.nets['labeler'](states, next_states - states)
 
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
-        error = (self.label(batch['own_z'], batch['own_z_after']) - batch['own_actions']).square()
+        error = (self.label(batch['own_states'], batch['own_next_states']) - batch['own_actions']).square()
         return error.mean(), {'labeler_loss': error.mean()}
 
     def policy_loss(self, latents, batch):
@@ -120,7 +124,7 @@ class OnlineAgent:
         in the agent's own rows and the labeler's in offline rows; z' is a later latent of the trajectory, or
         the proposer's, which is what acting will feed in."""
         with torch.no_grad():
-            labels = self.label(latents['z'], batch['z_after']).clamp(-1, 1)
+            labels = self.label(batch['states'], batch['next_states']).clamp(-1, 1)
             actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
             e_next = torch.where(batch['use_proposal'].unsqueeze(-1), latents['e_proposed'],
                                  self.offline.targets['value'].embed(batch['z_ahead']))
@@ -130,10 +134,12 @@ class OnlineAgent:
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
     def total_loss(self, batch):
-        """-> (loss, info): both inverse dynamics, and the offline objectives that work on cached latents."""
+        """-> (loss, info): both inverse dynamics and, in batches with `train_values`, the offline objectives that
+        work on cached latents."""
         latents = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next'],
                    'target_z_goal': batch['z_goal']}
-        total, info = self.offline.latent_losses(latents, batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch['train_values']):
+            total, info = self.offline.latent_losses(latents, batch, batch['train_values'])
         for loss, numbers in (self.labeler_loss(batch), self.policy_loss(latents, batch)):
             total, info = total + loss, info | numbers
         return total, info | {'total_loss': total}
@@ -146,8 +152,9 @@ class OnlineAgent:
         for group in (self.nets.parameters(), self.heads.parameters()):
             nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
         self.optimizer.step()
-        for name in ('critic', 'value'):
-            soft_update(self.offline.targets[name], self.heads[name], self.offline.config.target_rate)
+        if batch['train_values']:
+            for name in ('critic', 'value'):
+                soft_update(self.offline.targets[name], self.heads[name], self.offline.config.target_rate)
         self.step += 1
         return {name: value.detach() for name, value in info.items()}
 
@@ -157,6 +164,7 @@ class OnlineAgent:
         n_own = round(self.config.online_share * size)
         parts = [offline_store.sample(size - n_own, rng), own_store.sample(n_own, rng)]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        batch['train_values'] = self.step % self.config.value_interval == 0
         batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
         return batch | own_store.sample_steps(size, rng)
 
@@ -195,7 +203,7 @@ class LatentStore:
     @torch.no_grad()
     def refresh(self, dropped=0, rows_at_once=8192):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        known, size = len(self.z_goal) - dropped, len(self.dataset)
+        known, size = max(0, len(self.z_goal) - dropped), len(self.dataset)
         old_z = self.z[dropped:]
         self.z = self.z_goal = torch.cat([self.z_goal[dropped:], self.z_goal.new_zeros(size - known, old_z.shape[1])])
         for i in range(known, size, rows_at_once):
@@ -209,25 +217,29 @@ class LatentStore:
         return torch.from_numpy(self.dataset.observations[rows]).to(self.device)
 
     def _encode_windows(self, known, windows_at_once):
-        """z of all rows from `known` on. Windows start every context_length / 2 states and give their second
-        half (the first one all of it), which is what `MambaEncoder.step` sees."""
-        data, c = self.dataset, self.encoder.context_length
-        stride, new = max(1, c // 2), data.starts >= known
-        begins = [np.arange(s, max(s + 1, e + 1 - (c - stride)), stride)
-                  for s, e in zip(data.starts[new], data.ends[new], strict=True)]
-        first = np.concatenate([np.arange(len(b)) == 0 for b in begins] or [np.zeros(0, bool)])
-        begins = np.concatenate(begins or [np.zeros(0, np.int64)])
+        """z of all rows from `known` on. Windows start where the two streams of `MambaEncoder.step` restart, and
+        give the rows for which that stream is the older one."""
+        data, c, half = self.dataset, self.encoder.context_length, self.encoder.context_length // 2
+        begins, skips = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for start, end in zip(data.starts, data.ends, strict=True):
+            number = np.arange(2 * -(-(end - start + 1) // c) + 1)
+            begin = start + number // 2 * c + number % 2 * half
+            skip = np.where(number % 2, c - half, half) * (number > 0)
+            used = (begin + skip <= end) & (start >= known)
+            begins.append(begin[used])
+            skips.append(skip[used])
+        begins, skips = np.concatenate(begins), np.concatenate(skips)
         for i in range(0, len(begins), windows_at_once):
             rows = begins[i:i + windows_at_once, None] + np.arange(c)
             end = data.end_of[rows[:, :1]]
-            keep = (rows <= end) & (first[i:i + windows_at_once, None] | (np.arange(c) >= c - stride))
+            keep = (rows <= end) & (np.arange(c) >= skips[i:i + windows_at_once, None])
             z = self.encoder(self._states(np.minimum(rows, end)))
             self.z[torch.from_numpy(rows[keep]).to(self.device)] = z[torch.from_numpy(keep).to(self.device)]
 
     def sample(self, n, rng):
-        """n transitions as latents (n, D): z, z_next (k steps on), z_goal, proposer_goal, z_after (one step on),
-        z_ahead (1 to k steps on, or the goal where that is nearer); the numbers of `sample_transitions`, own
-        (n,) and actions (n, A), zero where there are none."""
+        """n transitions: latents (n, D) z, z_next (k steps on), z_goal, proposer_goal, and z_ahead (1 to k steps on,
+        or the goal where that is nearer); states and next_states (n, S), one step apart; the numbers of
+        `sample_transitions`, own (n,) and actions (n, A), zero where there are none."""
         data = self.dataset
         rows = data.origins[rng.integers(len(data.origins), size=n)]
         batch = data.sample_transitions(rows, rng)
@@ -240,10 +252,11 @@ class LatentStore:
         z_goal = self.z_goal[proposer_rows]
         z_ahead = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1), z_goal, self.z[ahead])
         return batch | {'z': self.z[rows], 'z_next': self.z[next_rows], 'z_goal': self.z_goal[goal_rows],
-                        'proposer_goal': z_goal, 'z_after': self.z[rows + 1], 'z_ahead': z_ahead}
+                        'proposer_goal': z_goal, 'z_ahead': z_ahead, 'states': self._states(rows),
+                        'next_states': self._states(rows + 1)}
 
     def sample_steps(self, n, rng):
-        """n one-step transitions of the agent's own, for the labeler: own_z, own_z_after (n, D), own_actions."""
+        """n one-step transitions of the agent's own, for the labeler: own_states, own_next_states, own_actions."""
         rows = self.dataset.origins[rng.integers(len(self.dataset.origins), size=n)]
-        return {'own_z': self.z[rows], 'own_z_after': self.z[rows + 1],
+        return {'own_states': self._states(rows), 'own_next_states': self._states(rows + 1),
                 'own_actions': torch.from_numpy(self.dataset.actions[rows]).to(self.device)}

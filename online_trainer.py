@@ -52,7 +52,7 @@ class TrainConfig:
     action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode')
     action_noise_end: float = flag(0.05, 'the same after --schedule_episodes')
     schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly')
-    eval_interval: int = flag(10_000, 'environment steps between evaluations; 0 evaluates at the end only')
+    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only')
     eval_episodes: int = flag(4, 'episodes per task in an evaluation')
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation')
     seed: int = flag(0, 'seed of everything random')

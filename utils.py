@@ -102,9 +102,9 @@ def linear_schedule(start, end, duration, step):
 
 
 def mean_of(infos, prefix=''):
-    """List of dicts of numbers with the same keys -> dict of their means, keys prefixed; {} for an empty list."""
-    names = infos[0] if infos else ()
-    return {prefix + name: float(np.mean([float(info[name]) for info in infos])) for name in names}
+    """List of dicts of numbers -> dict of the means of each key over the dicts that have it, keys prefixed."""
+    names = dict.fromkeys(name for info in infos for name in info)
+    return {prefix + name: float(np.mean([float(info[name]) for info in infos if name in info])) for name in names}
 
 
 # ---------------------------------------------------------------------------------------------------- files

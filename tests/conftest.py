@@ -120,6 +120,8 @@ def make_agent(make_config, make_dataset):
 
 @pytest.fixture
 def make_online(make_agent):
+    """make_online(seed, action_dim, OfflineAgent or None, **online config) -> OnlineAgent"""
+
     def make(seed=0, action_dim=ACTION_DIM, offline=None, **changes):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)

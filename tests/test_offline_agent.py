@@ -21,6 +21,16 @@ def agent(make_agent):
     return make_agent()
 
 
+@pytest.fixture(params=['state', 'history'])
+def either_agent(make_agent, request):
+    """An agent of each head_memory, whose targets differ from its networks."""
+    agent = make_agent(head_memory=request.param)
+    with torch.no_grad():
+        for p in agent.targets.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return agent
+
+
 @pytest.fixture
 def batch(make_dataset):
     return make_dataset().sample(5, np.random.default_rng(0))
@@ -32,13 +42,29 @@ def snapshot(agent):
                           'optimizer': agent.optimizer.state_dict(), 'step': agent.step})
 
 
+def encode(agent, batch):
+    latents = agent.encode(batch)
+    agent.embed_targets(latents)
+    return latents
+
+
 def objective(agent, name, batch):
-    return getattr(agent, f'{name}_loss')(agent.encode(batch), batch)[0]
+    return getattr(agent, f'{name}_loss')(encode(agent, batch), batch)[0]
+
+
+def cancels(name):
+    """V's last bias: it drops out of the difference of two embeddings, so that only rounding moves it."""
+    return name.startswith('value.goal.') and name.endswith('.6.bias')
 
 
 def ensemble(*values):
     """A value network whose members return constants, whatever the latents."""
     return lambda *latents: torch.stack([torch.full(latents[0].shape[:-1], v) for v in values])
+
+
+def far(*distances):
+    """Embeddings (n_ensemble, 2, 3, 4) at these distances from zero, a distance for each member."""
+    return torch.tensor(distances).view(-1, 1, 1, 1) * F.one_hot(torch.tensor(0), 4).expand(2, 3, 4)
 
 
 # ---------------------------------------------------------------------------------------- losses in isolation
@@ -56,40 +82,35 @@ def test_expectile_loss_by_hand():
 
 
 def test_critic_target_by_hand(agent, stub, make_config):
-    """Q(z, z', z_g) -> reward_scale R + discounts mean V(z', z_g), all of V from the target latents."""
+    """Q(z, z', z_g) -> reward_scale R + discounts mean V(z', z_g), V from the target's embeddings."""
     z = torch.randn(2, 3, 32)
-    names = ('z', 'z_next', 'z_goal', 'target_z_next', 'target_z_goal')
-    latents = {name: z + i for i, name in enumerate(names)}
+    latents = {name: z + i for i, name in enumerate(('z', 'z_next', 'z_goal'))}
+    latents |= {'e_z_next': far(1.0, 3.0), 'e_z_goal': far(0.0, 0.0)}  # V: -1 and -3
     batch = {'rewards': torch.tensor([[-1.0, -2.0, 0.0]] * 2),
              'discounts': torch.tensor([[0.5, 0.25, 0.0]] * 2)}
     agent.config = make_config(reward_scale=0.1)
     seen = {}
 
-    def value(*inputs):
-        seen['value'] = inputs
-        return ensemble(1.0, 3.0)(*inputs)
-
     def critic(*inputs):
         seen['critic'] = inputs
         return ensemble(0.0, 0.5)(*inputs)
 
-    agent.targets['value'], agent.nets['critic'] = stub(value), stub(critic)
+    agent.nets['critic'] = stub(critic)
     loss, info = agent.critic_loss(latents, batch)
-    targets = torch.tensor([-0.1 + 0.5 * 2, -0.2 + 0.25 * 2, 0.0])
+    targets = torch.tensor([-0.1 - 0.5 * 2, -0.2 - 0.25 * 2, 0.0])
     expected = 0.5 * (targets.square().mean() + (0.5 - targets).square().mean())
-    assert loss.item() == pytest.approx(expected.item())
-    assert seen['value'] == (latents['target_z_next'], latents['target_z_goal'])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert seen['critic'] == (latents['z'], latents['z_next'], latents['z_goal'])
     assert info['q_mean'].item() == 0.25
 
 
-def test_a_goal_that_was_met_does_not_bootstrap(agent, stub, batch):
-    batch['discounts'] = torch.zeros_like(batch['discounts'])
-    losses = []
-    for v in (0.0, 1e6):
-        agent.targets['value'] = stub(ensemble(v, v))
-        losses.append(objective(agent, 'critic', batch).item())
-    assert losses[0] == losses[1]
+def test_a_goal_that_was_met_does_not_bootstrap(agent, batch):
+    latents, losses = encode(agent, batch), []
+    for share in (0, 1):
+        for far_away in (0, 1e6):
+            latents['e_z_next'] = latents['e_z_goal'] + far_away
+            losses.append(agent.critic_loss(latents, batch | {'discounts': share * batch['discounts']})[0].item())
+    assert losses[0] == losses[1] and losses[3] > 10 * losses[2]
 
 
 def test_value_target_by_hand(agent, stub):
@@ -114,18 +135,31 @@ def test_value_target_by_hand(agent, stub):
     assert (info['v_min'].item(), info['v_mean'].item(), info['v_max'].item()) == (1.0, 2.5, 4.0)
 
 
-def test_proposer_target_by_hand(agent, stub):
-    """z_next, or the goal where it is nearer; weights min(exp(20 A), 100) over their mean."""
-    z, z_next, goal = torch.zeros(2, 3, 32), torch.ones(2, 3, 32), torch.full((2, 3, 32), 3.0)
-    advantage = torch.tensor([[0.0, 0.1, 1.0], [-1.0, 0.05, 0.2]])
-    near = torch.tensor([[True, False, False], [False, True, False]])
-    agent.targets['value'] = stub(lambda z, goal: torch.stack(2 * [z[..., 0] * advantage]))  # V(z') - V(z) = A
-    agent.nets['proposer'] = stub(lambda z, goal: z)
-    latents = {'target_z': z, 'target_z_next': z_next, 'proposer_goal': goal}
-    loss, _ = agent.proposer_loss(latents, {'proposer_near': near})
-    weight = (20 * advantage).exp().clamp(max=100)
-    error = torch.where(near, 9.0, 1.0)
-    assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-5)
+def test_proposer_target_by_hand(either_agent, batch):
+    """The target of f_P is z', or the goal where it is nearer, both in V's embedding; its weight is
+    min(exp(temperature (V(z', z_g) - V(z, z_g))), 100) over the mean. All but f_P are targets."""
+    agent, latents = either_agent, encode(either_agent, batch)
+    agent.config.proposer_temperature = 10.0
+    z, z_next, goal = latents['target_z'], latents['target_z_next'], latents['proposer_goal']
+    V = agent.targets['value']
+    loss, info = agent.proposer_loss(latents, batch)
+    weight = (10 * (V(z_next, goal) - V(z, goal)).mean(0)).exp().clamp(max=100)
+    assert weight.max() == 100 and weight.min() < 0.1
+    target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, z_next)
+    error = (V.embed(agent.nets['proposer'](z, goal)) - V.embed(target)).square().sum(-1).mean(0)
+    assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-4)
+    assert info['proposer_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
+    assert not any(latents[name].requires_grad for name in ('weight', 'proposed', 'e_proposed'))
+    torch.testing.assert_close(latents['e_proposed'], V.embed(agent.nets['proposer'](z, goal)))
+
+
+def test_target_embeddings_are_the_target_values(either_agent, batch):
+    latents = encode(either_agent, batch)
+    for name in ('z', 'z_next', 'z_goal', 'proposer_goal'):
+        raw = latents[name if name == 'proposer_goal' else f'target_{name}']
+        torch.testing.assert_close(latents[f'e_{name}'], either_agent.targets['value'].embed(raw))
+        assert not latents[f'e_{name}'].requires_grad
+    assert either_agent.embedding_dim == len(latents['e_z']) * latents['e_z'].shape[-1]
 
 
 def test_infonce_by_hand(agent):
@@ -169,18 +203,29 @@ def test_alignment_by_hand(agent):
 
 
 def test_state_loss_by_hand(agent, stub, batch):
+    """Half of it over every position that has a next state, half over the sampled ones; s_{t+1} - 0 here."""
     agent.nets['next_state'] = stub(lambda z: torch.zeros(*z.shape[:-1], 5))
-    latents = agent.encode(batch)
-    normal = agent.encoder.normalize(batch['observations'])[:, 1:]
-    expected = normal[batch['valids'][:, 1:]].square().mean()
+    latents = encode(agent, batch)
+    normal = agent.encoder.normalize(batch['observations'])
+    everywhere = normal[:, 1:][batch['valids'][:, 1:]].square().mean()
+    sampled = torch.stack([normal[b, batch['positions'][b] + 1] for b in range(5)]).square().mean()
+    expected = (everywhere + sampled) / 2
     assert agent.state_loss(latents, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_padding_does_not_matter(agent, batch):
+def test_state_loss_predicts_from_the_sequence_and_from_z(agent, stub, batch):
+    asked = []
+    agent.nets['next_state'] = stub(lambda z: (asked.append(z), torch.zeros(*z.shape[:-1], 5))[1])
+    latents = encode(agent, batch)
+    agent.state_loss(latents, batch)
+    assert torch.equal(asked[0], latents['sequence'][:, :-1]) and asked[1] is latents['z']
+
+
+def test_padding_does_not_matter(either_agent, batch):
+    agent = either_agent
     padding = ~batch['valids']
     assert padding.any()
     before = agent.total_loss(batch)[1]
-    assert agent.state_loss(agent.encode(batch), batch)[0] > 0.01
     batch['observations'][padding] += 100
     after = agent.total_loss(batch)[1]
     for name, value in before.items():
@@ -195,19 +240,21 @@ def test_reward_loss_by_hand(agent, stub, batch):
 
 
 # ------------------------------------------------------------------------------------------------- encoding
-def test_encode_takes_the_asked_positions(agent, batch):
-    with torch.no_grad():
-        for p in agent.targets.parameters():
-            p += 0.1 * torch.randn_like(p)
-        latents = agent.encode(batch)
-        for prefix, encoder in (('', agent.encoder), ('target_', agent.targets['encoder'])):
-            sequence = encoder(batch['observations'])
-            for b in range(5):
-                for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
-                    torch.testing.assert_close(latents[prefix + name][b], sequence[b, batch[positions][b]])
-            torch.testing.assert_close(latents[f'{prefix}z_goal'], encoder.encode_goal(batch['goals']))
-        goals = agent.targets['encoder'].encode_goal(batch['proposer_goals'])
-        torch.testing.assert_close(latents['proposer_goal'], goals)
+def test_encode_takes_the_asked_positions(either_agent, batch):
+    """z is f of the state alone, or of the history up to it, as head_memory says; goals are states alone."""
+    agent, latents = either_agent, either_agent.encode(batch)
+    torch.testing.assert_close(latents['sequence'], agent.encoder(batch['observations']))
+    for prefix, encoder in (('', agent.encoder), ('target_', agent.targets['encoder'])):
+        if agent.config.head_memory == 'history':
+            encoded = encoder(batch['observations'])
+        else:
+            encoded = encoder.encode_goal(batch['observations'])
+        for b in range(5):
+            for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
+                torch.testing.assert_close(latents[prefix + name][b], encoded[b, batch[positions][b]])
+        torch.testing.assert_close(latents[f'{prefix}z_goal'], encoder.encode_goal(batch['goals']))
+    goals = agent.targets['encoder'].encode_goal(batch['proposer_goals'])
+    torch.testing.assert_close(latents['proposer_goal'], goals)
 
 
 def test_statistics_reach_the_target_too(agent, make_dataset):
@@ -218,7 +265,8 @@ def test_statistics_reach_the_target_too(agent, make_dataset):
 
 
 # ----------------------------------------------------------------------------------------- gradients, updates
-def test_total_loss_is_pure(agent, batch, assert_same):
+def test_total_loss_is_pure(either_agent, batch, assert_same):
+    agent = either_agent
     agent.update(batch)
     before, rng, numpy_rng = snapshot(agent), torch.get_rng_state(), np.random.get_state()
     first, second = agent.total_loss(batch), agent.total_loss(batch)
@@ -232,12 +280,14 @@ def test_total_loss_is_pure(agent, batch, assert_same):
 
 def test_total_loss_is_the_weighted_sum(agent, batch):
     loss, info = agent.total_loss(batch)
-    weights = dict(critic=1, value=1, proposer=1, infonce=0.05, alignment=0.02, state=1, reward=0.1)
+    weights = {name: getattr(agent.config, f'{name}_weight', 1.0) for name in OBJECTIVES}
+    assert len(set(weights.values())) > 2
     assert loss.item() == pytest.approx(sum(w * info[f'{k}_loss'].item() for k, w in weights.items()), rel=1e-5)
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_gradients_reach_what_an_objective_trains_and_nothing_else(agent, batch, name):
+def test_gradients_reach_what_an_objective_trains_and_nothing_else(either_agent, batch, name):
+    agent = either_agent
     objective(agent, name, batch).backward()
     reached = {k for k, net in agent.nets.items()
                if any(p.grad is not None and (p.grad != 0).any() for p in net.parameters())}
@@ -245,8 +295,8 @@ def test_gradients_reach_what_an_objective_trains_and_nothing_else(agent, batch,
     assert all(p.grad is None and not p.requires_grad for p in agent.targets.parameters())
 
 
-def test_target_latents_carry_no_gradient(agent, batch):
-    latents = agent.encode(batch)
+def test_target_latents_carry_no_gradient(either_agent, batch):
+    latents = either_agent.encode(batch)
     assert {name for name, value in latents.items() if not value.requires_grad} == {
         'target_z', 'target_z_next', 'target_z_goal', 'proposer_goal'}
 
@@ -260,11 +310,12 @@ def test_each_objective_can_be_learned(agent, batch, name):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
-def test_update_moves_every_parameter_and_targets_by_their_rate(agent, make_dataset):
-    data, rng = make_dataset(), np.random.default_rng(0)
+@pytest.mark.parametrize('memory', ['state', 'history'])
+def test_update_moves_every_parameter_and_targets_by_their_rate(make_agent, make_dataset, memory):
+    agent, data, rng = make_agent(head_memory=memory, target_rate=0.02), make_dataset(), np.random.default_rng(0)
     begin = snapshot(agent)
     for _ in range(3):
         before = snapshot(agent)
@@ -273,11 +324,11 @@ def test_update_moves_every_parameter_and_targets_by_their_rate(agent, make_data
         for name, net in agent.targets.items():
             for key, value in net.named_parameters():
                 old, new = before['targets'][f'{name}.{key}'], agent.nets[name].get_parameter(key)
-                torch.testing.assert_close(value, old + 0.005 * (new - old), rtol=1e-5, atol=1e-7)
+                torch.testing.assert_close(value, old + 0.02 * (new - old), rtol=1e-5, atol=1e-7)
     assert agent.step == 3
     for kind, net in (('nets', agent.nets), ('targets', agent.targets)):
         still = [name for name, p in net.named_parameters() if torch.equal(p, begin[kind][name])]
-        assert not still
+        assert not [name for name in still if not cancels(name)]
     assert not any(module.training for module in agent.nets.modules())
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ogbench_utils import ReplayBuffer, TrajectoryDataset, load_dataset
+from utils import load_checkpoint, save_checkpoint
 
 LENGTHS = (40, 2, 23, 9, 31)
 TRAJECTORY = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # row -> trajectory
@@ -178,7 +179,9 @@ def test_proposer_goals_from_anywhere_are_never_near(share):
 
 # -------------------------------------------------------------------------------------------------- numbers
 def test_num_windows_and_statistics():
-    assert make_tagged().num_windows == sum(-(-(n - 1) // CONTEXT) for n in LENGTHS) == 11
+    assert make_tagged().num_windows == 4 + 1 + 2 + 1 + 3
+    ends = np.array([12, 26])  # 13 states, 12 of them with a next one, and 14
+    assert TrajectoryDataset(np.zeros((27, 2)), np.array([0, 13]), ends, CONTEXT).num_windows == 1 + 2
     data = make_tagged()
     data.observations = data.observations * 1e4 + 1e7  # float32 sums would lose this
     mean, std = data.statistics()
@@ -252,6 +255,20 @@ def test_replay_keeps_its_own_copy():
     replay.add(states, actions)
     states[:], actions[:] = 9, 9
     assert_holds(replay, [kept])
+
+
+def test_replay_goes_through_a_checkpoint(tmp_path):
+    rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=30)
+    episodes = [episode(n, rng) for n in (12, 9, 7, 11)]
+    for e in episodes[:3]:
+        replay.add(*e)
+    save_checkpoint(tmp_path / 'last.pth', {'replay': replay.content()})
+    loaded = ReplayBuffer(3, 2, capacity=30)
+    loaded.restore(load_checkpoint(tmp_path / 'last.pth')['replay'])
+    assert_holds(loaded, episodes[:3])
+    assert loaded.add(*episodes[3]) == 12
+    assert_holds(loaded, episodes[1:])
+    ReplayBuffer(3, 2).restore(ReplayBuffer(3, 2).content())
 
 
 @pytest.mark.parametrize('states, actions', [(1, 0), (5, 5), (5, 3), (11, 10)])  # 11 rows do not fit
