@@ -49,7 +49,7 @@ def run(config):
     envs = [make_env(config.dataset or content['dataset']) for _ in range(config.num_envs)]
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{config.checkpoint} is for observations of {agent.offline.observation_dim} dimensions, '
-                         f'{config.dataset} has {envs[0].observation_space.shape[0]}')
+                         f'the environment has {envs[0].observation_space.shape[0]}')
     n = config.episodes_per_task
     with tqdm(total=5 * n, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
         metrics, episodes = evaluate(agent, envs, n, config.seed, progress)

@@ -113,7 +113,7 @@ def choose_backend(requested, device):
         reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
             raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
-                               'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
+                             'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
         return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {reason})'
     return 'mamba_ssm', f'mamba_ssm on {device}'
 
@@ -328,8 +328,8 @@ class Proposer(nn.Module):
 class InverseDynamics(nn.Module):
     """I(z, *targets) -> action (..., A); unbounded, so clip to the action space where it is executed.
 
-    `targets` are what lies ahead, relative to now: z_{t+1} - z_t for one step, or the embeddings e(z') - e(z)
-    and e(z_g) - e(z); `input_dim` counts all of them and z.
+    `targets` are what lies ahead, relative to now: s_{t+1} - s_t for one step, or the embeddings e(z') - e(z)
+    and e(z_g) - e(z); `input_dim` counts all of them and z (for one step, s_t).
     """
 
     def __init__(self, input_dim, action_dim, hidden_dim=256):

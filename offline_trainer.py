@@ -54,6 +54,18 @@ class TrainConfig:
     resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
 
 
+def check_flags(config, agent_config):
+    """Raise ValueError for numbers that cannot work, before anything is loaded."""
+    numbers = dataclasses.asdict(config) | dataclasses.asdict(agent_config)
+    for name in ('batch_size', 'num_epochs', 'log_interval', 'val_interval', 'val_batches', 'd_model', 'n_layers',
+                 'd_state', 'd_conv', 'expand', 'headdim', 'hidden_dim', 'context_length', 'transition_steps'):
+        if numbers[name] < 1:
+            raise ValueError(f'--{name} {numbers[name]}: must be at least 1')
+    for name in ('num_updates', 'max_trajectories', 'positions_per_window'):
+        if numbers[name] < 0:
+            raise ValueError(f'--{name} {numbers[name]}: must be at least 0')
+
+
 def validate(agent, dataset, config):
     """Mean of `total_loss`'s numbers over the same few batches each time."""
     rng = np.random.default_rng(12345)
@@ -76,6 +88,7 @@ def draw(folder, log, title):
 
 def train(config, agent_config):
     """Run (or resume) one training -> path of last.pth."""
+    check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
     backend, why = choose_backend(config.mamba_backend, device)

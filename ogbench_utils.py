@@ -385,6 +385,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     """
     jobs, act, n = enumerate(jobs), act or agent.act, len(envs)
     episodes, state, steps, observations, goals = [None] * n, agent.initial_state(n), 0, None, None
+    limit = float('inf') if max_steps is None else max_steps
     while True:
         fresh = np.zeros(n, bool)
         for i in range(n):
@@ -397,7 +398,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
                     observations, goals = np.zeros((2, n, len(goal)), np.float32)
                 observations[i], goals[i], fresh[i] = observation, goal, True
         running = [i for i in range(n) if episodes[i] is not None]
-        if not running:
+        if not running or steps + len(running) > limit:
             return
         if fresh.any():
             state = agent.reset_state(state, fresh)
@@ -411,13 +412,13 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             episode['actions'].append(actions[i].copy())
             episode['reward'] += float(reward)
             episode['success'] = float(info['success'])
-            episode['cut'] = max_steps is not None and steps + len(running) > max_steps
+            episode['cut'] = steps + len(running) > limit
             if terminated or truncated or episode['cut']:
                 episode.update(observations=np.stack(episode['observations']), length=len(episode['actions']),
                                actions=np.stack(episode['actions']))
                 episodes[i] = None
                 yield episode
-        if max_steps is not None and steps + len(running) > max_steps:
+        if steps + len(running) > limit:
             return
 
 

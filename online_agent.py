@@ -28,7 +28,8 @@ class OnlineConfig:
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics')
     lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one")
     value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many')
-    online_share: float = flag(0.25, "share of an update's transitions from the agent's own episodes")
+    online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
+                                    'from (the labeler learns from nothing else)')
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
                                       'the one that the trajectory reached')
 

@@ -62,6 +62,22 @@ class TrainConfig:
     resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
 
 
+def check_flags(config, agent_config):
+    """Raise ValueError for numbers that cannot work, before anything is loaded."""
+    numbers = dataclasses.asdict(config) | dataclasses.asdict(agent_config)
+    for name in ('max_episodes', 'num_envs', 'initial_updates', 'eval_episodes', 'final_eval_episodes', 'batch_size',
+                 'value_interval', 'idm_hidden_dim'):
+        if numbers[name] < 1:
+            raise ValueError(f'--{name} {numbers[name]}: must be at least 1')
+    for name in ('max_steps', 'random_steps'):
+        if numbers[name] < 0 or 0 < numbers[name] < config.num_envs:
+            raise ValueError(f'--{name} {numbers[name]}: must be 0 or at least --num_envs {config.num_envs}')
+    for name in ('epsilon', 'action_noise'):
+        start, end = numbers[f'{name}_start'], numbers[f'{name}_end']
+        if not 0 <= end <= start:
+            raise ValueError(f'--{name}_end {end}: must lie between 0 and --{name}_start {start}')
+
+
 def newest_offline_run(dataset):
     """-> last.pth of the newest offline run of `dataset`; FileNotFoundError says how to make one."""
     found = sorted(Path('offline_checkpoints', dataset).glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
@@ -150,6 +166,7 @@ def draw(folder, log, title):
 
 def train(config, agent_config):
     """Run (or resume) one online training -> path of last.pth."""
+    check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
     backend, why = choose_backend(config.mamba_backend, device)
@@ -196,7 +213,8 @@ def train(config, agent_config):
         success = row.get('evaluation/overall_success', -1.0)
         log.log(collector.steps, row)
         draw(folder, log, f'OPSO online, {config.dataset}, seed {config.seed}')
-        content = {'kind': 'online', 'dataset': config.dataset, 'source': str(source), 'agent': agent.checkpoint()}
+        content = {'kind': 'online', 'dataset': config.dataset, 'source': str(source.resolve()),
+                   'agent': agent.checkpoint()}
         if success >= max(best, 0.0):
             best = success
             save_checkpoint(folder / 'best_model.pth', content | {'success': success})

@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
-OFFLINE = ['--num_updates', '2000', '--val_interval', '500']
-ONLINE = ['--max_steps', '26000', '--initial_updates', '1200', '--update_ratio', '0.05', '--batch_size', '5',
+OFFLINE = ['--num_updates', '1500', '--val_interval', '500']
+ONLINE = ['--max_steps', '50000', '--initial_updates', '1500', '--update_ratio', '0.05',
           '--eval_interval', '0', '--final_eval_episodes', '4']
 
 

@@ -39,16 +39,46 @@ def draw_transitions(size=20_000, seed=0, **changes):
 
 
 # --------------------------------------------------------------------------------------------------- windows
-def test_windows_stay_inside_a_trajectory_and_are_full_where_they_can_be():
-    batch, _ = draw_batch()
+def test_windows_stay_inside_a_trajectory_and_have_a_context_where_they_can():
+    batch, _ = draw_batch(2000)
     trajectory, rows = np.moveaxis(batch['observations'], -1, 0).astype(int)
-    valids = batch['valids']
-    assert trajectory.shape == valids.shape == (300, LENGTH) and valids.dtype == bool
+    valids, first, end = batch['valids'], rows[:, :1], END_OF[rows[:, :1]]
+    assert trajectory.shape == valids.shape == (2000, LENGTH) and valids.dtype == bool
     assert (trajectory == trajectory[:, :1]).all()
-    assert set(trajectory[:, 0]) == set(range(len(LENGTHS)))
-    count = np.minimum(np.array(LENGTHS)[trajectory[:, 0]], LENGTH)
-    assert (valids == (np.arange(LENGTH) < count[:, None])).all()  # padding at the end, of short ones only
-    assert (rows == np.minimum(rows[:, :1] + np.arange(LENGTH), END_OF[rows[:, :1]])).all()
+    assert (rows == np.minimum(first + np.arange(LENGTH), end)).all()
+    assert (valids == (first + np.arange(LENGTH) <= end)).all()  # padding is at the end
+    missing = (~valids).sum(1)
+    assert set(missing[np.array(LENGTHS)[trajectory[:, 0]] > CONTEXT]) == set(range(STEPS))
+    begin = END_OF - np.array(LENGTHS)[TRAJECTORY] + 1  # row -> first row of its trajectory
+    assert set(first[:, 0]) == set(ROWS[np.maximum(begin, END_OF - CONTEXT) >= ROWS])
+
+
+@pytest.mark.parametrize('length', [201, 1001])
+def test_how_often_rows_near_a_border_are_drawn(length):
+    """Windows lie around a uniform row and are moved inside where they overlap a border. So against a mean of 1,
+    the i-th row from the nearer border has weight (c + 1 + 2i) / 2c (0.5 to 1.5) for i < c, any other 1."""
+    c, n, origins = 100, 20_000, length - 1
+    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]), np.array([origins]), c,
+                             transition_steps=25, positions_per_window=0)
+    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(origins)
+    drawn = (batch['observations'][:, :1, 0] + batch['positions']).int().numpy()
+    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / origins)
+    border = np.minimum(rows, origins - 1 - rows)
+    expected = np.where(border < c, (c + 1 + 2 * border) / (2 * c), 1)
+    assert weight[origins] == 0  # the last row has no next state
+    assert (np.abs(weight[:origins] - expected) < 5 * np.sqrt(expected * origins / (n * c))).all()
+    assert weight[:origins].min() > 0.4 and weight.max() < 1.65
+
+
+def test_short_and_long_trajectories_are_drawn_as_often():
+    """Per row, whatever the length: one shorter than a window is taken whole."""
+    _, rows = draw_batch(30_000)
+    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().origins))
+    assert (weight[ENDS] == 0).all()
+    assert np.delete(weight, ENDS).min() > 0.45
+    assert weight.max() < 2  # reached in the middle of a trajectory of almost two contexts
+    for end, length in zip(ENDS, LENGTHS, strict=True):
+        assert weight[end - length + 1:end].mean() == pytest.approx(1, abs=0.1)
 
 
 def test_transitions_are_k_steps_or_up_to_the_end():
@@ -62,18 +92,16 @@ def test_transitions_are_k_steps_or_up_to_the_end():
     assert np.take_along_axis(batch['valids'], following, 1).all()
 
 
-def test_every_state_k_steps_before_an_end_is_drawn_and_no_end_ever():
+def test_every_state_that_has_a_next_one_is_drawn_and_no_end_ever():
     _, rows = draw_batch(2000)
-    assert set(make_tagged().origins) == set(ROWS) - set(ENDS)
-    assert set(ROWS[ROWS + STEPS <= END_OF]) <= set(rows.ravel()) <= set(ROWS) - set(ENDS)
-    short = set(ROWS[np.isin(TRAJECTORY, (1, 3))])  # trajectories of 2 and 9 states: all that have a next one
-    assert short & set(rows.ravel()) == short - set(ENDS)
+    assert set(make_tagged().origins) == set(rows.ravel()) == set(ROWS) - set(ENDS)
 
 
 @pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than there are
 def test_every_position_of_a_window_can_be_asked_for(count):
     batch, rows = draw_batch(positions_per_window=count)
-    long = batch['valids'].all(1)
+    first = batch['observations'][:, 0, 1].astype(int)
+    long = np.array(LENGTHS)[TRAJECTORY[first]] > CONTEXT
     assert long.any() and not long.all()
     assert (batch['positions'][long] == np.arange(CONTEXT)).all()
     for row in rows[~long]:  # repeats the last one that has a next state

@@ -1,0 +1,264 @@
+"""Resets, episodes and evaluation in OGBench's real antmaze, episodes cut short by a wrapper."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import episode_seed, evaluate, make_env, reset_env, run_episodes
+from online_agent import OnlineAgent, OnlineConfig
+
+DATASET = 'antmaze-medium-navigate-v0'
+LIMIT = 12
+
+
+class ShortEnv(gymnasium.Wrapper):
+    """Truncates after `limit` steps, counts steps over all episodes; `success(task, step)` replaces OGBench's."""
+
+    def __init__(self, limit=LIMIT, success=None):
+        super().__init__(make_env(DATASET))
+        self.limit, self.success, self.total, self.tasks = limit, success, 0, []
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        self.tasks.append(options['task_id'])
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps, self.total = self.steps + 1, self.total + 1
+        if self.success:
+            info['success'] = self.success(self.tasks[-1], self.steps)
+        return observation, reward, terminated, truncated or self.steps >= self.limit, info
+
+
+class StubAgent:
+    """Acts on observation, goal and the number of steps that it remembers; keeps what it was shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def initial_state(self, batch_size):
+        return np.zeros(batch_size, int)
+
+    def reset_state(self, state, rows):
+        return np.where(rows, 0, state)
+
+    def act(self, observations, goals, state):
+        self.seen.append((observations.copy(), goals.copy(), state.copy()))
+        phase = observations[:, :8] + goals[:, :1] + state[:, None]
+        return np.sin(phase).astype(np.float32), state + 1
+
+
+@pytest.fixture(scope='module')
+def envs():
+    return [ShortEnv() for _ in range(3)]
+
+
+@pytest.fixture(scope='module')
+def mamba_agent():
+    """A small untrained agent whose actions depend on its memory."""
+    torch.manual_seed(0)
+    config = OfflineConfig(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32, transition_steps=4,
+                           head_memory='history')
+    return OnlineAgent(OfflineAgent(29, config), 8, OnlineConfig(idm_hidden_dim=32))
+
+
+def run(envs, jobs, agent=None, **options):
+    """All episodes in order of their jobs."""
+    return sorted(run_episodes(envs, jobs, agent or StubAgent(), **options), key=lambda episode: episode['job'])
+
+
+def assert_same_episodes(a, b):
+    for one, other in zip(a, b, strict=True):
+        for key in ('observations', 'actions', 'goal'):
+            np.testing.assert_array_equal(one[key], other[key], strict=True)
+        for key in ('task', 'length', 'success', 'reward', 'cut'):
+            assert one[key] == other[key], key
+
+
+# Resets
+
+
+@pytest.mark.parametrize('task', [1, 4])
+def test_reset_depends_on_task_and_seed_only(envs, task):
+    env, expected = envs[0], reset_env(make_env(DATASET), task, 5)
+    for disturb in (lambda: np.random.seed(99), lambda: reset_env(env, 3, 8), env.action_space.sample,
+                    lambda: [env.step(env.action_space.sample()) for _ in range(5)]):
+        reset_env(env, 2, 1)
+        disturb()
+        for value, same in zip(reset_env(env, task, 5), expected, strict=True):
+            np.testing.assert_array_equal(value, same, strict=True)
+    assert expected[0].dtype == expected[1].dtype == np.float32 and expected[1].shape == (29,)
+
+
+def test_another_seed_gives_another_start_and_goal(envs):
+    one, other = reset_env(envs[0], 1, 5), reset_env(envs[0], 1, 6)
+    for a, b in zip(one, other, strict=True):
+        assert np.all(a[:2] != b[:2])  # the place
+        assert np.any(a[2:] != b[2:])  # the joints
+        assert np.abs(a[:2] - b[:2]).max() <= 2  # but the same cell: each noise is at most 1
+
+
+def test_seeds_of_episodes_are_32_bit_and_differ():
+    seeds = [episode_seed(*entropy) for entropy in np.ndindex(5, 5, 20)]
+    assert len(set(seeds)) == 500 and all(0 <= seed < 2**32 for seed in seeds)
+    assert max(seeds) > 2**31  # such a seed must be accepted by every generator of the environment
+    assert episode_seed(1, 2, 3) == episode_seed(1, 2, 3)
+
+
+def test_largest_seed(envs):
+    first = reset_env(envs[0], 1, 2**32 - 1)
+    np.testing.assert_array_equal(reset_env(envs[0], 1, 2**32 - 1), first)
+
+
+# Episodes
+
+
+def test_episode_is_what_the_environment_does(envs):
+    """Replaying an episode's actions by hand gives its states and reward; nothing is shifted."""
+    episode = run(envs, [(2, 11), (3, 12), (4, 13)])[1]
+    env = make_env(DATASET)
+    observation, goal = reset_env(env, 3, 12)
+    observations, reward = [observation], 0.0
+    for action in episode['actions']:
+        observation, r, _, _, _ = env.step(action)
+        observations.append(observation.astype(np.float32))
+        reward += r
+    np.testing.assert_array_equal(episode['observations'], np.stack(observations), strict=True)
+    np.testing.assert_array_equal(episode['goal'], goal, strict=True)
+    assert (episode['task'], episode['length'], episode['reward'], episode['cut']) == (3, LIMIT, reward, False)
+    assert episode['observations'].shape == (LIMIT + 1, 29) and episode['actions'].shape == (LIMIT, 8)
+
+
+def test_agent_sees_states_goals_and_a_fresh_memory(envs):
+    agent = StubAgent()
+    jobs = [(1, 21), (2, 22), (3, 23), (4, 24)]
+    episodes = run(envs, jobs, agent)
+    for (task, seed), episode in zip(jobs, episodes, strict=True):
+        row, first = episode['job'] % 3, LIMIT * (episode['job'] // 3)
+        observation, goal = reset_env(envs[0], task, seed)
+        np.testing.assert_array_equal(goal[:2], np.float32(envs[0].unwrapped.cur_goal_xy))
+        for t in range(LIMIT):
+            observations, goals, state = agent.seen[first + t]
+            np.testing.assert_array_equal(goals[row], goal)
+            np.testing.assert_array_equal(observations[row], episode['observations'][t])
+            assert state[row] == t
+        np.testing.assert_array_equal(episode['observations'][0], observation)
+    assert len(agent.seen) == 2 * LIMIT
+    assert {observations.shape for observations, _, _ in agent.seen} == {(3, 29)}  # idle rows are included
+
+
+def test_idle_rows_and_earlier_episodes_change_no_action(mamba_agent):
+    envs = [ShortEnv(20), ShortEnv(7), ShortEnv(14)]
+    a, b, c, d = (1, 31), (2, 32), (3, 33), (4, 34)  # d follows b in the second environment
+    busy = run(envs, [a, b, c, d], mamba_agent)
+    assert [episode['length'] for episode in busy] == [20, 7, 14, 7]
+    assert_same_episodes(run(envs, [a], mamba_agent), busy[:1])
+    assert_same_episodes(run(envs, [a, d, c], mamba_agent), [busy[0], busy[3], busy[2]])
+    same_start = [run(envs, [(1, 31)], act=lambda o, g, s, k=k: (np.full((3, 8), k, np.float32), s)) for k in (0, 1)]
+    assert np.any(same_start[0][0]['observations'] != same_start[1][0]['observations'])  # actions do matter
+
+
+def test_jobs_are_taken_from_a_generator_as_they_are_needed(envs):
+    asked = []
+
+    def jobs():
+        for number in range(1, 100):
+            asked.append(number)
+            yield number % 5 + 1, number
+
+    episodes = run(envs, jobs(), max_steps=4 * LIMIT)
+    assert_same_episodes(episodes, run(envs, [(2, 1), (3, 2), (4, 3), (5, 4), (1, 5), (2, 6)], max_steps=4 * LIMIT))
+    assert len(asked) == 6 and len(episodes) == 6
+    assert run(envs, iter([])) == []
+
+
+@pytest.mark.parametrize('max_steps', [2, 3, 4, 20, 36, 37, 41, 100])
+def test_max_steps_is_a_hard_limit_and_cut_episodes_are_flagged(envs, max_steps):
+    before = sum(env.total for env in envs)
+    episodes = run(envs, ((1, seed) for seed in range(1000)), max_steps=max_steps)
+    used = sum(env.total for env in envs) - before
+    assert max_steps - len(envs) < used <= max_steps
+    assert sum(episode['length'] for episode in episodes) == used  # nothing collected is lost
+    for episode in episodes:
+        assert len(episode['observations']) == episode['length'] + 1 == len(episode['actions']) + 1
+        assert episode['length'] <= LIMIT and (episode['cut'] or episode['length'] == LIMIT)
+    complete = used // 3 // LIMIT * 3
+    assert [episode['cut'] for episode in episodes[complete:]] == [True] * (len(episodes) - complete)
+    assert not any(episode['cut'] for episode in episodes[:complete - 3])
+
+
+def test_no_limit_cuts_nothing(envs):
+    assert not any(episode['cut'] for episode in run(envs, [(1, seed) for seed in range(5)]))
+    assert not any(episode['cut'] for episode in run(envs, [(1, seed) for seed in range(5)], max_steps=1000))
+
+
+# Evaluation
+
+
+def test_evaluation_repeats_bit_for_bit(envs, mamba_agent):
+    metrics, episodes = evaluate(mamba_agent, envs, 2, seed=4)
+    np.random.seed(1)
+    reset_env(envs[1], 2, 77)
+    envs[1].step(envs[1].action_space.sample())
+    again, same = evaluate(mamba_agent, envs, 2, seed=4)
+    assert metrics == again
+    assert_same_episodes(episodes, same)
+    others = evaluate(mamba_agent, envs, 2, seed=5)[1]
+    for episode, other in zip(episodes, others, strict=True):
+        assert np.any(episode['observations'] != other['observations']) and np.any(episode['goal'] != other['goal'])
+
+
+def test_evaluation_meets_the_same_starts_and_goals_whatever_the_agent_and_the_number_of_episodes(mamba_agent):
+    few = evaluate(StubAgent(), [ShortEnv(2)], 1, seed=4)[1]
+    many = evaluate(mamba_agent, [ShortEnv(3) for _ in range(4)], 3, seed=4)[1]
+    for one, other in zip(few, many[::3], strict=True):
+        assert one['task'] == other['task']
+        np.testing.assert_array_equal(one['goal'], other['goal'])
+        np.testing.assert_array_equal(one['observations'][0], other['observations'][0])
+    assert len(np.unique([episode['observations'][0] for episode in many], axis=0)) == 15
+
+
+def test_evaluation_visits_all_tasks_and_names_metrics_as_ogbench():
+    class Progress:
+        count = 0
+
+        def update(self):
+            self.count += 1
+
+    progress, envs = Progress(), [ShortEnv(4), ShortEnv(8)]
+    metrics, episodes = evaluate(StubAgent(), envs, 3, seed=0, progress=progress)
+    assert [episode['task'] for episode in episodes] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert [episode['job'] for episode in episodes] == list(range(15)) and progress.count == 15
+    assert sorted(task for env in envs for task in env.tasks) == [episode['task'] for episode in episodes]
+    assert set(metrics) == {'evaluation/overall_success', 'evaluation/episode_length',
+                            *(f'evaluation/task{task}_success' for task in range(1, 6))}
+    assert metrics['evaluation/episode_length'] == np.mean([episode['length'] for episode in episodes])
+    assert len({tuple(episode['goal'][:2].round(-1)) for episode in episodes[::3]}) > 1  # tasks differ in place
+
+
+def test_success_is_that_of_the_last_step():
+    def success(task, step):
+        at_end = step == LIMIT
+        return {1: at_end, 2: step == 5, 3: at_end or step == 2, 4: not at_end, 5: 0.0}[task]
+
+    metrics, episodes = evaluate(StubAgent(), [ShortEnv(success=success) for _ in range(2)], 2, seed=0)
+    assert [metrics[f'evaluation/task{task}_success'] for task in range(1, 6)] == [1, 0, 1, 0, 0]
+    assert metrics['evaluation/overall_success'] == pytest.approx(0.4)
+    assert all(isinstance(episode['success'], float) for episode in episodes)
+
+
+def test_success_of_ogbench_ends_an_episode():
+    """Put on its goal, the ant succeeds at once, and OGBench ends the episode."""
+    class OnGoal(ShortEnv):
+        def reset(self, *, seed=None, options=None):
+            observation, info = super().reset(seed=seed, options=options)
+            maze = self.unwrapped
+            maze.set_state(np.append(maze.cur_goal_xy, maze.data.qpos[2:]), maze.data.qvel)
+            return observation, info
+
+    metrics, episodes = evaluate(StubAgent(), [OnGoal(), OnGoal()], 1, seed=0)
+    assert metrics['evaluation/overall_success'] == 1
+    assert [(episode['length'], episode['cut']) for episode in episodes] == [(1, False)] * 5

@@ -1,0 +1,363 @@
+"""The commands from end to end: tiny networks, a slice of the bundled data, OGBench's real environments."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import offline_trainer
+import ogbench_utils
+import online_trainer
+from offline_agent import OfflineConfig
+from online_agent import OnlineConfig
+from utils import read_csv, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+ANT, HUMANOID = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0'
+LOSSES = ('critic', 'value', 'state', 'reward', 'infonce', 'alignment', 'proposer', 'total')
+
+
+def as_flags(**values):
+    return [word for name, value in values.items() for word in (f'--{name}', str(value))]
+
+
+OFFLINE = as_flags(d_model=32, headdim=16, d_state=8, hidden_dim=32, context_length=20, transition_steps=5,
+                   batch_size=4, num_updates=6, val_interval=3, log_interval=2, val_batches=2)
+ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200, initial_updates=3, max_steps=400,
+                  eval_interval=0, eval_episodes=1, final_eval_episodes=1)
+
+
+class ShortEnv(gymnasium.Wrapper):
+    """Truncates after 30 steps."""
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated or self.steps >= 30, info
+
+
+@pytest.fixture
+def short_episodes(monkeypatch):
+    for script in (online_trainer, evaluate):
+        monkeypatch.setattr(script, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Drawing takes most of the time of such short runs."""
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'draw', lambda *args: None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(script, *flags, cwd, code=0):
+    """Run a script as a user does -> (stdout, stderr)."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,
+                          text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope='module')
+def data_path(tmp_path_factory):
+    """Four trajectories of 200 states; there is no -val file beside it."""
+    path = tmp_path_factory.mktemp('data') / 'slice.npz'
+    bundled = ROOT / 'datasets' / f'{ogbench_utils.BUNDLED_NAME}.npz'
+    observations = ogbench_utils.load_trajectories(bundled, 4)[0].reshape(4, -1, 29)[:, :200].reshape(-1, 29)
+    np.savez(path, observations=observations, terminals=np.arange(800) % 200 == 199)
+    return path
+
+
+@pytest.fixture(scope='module')
+def pipeline(tmp_path_factory, data_path):
+    """README's three commands in one folder, no flag naming a file that a command before has made."""
+    cwd = tmp_path_factory.mktemp('pipeline')
+    output = [command('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
+              command('online_trainer.py', *ONLINE, '--num_envs', 5, cwd=cwd)]
+    online = cwd / 'online_checkpoints' / ANT / 'seed0'
+    output.append(command('evaluate.py', '--checkpoint', online / 'last.pth', '--episodes-per-task', 1,
+                          '--num-envs', 5, cwd=cwd))
+    return cwd / 'offline_checkpoints' / ANT / 'seed0', online, [stdout for stdout, _ in output]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def timeless(rows):
+    return [{name: value for name, value in row.items() if not name.startswith('time')} for row in rows]
+
+
+def assert_is_plot(path):
+    content = path.read_bytes()
+    assert content.startswith(b'\x89PNG\r\n\x1a\n') and content.endswith(b'IEND\xaeB`\x82')
+    assert min(int.from_bytes(content[i:i + 4], 'big') for i in (16, 20)) > 600  # width and height in pixels
+    assert len(content) > 50_000  # empty axes are smaller
+
+
+def read_config(path, script, argv):
+    config = json.loads(path.read_text())
+    assert Path(config['argv'][0]).name == script and config['argv'][1:] == argv
+    assert config['versions']['torch'] == torch.__version__ and config['versions']['ogbench']
+    assert 'git_commit' in config
+    return config
+
+
+# The three commands
+
+
+def test_offline_run_leaves_what_it_promises(pipeline, data_path):
+    folder, _, (output, *_) = pipeline
+    assert sorted(path.name for path in folder.iterdir()) == [
+        'best_model.pth', 'config.json', 'last.pth', 'train.csv', 'training_curves.png']
+    rows = read_csv(folder / 'train.csv')
+    assert [row['step'] for row in rows] == [2, 3, 4, 6]
+    for row in rows:
+        assert row.keys() >= {f'training/{name}_loss' for name in LOSSES}
+    validated = [row for row in rows if 'validation/total_loss' in row]
+    assert [row['step'] for row in validated] == [3, 6]
+    for row in validated:
+        assert row.keys() >= {f'validation/{name}_loss' for name in LOSSES}
+        assert all(np.isfinite(list(row.values())))
+    last, best = load(folder / 'last.pth'), load(folder / 'best_model.pth')
+    assert last['agent']['step'] == 6 and last['kind'] == 'offline'
+    assert best['agent']['step'] == min(validated, key=lambda row: row['validation/total_loss'])['step']
+    config = read_config(folder / 'config.json', 'offline_trainer.py', ['--dataset_path', str(data_path), *OFFLINE])
+    assert config['flags'].items() >= {'d_model': 32, 'num_updates': 6, 'dataset': ANT, 'expectile': 0.9}.items()
+    names = [field.name for cls in (offline_trainer.TrainConfig, OfflineConfig) for field in dataclasses.fields(cls)]
+    assert sorted(config['flags']) == sorted(names)
+    assert_is_plot(folder / 'training_curves.png')
+    assert 'the last 1 trajectories are held out' in output and '3 trajectories, 600 states of 29' in output
+    assert str(folder / 'last.pth') in output
+
+
+def test_online_run_leaves_what_it_promises(pipeline):
+    offline, folder, (_, output, _) = pipeline
+    assert sorted(path.name for path in folder.iterdir() if path.name != 'evaluation.json') == [
+        'best_model.pth', 'config.json', 'last.pth', 'online.csv', 'online_training_curves.png']
+    rows = read_csv(folder / 'online.csv')
+    assert [row['step'] for row in rows] == [200, 400]
+    for row in rows:
+        assert row.keys() >= {
+            *(f'collect/{name}' for name in ('success', 'reward', 'length', 'epsilon', 'action_noise',
+                                             'goal_biased_rate')),
+            *(f'training/{name}_loss' for name in ('labeler', 'inverse_dynamics', 'critic', 'value', 'proposer'))}
+        assert all(np.isfinite(list(row.values())))
+    assert (rows[0]['collect/epsilon'], rows[0]['collect/action_noise']) == (0.3, 0.2)
+    assert 0.05 < rows[1]['collect/epsilon'] < 0.3 and rows[0]['collect/goal_biased_rate'] == 0
+    assert 0.1 < rows[1]['collect/goal_biased_rate'] < 0.5
+    tasks = {f'evaluation/task{task}_success' for task in range(1, 6)}
+    assert rows[1].keys() >= {'evaluation/overall_success', *tasks} and not tasks & rows[0].keys()
+    last = load(folder / 'last.pth')
+    assert last['kind'] == 'online' and last['agent']['step'] == 3 + round(0.05 * 200)
+    replay, ends = last['replay'], last['replay']['ends']
+    assert len(replay['observations']) == len(replay['actions']) == 400 + len(ends) == ends[-1] + 1
+    assert last['collector']['steps'] == 400 and last['collector']['episodes'] == len(ends) == rows[1]['episodes']
+    assert load(folder / 'best_model.pth')['success'] == rows[1]['evaluation/overall_success']
+    config = read_config(folder / 'config.json', 'online_trainer.py', [*ONLINE, '--num_envs', '5'])
+    assert config['flags'].items() >= {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.05}.items()
+    assert config['offline_checkpoint'] == str(offline / 'last.pth')
+    assert_is_plot(folder / 'online_training_curves.png')
+    assert f'offline checkpoint: {Path("offline_checkpoints", ANT, "seed0", "last.pth")} (6 updates)' in output
+
+
+def test_evaluation_is_printed_and_written(pipeline):
+    _, folder, (*_, output) = pipeline
+    metrics = json.loads((folder / 'evaluation.json').read_text())
+    assert metrics['checkpoint'] == str(folder / 'last.pth') and metrics['episodes_per_task'] == 1
+    for name in ('overall', *(f'task{task}' for task in range(1, 6))):
+        rate = metrics[f'evaluation/{name}_success']
+        assert metrics[f'evaluation/{name}_low'] <= rate <= metrics[f'evaluation/{name}_high']
+        assert re.search(rf'^{name.replace("task", "task ")} +{rate:.1%} ', output, re.M)
+    assert 1 <= metrics['evaluation/episode_length'] <= 1000
+
+
+def test_online_takes_the_newest_offline_run_of_the_dataset(pipeline, folder, no_curves, short_episodes, capsys):
+    runs = [Path('offline_checkpoints', *names, 'last.pth') for names in (
+        (ANT, 'seed0'), (ANT, 'seed0-run2'), (ANT, 'seed1'), ('antmaze-large-navigate-v0', 'seed0'))]
+    for run, age in zip(runs, (300, 100, 200, 0), strict=True):
+        run.parent.mkdir(parents=True)
+        shutil.copy(pipeline[0] / 'last.pth', run)
+        os.utime(run, (1e9 - age, 1e9 - age))
+    online_trainer.main([*ONLINE, '--random_steps', '40', '--max_steps', '40', '--max_trajectories', '2'])
+    assert f'offline checkpoint: {runs[1]} (' in capsys.readouterr().out
+    config = json.loads(Path('online_checkpoints', ANT, 'seed0', 'config.json').read_text())
+    assert config['offline_checkpoint'] == str(folder / runs[1])
+
+
+# Resume
+
+
+def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_same):
+    flags = [*OFFLINE, '--dataset_path', str(data_path)]
+    offline_trainer.main([*flags, '--num_updates', '3'])
+    halfway = Path('offline_checkpoints', ANT, 'seed0')
+    assert [row['step'] for row in read_csv(halfway / 'train.csv')] == [2, 3]
+    offline_trainer.main([*flags, '--resume'])
+    assert [path.name for path in halfway.parent.iterdir()] == ['seed0']
+    assert_same(load(halfway / 'last.pth'), load(pipeline[0] / 'last.pth'))
+    assert_same(load(halfway / 'best_model.pth'), load(pipeline[0] / 'best_model.pth'))
+    assert timeless(read_csv(halfway / 'train.csv')) == timeless(read_csv(pipeline[0] / 'train.csv'))
+    offline_trainer.main(flags)  # without --resume: a folder of its own, and from the beginning
+    assert sorted(path.name for path in halfway.parent.iterdir()) == ['seed0', 'seed0-run2']
+    assert_same(load(halfway.with_name('seed0-run2') / 'last.pth'), load(pipeline[0] / 'last.pth'))
+
+
+@pytest.mark.parametrize('head_memory', ['state', 'history'])
+def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same, head_memory):
+    """Three rounds of 200 random and twice 2 x 30 steps; interrupted after the first and the second. Only the
+    evaluations that end the parts are additional, and `best` remembers them."""
+    offline_trainer.main([*OFFLINE, '--dataset_path', str(data_path), '--head_memory', head_memory])
+    whole, parts = Path('whole'), Path('parts')
+    flags = [*ONLINE, '--update_ratio', '0.1', '--save_dir']
+    online_trainer.main([*flags, str(whole), '--max_steps', '320'])
+    for steps, *resume in (('200',), ('260', '--resume'), ('320', '--resume')):
+        online_trainer.main([*flags, str(parts), '--max_steps', steps, *resume])
+    one, other = load(whole / 'last.pth'), load(parts / 'last.pth')
+    for key in ('agent', 'replay', 'collector', 'rng', 'source', 'dataset'):
+        assert_same(one[key], other[key], key)
+    assert one['agent']['step'] == 3 + 6 + 6 and other['collector']['steps'] == 320
+    rows, other_rows = (timeless(read_csv(run / 'online.csv')) for run in (whole, parts))
+    assert [row['step'] for row in rows] == [200, 260, 320] and rows[2] == other_rows[2]
+    for row, other in zip(rows, other_rows, strict=True):
+        assert row == {name: other[name] for name in row}
+        assert all(name.startswith('evaluation/') for name in other.keys() - row.keys())
+
+
+# The other robot
+
+
+def test_humanoid(folder, no_curves, short_episodes, capsys):
+    command('scripts/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random', '--num_episodes', 3,
+            '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
+    offline_trainer.main(['--dataset', HUMANOID, *OFFLINE, '--num_updates', '2'])
+    assert '3 trajectories, 180 states of 69 dimensions' in capsys.readouterr().out
+    online_trainer.main(['--dataset', HUMANOID, *ONLINE, '--random_steps', '60', '--max_steps', '120',
+                         '--epsilon_start', '1', '--epsilon_end', '1', '--action_noise_start', '0.5'])
+    run = Path('online_checkpoints', HUMANOID, 'seed0')
+    replay = load(run / 'last.pth')['replay']
+    assert replay['observations'].shape == (124, 69) and replay['actions'].shape == (124, 21)
+    assert replay['actions'].abs().max() <= 1 and replay['actions'].std() > 0.2
+    rows = read_csv(run / 'online.csv')
+    assert [row['step'] for row in rows] == [60, 120]
+    assert [row['collect/goal_biased_rate'] for row in rows] == [0, 1]
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
+    metrics = json.loads((run / 'evaluation.json').read_text())
+    assert metrics['evaluation/episode_length'] == 30 and metrics['evaluation/overall_success'] == 0
+
+
+# Flags
+
+
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_flags_take_underscores_and_dashes(monkeypatch, script):
+    got = []
+    monkeypatch.setattr(script, 'train', lambda *configs: got.append(configs))
+    script.main(['--dataset_path', 'a.npz', '--batch_size', '3', '--lr', '0.5', '--resume'])
+    script.main(['--dataset-path', 'a.npz', '--batch-size', '3', '--lr=0.5', '--resume'])
+    script.main([])
+    assert got[0] == got[1] != got[2]
+    values = {name: value for config in got[0] for name, value in dataclasses.asdict(config).items()}
+    assert values.items() >= {'dataset_path': 'a.npz', 'batch_size': 3, 'lr': 0.5, 'resume': True}.items()
+    assert got[2] == tuple(type(config)() for config in got[2])
+
+
+@pytest.mark.parametrize('script, configs', [
+    (offline_trainer, (offline_trainer.TrainConfig, OfflineConfig)),
+    (online_trainer, (online_trainer.TrainConfig, OnlineConfig)), (evaluate, (evaluate.EvaluateConfig,))])
+def test_help_lists_every_flag_with_its_default(capsys, script, configs):
+    with pytest.raises(SystemExit) as end:
+        script.main(['--help'])
+    text = ''.join(capsys.readouterr().out.split())  # lines are broken anywhere
+    assert end.value.code == 0
+    for field in (field for config in configs for field in dataclasses.fields(config)):
+        assert f'--{field.name}' in text and f'--{field.name.replace("_", "-")}' in text
+        assert ''.join(f"{field.metadata['help']} (default: {field.default})".split()) in text
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--num_updates_', '3'], 'unrecognized arguments: --num_updates_'), (['--seed', 'x'], 'invalid int value'),
+    (['--mamba_backend', 'cuda'], 'invalid choice'), (['--num_update', '3'], 'unrecognized arguments')])
+def test_bad_flags_end_with_usage(capsys, flags, words):
+    with pytest.raises(SystemExit) as end:
+        offline_trainer.main(flags)
+    assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+# Errors
+
+
+def assert_one_line(stderr, *words):
+    assert stderr.startswith('error: ') and stderr.count('\n') == 1, stderr
+    for word in words:
+        assert str(word) in stderr
+
+
+@pytest.mark.parametrize('script, flags, words', [
+    ('offline_trainer.py', ['--dataset', 'antmaze-medum-navigate-v0'], ['antmaze-medum-navigate-v0', ANT]),
+    ('online_trainer.py', [], ['offline_trainer.py', f'--dataset {ANT}', '--offline_checkpoint']),
+    ('evaluate.py', ['--checkpoint', 'none.pth'], ['none.pth']),
+])
+def test_user_errors_are_one_line(tmp_path, script, flags, words):
+    _, stderr = command(script, *flags, cwd=tmp_path, code=2)
+    assert_one_line(stderr, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_user_errors_are_one_line(pipeline, folder, data_path, capsys):
+    """Inside this process, for the time that it saves; `run_main` is what the scripts call."""
+    offline, online = (run / 'last.pth' for run in pipeline[:2])
+    Path('text.pth').write_text('hello')
+    cases = [
+        (evaluate, ['--checkpoint', offline], [offline, 'online']),
+        (evaluate, [], ['--checkpoint']),
+        (evaluate, ['--checkpoint', online, '--episodes_per_task', 0], ['--episodes_per_task']),
+        (evaluate, ['--checkpoint', online, '--dataset', HUMANOID], [online, '29', '69']),
+        (evaluate, ['--checkpoint', 'text.pth'], ['text.pth', 'checkpoint']),
+        (online_trainer, ['--offline_checkpoint', online], [online, 'offline']),
+        (online_trainer, ['--offline_checkpoint', 'none.pth'], ['none.pth']),
+        (online_trainer, ['--resume'], ['last.pth']),
+        (offline_trainer, ['--resume', '--dataset_path', data_path, *OFFLINE], ['last.pth']),
+        (offline_trainer, ['--dataset_path', 'none.npz'], ['--dataset_path', 'none.npz']),
+        (offline_trainer, ['--dataset_path', data_path, '--device', 'tpu'], ['--device tpu']),
+        (offline_trainer, ['--dataset_path', data_path, '--random_goals', 2], ['random_goals']),
+        (offline_trainer, ['--dataset_path', data_path, '--headdim', 48], ['headdim']),
+    ]
+    for script, flags, words in cases:
+        with pytest.raises(SystemExit) as end:
+            run_main(lambda script=script, flags=flags: script.main([*map(str, flags)]))
+        assert end.value.code == 2
+        assert_one_line(capsys.readouterr().err, *words)
+    assert [path.name for path in folder.iterdir()] == ['text.pth']
+
+
+def test_without_a_network_the_bundled_set_stands_in(folder, no_curves, monkeypatch, capsys):
+    def no_network(request, timeout):
+        raise URLError(TimeoutError('timed out'))
+
+    monkeypatch.setattr(ogbench_utils, 'urlopen', no_network)
+    for variable in ('HOME', 'USERPROFILE'):
+        monkeypatch.setenv(variable, str(folder))
+    offline_trainer.main(['--dataset', ANT, '--max_trajectories', '2', *OFFLINE, '--num_updates', '1'])
+    assert '2 trajectories, 2,002 states' in (output := capsys.readouterr().out)
+    assert f'{ogbench_utils.BUNDLED_NAME}.npz: the bundled' in output and f'NOT the official {ANT}' in output
