@@ -101,7 +101,7 @@ class OfflineAgent:
 
         With head_memory 'state', z and z_next are f(s_t), sequences of length one: a V that sees the history
         knows where its trajectory is heading, and cannot be optimistic about where others went from the same
-        state. Measured in the README.
+        state.
         """
         observations, positions = batch['observations'], (batch['positions'], batch['next_positions'])
         latents = {'sequence': self.encoder(observations)}

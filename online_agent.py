@@ -2,7 +2,7 @@
 update trains small heads only: two inverse dynamics, and the offline critic, value and proposer further on.
 
     labeler             I_1(s_t, s_{t+1}) -> a_t       physics; trained on the agent's own transitions only; reads
-                                                       states, from which it generalises better (README)
+                                                       raw states
     inverse_dynamics    I(z, z', z_g) -> a             the policy's last step; trained on offline states with the
                                                        labeler's actions (BCO, Torabi et al. 2018, made
                                                        goal-conditioned) and on the agent's own transitions

@@ -68,7 +68,7 @@ def draw_offline(ax):
         ax.plot((x[i], x[i]), (5.14, 4.86), color=INK, lw=1.7)
         arrow(ax, (x[i], 4.86), (x[i], 4.3))
     ax.plot((x[2], x[14]), (4.86, 4.86), color=INK, lw=1.7)
-    box(ax, x[8], 7.24, 6.5, 0.94, [('Mamba-2 encoder  $z_t = f\\,(s_1, \\ldots, s_t)$', 12.8)], BLUE)
+    box(ax, x[8], 7.24, 6.5, 0.94, [('Mamba-2 encoder  $f$', 12.8)], BLUE)
     heads = ("$Q(z, z', z_g)$", 'critic'), ('$V(z, z_g)$', 'value'), ('$f_P(z, z_g)$', "proposes $z'$")
     for i, (formula, name) in zip((2, 8, 14), heads, strict=True):
         box(ax, x[i], 3.62, 2.1, 1.3, [(formula, 14.5), (name, 12)], GREEN)
@@ -86,7 +86,7 @@ def draw_online(ax):
     box(ax, left, 6.05, 2.5, 1.0, [('environment', 12.5)], GREY)
     box(ax, right, 6.05, 3.3, 1.3, [("$I\\,(z, z', z_g)$", 14.5), ('inverse dynamics', 12)], RED)
     box(ax, left, 3.75, 2.5, 1.0, [('replay:  $s, a$', 12.5)], GREY)
-    box(ax, left, 1.45, 2.8, 1.3, [('$I_1(z_t, z_{t+1})$', 14.5), ('labeler', 12)], RED)
+    box(ax, left, 1.45, 2.8, 1.3, [('$I_1(s_t, s_{t+1})$', 14.5), ('labeler', 12)], RED)
     box(ax, right, 1.45, 3.3, 1.3, [('offline states', 12.5), ('+ inferred actions', 12.5)], GREY)
     for points in (((left, 6.55), (left, 8.2)), ((11.15, 8.85), (12.4, 8.85)), ((right, 7.99), (right, 6.7)),
                    ((12.4, 6.05), (11.15, 6.05)), ((left, 5.55), (left, 4.25))):
