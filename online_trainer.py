@@ -133,7 +133,8 @@ class Collector:
             progress.update(episode['length'] if c.max_steps else 1)
         steps = sum(episode['length'] for episode in episodes)
         self.steps, self.episodes = self.steps + steps, self.episodes + len(episodes)
-        row |= {f'collect/{k}': float(np.mean([e[k] for e in episodes])) for k in ('success', 'reward', 'length')}
+        whole = [e for e in episodes if not e['cut']] or episodes
+        row |= {f'collect/{k}': float(np.mean([e[k] for e in whole])) for k in ('success', 'reward', 'length')}
         row |= {'collect/goal_biased_rate': float(np.mean(biased)) if biased else 0.0, 'episodes': self.episodes,
                 'time/steps_per_second': steps / (time.perf_counter() - begin)}
         return episodes
