@@ -126,6 +126,6 @@ def make_online(make_agent):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)
         flags = {'batch_size': 4, 'idm_hidden_dim': 32} | changes
-        return OnlineAgent(offline, action_dim, OnlineConfig(**flags))
+        return OnlineAgent(offline, action_dim, OnlineConfig(**{'online_share': 0.25, **flags}))
 
     return make
