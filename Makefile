@@ -25,4 +25,4 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --timeout 300
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) $(DEMO)-*

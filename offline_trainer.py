@@ -15,6 +15,7 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import load_dataset
 from utils import (
     MetricsLog,
+    check_unchanged,
     choose_device,
     flag,
     load_checkpoint,
@@ -103,6 +104,7 @@ def train(config, agent_config):
     best = float('inf')
     if config.resume:
         saved = load_checkpoint(folder / 'last.pth', 'offline')
+        check_unchanged(saved['agent']['config'], agent_config)
         agent.restore(saved['agent'])
         rng.bit_generator.state, best = saved['rng'], saved['best']
     write_config(folder, config, agent_config)

@@ -16,6 +16,7 @@ from ogbench_utils import ReplayBuffer, episode_seed, evaluate, load_dataset, ma
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from utils import (
     MetricsLog,
+    check_unchanged,
     choose_device,
     flag,
     linear_schedule,
@@ -185,6 +186,7 @@ def train(config, agent_config):
     replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
     collector, rng, best = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0
     if saved:
+        check_unchanged(saved['agent']['config'], agent_config)
         agent.restore(saved['agent'])
         replay.restore(saved['replay'])
         collector.restore(saved['collector'])

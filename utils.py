@@ -149,8 +149,13 @@ def load_checkpoint(path, kind=None):
 
 def new_run_dir(root, dataset, seed, save_dir='', resume=False):
     """The folder of a run: `save_dir`, or <root>/<dataset>/seed<seed>, with -run2, -run3, … where that holds
-    a run already, so that no command overwrites another's results; with `resume`, the newest of them."""
+    a run already, so that no command overwrites another's results; with `resume`, the newest of them.
+
+    Raises ValueError if `save_dir` holds a run already and is not to be resumed.
+    """
     if save_dir:
+        if not resume and (Path(save_dir) / 'config.json').exists():
+            raise ValueError(f'{save_dir} holds a run already: add --resume, or name another --save_dir')
         return Path(save_dir)
     base, number = Path(root) / dataset / f'seed{seed}', 1
     folder = following = base
@@ -158,6 +163,14 @@ def new_run_dir(root, dataset, seed, save_dir='', resume=False):
         folder, number = following, number + 1
         following = base.with_name(f'{base.name}-run{number}')
     return folder if resume else following
+
+
+def check_unchanged(saved, config):
+    """Raise ValueError if a resumed run's saved flags (a dict) differ from those of `config`, naming them."""
+    now = dataclasses.asdict(config)
+    changed = [f'--{name} was {value}, is {now.get(name)}' for name, value in saved.items() if now.get(name) != value]
+    if changed:
+        raise ValueError('--resume needs the flags that the run was started with: ' + '; '.join(changed))
 
 
 def write_config(folder, *configs, **extra):

@@ -5,6 +5,7 @@
 
 import argparse
 import csv
+import itertools
 import subprocess
 import sys
 import time
@@ -19,8 +20,11 @@ ONLINE = ['--max_steps', '50000', '--initial_updates', '1500', '--update_ratio',
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--save_dir', default='demo_run', help='folder of the two runs (default: %(default)s)')
-    folder = Path(parser.parse_args().save_dir).resolve()
+    parser.add_argument('--save_dir', default='demo_run', help='folder of the two runs; -2, -3, … is added if it is '
+                        'there already (default: %(default)s)')
+    base = Path(parser.parse_args().save_dir).resolve()
+    taken = (Path(f'{base}-{i}') for i in itertools.count(2))
+    folder = base if not base.exists() else next(path for path in taken if not path.exists())
     offline, online, begin = folder / 'offline', folder / 'online', time.time()
     run('offline_trainer.py', '--dataset', DATASET, '--save_dir', offline, *OFFLINE)
     run('online_trainer.py', '--dataset', DATASET, '--offline_checkpoint', offline / 'last.pth', '--save_dir', online,

@@ -21,7 +21,7 @@ import ogbench_utils
 import online_trainer
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
-from utils import read_csv, run_main
+from utils import check_unchanged, new_run_dir, read_csv, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, HUMANOID = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0'
@@ -361,3 +361,23 @@ def test_without_a_network_the_bundled_set_stands_in(folder, no_curves, monkeypa
     offline_trainer.main(['--dataset', ANT, '--max_trajectories', '2', *OFFLINE, '--num_updates', '1'])
     assert '2 trajectories, 2,002 states' in (output := capsys.readouterr().out)
     assert f'{ogbench_utils.BUNDLED_NAME}.npz: the bundled' in output and f'NOT the official {ANT}' in output
+
+
+def test_a_run_folder_is_not_overwritten_and_resume_keeps_its_flags(tmp_path):
+    @dataclasses.dataclass
+    class Flags:
+        d_model: int = 32
+        lr: float = 0.1
+
+    check_unchanged({'d_model': 32, 'lr': 0.1}, Flags())
+    with pytest.raises(ValueError, match='--d_model was 64, is 32'):
+        check_unchanged({'d_model': 64, 'lr': 0.1}, Flags())
+    assert new_run_dir('root', 'data', 0, tmp_path) == tmp_path
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds a run already.*--resume'):
+        new_run_dir('root', 'data', 0, tmp_path)
+    assert new_run_dir('root', 'data', 0, tmp_path, resume=True) == tmp_path
+    (tmp_path / 'data' / 'seed0').mkdir(parents=True)
+    (tmp_path / 'data' / 'seed0' / 'config.json').write_text('{}')
+    assert new_run_dir(tmp_path, 'data', 0).name == 'seed0-run2'
+    assert new_run_dir(tmp_path, 'data', 0, resume=True).name == 'seed0'
