@@ -177,11 +177,14 @@ def train(config, agent_config):
     source = Path(config.offline_checkpoint or (saved['source'] if saved else newest_offline_run(config.dataset)))
     pretrained = load_checkpoint(source, 'offline')
     offline = OfflineAgent.from_checkpoint(pretrained['agent'], device, backend)
+    envs = [make_env(config.dataset) for _ in range(config.num_envs)]
+    if envs[0].observation_space.shape != (offline.observation_dim,):
+        raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
+                         f'{config.dataset} has {envs[0].observation_space.shape[0]}')
     sampling = offline.config.sampling()
     data, _, note = load_dataset(
         config.dataset, config.dataset_path or pretrained['data']['dataset_path'], config.data_dir,
         config.dataset_url, config.max_trajectories or pretrained['data']['max_trajectories'], **sampling)
-    envs = [make_env(config.dataset) for _ in range(config.num_envs)]
     agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
     replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
     collector, rng, best = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0
