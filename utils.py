@@ -243,6 +243,7 @@ def plot_curves(rows, panels, path, xlabel, title):
 
     colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': '#222222'}  # Okabe-Ito, colour-blind safe
     others = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#D55E00', '#0072B2')
+    many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
     n_columns = 4
     n_rows = -(-len(panels) // n_columns)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
@@ -264,8 +265,11 @@ def plot_curves(rows, panels, path, xlabel, title):
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25, lw=0.5)
         axis.spines[['top', 'right']].set_visible(False)
+        if len(columns) > 2 and axis.lines:  # room for the legend
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high + 0.3 * (high - low))
         if len(columns) > 1 and axis.lines:
-            axis.legend(fontsize=6.5, framealpha=0.7, edgecolor='none')
+            axis.legend(fontsize=6.5, frameon=False, **(many if len(columns) > 2 else {}))
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(panels) - n_columns):len(panels)]:
