@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import load_dataset
@@ -22,7 +23,6 @@ from utils import (
     mean_of,
     new_run_dir,
     parse_flags,
-    plot_curves,
     run_main,
     save_checkpoint,
     set_seed,

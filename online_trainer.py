@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import ReplayBuffer, episode_seed, evaluate, load_dataset, make_env, run_episodes
@@ -24,7 +25,6 @@ from utils import (
     mean_of,
     new_run_dir,
     parse_flags,
-    plot_curves,
     run_main,
     save_checkpoint,
     set_seed,

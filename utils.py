@@ -1,4 +1,4 @@
-"""Small tools that both halves of OPSO share: flags, seeds, losses, schedules, checkpoints, logs, curves."""
+"""Small tools that both halves of OPSO share: flags, seeds, losses, schedules, checkpoints, logs."""
 
 import argparse
 import csv
@@ -231,49 +231,3 @@ def read_csv(path):
     """-> list of dicts of floats; empty cells are left out."""
     with open(path, newline='') as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-
-
-# --------------------------------------------------------------------------------------------------- curves
-def plot_curves(rows, panels, path, xlabel, title):
-    """Draw one panel per entry of `panels` = [(title, {label: column}, log_scale), …] from logged rows."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': '#222222'}  # Okabe-Ito, colour-blind safe
-    others = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#D55E00', '#0072B2')
-    many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
-    n_columns = 4
-    n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
-                                layout='constrained')
-    for axis, (name, columns, log_scale) in zip(axes.flat, panels, strict=False):
-        for i, (label, column) in enumerate(columns.items()):
-            points = [(row['step'], row[column]) for row in rows if column in row]
-            if points:
-                marker = 'o' if len(points) < 12 else ''
-                axis.plot(*zip(*points, strict=True), label=label, lw=2.2 if label == 'mean' else 1.3,
-                          color=colors.get(label, others[i % len(others)]),
-                          marker=marker, ms=3, zorder=2 + (label == 'mean'))
-        values = [y for line in axis.lines for y in line.get_ydata()]
-        if log_scale and values and max(values) > 20 * min(values) > 0:  # under a decade or so, linear reads better
-            axis.set_yscale('log')
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25, lw=0.5)
-        axis.spines[['top', 'right']].set_visible(False)
-        if len(columns) > 2 and axis.lines:  # room for the legend
-            low, high = axis.get_ylim()
-            axis.set_ylim(low, high + 0.3 * (high - low))
-        if len(columns) > 1 and axis.lines:
-            axis.legend(fontsize=6.5, frameon=False, **(many if len(columns) > 2 else {}))
-    for axis in axes.flat[len(panels):]:
-        axis.set_visible(False)
-    for axis in axes.flat[max(0, len(panels) - n_columns):len(panels)]:
-        axis.set_xlabel(xlabel, fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    write_atomic(path, lambda file: figure.savefig(file, dpi=150, format='png'))
-    plt.close(figure)

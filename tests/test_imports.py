@@ -10,11 +10,12 @@ FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sort
 ALLOWED = {
     'utils': set(),
     'model': set(),
+    'figures': {'utils'},
     'ogbench_utils': set(),
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
-    'offline_trainer': {'offline_agent', 'model', 'ogbench_utils', 'utils'},
-    'online_trainer': {'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
+    'offline_trainer': {'figures', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
+    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
 }
 
 
