@@ -13,7 +13,8 @@ from tqdm import tqdm
 from model import choose_backend
 from ogbench_utils import evaluate, make_env
 from online_agent import OnlineAgent
-from utils import choose_device, flag, load_checkpoint, parse_flags, run_main, set_seed, write_atomic
+from runs import load_checkpoint, write_atomic
+from utils import choose_device, flag, parse_flags, run_main, set_seed
 
 
 @dataclasses.dataclass

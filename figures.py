@@ -1,6 +1,6 @@
 """Pictures of logged numbers, by matplotlib without a display."""
 
-from utils import write_atomic
+from runs import write_atomic
 
 
 def plot_curves(rows, panels, path, xlabel, title):

@@ -14,20 +14,8 @@ from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import load_dataset
-from utils import (
-    MetricsLog,
-    check_unchanged,
-    choose_device,
-    flag,
-    load_checkpoint,
-    mean_of,
-    new_run_dir,
-    parse_flags,
-    run_main,
-    save_checkpoint,
-    set_seed,
-    write_config,
-)
+from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
+from utils import choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
            'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',

@@ -15,21 +15,8 @@ from model import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import ReplayBuffer, episode_seed, evaluate, load_dataset, make_env, run_episodes
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
-from utils import (
-    MetricsLog,
-    check_unchanged,
-    choose_device,
-    flag,
-    linear_schedule,
-    load_checkpoint,
-    mean_of,
-    new_run_dir,
-    parse_flags,
-    run_main,
-    save_checkpoint,
-    set_seed,
-    write_config,
-)
+from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
+from utils import choose_device, flag, linear_schedule, mean_of, parse_flags, run_main, set_seed
 
 
 @dataclasses.dataclass

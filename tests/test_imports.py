@@ -9,13 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sorted(folder.glob('*.py'))}
 ALLOWED = {
     'utils': set(),
+    'runs': set(),
     'model': set(),
-    'figures': {'utils'},
+    'figures': {'runs'},
     'ogbench_utils': set(),
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
-    'offline_trainer': {'figures', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
-    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'utils'},
+    'offline_trainer': {'figures', 'offline_agent', 'model', 'ogbench_utils', 'runs', 'utils'},
+    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'runs', 'utils'},
 }
 
 

@@ -21,7 +21,8 @@ import ogbench_utils
 import online_trainer
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
-from utils import check_unchanged, new_run_dir, read_csv, run_main
+from runs import check_unchanged, new_run_dir, read_csv
+from utils import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, HUMANOID = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0'

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from offline_agent import OfflineAgent
-from utils import expectile_loss, linear_schedule, load_checkpoint, mean_of, save_checkpoint, soft_update
+from runs import load_checkpoint, save_checkpoint
+from utils import expectile_loss, linear_schedule, mean_of, soft_update
 
 OBJECTIVES = {  # -> the networks that it trains
     'critic': {'encoder', 'critic'}, 'value': {'encoder', 'value'}, 'proposer': {'proposer'},

@@ -8,7 +8,7 @@ import torch
 
 from ogbench_utils import TrajectoryDataset
 from online_agent import LatentStore, OnlineAgent
-from utils import load_checkpoint, save_checkpoint
+from runs import load_checkpoint, save_checkpoint
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
 

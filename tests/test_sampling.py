@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ogbench_utils import ReplayBuffer, TrajectoryDataset, load_dataset
-from utils import load_checkpoint, save_checkpoint
+from runs import load_checkpoint, save_checkpoint
 
 LENGTHS = (40, 2, 23, 9, 31)
 TRAJECTORY = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # row -> trajectory
