@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +13,7 @@ from model import choose_backend
 from ogbench_utils import evaluate, make_env
 from online_agent import OnlineAgent
 from runs import load_checkpoint, write_atomic
+from stats import wilson_interval
 from utils import choose_device, flag, parse_flags, run_main, set_seed
 
 
@@ -28,13 +28,6 @@ class EvaluateConfig:
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
-
-
-def wilson_interval(successes, n, z=1.96):
-    """95 % interval of a success rate (Wilson 1927) -> (low, high)."""
-    p, centre = successes / n, (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(n * p * (1 - p) + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def run(config):

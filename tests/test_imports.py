@@ -11,6 +11,7 @@ ALLOWED = {
     'utils': set(),
     'runs': set(),
     'model': set(),
+    'stats': set(),
     'figures': {'runs'},
     'ogbench_utils': set(),
     'offline_agent': {'model', 'utils'},
