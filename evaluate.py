@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model import choose_backend
-from ogbench_utils import evaluate, make_env
+from ogbench_utils import make_env
 from online_agent import OnlineAgent
+from rollouts import evaluate
 from runs import load_checkpoint, write_atomic
 from stats import wilson_interval
 from utils import choose_device, flag, parse_flags, run_main, set_seed

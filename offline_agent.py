@@ -1,7 +1,7 @@
 """OPSO's first half: everything that is learned from trajectories of states, without actions or rewards.
 
 One method per objective (README, "Objectives"), each `(latents, batch) -> (loss, info)`; `total_loss` adds them
-up and is what `update` differentiates and what validation calls. The batch is `ogbench_utils.TrajectoryDataset`'s.
+up and is what `update` differentiates and what validation calls. The batch is `trajectories.TrajectoryDataset`'s.
 """
 
 import copy

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import load_dataset
 from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
+from trajectories import load_dataset
 from utils import choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,12 @@ from tqdm import tqdm
 from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import ReplayBuffer, episode_seed, evaluate, load_dataset, make_env, run_episodes
+from ogbench_utils import episode_seed, make_env
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
+from rollouts import Collector, evaluate
 from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
-from utils import choose_device, flag, linear_schedule, mean_of, parse_flags, run_main, set_seed
+from trajectories import ReplayBuffer, load_dataset
+from utils import choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 
 @dataclasses.dataclass
@@ -73,66 +74,6 @@ def newest_offline_run(dataset):
         raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run offline_trainer.py '
                                 f'--dataset {dataset} first, or name a file with --offline_checkpoint')
     return found[-1]
-
-
-class Collector:
-    """Runs rounds of episodes with exploration; its counters and generator are part of a checkpoint."""
-
-    def __init__(self, config, envs, agent):
-        self.config, self.envs, self.agent = config, envs, agent
-        self.rng = np.random.default_rng([config.seed, 2])
-        self.steps = self.episodes = 0
-
-    @property
-    def done(self):
-        c = self.config
-        return self.episodes >= c.max_episodes or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps
-
-    def schedules(self):
-        """-> (epsilon, standard deviation of the action noise) of the next episode."""
-        c = self.config
-        return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
-                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
-
-    def round(self, progress, row):
-        """One episode per environment (the first round: `random_steps` random steps) -> episodes; `row` gets
-        the round's numbers."""
-        c, begin, (epsilon, noise) = self.config, time.perf_counter(), self.schedules()
-        space, biased = self.envs[0].action_space, []
-
-        def act_randomly(observations, goals, state):
-            size = (len(observations), *space.shape)
-            return self.rng.uniform(space.low, space.high, size).astype(np.float32), state
-
-        def act(observations, goals, state):
-            actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)
-            biased.append(state.biased)
-            return actions, state
-
-        left = c.max_steps - self.steps if c.max_steps else None
-        if self.steps == 0 and c.random_steps:
-            act, left, count = act_randomly, min(c.random_steps, left or c.random_steps), c.max_episodes
-        else:
-            count = min(c.max_episodes - self.episodes, c.num_envs)
-        jobs = ((n % 5 + 1, episode_seed(c.seed, 3, n)) for n in range(self.episodes, self.episodes + count))
-        episodes = []
-        for episode in run_episodes(self.envs, jobs, self.agent, act, left):
-            episodes.append(episode)
-            progress.update(episode['length'] if c.max_steps else 1)
-        steps = sum(episode['length'] for episode in episodes)
-        self.steps, self.episodes = self.steps + steps, self.episodes + len(episodes)
-        whole = [e for e in episodes if not e['cut']] or episodes
-        row |= {f'collect/{k}': float(np.mean([e[k] for e in whole])) for k in ('success', 'reward', 'length')}
-        row |= {'collect/goal_biased_rate': float(np.mean(biased)) if biased else 0.0, 'episodes': self.episodes,
-                'time/steps_per_second': steps / (time.perf_counter() - begin)}
-        return episodes
-
-    def content(self):
-        return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
-
-    def restore(self, content):
-        self.rng.bit_generator.state = content['rng']
-        self.steps, self.episodes = content['steps'], content['episodes']
 
 
 def draw(folder, log, title):

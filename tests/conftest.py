@@ -6,8 +6,8 @@ import torch
 
 from model import MambaEncoder
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import ReplayBuffer, TrajectoryDataset
 from online_agent import OnlineAgent, OnlineConfig
+from trajectories import ReplayBuffer, TrajectoryDataset
 
 torch.set_num_threads(1)
 

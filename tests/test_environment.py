@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import episode_seed, evaluate, make_env, reset_env, run_episodes
+from ogbench_utils import episode_seed, make_env, reset_env
 from online_agent import OnlineAgent, OnlineConfig
+from rollouts import evaluate, run_episodes
 
 DATASET = 'antmaze-medium-navigate-v0'
 LIMIT = 12

@@ -14,10 +14,13 @@ ALLOWED = {
     'stats': set(),
     'figures': {'runs'},
     'ogbench_utils': set(),
+    'trajectories': {'ogbench_utils'},
+    'rollouts': {'ogbench_utils', 'utils'},
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
-    'offline_trainer': {'figures', 'offline_agent', 'model', 'ogbench_utils', 'runs', 'utils'},
-    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'runs', 'utils'},
+    'offline_trainer': {'figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
+    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts', 'runs',
+                       'trajectories', 'utils'},
 }
 
 

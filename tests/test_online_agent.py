@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ogbench_utils import TrajectoryDataset
 from online_agent import LatentStore, OnlineAgent
 from runs import load_checkpoint, save_checkpoint
+from trajectories import TrajectoryDataset
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
 

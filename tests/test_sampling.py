@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ogbench_utils import ReplayBuffer, TrajectoryDataset, load_dataset
 from runs import load_checkpoint, save_checkpoint
+from trajectories import ReplayBuffer, TrajectoryDataset, load_dataset
 
 LENGTHS = (40, 2, 23, 9, 31)
 TRAJECTORY = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # row -> trajectory

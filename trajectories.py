@@ -1,0 +1,171 @@
+"""What training samples from: windows of trajectories of states with hindsight goals, and the agent's own episodes.
+
+`ogbench_utils` draws how trajectories lie in their arrays (`starts`, `ends`).
+"""
+
+import numpy as np
+import torch
+
+from ogbench_utils import find_dataset, load_trajectories
+
+
+class TrajectoryDataset:
+    """Trajectories of states, windows of them, and hindsight goals (OGBench's mixture, sampled afresh each time).
+
+    observations (N, S); starts, ends (n,) first and last row of each trajectory, in order. A transition goes
+    from row t to row min(t + transition_steps, end). Raises ValueError for numbers that cannot be sampled from.
+    """
+
+    def __init__(self, observations, starts, ends, context_length=100, transition_steps=25, discount=0.99,
+                 positions_per_window=32, current_goals=0.2, random_goals=0.3, proposer_random_goals=0.2):
+        shares = current_goals, random_goals, proposer_random_goals
+        if min(shares) < 0 or max(current_goals + random_goals, proposer_random_goals) > 1:
+            raise ValueError('goal shares must be >= 0, the first two together and the third <= 1: '
+                             f'{current_goals=} {random_goals=} {proposer_random_goals=}')
+        if min(context_length, transition_steps) < 1 or positions_per_window < 0 or not 0 < discount < 1:
+            raise ValueError('must be positive (positions_per_window: or 0), discount below 1: '
+                             f'{context_length=} {transition_steps=} {positions_per_window=} {discount=}')
+        self.observations = observations
+        self.context_length, self.transition_steps, self.discount = context_length, transition_steps, discount
+        self.positions_per_window = min(positions_per_window or context_length, context_length)
+        self.current_goals, self.random_goals = current_goals, random_goals
+        self.proposer_random_goals = proposer_random_goals
+        self._set_borders(starts, ends)
+
+    def _set_borders(self, starts, ends):
+        self.starts, self.ends = starts, ends
+        self.end_of = np.repeat(ends, ends - starts + 1)  # row -> last row of its trajectory
+        self.origins = np.flatnonzero(self.end_of > np.arange(len(self.end_of)))  # rows that have a next state
+
+    def __len__(self):
+        return len(self.end_of)
+
+    @property
+    def num_windows(self):
+        """Windows of context_length states that cover the trajectories once: one epoch."""
+        return int(np.sum(-(-(self.ends - self.starts) // self.context_length)))
+
+    def statistics(self):
+        """Mean and std (S,) of the observations, accumulated in float64."""
+        rows = self.observations[:len(self)]
+        return rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+
+    def sample_transitions(self, rows, rng):
+        """rows: int array, any shape, each with a next state -> dict of arrays of that shape:
+        next_rows; goal_rows with rewards (sum of discount^i * -1 until the goal), discounts (discount^steps, 0
+        where the goal was met on the way), at_goal, future (the goal lies ahead in the same trajectory);
+        proposer_goal_rows with proposer_near (the goal is no further than next_rows)."""
+        end = self.end_of[rows]
+        next_rows = np.minimum(rows + self.transition_steps, end)
+        ahead = np.minimum(rows + rng.geometric(1 - self.discount, rows.shape), end)
+        anywhere = rng.integers(len(self), size=rows.shape)
+        kind = rng.random(rows.shape)
+        at_goal, is_random = kind < self.current_goals, kind > 1 - self.random_goals
+        goal_rows = np.where(at_goal, rows, np.where(is_random, anywhere, ahead))
+        steps = next_rows - rows
+        distance = np.where(is_random, len(self), goal_rows - rows)
+        rewarded = np.minimum(distance, steps)
+        # the proposer imitates where trajectories went, so its goals are uniform over what followed
+        proposer_random = rng.random(rows.shape) < self.proposer_random_goals
+        uniform = rows + 1 + (rng.random(rows.shape) * (end - rows)).astype(np.int64)
+        return {'next_rows': next_rows, 'goal_rows': goal_rows,
+                'rewards': (-(1 - self.discount ** rewarded) / (1 - self.discount)).astype(np.float32),
+                'discounts': np.where(distance > steps, self.discount ** steps, 0).astype(np.float32),
+                'at_goal': at_goal, 'future': ~at_goal & ~is_random,
+                'proposer_goal_rows': np.where(proposer_random, rng.integers(len(self), size=rows.shape), uniform),
+                'proposer_near': ~proposer_random & (uniform <= next_rows)}
+
+    def sample(self, batch_size, rng):
+        """-> batch of torch tensors. observations (B, L, S), L = context_length + transition_steps, and valids
+        (B, L), false in the padding that ends windows of short trajectories; for P positions of each window,
+        (B, P): positions, next_positions and `sample_transitions`'s rewards, discounts, at_goal, future,
+        proposer_near; goals and proposer_goals (B, P, S). No actions: they were never read."""
+        first = self.origins[rng.integers(len(self.origins), size=batch_size)]
+        length = self.context_length + self.transition_steps
+        end = self.end_of[first]
+        begin = self.starts[np.searchsorted(self.ends, end)]
+        # a window lies anywhere around its first draw, so that rows near both borders are drawn as often as others
+        first = first - rng.integers(self.context_length, size=batch_size)
+        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))[:, None]
+        end = end[:, None]
+        rows = first + np.arange(length)
+        limit = np.minimum(self.context_length, end - first)
+        if self.positions_per_window == self.context_length:
+            positions = np.minimum(np.arange(self.context_length)[None], limit - 1)
+        else:
+            positions = (rng.random((batch_size, self.positions_per_window)) * limit).astype(np.int64)
+        origin = first + positions
+        batch = self.sample_transitions(origin, rng)
+        batch.update(
+            positions=positions, next_positions=batch.pop('next_rows') - first, valids=rows <= end,
+            observations=self.observations[np.minimum(rows, end)],
+            goals=self.observations[batch.pop('goal_rows')],
+            proposer_goals=self.observations[batch.pop('proposer_goal_rows')])
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
+
+
+class ReplayBuffer(TrajectoryDataset):
+    """Growing trajectories of the agent's own states and actions; whole episodes, so that borders hold.
+
+    Beyond `capacity` rows the oldest episodes go. `actions` (N, A): the row at an episode's end is unused.
+    """
+
+    def __init__(self, observation_dim, action_dim, capacity=1_000_000, **sampling):
+        empty = np.zeros(0, np.int64)
+        self.actions, self.capacity = np.zeros((0, action_dim), np.float32), capacity
+        super().__init__(np.zeros((0, observation_dim), np.float32), empty, empty, **sampling)
+
+    def add(self, observations, actions):
+        """Append one episode: observations (T + 1, S), actions (T, A), T >= 1. Raises ValueError otherwise."""
+        rows = len(observations)
+        if rows < 2 or len(actions) != rows - 1 or rows > self.capacity:
+            raise ValueError(f'an episode needs T + 1 states for T >= 1 actions and at most {self.capacity} rows, '
+                             f'got {rows} and {len(actions)}')
+        dropped = 0
+        while len(self) - dropped + rows > self.capacity:
+            dropped = int(self.ends[self.ends >= dropped][0]) + 1
+        kept = self.starts >= dropped
+        used = len(self)
+        for name, new in (('observations', observations), ('actions', np.append(actions, actions[-1:], 0))):
+            array = getattr(self, name)
+            size = used - dropped + rows
+            if size > len(array) or dropped:
+                grown = np.zeros((min(max(size, len(array), 2 * used), self.capacity), array.shape[1]), np.float32)
+                grown[:used - dropped] = array[dropped:used]
+                array = grown
+            array[used - dropped:size] = new
+            setattr(self, name, array)
+        start = used - dropped
+        self._set_borders(np.append(self.starts[kept] - dropped, start),
+                          np.append(self.ends[kept] - dropped, start + rows - 1))
+        return dropped
+
+    def content(self):
+        """-> tensors from which `restore` makes the same buffer, for a checkpoint."""
+        arrays = {'observations': self.observations[:len(self)], 'actions': self.actions[:len(self)],
+                  'starts': self.starts, 'ends': self.ends}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def restore(self, content):
+        """Take over the episodes of another buffer's `content`."""
+        self.observations, self.actions = content['observations'].numpy(), content['actions'].numpy()
+        self._set_borders(content['starts'].numpy(), content['ends'].numpy())
+
+
+def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, **sampling):
+    """-> (training TrajectoryDataset, validation one, one-line note on where the data came from).
+
+    Where there is no -val file, the last tenth of the trajectories is held out.
+    """
+    train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
+    observations, starts, ends = load_trajectories(train_path, max_trajectories or None)
+    if val_path is not None:
+        val = TrajectoryDataset(*load_trajectories(val_path), **sampling)
+        return TrajectoryDataset(observations, starts, ends, **sampling), val, note
+    if len(starts) < 2:
+        raise ValueError(f'{train_path} has one trajectory and no -val file beside it: nothing is left to validate on')
+    held = max(1, len(starts) // 10)
+    row = starts[-held]
+    return (TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling),
+            TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row, **sampling),
+            f'{note}; no -val file, so the last {held} trajectories are held out')
