@@ -96,23 +96,25 @@ class OfflineAgent:
 
     # ------------------------------------------------------------------------------------------- objectives
     def encode(self, batch):
-        """Encode a batch of windows once -> latents: `sequence` (B, L, D), f(s_<=t) at every position; z, z_next,
-        z_goal, and target_z, target_z_next, target_z_goal, proposer_goal from the target encoder, (B, P, D) each.
+        """Encode a batch of windows once -> latents: `sequence` (B, L, D), f(s_<=t) at every position (of the
+        first context_length, with head_memory 'state'); z, z_next, z_goal, and target_z, target_z_next,
+        target_z_goal, proposer_goal from the target encoder, (B, P, D) each.
 
         With head_memory 'state', z and z_next are f(s_t), sequences of length one: a V that sees the history
         knows where its trajectory is heading, and cannot be optimistic about where others went from the same
         state.
         """
         observations, positions = batch['observations'], (batch['positions'], batch['next_positions'])
-        latents = {'sequence': self.encoder(observations)}
         if self.config.head_memory == 'history':
+            latents = {'sequence': self.encoder(observations)}
             with torch.no_grad():
                 sequence = self.targets['encoder'](observations)
             for prefix, source in (('', latents['sequence']), ('target_', sequence)):
                 latents[prefix + 'z'], latents[prefix + 'z_next'] = (_at(source, at) for at in positions)
             latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
             states = []
-        else:
+        else:  # next-state prediction alone needs the sequence, and no more than the context
+            latents = {'sequence': self.encoder(observations[:, :self.config.context_length])}
             states = [_at(observations, at) for at in positions]
             z = self.encoder.encode_goal(torch.cat([*states, batch['goals']], 1))
             latents['z'], latents['z_next'], latents['z_goal'] = z.chunk(3, 1)
@@ -163,8 +165,10 @@ class OfflineAgent:
         """Predict the normalised s_{t+1} from f(s_<=t) at every position of the window, and from z. It is also
         what keeps joint angles and velocities in z, which the inverse dynamics need."""
         target = self.encoder.normalize(batch['observations'][:, 1:])
-        error = (self.nets['next_state'](latents['sequence'][:, :-1]) - target).square().mean(-1)
-        valid = batch['valids'][:, 1:].float()
+        sequence = latents['sequence'][:, :target.shape[1]]
+        length = sequence.shape[1]
+        error = (self.nets['next_state'](sequence) - target[:, :length]).square().mean(-1)
+        valid = batch['valids'][:, 1:length + 1].float()
         loss = (error * valid).sum() / valid.sum().clamp(min=1)
         own = (self.nets['next_state'](latents['z']) - _at(target, batch['positions'])).square().mean()
         return 0.5 * (loss + own), {'state_loss': 0.5 * (loss + own)}

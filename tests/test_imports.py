@@ -10,7 +10,8 @@ FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sort
 ALLOWED = {
     'utils': set(),
     'runs': set(),
-    'model': set(),
+    'kernels': set(),
+    'model': {'kernels'},
     'stats': set(),
     'figures': {'runs'},
     'ogbench_utils': set(),

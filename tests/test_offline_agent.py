@@ -204,11 +204,14 @@ def test_alignment_by_hand(agent):
 
 
 def test_state_loss_by_hand(agent, stub, batch):
-    """Half of it over every position that has a next state, half over the sampled ones; s_{t+1} - 0 here."""
+    """Half of it over every position of the context that has a next state, half over the sampled ones; the error
+    is s_{t+1} - 0 here. What lies beyond the context is not encoded."""
     agent.nets['next_state'] = stub(lambda z: torch.zeros(*z.shape[:-1], 5))
     latents = encode(agent, batch)
     normal = agent.encoder.normalize(batch['observations'])
-    everywhere = normal[:, 1:][batch['valids'][:, 1:]].square().mean()
+    context = slice(1, agent.config.context_length + 1)
+    everywhere = normal[:, context][batch['valids'][:, context]].square().mean()
+    assert latents['sequence'].shape[1] == agent.config.context_length < normal.shape[1]
     sampled = torch.stack([normal[b, batch['positions'][b] + 1] for b in range(5)]).square().mean()
     expected = (everywhere + sampled) / 2
     assert agent.state_loss(latents, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -219,7 +222,7 @@ def test_state_loss_predicts_from_the_sequence_and_from_z(agent, stub, batch):
     agent.nets['next_state'] = stub(lambda z: (asked.append(z), torch.zeros(*z.shape[:-1], 5))[1])
     latents = encode(agent, batch)
     agent.state_loss(latents, batch)
-    assert torch.equal(asked[0], latents['sequence'][:, :-1]) and asked[1] is latents['z']
+    assert torch.equal(asked[0], latents['sequence']) and asked[1] is latents['z']
 
 
 def test_padding_does_not_matter(either_agent, batch):
@@ -244,7 +247,8 @@ def test_reward_loss_by_hand(agent, stub, batch):
 def test_encode_takes_the_asked_positions(either_agent, batch):
     """z is f of the state alone, or of the history up to it, as head_memory says; goals are states alone."""
     agent, latents = either_agent, either_agent.encode(batch)
-    torch.testing.assert_close(latents['sequence'], agent.encoder(batch['observations']))
+    length = batch['observations'].shape[1] if agent.config.head_memory == 'history' else agent.config.context_length
+    torch.testing.assert_close(latents['sequence'], agent.encoder(batch['observations'])[:, :length])
     for prefix, encoder in (('', agent.encoder), ('target_', agent.targets['encoder'])):
         if agent.config.head_memory == 'history':
             encoded = encoder(batch['observations'])
