@@ -13,9 +13,9 @@ from tqdm import tqdm
 from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
-from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
+from runs import Stopped, open_run
 from trajectories import load_dataset
-from utils import choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
            'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',
@@ -64,7 +64,7 @@ def validate(agent, dataset, config):
     return mean_of(infos)
 
 
-def draw(folder, log, title):
+def draw(folder, log, config):
     panels = [(name, {'train': f'training/{key}', 'validation': f'validation/{key}'}, key != 'total_loss')
               for name, key in METRICS.items()]
     panels += [('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'}, False),
@@ -72,7 +72,8 @@ def draw(folder, log, title):
                                      'validation': 'validation/infonce_accuracy'}, False),
                ('gradient norm', {'train': 'training/grad_norm'}, True),
                ('updates per second', {'train': 'time/updates_per_second'}, False)]
-    plot_curves(log.rows, panels, folder / 'training_curves.png', 'gradient steps', title)
+    plot_curves(log.rows, panels, folder / 'training_curves.png', 'gradient steps',
+                f'OPSO offline, {config.dataset}, seed {config.seed}')
 
 
 def train(config, agent_config):
@@ -81,63 +82,80 @@ def train(config, agent_config):
     set_seed(config.seed)
     device = choose_device(config.device)
     backend, why = choose_backend(config.mamba_backend, device)
-    folder = new_run_dir('offline_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
-    train_data, val_data, note = load_dataset(config.dataset, config.dataset_path, config.data_dir, config.dataset_url,
-                                              config.max_trajectories, **agent_config.sampling())
-    agent = OfflineAgent(train_data.observations.shape[1], agent_config, device, backend)
-    agent.set_statistics(*train_data.statistics())
-    rng = np.random.default_rng(config.seed)
-    per_epoch = -(-train_data.num_windows // config.batch_size)
-    total = config.num_updates or config.num_epochs * per_epoch
-    best = float('inf')
-    if config.resume:
-        saved = load_checkpoint(folder / 'last.pth', 'offline')
-        check_unchanged(saved['agent']['config'], agent_config)
-        agent.restore(saved['agent'])
-        rng.bit_generator.state, best = saved['rng'], saved['best']
-    write_config(folder, config, agent_config)
-    log = MetricsLog(folder / 'train.csv', agent.step)
-    print(f'{note}\n{why}\n{len(train_data.starts)} trajectories, {len(train_data):,} states of '
-          f'{agent.observation_dim} dimensions, {train_data.num_windows:,} windows; {per_epoch} updates per epoch, '
-          f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\nrun folder: {folder}')
-    infos, clock = [], time.perf_counter()
+    with open_run('offline', __file__, config, agent_config) as run:
+        with run.stop.at_once():
+            data, val_data, note = load_dataset(config.dataset, config.dataset_path, config.data_dir,
+                                                config.dataset_url, config.max_trajectories,
+                                                **agent_config.sampling())
+        agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
+        agent.set_statistics(*data.statistics())
+        per_epoch = -(-data.num_windows // config.batch_size)
+        total = config.num_updates or config.num_epochs * per_epoch
+        print(f'{note}\n{why}\n{len(data.starts)} trajectories, {len(data):,} states of '
+              f'{agent.observation_dim} dimensions, {data.num_windows:,} windows; {per_epoch} updates per epoch, '
+              f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\n'
+              f'run folder: {run.folder}')
+        learn(run, config, agent, data, val_data, total, per_epoch)
+        print(f'curves: {run.folder / "training_curves.png"}\ncheckpoints: {run.folder / "last.pth"} (used online), '
+              f'{run.folder / "best_model.pth"} (lowest validation loss)\nnext: python online_trainer.py '
+              f'--dataset {config.dataset} --offline_checkpoint {run.folder / "last.pth"}')
+    return run.folder / 'last.pth'
+
+
+def learn(run, config, agent, data, val_data, total, per_epoch):
+    """Update until `total`, log, validate, save and draw; goes on where `run.saved` ended."""
+    rng, best, infos = np.random.default_rng(config.seed), float('inf'), []
+    if run.saved:
+        agent.restore(run.saved['agent'])
+        rng.bit_generator.state = run.saved['rng']
+        best, infos = run.saved['best'], run.saved['infos']
+    log = run.begin('train.csv', agent.step, f'{data.fingerprint()}; validation {val_data.fingerprint()}')
+
+    def save(name='last.pth'):
+        run.save({'data': data_flags(config), 'agent': agent.checkpoint(), 'rng': rng.bit_generator.state,
+                  'best': best, 'infos': as_floats(infos)}, name)
+
+    if agent.step >= total:
+        print(f'this run is finished: {agent.step:,} of {total:,} updates are done; --num_updates can be raised')
+        draw(run.folder, log, config)
     progress = tqdm(total=total, initial=agent.step, unit='update', dynamic_ncols=True, mininterval=1.0)
-    while agent.step < total:
-        infos.append(agent.update(agent.to_device(train_data.sample(config.batch_size, rng))))
-        progress.update()
-        last = agent.step == total
-        if agent.step % config.log_interval and not last and agent.step % config.val_interval:
-            continue
-        speed = len(infos) / (time.perf_counter() - clock)
-        row = mean_of(infos, 'training/') | {'time/updates_per_second': speed, 'epoch': agent.step / per_epoch}
-        if agent.step % config.val_interval == 0 or last:
-            metrics = validate(agent, val_data, config)
-            row |= {f'validation/{k}': v for k, v in metrics.items()}
-            progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, validation {metrics['total_loss']:.3f}")
-            log.log(agent.step, row)
-            best = save(folder, agent, config, rng, best, metrics['total_loss'])
-            draw(folder, log, f'OPSO offline, {config.dataset}, seed {config.seed}')
-        else:
-            log.log(agent.step, row)
-        infos, clock = [], time.perf_counter()
-    progress.close()
-    print(f'curves: {folder / "training_curves.png"}\ncheckpoints: {folder / "last.pth"} (used online), '
-          f'{folder / "best_model.pth"} (lowest validation loss)\n'
-          f'next: python online_trainer.py --dataset {config.dataset} --offline_checkpoint {folder / "last.pth"}')
-    return folder / 'last.pth'
+    since, clock = agent.step, time.perf_counter()
+    try:
+        while agent.step < total:
+            batch = data.sample(config.batch_size, rng)
+            infos.append(agent.update(agent.to_device(batch)))
+            run.check_finite(agent.step, infos[-1], batch)
+            progress.update()
+            validating = agent.step % config.val_interval == 0 or agent.step == total
+            if validating or agent.step % config.log_interval == 0:
+                speed = (agent.step - since) / (time.perf_counter() - clock)
+                row = mean_of(infos, 'training/') | {'time/updates_per_second': speed,
+                                                     'epoch': agent.step / per_epoch}
+                infos = []
+                if validating:
+                    metrics = validate(agent, val_data, config)
+                    row |= {f'validation/{k}': v for k, v in metrics.items()}
+                    progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, "
+                                             f"validation {metrics['total_loss']:.3f}")
+                log.log(agent.step, row)
+                if validating:
+                    if metrics['total_loss'] <= best:
+                        best = metrics['total_loss']
+                        save('best_model.pth')  # first: a kill in between repeats it
+                    save()
+                    draw(run.folder, log, config)
+                since, clock = agent.step, time.perf_counter()
+            run.stop.check()
+    except Stopped:
+        save()
+        draw(run.folder, log, config)
+        raise
+    finally:
+        progress.close()
 
 
 def data_flags(config):
     return {name: getattr(config, name) for name in ('dataset', 'dataset_path', 'data_dir', 'max_trajectories')}
-
-
-def save(folder, agent, config, rng, best, loss):
-    content = {'kind': 'offline', 'data': data_flags(config), 'agent': agent.checkpoint(),
-               'rng': rng.bit_generator.state, 'best': min(best, loss)}
-    save_checkpoint(folder / 'last.pth', content)
-    if loss <= best:
-        save_checkpoint(folder / 'best_model.pth', content)
-    return min(best, loss)
 
 
 def main(argv=None):

@@ -150,8 +150,8 @@ class OnlineAgent:
         loss, info = self.total_loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
-        for group in (self.nets.parameters(), self.heads.parameters()):
-            nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
+        info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
+                                for group in (self.nets.parameters(), self.heads.parameters()))
         self.optimizer.step()
         if batch['train_values']:
             for name in ('critic', 'value'):
@@ -207,26 +207,37 @@ class LatentStore:
         known, size = max(0, len(self.z_goal) - dropped), len(self.dataset)
         old_z = self.z[dropped:]
         self.z = self.z_goal = torch.cat([self.z_goal[dropped:], self.z_goal.new_zeros(size - known, old_z.shape[1])])
-        for i in range(known, size, rows_at_once):
-            rows = slice(i, min(i + rows_at_once, size))
-            self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
+        for piece in self._pieces(known):
+            for i in range(piece.start, piece.stop, rows_at_once):
+                rows = slice(i, min(i + rows_at_once, piece.stop))
+                self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
         if self.history:
             self.z = torch.cat([old_z, old_z.new_zeros(size - known, old_z.shape[1])])
-            self._encode_windows(known, max(1, rows_at_once // self.encoder.context_length))
+            for piece in self._pieces(known):
+                self._encode_windows(piece, max(1, rows_at_once // self.encoder.context_length))
+
+    def _pieces(self, known):
+        """The rows from `known` on, as slices. Own episodes are encoded one by one: the last bits of a product depend
+        on the size of the matrix, and a resumed run must get the latents of the run before it."""
+        data = self.dataset
+        if not self.own:
+            return [slice(known, len(data))]
+        return [slice(start, end + 1) for start, end in zip(data.starts, data.ends, strict=True) if start >= known]
 
     def _states(self, rows):
         return torch.from_numpy(self.dataset.observations[rows]).to(self.device)
 
-    def _encode_windows(self, known, windows_at_once):
-        """z of all rows from `known` on. Windows start where the two streams of `MambaEncoder.step` restart, and
-        give the rows for which that stream is the older one."""
+    def _encode_windows(self, piece, windows_at_once):
+        """z of the trajectories in the slice `piece`. Windows start where the two streams of `MambaEncoder.step`
+        restart, and give the rows for which that stream is the older one."""
         data, c, half = self.dataset, self.encoder.context_length, self.encoder.context_length // 2
         begins, skips = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for start, end in zip(data.starts, data.ends, strict=True):
+        inside = slice(*np.searchsorted(data.starts, (piece.start, piece.stop)))
+        for start, end in zip(data.starts[inside], data.ends[inside], strict=True):
             number = np.arange(2 * -(-(end - start + 1) // c) + 1)
             begin = start + number // 2 * c + number % 2 * half
             skip = np.where(number % 2, c - half, half) * (number > 0)
-            used = (begin + skip <= end) & (start >= known)
+            used = begin + skip <= end
             begins.append(begin[used])
             skips.append(skip[used])
         begins, skips = np.concatenate(begins), np.concatenate(skips)

@@ -15,9 +15,9 @@ from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
-from runs import MetricsLog, check_unchanged, load_checkpoint, new_run_dir, save_checkpoint, write_config
+from runs import Stopped, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
-from utils import choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ def newest_offline_run(dataset):
     return found[-1]
 
 
-def draw(folder, log, title):
+def draw(folder, log, config):
     panels = [
         ('evaluated success rate', {'mean': 'evaluation/overall_success'}
          | {f'task {k}': f'evaluation/task{k}_success' for k in range(1, 6)}, False),
@@ -91,7 +91,8 @@ def draw(folder, log, title):
         ('critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, True),
         ('proposer', {'train': 'training/proposer_loss'}, True),
         ('environment steps per second', {'mean': 'time/steps_per_second'}, False)]
-    plot_curves(log.rows, panels, folder / 'online_training_curves.png', 'environment steps', title)
+    plot_curves(log.rows, panels, folder / 'online_training_curves.png', 'environment steps',
+                f'OPSO online, {config.dataset}, seed {config.seed}')
 
 
 def train(config, agent_config):
@@ -100,66 +101,118 @@ def train(config, agent_config):
     set_seed(config.seed)
     device = choose_device(config.device)
     backend, why = choose_backend(config.mamba_backend, device)
-    folder = new_run_dir('online_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
-    saved = load_checkpoint(folder / 'last.pth', 'online') if config.resume else None
-    source = Path(config.offline_checkpoint or (saved['source'] if saved else newest_offline_run(config.dataset)))
-    pretrained = load_checkpoint(source, 'offline')
-    offline = OfflineAgent.from_checkpoint(pretrained['agent'], device, backend)
-    envs = [make_env(config.dataset) for _ in range(config.num_envs)]
-    if envs[0].observation_space.shape != (offline.observation_dim,):
-        raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
-                         f'{config.dataset} has {envs[0].observation_space.shape[0]}')
-    sampling = offline.config.sampling()
-    data, _, note = load_dataset(
-        config.dataset, config.dataset_path or pretrained['data']['dataset_path'], config.data_dir,
-        config.dataset_url, config.max_trajectories or pretrained['data']['max_trajectories'], **sampling)
-    agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
-    replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
-    collector, rng, best = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0
-    if saved:
-        check_unchanged(saved['agent']['config'], agent_config)
-        agent.restore(saved['agent'])
-        replay.restore(saved['replay'])
-        collector.restore(saved['collector'])
-        rng.bit_generator.state, best = saved['rng'], saved['best']
-    write_config(folder, config, agent_config, offline_checkpoint=str(source.resolve()))
-    log = MetricsLog(folder / 'online.csv', collector.steps)
-    print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n{why}\nrun folder: {folder}')
-    store, own = LatentStore(data, agent), LatentStore(replay, agent)
+    with open_run('online', __file__, config, agent_config) as run:
+        if run.saved:  # the offline run's file is not needed any more
+            source, pretrained = run.saved['source'], run.saved['agent']['offline']
+            data_flags = run.saved['data']
+        else:
+            source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
+            content = load_checkpoint(source, 'offline')
+            pretrained, data_flags = content['agent'], content['data']
+        offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
+        envs = [make_env(config.dataset) for _ in range(config.num_envs)]
+        if envs[0].observation_space.shape != (offline.observation_dim,):
+            raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
+                             f'{config.dataset} has {envs[0].observation_space.shape[0]}')
+        sampling = offline.config.sampling()
+        with run.stop.at_once():
+            data, _, note = load_dataset(
+                config.dataset, config.dataset_path or data_flags['dataset_path'], config.data_dir,
+                config.dataset_url, config.max_trajectories or data_flags['max_trajectories'], **sampling)
+        agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
+        replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
+        print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n{why}\nrun folder: {run.folder}')
+        log = learn(run, config, agent, data, replay, envs, {'source': str(Path(source).resolve()), 'data': data_flags})
+        final = log.rows[-1]
+        print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} '
+              f'environment steps: {final["evaluation/overall_success"]:.1%}\n'
+              f'curves: {run.folder / "online_training_curves.png"}\ncheckpoints: {run.folder / "last.pth"}, '
+              f'{run.folder / "best_model.pth"} (highest evaluated success)\n'
+              f'next: python evaluate.py --checkpoint {run.folder / "last.pth"}')
+    return run.folder / 'last.pth'
+
+
+def learn(run, config, agent, data, replay, envs, origin):
+    """Rounds of episodes, updates and evaluation until the budget is spent -> MetricsLog; goes on where `run.saved`
+    ended: between two rounds, or among the updates of `work`, the round in progress."""
+    collector, rng, best, work = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0, None
+    if run.saved:
+        agent.restore(run.saved['agent'])
+        replay.restore(run.saved['replay'])
+        collector.restore(run.saved['collector'])
+        rng.bit_generator.state = run.saved['rng']
+        best, work = run.saved['best'], run.saved['work']
+    log = run.begin('online.csv', collector.steps - bool(work), data.fingerprint(),
+                    offline_checkpoint=origin['source'])
+
+    def save(name='last.pth', **extra):
+        run.save(origin | {'dataset': config.dataset, 'agent': agent.checkpoint()} | extra, name)
+
+    def save_all():
+        rest = work and work | {'infos': as_floats(work['infos'])}
+        save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=rest)
+
+    if collector.done and not work:
+        print(f'this run is finished: {collector.episodes:,} episodes, {collector.steps:,} environment steps; '
+              '--max_episodes and --max_steps can be raised')
+        draw(run.folder, log, config)
+        return log
+    with run.stop.at_once():
+        store, own = LatentStore(data, agent), LatentStore(replay, agent)
     unit, total, done = (('step', config.max_steps, collector.steps) if config.max_steps
                          else ('episode', config.max_episodes, collector.episodes))
     progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
-    while not collector.done:
-        before, (epsilon, noise) = collector.steps, collector.schedules()
-        row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
-        dropped = 0
-        for episode in collector.round(progress, row):
-            dropped += replay.add(episode['observations'], episode['actions'])
-        own.refresh(dropped)
-        steps = collector.steps - before
-        updates = round(config.update_ratio * steps) if agent.step else config.initial_updates
-        row |= mean_of([agent.update(agent.sample(store, own, rng)) for _ in tqdm(
-            range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0)], 'training/')
-        interval = config.eval_interval or float('inf')
-        if collector.done or collector.steps // interval > before // interval:
-            row |= run_evaluation(config, agent, envs, collector.done)
-            progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
-        success = row.get('evaluation/overall_success', -1.0)
-        log.log(collector.steps, row)
-        draw(folder, log, f'OPSO online, {config.dataset}, seed {config.seed}')
-        content = {'kind': 'online', 'dataset': config.dataset, 'source': str(source.resolve()),
-                   'agent': agent.checkpoint()}
-        if success >= max(best, 0.0):
-            best = success
-            save_checkpoint(folder / 'best_model.pth', content | {'success': success})
-        save_checkpoint(folder / 'last.pth', content | {
-            'replay': replay.content(), 'collector': collector.content(), 'rng': rng.bit_generator.state, 'best': best})
-    progress.close()
-    print(f'success over {config.final_eval_episodes} episodes of each task after {collector.steps:,} environment '
-          f'steps: {log.rows[-1]["evaluation/overall_success"]:.1%}\ncurves: {folder / "online_training_curves.png"}\n'
-          f'checkpoints: {folder / "last.pth"}, {folder / "best_model.pth"} (highest evaluated success)\n'
-          f'next: python evaluate.py --checkpoint {folder / "last.pth"}')
-    return folder / 'last.pth'
+    try:
+        while work or not collector.done:
+            if not work:
+                with run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
+                    work = collect(config, collector, agent, replay, progress)
+                own.refresh(work.pop('dropped'))
+            update(run, agent, store, own, rng, work)
+            row, interval = work['row'] | mean_of(work['infos'], 'training/'), config.eval_interval or float('inf')
+            if collector.done or collector.steps // interval > work['before'] // interval:
+                with run.stop.at_once():
+                    row |= run_evaluation(config, agent, envs, collector.done)
+                progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
+            success, work = row.get('evaluation/overall_success', -1.0), None
+            log.log(collector.steps, row)
+            if success >= max(best, 0.0):
+                best = success
+                save('best_model.pth', success=success)  # first: a kill in between repeats it
+            save_all()
+            draw(run.folder, log, config)
+            run.stop.check()
+    except Stopped:
+        if work:
+            save_all()
+        draw(run.folder, log, config)
+        raise
+    finally:
+        progress.close()
+    return log
+
+
+def collect(config, collector, agent, replay, progress):
+    """Add one round of episodes to `replay` -> what is to be done about them, in builtins for a checkpoint."""
+    before, (epsilon, noise) = collector.steps, collector.schedules()
+    row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
+    dropped = 0
+    for episode in collector.round(progress, row):
+        dropped += replay.add(episode['observations'], episode['actions'])
+    steps = collector.steps - before
+    updates = round(config.update_ratio * steps) if agent.step else config.initial_updates
+    return {'row': row, 'before': before, 'updates': updates, 'infos': [], 'dropped': dropped}
+
+
+def update(run, agent, store, own, rng, work):
+    """The gradient steps that `work` still lacks; numbers go to its `infos`. Raises `Stopped` between two of them."""
+    for _ in tqdm(range(work['updates'] - len(work['infos'])), 'updates', leave=False, dynamic_ncols=True,
+                  mininterval=1.0):
+        batch = agent.sample(store, own, rng)
+        info = agent.update(batch)
+        run.check_finite(agent.step, info, batch)
+        work['infos'].append(info)
+        run.stop.check()
 
 
 def run_evaluation(config, agent, envs, final):

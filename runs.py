@@ -1,23 +1,41 @@
-"""What a run leaves behind: its folder, files that are never half-written, checkpoints, config and metrics."""
+"""What a run leaves behind: its folder and lock, files that are never half-written, checkpoints, metrics.
 
-import csv
+Both trainers work inside `open_run`, so that a run ends in one of these ways only: finished; stopped by a signal,
+saved and with the command that resumes it on the screen; or with one error line and the last good checkpoint.
+"""
+
+import contextlib
 import dataclasses
+import io
 import json
+import math
 import os
 import platform
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from locks import LOCK, lock_owner, process_alive, run_lock
+from utils import random_state, restore_random_state
+
 CHECKPOINT_FORMAT = 1
+FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
+              'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
+              'device', 'mamba_backend', 'save_dir', 'resume')
 
 
+# ---------------------------------------------------------------------------------------------------- files
 def write_atomic(path, write):
-    """Call write(file) on a temporary binary file beside `path`, flush it to disk, then put it in place."""
+    """Call write(file) on a temporary binary file beside `path`, flush it to disk, then put it in place: `path` is
+    always whole, the old content or the new. Raises OSError that names `path` where the disk is full or the like."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
@@ -27,14 +45,28 @@ def write_atomic(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            kept = ', its last good version is kept' if path.exists() else ''
+            raise OSError(f'{path} cannot be written ({error.strerror or error}){kept}; free some space or mend the '
+                          'folder, then go on with --resume') from error
         raise
+
+
+def remove_leftovers(folder):
+    """Delete the temporary files of processes that were killed while writing."""
+    for path in Path(folder).glob('*.tmp*'):
+        pid = path.name.rpartition('.tmp')[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not process_alive(int(pid))):
+            path.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, content):
     """Write a dict of tensors and builtins that `load_checkpoint` can read without running any code."""
-    write_atomic(path, lambda file: torch.save({'format': CHECKPOINT_FORMAT, **content}, file))
+    buffer = io.BytesIO()  # torch's own writer turns a full disk into errors that do not say so
+    torch.save({'format': CHECKPOINT_FORMAT, **content}, buffer)
+    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path, kind=None):
@@ -55,6 +87,7 @@ def load_checkpoint(path, kind=None):
     return content
 
 
+# -------------------------------------------------------------------------------------------------- folders
 def new_run_dir(root, dataset, seed, save_dir='', resume=False):
     """The folder of a run: `save_dir`, or <root>/<dataset>/seed<seed>, with -run2, -run3, … where that holds
     a run already, so that no command overwrites another's results; with `resume`, the newest of them.
@@ -67,16 +100,17 @@ def new_run_dir(root, dataset, seed, save_dir='', resume=False):
         return Path(save_dir)
     base, number = Path(root) / dataset / f'seed{seed}', 1
     folder = following = base
-    while (following / 'config.json').exists():
+    while (following / 'config.json').exists() or not resume and lock_owner(following / LOCK):
         folder, number = following, number + 1
         following = base.with_name(f'{base.name}-run{number}')
     return folder if resume else following
 
 
-def check_unchanged(saved, config):
-    """Raise ValueError if a resumed run's saved flags (a dict) differ from those of `config`, naming them."""
-    now = dataclasses.asdict(config)
-    changed = [f'--{name} was {value}, is {now.get(name)}' for name, value in saved.items() if now.get(name) != value]
+def check_unchanged(saved, now):
+    """Raise ValueError if the flags of a resumed run (a dict) differ from `saved` ones, naming them; only budgets,
+    places of files and the device are free to change."""
+    changed = [f'--{name} was {value}, is {now.get(name)}' for name, value in saved.items()
+               if name not in FREE_FLAGS and now.get(name) != value]
     if changed:
         raise ValueError('--resume needs the flags that the run was started with: ' + '; '.join(changed))
 
@@ -97,6 +131,143 @@ def write_config(folder, *configs, **extra):
     write_atomic(Path(folder) / 'config.json', lambda file: file.write(json.dumps(content, indent=2).encode()))
 
 
+# ----------------------------------------------------------------------------------------------------- runs
+class Stopped(Exception):
+    """The user asked to stop, and what was in progress is finished or dropped."""
+
+
+class Stop:
+    """Ctrl-C (SIGINT) and SIGTERM inside this context: `check` raises `Stopped` at the next good moment, and so does
+    the signal itself inside `at_once`. A second signal ends the process on the spot."""
+
+    def __init__(self):
+        self.signal, self.now, self.before = None, False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # python allows no handlers elsewhere
+            self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        if self.now:
+            raise Stopped
+        os.write(2, b'\nstopping after this update; once more to stop at once\n')
+
+    def check(self):
+        """Raise `Stopped` if a signal came."""
+        if self.signal:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """For work that is not worth finishing."""
+        self.now = True
+        try:
+            self.check()
+            yield
+        finally:
+            self.now = False
+
+
+@contextlib.contextmanager
+def open_run(kind, script, *configs):
+    """Context of one training: -> `Run`. The folder is locked, signals are caught, and `Stopped` ends the program
+    with the command that goes on and exit code 130 or 143. With --resume, `run.saved` is the checkpoint to go on from,
+    or None where the run was killed before it saved one.
+
+    Raises ValueError if another process works in the folder or the flags contradict the checkpoint.
+    """
+    first = configs[0]
+    folder = new_run_dir(f'{kind}_checkpoints', first.dataset, first.seed, first.save_dir, first.resume).resolve()
+    if first.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
+        raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
+    with run_lock(folder), Stop() as stop:
+        try:
+            remove_leftovers(folder)
+            yield Run(kind, script, folder, configs, stop)
+        except Stopped:
+            started = (folder / 'config.json').exists()
+            print(f'stopped; go on with:\n{resume_command(script, folder, configs)}' if started else
+                  'stopped before the run began')
+            sys.exit(128 + stop.signal)
+
+
+class Run:
+    """A training's folder and what belongs into it; see `open_run`."""
+
+    def __init__(self, kind, script, folder, configs, stop):
+        self.kind, self.script, self.folder, self.configs, self.stop = kind, script, folder, configs, stop
+        self.flags = {name: value for config in configs for name, value in dataclasses.asdict(config).items()}
+        self.saved = None
+        if self.flags['resume'] and (folder / 'last.pth').exists():
+            self.saved = load_checkpoint(folder / 'last.pth', kind)
+            if 'flags' not in self.saved:
+                raise ValueError(f'{folder / "last.pth"} is of an older version that could not resume exactly; it can '
+                                 'be used and evaluated, but not continued')
+            check_unchanged(self.saved['flags'], self.flags)
+
+    def begin(self, csv_name, step, data, **extra):
+        """Write config.json and open the CSV, rows after `step` dropped -> MetricsLog. `data` describes what is
+        trained on; a resumed run must have the same. All random generators go on where they were saved."""
+        if self.saved:
+            if self.saved['fingerprint'] != data:
+                raise ValueError(f'--resume needs the data that the run was started with: {self.saved["fingerprint"]}; '
+                                 f'this is {data}')
+            restore_random_state(self.saved['random'])
+        self.data = data
+        write_config(self.folder, *self.configs, **extra)
+        self.log = MetricsLog(self.folder / csv_name, step)
+        if self.saved and len(self.log.rows) != self.saved['rows']:
+            print(f'warning: {self.log.path} has {len(self.log.rows)} of the {self.saved["rows"]} rows that were '
+                  'logged before', file=sys.stderr)
+        return self.log
+
+    def save(self, content, name='last.pth'):
+        """Write a checkpoint with all that `--resume` compares and restores."""
+        save_checkpoint(self.folder / name, {'kind': self.kind, 'flags': self.flags, 'fingerprint': self.data,
+                                             'rows': len(self.log.rows), 'random': random_state(), **content})
+
+    def check_finite(self, step, info, batch):
+        """Stop a run whose numbers went wrong: raises FloatingPointError that names the term, the update, the file
+        with the batch's rows and the checkpoint to go back to."""
+        if math.isfinite(float(info['total_loss'] + info['grad_norm'])):
+            return
+        wrong = next(name for name, value in info.items() if not math.isfinite(float(value)))
+        path = self.folder / f'nonfinite_update{step}.npz'
+        rows = {name: value.cpu().numpy() for name, value in batch.items() if name.endswith('rows')}
+        write_atomic(path, lambda file: np.savez(file, step=step, **rows))
+        last = self.folder / 'last.pth'
+        raise FloatingPointError(
+            f'{wrong} is {float(info[wrong])} at update {step}; rows of its batch: {path}; last good checkpoint: '
+            f'{last if last.exists() else "none yet"}. Try a smaller --lr or --grad_clip')
+
+
+def resume_command(script, folder, configs):
+    """The command line that continues the run in `folder`, from here."""
+    flags = []
+    for field in (field for config in configs for field in dataclasses.fields(config)):
+        value = next(getattr(config, field.name) for config in configs if hasattr(config, field.name))
+        if value != field.default and field.name not in ('save_dir', 'resume'):
+            flags += [f'--{field.name}', str(value)]
+    words = ['python', _from_here(script), *flags, '--save_dir', _from_here(folder), '--resume']
+    return subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)
+
+
+def _from_here(path):
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # another drive
+        return str(path)
+
+
+# -------------------------------------------------------------------------------------------------- metrics
 class MetricsLog:
     """A CSV that takes new columns at any time. `start_step`: rows after it are dropped (a resumed run)."""
 
@@ -115,27 +286,39 @@ class MetricsLog:
         return bool(new)
 
     def _rewrite(self):
-        def write(file):
-            lines = [','.join(self.columns), *(self._line(row) for row in self.rows)]
-            file.write(('\n'.join(lines) + '\n').encode())
-        write_atomic(self.path, write)
+        lines = [','.join(self.columns), *(self._line(row) for row in self.rows)]
+        write_atomic(self.path, lambda file: file.write(('\n'.join(lines) + '\n').encode()))
 
     def _line(self, row):
         return ','.join('' if row.get(name) is None else repr(row[name]) for name in self.columns)
 
     def log(self, step, metrics):
-        """Add one row of numbers. The file is whole after every call."""
+        """Add one row of numbers, on disk when this returns. Raises OSError where it cannot be written."""
         row = {'step': int(step), 'time': round(time.time() - self.begin, 2),
                **{name: float(value) for name, value in metrics.items()}}
         self.rows.append(row)
         if self._add_columns(row):
             self._rewrite()
-        else:
+            return
+        try:
             with open(self.path, 'a') as file:
                 file.write(self._line(row) + '\n')
+        except OSError as error:
+            raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then go on with '
+                          '--resume') from error
 
 
 def read_csv(path):
-    """-> list of dicts of floats; empty cells are left out."""
-    with open(path, newline='') as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    """-> list of dicts of floats; empty cells are left out, and so is a last line that a kill cut short.
+
+    Raises ValueError that names a line which is damaged otherwise.
+    """
+    header, *lines = Path(path).read_text(encoding='utf-8', errors='replace').split('\n')[:-1] or ['']
+    columns, rows = header.split(','), []
+    for number, line in enumerate(lines, 2):
+        cells = line.split(',')
+        try:
+            rows.append({name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell})
+        except ValueError:
+            raise ValueError(f'{path}, line {number} is damaged: mend or delete it') from None
+    return rows

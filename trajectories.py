@@ -3,6 +3,8 @@
 `ogbench_utils` draws how trajectories lie in their arrays (`starts`, `ends`).
 """
 
+import zlib
+
 import numpy as np
 import torch
 
@@ -49,6 +51,11 @@ class TrajectoryDataset:
         """Mean and std (S,) of the observations, accumulated in float64."""
         rows = self.observations[:len(self)]
         return rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+
+    def fingerprint(self):
+        """Tells this data from other data, in a few words."""
+        crc = zlib.crc32(self.ends, zlib.crc32(np.ascontiguousarray(self.observations[:len(self)])))
+        return f'{len(self.starts)} trajectories of {len(self)} states, checksum {crc:08x}'
 
     def sample_transitions(self, rows, rng):
         """rows: int array, any shape, each with a next state -> dict of arrays of that shape:

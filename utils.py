@@ -43,8 +43,11 @@ def run_main(main):
     """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
     try:
         main()
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(_fail(error))
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(130)
 
 
 def _fail(error):
@@ -58,6 +61,26 @@ def set_seed(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def random_state():
+    """-> states of python's, numpy's and torch's global generators, as tensors and builtins."""
+    version, python, gauss = random.getstate()
+    name, key, position, has_gauss, cached = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {'python': [version, list(python), gauss], 'torch': torch.get_rng_state(), 'cuda': cuda,
+            'numpy': [name, torch.from_numpy(key.astype(np.int64)), position, has_gauss, cached]}
+
+
+def restore_random_state(state):
+    """Continue the global generators where `random_state` found them."""
+    version, python, gauss = state['python']
+    random.setstate((version, tuple(python), gauss))
+    name, key, *rest = state['numpy']
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state['cuda'])
 
 
 def choose_device(requested):
@@ -95,3 +118,8 @@ def mean_of(infos, prefix=''):
     """List of dicts of numbers -> dict of the means of each key over the dicts that have it, keys prefixed."""
     names = dict.fromkeys(name for info in infos for name in info)
     return {prefix + name: float(np.mean([float(info[name]) for info in infos if name in info])) for name in names}
+
+
+def as_floats(infos):
+    """List of dicts of numbers or tensors -> the same with plain floats, for a checkpoint."""
+    return [{name: float(value) for name, value in info.items()} for info in infos]

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sorted(folder.glob('*.py'))}
 ALLOWED = {
     'utils': set(),
-    'runs': set(),
+    'locks': set(),
+    'runs': {'locks', 'utils'},
     'kernels': set(),
     'model': {'kernels'},
     'stats': set(),
