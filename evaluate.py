@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model import choose_backend
-from ogbench_utils import make_env
+from ogbench_utils import make_env, safe_envs
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from runs import load_checkpoint, write_atomic
@@ -41,7 +41,7 @@ def run(config):
     device = choose_device(config.device)
     content = load_checkpoint(config.checkpoint, 'online')
     agent = OnlineAgent.from_checkpoint(content['agent'], device, choose_backend(config.mamba_backend, device)[0])
-    envs = [make_env(config.dataset or content['dataset']) for _ in range(config.num_envs)]
+    envs = safe_envs(lambda: make_env(config.dataset or content['dataset']), config.num_envs)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{config.checkpoint} is for observations of {agent.offline.observation_dim} dimensions, '
                          f'the environment has {envs[0].observation_space.shape[0]}')

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from figures import plot_curves
 from model import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import episode_seed, make_env
+from ogbench_utils import episode_seed, make_env, safe_envs
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, load_checkpoint, open_run
@@ -110,7 +110,7 @@ def train(config, agent_config):
             content = load_checkpoint(source, 'offline')
             pretrained, data_flags = content['agent'], content['data']
         offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
-        envs = [make_env(config.dataset) for _ in range(config.num_envs)]
+        envs = safe_envs(lambda: make_env(config.dataset), config.num_envs)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
                              f'{config.dataset} has {envs[0].observation_space.shape[0]}')
@@ -198,7 +198,8 @@ def collect(config, collector, agent, replay, progress):
     row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
     dropped = 0
     for episode in collector.round(progress, row):
-        dropped += replay.add(episode['observations'], episode['actions'])
+        if episode['length']:  # 0: a fault at its first step
+            dropped += replay.add(episode['observations'], episode['actions'])
     steps = collector.steps - before
     updates = round(config.update_ratio * steps) if agent.step else config.initial_updates
     return {'row': row, 'before': before, 'updates': updates, 'infos': [], 'dropped': dropped}

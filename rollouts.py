@@ -10,7 +10,8 @@ from utils import linear_schedule
 
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     """Run `jobs`, an iterable of (task_id, seed), in lock-step over `envs`; yields episodes as they end:
-    dict(job, task, goal, observations (T + 1, S), actions (T, A), success, reward, length, cut).
+    dict(job, task, goal, observations (T + 1, S), actions (T, A), success, reward, length, cut, fault); an episode
+    with a fault ends before the step that failed, so that T may be 0.
 
     `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
     included, so that the batch keeps its size and an action never depends on how many episodes are left.
@@ -26,7 +27,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
                 number, (task, seed) = job
                 observation, goal = reset_env(envs[i], task, seed)
                 episodes[i] = dict(job=number, task=task, goal=goal, observations=[observation], actions=[],
-                                   success=0.0, reward=0.0, cut=False)
+                                   success=0.0, reward=0.0, cut=False, fault='')
                 if observations is None:
                     observations, goals = np.zeros((2, n, len(goal)), np.float32)
                 observations[i], goals[i], fresh[i] = observation, goal, True
@@ -40,15 +41,17 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
         for i in running:
             episode = episodes[i]
             observation, reward, terminated, truncated, info = envs[i].step(actions[i])
-            observations[i] = observation
-            episode['observations'].append(observations[i].copy())
-            episode['actions'].append(actions[i].copy())
+            episode['fault'] = info.get('fault', '')
+            if not episode['fault']:
+                observations[i] = observation
+                episode['observations'].append(observations[i].copy())
+                episode['actions'].append(actions[i].copy())
             episode['reward'] += float(reward)
             episode['success'] = float(info['success'])
             episode['cut'] = steps + len(running) > limit
             if terminated or truncated or episode['cut']:
                 episode.update(observations=np.stack(episode['observations']), length=len(episode['actions']),
-                               actions=np.stack(episode['actions']))
+                               actions=np.array(episode['actions']).reshape(-1, actions.shape[1]))
                 episodes[i] = None
                 yield episode
         if steps + len(running) > limit:
@@ -120,7 +123,9 @@ class Collector:
             progress.update(episode['length'] if c.max_steps else 1)
         steps = sum(episode['length'] for episode in episodes)
         self.steps, self.episodes = self.steps + steps, self.episodes + len(episodes)
-        whole = [e for e in episodes if not e['cut']] or episodes
+        whole = [e for e in episodes if not e['cut'] and not e['fault']] or episodes
+        if faults := sum(bool(e['fault']) for e in episodes):
+            row['collect/faults'] = faults
         row |= {f'collect/{k}': float(np.mean([e[k] for e in whole])) for k in ('success', 'reward', 'length')}
         row |= {'collect/goal_biased_rate': float(np.mean(biased)) if biased else 0.0, 'episodes': self.episodes,
                 'time/steps_per_second': steps / (time.perf_counter() - begin)}

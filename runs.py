@@ -132,8 +132,9 @@ def write_config(folder, *configs, **extra):
 
 
 # ----------------------------------------------------------------------------------------------------- runs
-class Stopped(Exception):
-    """The user asked to stop, and what was in progress is finished or dropped."""
+class Stopped(BaseException):
+    """The user asked to stop, and what was in progress is finished or dropped. Like KeyboardInterrupt it is not an
+    Exception: nothing that handles errors may take it for one."""
 
 
 class Stop:

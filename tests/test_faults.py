@@ -1,0 +1,130 @@
+"""Environments that raise, return NaN or lose their physics: the episode ends, the run goes on, the fifth stops it."""
+
+import types
+
+import numpy as np
+import pytest
+
+from ogbench_utils import SafeEnv, make_env, reset_env, safe_envs
+from rollouts import Collector, evaluate, run_episodes
+
+BOX = types.SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,), seed=lambda seed: None)
+
+
+class Toy:
+    """Six steps of a counter; `trouble(episode, step)` may raise or return another observation. Counts instances."""
+
+    def __init__(self, log, trouble):
+        self.log, self.trouble = log, trouble
+        self.observation_space, self.action_space = types.SimpleNamespace(shape=(3,)), BOX
+        log.append('made')
+
+    def reset(self, seed=None, options=None):
+        self.step_number = 0
+        self.log.append('reset')
+        return self._observe(), {'goal': np.zeros(3)}
+
+    def step(self, action):
+        self.step_number += 1
+        return self._observe(), 0.0, False, self.step_number == 6, {'success': 1.0}
+
+    def _observe(self):
+        seen = self.trouble(self.log.count('reset'), self.step_number)
+        return np.full(3, self.step_number, np.float32) if seen is None else seen
+
+
+class Agent:
+    def initial_state(self, n):
+        return None
+
+    def reset_state(self, state, rows):
+        return state
+
+    def act(self, observations, goals, state):
+        return np.zeros((len(observations), 2), np.float32), state
+
+
+def boom(*where):
+    def trouble(*at):
+        if at in where:
+            raise RuntimeError('boom')
+    return trouble
+
+
+def episodes_of(trouble, count, n_envs=1):
+    log = []
+    envs = safe_envs(lambda: Toy(log, trouble), n_envs)
+    return [*run_episodes(envs, ((1, seed) for seed in range(count)), Agent())], log
+
+
+def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys):
+    episodes, log = episodes_of(boom((2, 4)), 3)
+    assert [episode['length'] for episode in episodes] == [6, 3, 6]
+    assert [episode['fault'] for episode in episodes] == ['', 'boom', '']
+    assert [episode['success'] for episode in episodes] == [1, 0, 1]
+    np.testing.assert_array_equal(episodes[1]['observations'][:, 0], [0, 1, 2, 3])  # none after the fault
+    assert log == ['made', 'reset', 'reset', 'made', 'reset']
+    assert 'environment fault' in (err := capsys.readouterr().err) and 'RuntimeError: boom' in err
+
+
+def test_nan_observation_never_reaches_an_episode():
+    nan = np.array([0, np.nan, 0], np.float32)
+    episodes, log = episodes_of(lambda episode, step: nan if (episode, step) == (1, 1) else None, 2)
+    assert [episode['length'] for episode in episodes] == [0, 6] and log.count('made') == 2
+    assert episodes[0]['observations'].shape == (1, 3) and episodes[0]['actions'].shape == (0, 2)
+
+
+def test_a_reset_that_fails_is_tried_again():
+    episodes, log = episodes_of(boom((1, 0), (2, 0)), 1)
+    assert episodes[0]['length'] == 6 and log == ['made', 'reset', 'made', 'reset', 'made', 'reset']
+
+
+def test_five_faults_in_a_row_stop_with_the_cause():
+    with pytest.raises(OSError, match='failed 5 times in a row, at last with RuntimeError: boom'):
+        episodes_of(boom(*((episode, 3) for episode in range(2, 7))), 9)
+    assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 6))), 9)[0]) == 9  # four
+
+
+def test_an_episode_that_ends_well_starts_the_count_anew():
+    assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 20, 2))), 20)[0]) == 20
+
+
+def test_faults_are_counted_over_all_environments():
+    with pytest.raises(OSError, match='5 times in a row'):
+        episodes_of(boom(*((episode, 1) for episode in range(20))), 9, n_envs=8)
+
+
+def test_evaluation_counts_a_fault_as_failure():
+    log = []
+    envs = safe_envs(lambda: Toy(log, boom((2, 1))), 1)
+    metrics = evaluate(Agent(), envs, 1, seed=0)[0]
+    assert metrics['evaluation/task2_success'] == 0 and metrics['evaluation/overall_success'] == 0.8
+
+
+def test_collected_rounds_show_faults():
+    config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, epsilon_start=0,
+                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+    agent, log, rows = Agent(), [], [{}, {}]
+    agent.act = lambda observations, goals, state, *_: (
+        np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))
+    collector = Collector(config, safe_envs(lambda: Toy(log, boom((2, 4))), 1), agent)
+    for row in rows:
+        collector.round(types.SimpleNamespace(update=lambda n: None), row)
+    assert rows[0]['collect/faults'] == 1 and 'collect/faults' not in rows[1]
+    assert rows[0]['collect/length'] == rows[1]['collect/length'] == 6  # of whole episodes
+    assert collector.steps == 6 + 3 + 2 + 6  # one step of the twelve failed
+
+
+def test_mujoco_instability_is_a_fault_and_leaves_no_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    env = SafeEnv(lambda: make_env('antmaze-medium-navigate-v0'), [])
+    start = reset_env(env, 1, 0)[0]
+    first = env.env
+    assert 'fault' not in env.step(np.zeros(8, np.float32))[-1]
+    env.env.unwrapped.data.qvel[:] = 1e12
+    *_, truncated, info = env.step(np.zeros(8, np.float32))
+    assert truncated and 'unstable' in info['fault'] and env.env is not first
+    assert list(tmp_path.iterdir()) == []
+    np.testing.assert_array_equal(reset_env(env, 1, 0)[0], start)
+    env.step(np.zeros(8, np.float32))
+    assert len(env.faults) == 1
