@@ -1,4 +1,4 @@
-"""Which matrix kernels torch runs on a CPU.
+"""What makes a CPU faster without changing a result by more than float32 rounding.
 
 PyTorch multiplies float32 matrices with MKL, and MKL takes its AVX2 kernels on processors that Intel did not make.
 oneDNN, which PyTorch ships as well, takes AVX-512 wherever it is: 2.3 times as fast on an AMD EPYC (Zen 5). It is
@@ -7,6 +7,8 @@ notices and takes it back, so that results are float32 everywhere.
 """
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 def choose_matmul_kernels():
@@ -21,3 +23,34 @@ def choose_matmul_kernels():
     if not accurate:
         torch.backends.mkldnn.matmul.fp32_precision = 'ieee'
     return accurate
+
+
+class GELU(nn.Module):
+    """GELU with the tanh approximation, as `torch.nn.GELU(approximate='tanh')`.
+
+    On a CPU it is written x sigmoid(x (a + b x^2)), the same function: PyTorch's vectorised sigmoid takes a tenth
+    of the time of its tanh, which was a tenth of a whole update.
+    """
+
+    def forward(self, x):
+        if x.device.type == 'cpu' and x.numel() > 10_000:  # below, more calls cost more than they save
+            return _GELU.apply(x)
+        return F.gelu(x, approximate='tanh')
+
+
+class _GELU(torch.autograd.Function):
+    A = 2 * (2 / torch.pi) ** 0.5
+    B = 0.044715 * A
+
+    @staticmethod
+    def forward(ctx, x):
+        gate = torch.addcmul(x.new_tensor(_GELU.A), x, x, value=_GELU.B).mul_(x).sigmoid_()
+        y = x * gate
+        ctx.save_for_backward(x, gate, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, gate, y = ctx.saved_tensors
+        slope = torch.addcmul(x.new_tensor(_GELU.A), x, x, value=3 * _GELU.B).mul_(y)
+        return slope.addcmul_(slope, gate, value=-1).add_(gate).mul_(gradient)

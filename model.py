@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-from kernels import choose_matmul_kernels  # noqa: E402
+from kernels import GELU, choose_matmul_kernels  # noqa: E402
 
 choose_matmul_kernels()
 
@@ -36,7 +36,7 @@ def mlp(sizes):
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(n_in, n_out))
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(n_out), nn.GELU(approximate='tanh')]
+            layers += [nn.LayerNorm(n_out), GELU()]
     return nn.Sequential(*layers)
 
 

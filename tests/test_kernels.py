@@ -33,3 +33,17 @@ def test_permission_is_taken_back_where_it_costs_precision(precision, monkeypatc
     monkeypatch.setattr(torch.Tensor, '__matmul__', rounded)
     assert kernels.choose_matmul_kernels() == taken
     assert precision.fp32_precision == ('bf16' if taken else 'ieee')
+
+
+@pytest.mark.parametrize('rows', [3, 4000])
+def test_gelu_is_the_tanh_gelu(rows):
+    """Values and gradients, far out as well, where exponentials overflow."""
+    x = torch.cat([torch.linspace(-12, 12, 5 * rows - 4), torch.tensor([-1e4, -100.0, 100.0, 1e4])]).view(rows, 5)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    y = kernels.GELU()(ours)
+    expected = torch.nn.functional.gelu(theirs, approximate='tanh')
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    weight = torch.linspace(-1, 2, x.numel()).view_as(x)
+    (y * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=2e-5)
