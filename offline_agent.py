@@ -179,39 +179,40 @@ class OfflineAgent:
         loss = F.binary_cross_entropy_with_logits(logits, batch['at_goal'].float())
         return loss, {'reward_loss': loss}
 
+    def advantage_weight(self, latents):
+        """How much better than the average row what the trajectory did next was for reaching its proposer goal;
+        the mean is 1."""
+        goal = latents['e_proposer_goal']
+        advantage = (minus_distance(latents['e_z_next'], goal) - minus_distance(latents['e_z'], goal)).mean(0)
+        weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
+        return weight / weight.mean()
+
     def proposer_loss(self, latents, batch):
         """Move f_P(z, z_g) toward the latent k steps later (toward z_g where the goal is nearer), weighted by the
         advantage A = V(z', z_g) - V(z, z_g), min(exp(temperature * A), 100) over its mean, as HIQL's high-level
         policy (Park et al. 2023, eq. 5). The distance is taken in V's embedding: in z itself it is mostly joint
         angles, which nobody can foretell. No gradient into z or V.
-
-        Leaves `weight` (...), `proposed` (..., D) and its embedding in `latents` for the online policy's loss.
         """
-        goal = latents['e_proposer_goal']
+        goal, weight = latents['e_proposer_goal'], self.advantage_weight(latents)
         proposed = self.nets['proposer'](latents['target_z'], latents['proposer_goal'])
-        advantage = (minus_distance(latents['e_z_next'], goal) - minus_distance(latents['e_z'], goal)).mean(0)
-        weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
-        weight = weight / weight.mean()
         target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, latents['e_z_next'])
-        e_proposed = self.targets['value'].embed(proposed)
-        error = (e_proposed - target).square().sum(-1).mean(0)
+        error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
-        latents.update(weight=weight, proposed=proposed.detach(), e_proposed=e_proposed.detach())
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}
 
     @torch.no_grad()
     def embed_targets(self, latents):
-        """Add e_z, e_z_next, e_z_goal, e_proposer_goal: target embeddings (n_ensemble, ..., E), each made once."""
-        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal')
+        """Add e_z, e_z_next, e_z_goal, e_proposer_goal: target embeddings (n_ensemble, ..., E), each made once, of
+        those of these latents that are there."""
+        names = [name for name in ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal') if name in latents]
         embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
         latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
 
-    def latent_losses(self, latents, batch, train_values=True):
-        """The objectives that need latents only; they work on cached latents as well -> (loss, info). Without
-        `train_values` just the proposer's, for what it leaves in `latents`."""
+    def latent_losses(self, latents, batch):
+        """The objectives that need latents only; they work on cached latents as well -> (loss, info)."""
         self.embed_targets(latents)
         total, info = 0.0, {}
-        for objective in (self.proposer_loss, self.critic_loss, self.value_loss)[:3 if train_values else 1]:
+        for objective in (self.proposer_loss, self.critic_loss, self.value_loss):
             loss, numbers = objective(latents, batch)
             total, info = total + loss, info | numbers
         return total, info

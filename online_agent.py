@@ -127,20 +127,24 @@ class OnlineAgent:
         with torch.no_grad():
             labels = self.label(batch['states'], batch['next_states']).clamp(-1, 1)
             actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
-            e_next = torch.where(batch['use_proposal'].unsqueeze(-1), latents['e_proposed'],
-                                 self.offline.targets['value'].embed(batch['z_ahead']))
+            z_next, use = batch['z_ahead'].clone(), batch['use_proposal']
+            z_next[use] = self.heads['proposer'](batch['z'][use], batch['proposer_goal'][use])
+            e_next = self.offline.targets['value'].embed(z_next)
+            weight = self.offline.advantage_weight(latents)
         inferred = self.infer_action(latents['z'], latents['e_z'], e_next, latents['e_proposer_goal'])
         error = (inferred - actions).square().mean(-1)
-        loss = (latents['weight'] * error).mean()
+        loss = (weight * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
     def total_loss(self, batch):
         """-> (loss, info): both inverse dynamics and, in batches with `train_values`, the offline objectives that
         work on cached latents."""
-        latents = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next'],
-                   'target_z_goal': batch['z_goal']}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and batch['train_values']):
-            total, info = self.offline.latent_losses(latents, batch, batch['train_values'])
+        latents, total, info = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next']}, 0.0, {}
+        if batch['train_values']:
+            latents['target_z_goal'] = batch['z_goal']
+            total, info = self.offline.latent_losses(latents, batch)
+        else:
+            self.offline.embed_targets(latents)
         for loss, numbers in (self.labeler_loss(batch), self.policy_loss(latents, batch)):
             total, info = total + loss, info | numbers
         return total, info | {'total_loss': total}

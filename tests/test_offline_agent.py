@@ -150,8 +150,6 @@ def test_proposer_target_by_hand(either_agent, batch):
     error = (V.embed(agent.nets['proposer'](z, goal)) - V.embed(target)).square().sum(-1).mean(0)
     assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-4)
     assert info['proposer_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
-    assert not any(latents[name].requires_grad for name in ('weight', 'proposed', 'e_proposed'))
-    torch.testing.assert_close(latents['e_proposed'], V.embed(agent.nets['proposer'](z, goal)))
 
 
 def test_target_embeddings_are_the_target_values(either_agent, batch):

@@ -187,8 +187,8 @@ def test_total_loss_is_pure(agent, batch, assert_same):
     first, second = agent.total_loss(batch), agent.total_loss(batch)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
-    names = {'proposer_loss', 'labeler_loss', 'inverse_dynamics_loss'}
-    names |= {'critic_loss', 'value_loss'} if batch['train_values'] else set()
+    names = {'labeler_loss', 'inverse_dynamics_loss'}
+    names |= {'proposer_loss', 'critic_loss', 'value_loss'} if batch['train_values'] else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
     assert_same(snapshot(agent), before)
