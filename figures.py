@@ -1,21 +1,37 @@
-"""Pictures of logged numbers, by matplotlib without a display."""
+"""Pictures of logged numbers, by matplotlib without a display; colours that all pictures share."""
 
 from runs import write_atomic
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')
+GOOD, FAILURE, INK = '#009E73', '#D55E00', '#222222'
+
+
+def pyplot():
+    """matplotlib.pyplot, imported late (it takes half a second) and drawing into files only."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def save(figure, path, dpi=150):
+    """Write a figure as PNG, in one piece, and free it."""
+    write_atomic(path, lambda file: figure.savefig(file, dpi=dpi, format='png'))
+    pyplot().close(figure)
 
 
 def plot_curves(rows, panels, path, xlabel, title):
     """Draw one panel per entry of `panels` = [(title, {label: column}, log_scale), …] from logged rows."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': '#222222'}  # Okabe-Ito, colour-blind safe
-    others = ('#E69F00', '#56B4E9', '#009E73', '#CC79A7', '#D55E00', '#0072B2')
+    colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': INK}
+    colors |= {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
+    others = TASK_COLORS[1:]
     many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
     n_columns = 4
     n_rows = -(-len(panels) // n_columns)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
+    figure, axes = pyplot().subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
                                 layout='constrained')
     for axis, (name, columns, log_scale) in zip(axes.flat, panels, strict=False):
         for i, (label, column) in enumerate(columns.items()):
@@ -44,5 +60,4 @@ def plot_curves(rows, panels, path, xlabel, title):
     for axis in axes.flat[max(0, len(panels) - n_columns):len(panels)]:
         axis.set_xlabel(xlabel, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    write_atomic(path, lambda file: figure.savefig(file, dpi=150, format='png'))
-    plt.close(figure)
+    save(figure, path)

@@ -1,0 +1,61 @@
+"""Draw what a checkpoint knows on its maze: values, proposals, latents; of an online one also its paths.
+
+    python scripts/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
+"""
+
+import dataclasses
+from pathlib import Path
+
+from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths
+from offline_agent import OfflineAgent
+from ogbench_utils import evaluate, load_dataset, make_env
+from online_agent import OnlineAgent
+from runs import load_checkpoint
+from utils import choose_device, flag, parse_flags, run_main
+
+
+@dataclasses.dataclass
+class DrawConfig:
+    """what to draw, from which data, where to"""
+    checkpoint: str = flag('', 'last.pth or best_model.pth of an offline or online run (required)')
+    dataset: str = flag('', 'data to look at; default: what the checkpoint was trained on')
+    dataset_path: str = flag('', 'npz file to use instead of searching by name')
+    data_dir: str = flag('datasets', 'folder of dataset files')
+    max_trajectories: int = flag(100, 'trajectories to look at; 0 takes all')
+    episodes_per_task: int = flag(10, 'episodes of each task whose paths are drawn')
+    seed: int = flag(0, 'seed of their starts and goals')
+    device: str = flag('auto', 'auto, cpu, cuda or mps')
+    output: str = flag('', 'folder of the pictures; default: the folder of the checkpoint')
+
+
+def run(config):
+    """-> list of the pictures' paths."""
+    if not config.checkpoint:
+        raise ValueError('--checkpoint is required: last.pth or best_model.pth of a run')
+    content, device = load_checkpoint(config.checkpoint), choose_device(config.device)
+    online = content['kind'] == 'online'
+    name = config.dataset or (content['dataset'] if online else content['data']['dataset'])
+    agent = (OnlineAgent if online else OfflineAgent).from_checkpoint(content['agent'], device)
+    offline, envs = agent.offline if online else agent, [make_env(name) for _ in range(8 if online else 1)]
+    path = config.dataset_path or ('' if online else content['data']['dataset_path'])
+    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories)[0]
+    folder = Path(config.output or Path(config.checkpoint).parent)
+    maze = Maze(envs[0])
+    probe = Probe(maze, data.observations)
+    pictures = draw_knowledge(probe, offline, folder, f'{name}, {offline.step:,} offline updates')
+    if online:
+        episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
+        pictures += [folder / 'maze_paths.png', folder / 'maze_episode.png']
+        draw_paths(maze, episodes, pictures[-2], f'Evaluation paths, {name}')
+        example = max(episodes, key=lambda e: (e['success'], e['length']))
+        draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
+    print('\n'.join(map(str, pictures)))
+    return pictures
+
+
+def main(argv=None):
+    run(*parse_flags(__doc__.splitlines()[0], DrawConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)
