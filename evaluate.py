@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from maze_figures import Maze, draw_paths
 from model import choose_backend
 from ogbench_utils import make_env, safe_envs
 from online_agent import OnlineAgent
@@ -59,7 +60,10 @@ def run(config):
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
     metrics |= {'checkpoint': config.checkpoint, 'episodes_per_task': n, 'seed': config.seed}
     write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
-    print(f'written: {output}')
+    picture = output.with_name(f'{output.stem}_paths.png')
+    draw_paths(Maze(envs[0]), episodes, picture,
+               f'{content["dataset"]}, success {metrics["evaluation/overall_success"]:.0%}')
+    print(f'written: {output}, {picture}')
     return metrics
 
 

@@ -11,12 +11,14 @@ places without data stay empty. A latent is f(s_t), a sequence of length one, fo
 """
 
 import heapq
+import time
 
 import numpy as np
 import torch
 
 from figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
-from ogbench_utils import episode_seed, reset_env
+from ogbench_utils import make_env
+from rollouts import episode_seed, reset_env
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
 WALL, FLOOR = '#c8ccd2', '#ffffff'
@@ -167,6 +169,27 @@ def draw_knowledge(probe, agent, folder, title):
     return paths
 
 
+class TrainingPictures:
+    """`draw_knowledge` while training: at most once in `rarely` times as long as it takes, so that it costs little
+    however fast the updates are. Draws nothing where the data do not fit the environment of their name."""
+
+    def __init__(self, dataset, observations, folder, rarely=30):
+        self.folder, self.rarely, self.probe = folder, rarely, None
+        self.next = -float('inf')
+        env = make_env(dataset)
+        if env.observation_space.shape == observations.shape[1:]:
+            self.probe = Probe(Maze(env), observations)
+        env.close()
+
+    def draw(self, agent, title, last=False):
+        """Redraw if it is time to, or for the `last` time."""
+        begin = time.perf_counter()
+        if self.probe is not None and len(self.probe.xy) and (last or begin > self.next):
+            draw_knowledge(self.probe, agent, self.folder, title)
+            end = time.perf_counter()
+            self.next = end + self.rarely * (end - begin)
+
+
 def draw_values(probe, look, path, title, reward_scale=0.05, discount=0.99):
     """Heat maps of V(z, z_g), one per task, on one colour scale: equal colours are equal numbers of steps.
 
@@ -281,6 +304,7 @@ def draw_latents(probe, look, path, title):
         near = torch.cdist(*(torch.from_numpy(points),) * 2).fill_diagonal_(torch.inf).argmin(1).numpy()
         apart = np.median(np.linalg.norm(probe.xy[near] - probe.xy, axis=1)) / maze.unit
         axis.set_title(f'{name}, nearest {apart:.2f} off', fontsize=TEXT)
+        axis.margins(y=0.12)
         axis.text(0.98, 0.02, f'{share.sum():.0%} of variance', fontsize=SMALL, ha='right', transform=axis.transAxes)
         axis.set(xticks=[], yticks=[])
     save(figure, path)

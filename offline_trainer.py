@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from figures import plot_curves
+from maze_figures import TrainingPictures
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from runs import Stopped, open_run
@@ -36,6 +37,7 @@ class TrainConfig:
     log_interval: int = flag(100, 'updates between rows of train.csv')
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves')
     val_batches: int = flag(8, 'batches per validation, the same ones every time')
+    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations')
     seed: int = flag(0, 'seed of everything random')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
@@ -96,7 +98,8 @@ def train(config, agent_config):
               f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\n'
               f'run folder: {run.folder}')
         learn(run, config, agent, data, val_data, total, per_epoch)
-        print(f'curves: {run.folder / "training_curves.png"}\ncheckpoints: {run.folder / "last.pth"} (used online), '
+        print(f'curves: {run.folder / "training_curves.png"}; maze_*.png beside it: V, proposals, latents on the maze\n'
+              f'checkpoints: {run.folder / "last.pth"} (used online), '
               f'{run.folder / "best_model.pth"} (lowest validation loss)\nnext: python online_trainer.py '
               f'--dataset {config.dataset} --offline_checkpoint {run.folder / "last.pth"}')
     return run.folder / 'last.pth'
@@ -110,6 +113,7 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
         rng.bit_generator.state = run.saved['rng']
         best, infos = run.saved['best'], run.saved['infos']
     log = run.begin('train.csv', agent.step, f'{data.fingerprint()}; validation {val_data.fingerprint()}')
+    pictures = TrainingPictures(config.dataset, data.observations, run.folder) if config.maze_figures else None
 
     def save(name='last.pth'):
         run.save({'data': data_flags(config), 'agent': agent.checkpoint(), 'rng': rng.bit_generator.state,
@@ -144,6 +148,8 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
                         save('best_model.pth')  # first: a kill in between repeats it
                     save()
                     draw(run.folder, log, config)
+                    if pictures:
+                        pictures.draw(agent, f'{config.dataset}, {agent.step:,} updates', agent.step == total)
                 since, clock = agent.step, time.perf_counter()
             run.stop.check()
     except Stopped:

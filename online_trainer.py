@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from figures import plot_curves
+from maze_figures import Maze, draw_paths
 from model import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env, safe_envs
@@ -126,7 +127,8 @@ def train(config, agent_config):
         final = log.rows[-1]
         print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} '
               f'environment steps: {final["evaluation/overall_success"]:.1%}\n'
-              f'curves: {run.folder / "online_training_curves.png"}\ncheckpoints: {run.folder / "last.pth"}, '
+              f'curves: {run.folder / "online_training_curves.png"}; evaluation paths: '
+              f'{run.folder / "maze_paths.png"}\ncheckpoints: {run.folder / "last.pth"}, '
               f'{run.folder / "best_model.pth"} (highest evaluated success)\n'
               f'next: python evaluate.py --checkpoint {run.folder / "last.pth"}')
     return run.folder / 'last.pth'
@@ -152,6 +154,7 @@ def learn(run, config, agent, data, replay, envs, origin):
         rest = work and work | {'infos': as_floats(work['infos'])}
         save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=rest)
 
+    maze = Maze(envs[0])
     if collector.done and not work:
         print(f'this run is finished: {collector.episodes:,} episodes, {collector.steps:,} environment steps; '
               '--max_episodes and --max_steps can be raised')
@@ -172,7 +175,10 @@ def learn(run, config, agent, data, replay, envs, origin):
             row, interval = work['row'] | mean_of(work['infos'], 'training/'), config.eval_interval or float('inf')
             if collector.done or collector.steps // interval > work['before'] // interval:
                 with run.stop.at_once():
-                    row |= run_evaluation(config, agent, envs, collector.done)
+                    metrics, episodes = run_evaluation(config, agent, envs, collector.done)
+                row |= metrics
+                draw_paths(maze, episodes, run.folder / 'maze_paths.png',
+                           f'{config.dataset}, {collector.steps:,} steps')
                 progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
             success, work = row.get('evaluation/overall_success', -1.0), None
             log.log(collector.steps, row)
@@ -219,7 +225,7 @@ def update(run, agent, store, own, rng, work):
 def run_evaluation(config, agent, envs, final):
     count = config.final_eval_episodes if final else config.eval_episodes
     with tqdm(total=5 * count, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
-        return evaluate(agent, envs, count, episode_seed(config.seed, 5), progress)[0]
+        return evaluate(agent, envs, count, episode_seed(config.seed, 5), progress)
 
 
 def main(argv=None):

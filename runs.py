@@ -29,7 +29,7 @@ from utils import random_state, restore_random_state
 CHECKPOINT_FORMAT = 1
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'save_dir', 'resume')
+              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures')
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -256,7 +256,8 @@ def resume_command(script, folder, configs):
     for field in (field for config in configs for field in dataclasses.fields(config)):
         value = next(getattr(config, field.name) for config in configs if hasattr(config, field.name))
         if value != field.default and field.name not in ('save_dir', 'resume'):
-            flags += [f'--{field.name}', str(value)]
+            on_off = f'--{"" if value else "no-"}{field.name}'
+            flags += [on_off] if isinstance(value, bool) else [f'--{field.name}', str(value)]
     words = ['python', _from_here(script), *flags, '--save_dir', _from_here(folder), '--resume']
     return subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)
 

@@ -4,14 +4,21 @@
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
-from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths
-from offline_agent import OfflineAgent
-from ogbench_utils import evaluate, load_dataset, make_env
-from online_agent import OnlineAgent
-from runs import load_checkpoint
-from utils import choose_device, flag, parse_flags, run_main
+from PIL import Image  # matplotlib brings it
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths  # noqa: E402
+from offline_agent import OfflineAgent  # noqa: E402
+from ogbench_utils import make_env  # noqa: E402
+from online_agent import OnlineAgent  # noqa: E402
+from rollouts import evaluate  # noqa: E402
+from runs import load_checkpoint  # noqa: E402
+from trajectories import load_dataset  # noqa: E402
+from utils import choose_device, flag, parse_flags, run_main  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -49,8 +56,17 @@ def run(config):
         draw_paths(maze, episodes, pictures[-2], f'Evaluation paths, {name}')
         example = max(episodes, key=lambda e: (e['success'], e['length']))
         draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
+    for picture in pictures:
+        shrink(picture)
     print('\n'.join(map(str, pictures)))
     return pictures
+
+
+def shrink(path):
+    """A third of the bytes for the same look: 256 colours."""
+    with Image.open(path) as picture:
+        small = picture.convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def main(argv=None):

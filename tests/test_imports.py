@@ -20,9 +20,10 @@ ALLOWED = {
     'rollouts': {'ogbench_utils', 'utils'},
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
-    'offline_trainer': {'figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
-    'online_trainer': {'figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts', 'runs',
-                       'trajectories', 'utils'},
+    'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
+    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
+    'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
+                       'runs', 'trajectories', 'utils'},
 }
 
 

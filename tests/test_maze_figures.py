@@ -1,0 +1,190 @@
+"""Maze figures: geometry against OGBench's own, numbers in the titles against agents whose quality is known."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+import maze_figures
+from figures import FAILURE, GOOD, TASK_COLORS
+from maze_figures import Maze, Probe, TrainingPictures, draw_latents, draw_paths, draw_proposals, draw_values
+from offline_agent import OfflineAgent
+from ogbench_utils import make_env
+
+ANT = 'antmaze-medium-navigate-v0'
+
+
+@pytest.fixture(scope='module')
+def env():
+    return make_env(ANT)
+
+
+@pytest.fixture(scope='module')
+def maze(env):
+    return Maze(env)
+
+
+@pytest.fixture(scope='module')
+def observations(maze):
+    """Random states of 29 dimensions all over the maze, its walls included."""
+    rng = np.random.default_rng(0)
+    low, high = np.array(maze.extent[::2]), np.array(maze.extent[1::2])
+    states = rng.standard_normal((20_000, 29)).astype(np.float32)
+    states[:, :2] = rng.uniform(low, high, (20_000, 2))
+    return states
+
+
+@pytest.fixture(scope='module')
+def probe(maze, observations):
+    return Probe(maze, observations)
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The last figure that was to be saved."""
+    saved = []
+    monkeypatch.setattr(maze_figures, 'save', lambda figure, path: saved.append(figure))
+    return lambda: saved[-1]
+
+
+def perfect_look(probe):
+    """An agent that knows the walking distances and wants to go down them."""
+    maze = probe.maze
+    distances = np.stack([d[maze.fine_cell(probe.xy)] for d in maze.distances])
+    i, j = np.nonzero(~maze.fine_walls)
+    places = maze.low + (np.stack([j, i], 1) + 0.5) * maze.unit / maze_figures.SPLIT
+    proposed = []
+    for distance in maze.distances:  # the best place within reach, one maze cell
+        near = np.linalg.norm(probe.xy[:, None] - places, axis=-1) <= maze.unit
+        proposed.append(places[np.where(near, distance[i, j], np.inf).argmin(1)])
+    return {'z': probe.observations, 'embeddings': probe.xy, 'proposed_xy': np.stack(proposed),
+            'values': maze_figures.value_of(5 * distances, 0.05, 0.99)}
+
+
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_maze_is_ogbenchs(env, maze):
+    u = env.unwrapped
+    for k, (start, goal) in enumerate(zip(maze.starts, maze.goals, strict=True)):
+        for xy in (start, goal, start + 1.9, goal - 1.9):
+            assert tuple(int(i) for i in maze.fine_cell(xy, 1)) == u.xy_to_ij(xy)
+        assert np.linalg.norm(maze.goal_observations[k][:2] - goal) <= 2 ** 0.5
+        cells = u.get_oracle_subgoal(start, goal)[1][u.xy_to_ij(start)]  # maze cells from start to goal
+        walk = maze.distances[k][maze.fine_cell(start)]
+        assert 0.6 * cells * maze.unit <= walk <= cells * maze.unit, 'diagonal steps cut corners, nothing more'
+        assert maze.distances[k][maze.fine_cell(goal)] == 0
+        assert np.isinf(maze.distances[k][maze.fine_walls]).all()
+        assert np.isfinite(maze.distances[k][~maze.fine_walls]).all()
+
+
+def test_making_a_maze_leaves_numpys_generator_alone(env):
+    np.random.seed(3)
+    expected = np.random.random(4)
+    np.random.seed(3)
+    Maze(env)
+    np.testing.assert_array_equal(np.random.random(4), expected)
+
+
+def test_probe_is_rows_of_the_data_spread_over_free_cells(maze, probe, observations):
+    cells, counts = np.unique(np.stack(maze.fine_cell(probe.xy)), axis=1, return_counts=True)
+    assert not maze.fine_walls[tuple(cells)].any()
+    assert counts.max() == 6 and len(counts) > 0.95 * (~maze.fine_walls).sum()
+    rows = {row.tobytes() for row in observations}
+    assert all(row.tobytes() in rows for row in probe.observations)
+
+
+def test_a_proposal_is_decoded_to_where_its_neighbours_are(probe):
+    embeddings = torch.from_numpy(probe.xy * 3 + 1)  # as if V's embedding were the place
+    target = np.array([[0.5, 0.5], [19.0, 20.0]], np.float32)
+    decoded = probe.decode(embeddings, torch.from_numpy(target * 3 + 1))
+    assert np.abs(decoded - target).max() < 0.6
+
+
+def test_look_asks_the_networks(maze, probe, make_config):
+    torch.manual_seed(0)
+    agent = OfflineAgent(29, make_config())
+    look = probe.look(agent)
+    n, goal = len(probe.xy), torch.from_numpy(maze.goal_observations[2])
+    assert look['values'].shape == (5, n) and look['proposed_xy'].shape == (5, n, 2)
+    with torch.no_grad():
+        z, z_goal = (agent.targets['encoder'].encode_goal(t) for t in (torch.from_numpy(probe.observations[7]), goal))
+        assert agent.targets['value'](z, z_goal).mean().item() == pytest.approx(look['values'][2, 7], abs=1e-4)
+
+
+def test_value_and_steps_are_inverse():
+    steps = np.array([0.0, 10.0, 200.0])
+    values = maze_figures.value_of(steps, 0.05, 0.99)
+    assert values[1] == pytest.approx(-0.05 * sum(0.99 ** i for i in range(10)))
+    np.testing.assert_allclose(maze_figures.steps_of(values, 0.05, 0.99), steps, atol=1e-6)
+    assert maze_figures.steps_of(-7.0, 0.05, 0.99) == pytest.approx(1000), 'a value below every possible one'
+
+
+def test_local_maxima():
+    grid = np.array([[1, 2, np.nan], [0, 1, 5]], float)
+    np.testing.assert_array_equal(maze_figures.local_maxima(grid), [[False, True, False], [False, False, True]])
+
+
+def test_values_of_a_perfect_agent(probe, figure):
+    look = perfect_look(probe)
+    draw_values(probe, look, 'x.png', 'title')
+    assert titles(figure()) == [f'task {k}: order 1.00' for k in range(1, 6)]
+    traps = [line for axis in figure().axes[:5] for line in axis.lines if line.get_marker() == 'x']
+    assert sum(len(line.get_xdata()) for line in traps) == 0
+    look['values'] = np.where(probe.xy[:, 0] < 2, 0, look['values'])  # a plateau: whoever climbs V stays there
+    draw_values(probe, look, 'x.png', 'title')
+    traps = [line for axis in figure().axes[:5] for line in axis.lines if line.get_marker() == 'x']
+    assert sum(len(line.get_xdata()) for line in traps) >= 5
+
+
+def test_proposals_of_a_perfect_agent_and_of_one_that_flees(probe, figure):
+    look = perfect_look(probe)
+    draw_proposals(probe, look, 'x.png', 'title')
+    shares = [int(title.split(': ')[1].split('%')[0]) for title in titles(figure())]
+    assert min(shares) > 90
+    colors = [to_hex(c) for c in figure().axes[0].collections[0].get_facecolor()]
+    assert colors.count(GOOD.lower()) > 0.9 * len(colors)
+    look['proposed_xy'] = 2 * probe.xy - look['proposed_xy']
+    draw_proposals(probe, look, 'x.png', 'title')
+    shares = [int(title.split(': ')[1].split('%')[0]) for title in titles(figure())]
+    assert max(shares) < 50
+    assert FAILURE.lower() in {to_hex(c) for c in figure().axes[0].collections[0].get_facecolor()}
+
+
+def test_latents_tell_how_far_apart_neighbours_are(probe, figure):
+    draw_latents(probe, perfect_look(probe), 'x.png', 'title')
+    place, z, e = titles(figure())
+    z, e = (float(title.split('nearest ')[1].split()[0]) for title in (z, e))
+    assert e < 0.1 < z, 'an embedding that is the place against one that is mostly noise'
+
+
+def test_paths_show_outcomes(maze, figure):
+    rng = np.random.default_rng(0)
+    episodes = [{'task': task, 'success': float(solved), 'goal': maze.goal_observations[task - 1], 'length': 9,
+                 'observations': rng.standard_normal((10, 29)).astype(np.float32)}
+                for task in range(1, 6) for solved in (True, task < 3)]
+    draw_paths(maze, episodes, 'x.png', 'title')
+    assert titles(figure()) == [f'task {k}: {2 if k < 3 else 1} of 2 solved' for k in range(1, 6)]
+    for k, axis in enumerate(figure().axes[:5], 1):
+        ends = [line for line in axis.lines if line.get_marker() == 'x']
+        colors = [line.get_color() for line in axis.lines if len(line.get_xdata()) == 10]
+        assert len(ends) == (k >= 3) and colors.count(TASK_COLORS[k - 1]) == (2 if k < 3 else 1)
+        for line in ends:
+            assert (line.get_xdata()[0], line.get_ydata()[0]) == tuple(episodes[2 * k - 1]['observations'][-1, :2])
+
+
+def test_pictures_of_a_training_are_rare_and_come_at_the_end(observations, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: drawn.append(args))
+    pictures = TrainingPictures(ANT, observations, tmp_path, rarely=1e9)
+    for last in (False, False, True):
+        pictures.draw(None, 'title', last)
+    assert len(drawn) == 2, 'the first, and the last'
+    pictures = TrainingPictures(ANT, observations, tmp_path, rarely=0)
+    for _ in range(3):
+        pictures.draw(None, 'title')
+    assert len(drawn) == 5
+    TrainingPictures(ANT, observations[:, :5], tmp_path).draw(None, 'title', last=True)
+    TrainingPictures(ANT, observations - 1000, tmp_path).draw(None, 'title', last=True)
+    assert len(drawn) == 5, 'data that do not belong to the environment, or lie outside its maze'
