@@ -61,7 +61,7 @@ def run(config):
     metrics |= {'checkpoint': config.checkpoint, 'episodes_per_task': n, 'seed': config.seed}
     write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
     picture = output.with_name(f'{output.stem}_paths.png')
-    draw_paths(Maze(envs[0]), episodes, picture,
+    draw_paths(Maze(make_env(config.dataset or content['dataset'])), episodes, picture,
                f'{content["dataset"]}, success {metrics["evaluation/overall_success"]:.0%}')
     print(f'written: {output}, {picture}')
     return metrics

@@ -154,7 +154,7 @@ def learn(run, config, agent, data, replay, envs, origin):
         rest = work and work | {'infos': as_floats(work['infos'])}
         save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=rest)
 
-    maze = Maze(envs[0])
+    maze = Maze(make_env(config.dataset))
     if collector.done and not work:
         print(f'this run is finished: {collector.episodes:,} episodes, {collector.steps:,} environment steps; '
               '--max_episodes and --max_steps can be raised')
