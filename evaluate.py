@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from maze_figures import Maze, draw_paths
 from model import choose_backend
-from ogbench_utils import make_env, safe_envs
+from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from runs import load_checkpoint, write_atomic
 from stats import wilson_interval
 from utils import choose_device, flag, parse_flags, run_main, set_seed
+from workers import open_envs
 
 
 @dataclasses.dataclass
@@ -26,6 +27,7 @@ class EvaluateConfig:
     dataset: str = flag('', 'evaluate in the environment of this dataset instead of the one trained in')
     episodes_per_task: int = flag(50, 'episodes of each of the five tasks')
     num_envs: int = flag(8, 'episodes run side by side')
+    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same')
     seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
@@ -42,7 +44,7 @@ def run(config):
     device = choose_device(config.device)
     content = load_checkpoint(config.checkpoint, 'online')
     agent = OnlineAgent.from_checkpoint(content['agent'], device, choose_backend(config.mamba_backend, device)[0])
-    envs = safe_envs(lambda: make_env(config.dataset or content['dataset']), config.num_envs)
+    envs = open_envs(config.dataset or content['dataset'], config.num_envs, config.env_processes, make_env)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{config.checkpoint} is for observations of {agent.offline.observation_dim} dimensions, '
                          f'the environment has {envs[0].observation_space.shape[0]}')

@@ -13,12 +13,13 @@ from figures import plot_curves
 from maze_figures import Maze, draw_paths
 from model import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import episode_seed, make_env, safe_envs
+from ogbench_utils import episode_seed, make_env
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
 from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from workers import open_envs
 
 
 @dataclasses.dataclass
@@ -35,6 +36,7 @@ class TrainConfig:
     max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides')
     random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions')
     num_envs: int = flag(8, 'episodes collected side by side in one round')
+    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same')
     initial_updates: int = flag(3000, 'gradient steps after the random steps')
     update_ratio: float = flag(0.05, 'gradient steps per environment step afterwards')
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode')
@@ -111,7 +113,7 @@ def train(config, agent_config):
             content = load_checkpoint(source, 'offline')
             pretrained, data_flags = content['agent'], content['data']
         offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
-        envs = safe_envs(lambda: make_env(config.dataset), config.num_envs)
+        envs = open_envs(config.dataset, config.num_envs, config.env_processes, make_env)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
                              f'{config.dataset} has {envs[0].observation_space.shape[0]}')

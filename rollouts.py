@@ -6,12 +6,14 @@ import numpy as np
 
 from ogbench_utils import episode_seed, reset_env
 from utils import linear_schedule
+from workers import EnvWorkers
 
 
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
-    """Run `jobs`, an iterable of (task_id, seed), in lock-step over `envs`; yields episodes as they end:
-    dict(job, task, goal, observations (T + 1, S), actions (T, A), success, reward, length, cut, fault); an episode
-    with a fault ends before the step that failed, so that T may be 0.
+    """Run `jobs`, an iterable of (task_id, seed), in lock-step over `envs` (a list, or `EnvWorkers`, which step at
+    the same time and change no result); yields episodes as they end: dict(job, task, goal, observations (T + 1, S),
+    actions (T, A), success, reward, length, cut, fault); an episode with a fault ends before the step that failed, so
+    that T may be 0.
 
     `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
     included, so that the batch keeps its size and an action never depends on how many episodes are left.
@@ -20,12 +22,20 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     jobs, act, n = enumerate(jobs), act or agent.act, len(envs)
     episodes, state, steps, observations, goals = [None] * n, agent.initial_state(n), 0, None, None
     limit = float('inf') if max_steps is None else max_steps
+    if isinstance(envs, EnvWorkers):
+        reset, step_all = envs.reset, envs.step
+    else:
+        def reset(i, task, seed):
+            return reset_env(envs[i], task, seed)
+
+        def step_all(rows, actions):
+            return [envs[i].step(actions[i]) for i in rows]
     while True:
         fresh = np.zeros(n, bool)
         for i in range(n):
             if episodes[i] is None and (job := next(jobs, None)) is not None:
                 number, (task, seed) = job
-                observation, goal = reset_env(envs[i], task, seed)
+                observation, goal = reset(i, task, seed)
                 episodes[i] = dict(job=number, task=task, goal=goal, observations=[observation], actions=[],
                                    success=0.0, reward=0.0, cut=False, fault='')
                 if observations is None:
@@ -38,9 +48,8 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             state = agent.reset_state(state, fresh)
         actions, state = act(observations, goals, state)
         steps += len(running)
-        for i in running:
-            episode = episodes[i]
-            observation, reward, terminated, truncated, info = envs[i].step(actions[i])
+        for i, result in zip(running, step_all(running, actions), strict=True):
+            episode, (observation, reward, terminated, truncated, info) = episodes[i], result
             episode['fault'] = info.get('fault', '')
             if not episode['fault']:
                 observations[i] = observation

@@ -17,13 +17,14 @@ ALLOWED = {
     'figures': {'runs'},
     'ogbench_utils': set(),
     'trajectories': {'ogbench_utils'},
-    'rollouts': {'ogbench_utils', 'utils'},
+    'workers': {'ogbench_utils'},
+    'rollouts': {'ogbench_utils', 'utils', 'workers'},
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
     'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
     'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
-                       'runs', 'trajectories', 'utils'},
+                       'runs', 'trajectories', 'utils', 'workers'},
 }
 
 

@@ -20,6 +20,7 @@ import maze_figures
 import offline_trainer
 import ogbench_utils
 import online_trainer
+import workers
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from runs import check_unchanged, new_run_dir, read_csv
@@ -55,6 +56,7 @@ class ShortEnv(gymnasium.Wrapper):
 
 @pytest.fixture
 def short_episodes(monkeypatch):
+    monkeypatch.setattr(workers, 'cpu_cores', lambda: 1)  # in this process, where they can be replaced
     for script in (online_trainer, evaluate):
         monkeypatch.setattr(script, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
 
