@@ -1,12 +1,15 @@
 """Evaluate an online checkpoint by OGBench's protocol: five tasks, success at the last step of an episode.
 
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
+    python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
+    python evaluate.py --checkpoint A/last.pth --video                 one video per task
 """
 
 import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from maze_figures import Maze, draw_paths
@@ -15,8 +18,9 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from runs import load_checkpoint, write_atomic
-from stats import wilson_interval
+from stats import paired_comparison, wilson_interval
 from utils import choose_device, flag, parse_flags, run_main, set_seed
+from videos import record
 from workers import open_envs
 
 
@@ -31,42 +35,74 @@ class EvaluateConfig:
     seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
+    video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
 
 
 def run(config):
-    """-> dict of metrics, OGBench's names, with intervals; also printed and written as JSON."""
+    """-> dict of metrics, OGBench's names, with intervals; also printed, written as JSON and drawn."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     if min(config.episodes_per_task, config.num_envs) < 1:
         raise ValueError('--episodes_per_task and --num_envs must be at least 1')
+    contents = [load_checkpoint(path, 'online') for path in (config.checkpoint, config.compare) if path]
+    dataset = config.dataset or contents[0]['dataset']
+    metrics, episodes = measure(config, config.checkpoint, contents[0], dataset)
+    print(f'{"":10s} success   95 % interval   mean length')
+    for name, part in parts(episodes):
+        rate, low, high = (metrics[f'evaluation/{name}_{key}'] for key in ('success', 'low', 'high'))
+        print(f'{name:10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {np.mean([e["length"] for e in part]):8.1f}')
+    output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
+    pictures = [output.with_name(f'{output.stem}_paths.png')]
+    maze = Maze(make_env(dataset))
+    draw_paths(maze, episodes, pictures[0], f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}')
+    if config.compare:
+        others, other_episodes = measure(config, config.compare, contents[1], dataset)
+        metrics['comparison'] = compare(config.compare, episodes, other_episodes)
+        pictures.append(output.with_name(f'{output.stem}_compared_paths.png'))
+        draw_paths(maze, other_episodes, pictures[1], f'{dataset}, success {others["evaluation/overall_success"]:.0%}')
+    write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
+    print('written: ' + ', '.join(map(str, [output, *pictures])))
+    if config.video:
+        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos')):
+            print(f'video: {path}')
+    return metrics
+
+
+def measure(config, path, content, dataset):
+    """Evaluate one checkpoint -> (metrics with intervals, episodes)."""
     set_seed(config.seed)
     device = choose_device(config.device)
-    content = load_checkpoint(config.checkpoint, 'online')
     agent = OnlineAgent.from_checkpoint(content['agent'], device, choose_backend(config.mamba_backend, device)[0])
-    envs = open_envs(config.dataset or content['dataset'], config.num_envs, config.env_processes, make_env)
+    envs = open_envs(dataset, config.num_envs, config.env_processes, make_env)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
-        raise ValueError(f'{config.checkpoint} is for observations of {agent.offline.observation_dim} dimensions, '
+        raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
                          f'the environment has {envs[0].observation_space.shape[0]}')
     n = config.episodes_per_task
     with tqdm(total=5 * n, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
         metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
-    print(f'{"":10s} success   95 % interval   mean length')
-    for name, part in [(f'task {k}', [e for e in episodes if e['task'] == k]) for k in range(1, 6)] + [
-            ('overall', episodes)]:
+    for name, part in parts(episodes):
         low, high = wilson_interval(sum(e['success'] for e in part), len(part))
-        key = 'overall' if name == 'overall' else name.replace(' ', '')
-        metrics |= {f'evaluation/{key}_low': low, f'evaluation/{key}_high': high}
-        print(f'{name:10s} {metrics[f"evaluation/{key}_success"]:7.1%}   {low:5.1%} - {high:6.1%}   '
-              f'{sum(e["length"] for e in part) / len(part):8.1f}')
-    output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    metrics |= {'checkpoint': config.checkpoint, 'episodes_per_task': n, 'seed': config.seed}
-    write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
-    picture = output.with_name(f'{output.stem}_paths.png')
-    draw_paths(Maze(make_env(config.dataset or content['dataset'])), episodes, picture,
-               f'{content["dataset"]}, success {metrics["evaluation/overall_success"]:.0%}')
-    print(f'written: {output}, {picture}')
-    return metrics
+        metrics |= {f'evaluation/{name}_low': low, f'evaluation/{name}_high': high}
+    metrics |= {'checkpoint': str(path), 'dataset': dataset, 'episodes_per_task': n, 'seed': config.seed}
+    return metrics, episodes
+
+
+def parts(episodes):
+    """-> [(name, its episodes)] for each task and all of them together."""
+    return [(f'task{k}', [e for e in episodes if e['task'] == k]) for k in range(1, 6)] + [('overall', episodes)]
+
+
+def compare(path, episodes, other_episodes):
+    """Both checkpoints ran the same episodes -> dict of `paired_comparison`s by task and overall; also printed."""
+    print(f'\nminus {path}, on the same episodes\n{"":10s} difference   95 % interval     only this   only that   p')
+    results = {'checkpoint': str(path)}
+    for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
+        r = results[name] = paired_comparison([e['success'] for e in ours], [e['success'] for e in theirs])
+        print(f'{name:10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - {100 * r["high"]:+6.1f}   '
+              f'{r["only_ours"]:9d}   {r["only_theirs"]:9d}   {r["p_value"]:.3f}')
+    return results
 
 
 def main(argv=None):

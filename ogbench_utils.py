@@ -194,13 +194,14 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 
 
 # --------------------------------------------------------------------------------------------- environments
-def make_env(dataset):
-    """The OGBench environment of a dataset's name; nothing is rendered and no OpenGL library is loaded."""
+def make_env(dataset, **options):
+    """The OGBench environment of a dataset's name; nothing is rendered and no OpenGL library is loaded. `options`
+    go to gymnasium, such as the width and height of pictures."""
     import gymnasium
     import mujoco
     import ogbench  # noqa: F401  registers its environments
     mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)  # its own way is a file in the working directory
-    return gymnasium.make(parse_name(dataset))
+    return gymnasium.make(parse_name(dataset), **options)
 
 
 class SafeEnv:

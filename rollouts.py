@@ -11,9 +11,9 @@ from workers import EnvWorkers
 
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     """Run `jobs`, an iterable of (task_id, seed), in lock-step over `envs` (a list, or `EnvWorkers`, which step at
-    the same time and change no result); yields episodes as they end: dict(job, task, goal, observations (T + 1, S),
-    actions (T, A), success, reward, length, cut, fault); an episode with a fault ends before the step that failed, so
-    that T may be 0.
+    the same time and change no result); yields episodes as they end: dict(job, task, seed, goal, observations
+    (T + 1, S), actions (T, A), success, reward, length, cut, fault); an episode with a fault ends before the step
+    that failed, so that T may be 0.
 
     `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
     included, so that the batch keeps its size and an action never depends on how many episodes are left.
@@ -36,7 +36,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             if episodes[i] is None and (job := next(jobs, None)) is not None:
                 number, (task, seed) = job
                 observation, goal = reset(i, task, seed)
-                episodes[i] = dict(job=number, task=task, goal=goal, observations=[observation], actions=[],
+                episodes[i] = dict(job=number, task=task, seed=seed, goal=goal, observations=[observation], actions=[],
                                    success=0.0, reward=0.0, cut=False, fault='')
                 if observations is None:
                     observations, goals = np.zeros((2, n, len(goal)), np.float32)

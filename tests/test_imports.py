@@ -22,6 +22,7 @@ ALLOWED = {
     'offline_agent': {'model', 'utils'},
     'online_agent': {'offline_agent', 'model', 'utils'},
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
+    'videos': {'ogbench_utils'},
     'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
     'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
                        'runs', 'trajectories', 'utils', 'workers'},
