@@ -52,7 +52,8 @@ def run(config):
     print(f'{"":10s} success   95 % interval   mean length')
     for name, part in parts(episodes):
         rate, low, high = (metrics[f'evaluation/{name}_{key}'] for key in ('success', 'low', 'high'))
-        print(f'{name:10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {np.mean([e["length"] for e in part]):8.1f}')
+        length = np.mean([e['length'] for e in part])
+        print(f'{name.replace("task", "task "):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
     pictures = [output.with_name(f'{output.stem}_paths.png')]
     maze = Maze(make_env(dataset))
@@ -100,8 +101,8 @@ def compare(path, episodes, other_episodes):
     results = {'checkpoint': str(path)}
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
         r = results[name] = paired_comparison([e['success'] for e in ours], [e['success'] for e in theirs])
-        print(f'{name:10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - {100 * r["high"]:+6.1f}   '
-              f'{r["only_ours"]:9d}   {r["only_theirs"]:9d}   {r["p_value"]:.3f}')
+        print(f'{name.replace("task", "task "):10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - '
+              f'{100 * r["high"]:+6.1f}   {r["only_ours"]:9d}   {r["only_theirs"]:9d}   {r["p_value"]:.3f}')
     return results
 
 

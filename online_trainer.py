@@ -19,6 +19,7 @@ from rollouts import Collector, evaluate
 from runs import Stopped, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
 from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from videos import record
 from workers import open_envs
 
 
@@ -47,6 +48,7 @@ class TrainConfig:
     eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only')
     eval_episodes: int = flag(4, 'episodes per task in an evaluation')
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation')
+    video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
     seed: int = flag(0, 'seed of everything random')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
@@ -181,6 +183,8 @@ def learn(run, config, agent, data, replay, envs, origin):
                 row |= metrics
                 draw_paths(maze, episodes, run.folder / 'maze_paths.png',
                            f'{config.dataset}, {collector.steps:,} steps')
+                if config.video and collector.done:
+                    record(config.dataset, episodes, run.folder / 'videos')
                 progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
             success, work = row.get('evaluation/overall_success', -1.0), None
             log.log(collector.steps, row)

@@ -29,7 +29,7 @@ from utils import random_state, restore_random_state
 CHECKPOINT_FORMAT = 1
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures')
+              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures', 'video')
 
 
 # ---------------------------------------------------------------------------------------------------- files

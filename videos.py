@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-SIZE, EVERY, RATE = 320, 8, 12  # pixels; environment steps per frame; frames per second
+RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
 HOW_TO_INSTALL = ('install EGL (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install '
                   'libosmesa6, pip install pyopengl)')
@@ -47,11 +47,10 @@ def _run(gl, *arguments, timeout=None):
                           text=True, timeout=timeout)
 
 
-def record(dataset, episodes, folder):
+def record(dataset, episodes, folder, size=320, every=8):
     """Render the first of `episodes` (`run_episodes`'s) of each task into `folder`/task<k>.mp4, or .gif where there
-    is no ffmpeg -> paths. Where nothing can render, that is said in one line and the list is empty.
-
-    Raises OSError where a video cannot be written or an episode does not repeat.
+    is no ffmpeg -> paths. `size` in pixels; a frame every so many environment steps. What cannot be rendered is left
+    out, with one line that says why: no result depends on it.
     """
     gl, failures = find_gl()
     if gl is None:
@@ -63,12 +62,14 @@ def record(dataset, episodes, folder):
         episode = next(e for e in episodes if e['task'] == task)
         with tempfile.TemporaryDirectory() as temporary:
             job = Path(temporary) / 'job.npz'
-            np.savez(job, dataset=dataset, output=str(Path(folder).resolve() / f'task{task}'),
+            np.savez(job, dataset=dataset, size=size, every=every, output=str(Path(folder).resolve() / f'task{task}'),
                      **{key: episode[key] for key in ('task', 'seed', 'actions', 'observations', 'success')})
             done = _run(gl, 'render', job)
         if done.returncode:
-            raise OSError(f'no video of task {task}: {(done.stderr.strip().splitlines() or ["no reason given"])[-1]}')
-        paths.append(Path(done.stdout.splitlines()[-1]))
+            reason = (done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}'])[-1]
+            print(f'no video of task {task}: {reason}', file=sys.stderr)
+        else:
+            paths.append(Path(done.stdout.splitlines()[-1]))
     return paths
 
 
@@ -93,7 +94,8 @@ def render(job):
         task, seed, success = int(file['task']), int(file['seed']), bool(file['success'])
         actions, observations = file['actions'], file['observations']
         dataset, output = str(file['dataset']), Path(str(file['output']))
-    env = make_env(dataset, width=SIZE, height=SIZE)
+        size, every = int(file['size']), int(file['every'])
+    env = make_env(dataset, width=size, height=size)
     env.unwrapped.model.mat('target').rgba = (0.94, 0.89, 0.26, 1)  # the goal is yellow, as in the figures
     observation, _ = reset_env(env, task, seed)
     frames = []
@@ -101,15 +103,15 @@ def render(job):
         last = step == len(actions)
         if not np.allclose(observation, observations[step], atol=1e-4):
             raise OSError(f'step {step} is not that of the evaluated episode: other versions of the packages?')
-        if last or step % EVERY == 0:
+        if last or step % every == 0:
             frames.append(label(env.unwrapped.render(), f'task {task}   step {step}', success if last else None))
         if not last:
             observation = env.step(actions[step])[0].astype(np.float32)
-    return write_video(frames + [frames[-1]] * (2 * RATE), output)
+    return write_video(frames + [frames[-1]] * RATE, output)
 
 
 def label(pixels, text, success=None):
-    """A frame (H, W, 3) uint8 with a line of text above it, and the outcome once it is known -> PIL image."""
+    """A frame (H, W, 3) uint8 with a line of text above it, and the outcome in it once that is known -> PIL image."""
     from PIL import Image, ImageDraw, ImageFont
     height, width = pixels.shape[:2]
     picture = Image.new('RGB', (width, height + 24), 'white')
@@ -118,8 +120,8 @@ def label(pixels, text, success=None):
     draw.text((6, 5), text, 'black', ImageFont.load_default(14))
     if success is not None:
         word, color = ('success', '#009E73') if success else ('failure', '#D55E00')
-        draw.rectangle((width - 78, 0, width, 23), fill=color)
-        draw.text((width - 39, 11), word, 'white', ImageFont.load_default(14), anchor='mm')
+        draw.rectangle((width - 78, height, width, height + 23), fill=color)
+        draw.text((width - 39, height + 11), word, 'white', ImageFont.load_default(14), anchor='mm')
         draw.rectangle((0, 24, width - 1, height + 23), outline=color, width=4)
     return picture
 
@@ -137,7 +139,7 @@ def write_video(frames, output):
         path.unlink(missing_ok=True)
     path = output.with_suffix('.gif')
     from PIL import Image
-    frames = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // RATE, loop=0, optimize=True)
     return path
 

@@ -19,6 +19,7 @@ from rollouts import evaluate  # noqa: E402
 from runs import load_checkpoint  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from utils import choose_device, flag, parse_flags, run_main  # noqa: E402
+from videos import record  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -32,6 +33,7 @@ class DrawConfig:
     episodes_per_task: int = flag(10, 'episodes of each task whose paths are drawn')
     seed: int = flag(0, 'seed of their starts and goals')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
+    video: bool = flag(False, 'a small video of one episode, too; needs EGL or OSMesa')
     output: str = flag('', 'folder of the pictures; default: the folder of the checkpoint')
 
 
@@ -54,10 +56,14 @@ def run(config):
         episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
         pictures += [folder / 'maze_paths.png', folder / 'maze_episode.png']
         draw_paths(maze, episodes, pictures[-2], f'Evaluation paths, {name}')
-        example = max(episodes, key=lambda e: (e['success'], e['length']))
+        best_first = sorted(episodes, key=lambda e: (-e['success'], e['length']))
+        example = best_first[sum(bool(e['success']) for e in episodes) // 2]  # a solved one of median length
         draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
+        if config.video:
+            pictures += record(name, [example], folder, size=160, every=24)
     for picture in pictures:
-        shrink(picture)
+        if picture.suffix == '.png':
+            shrink(picture)
     print('\n'.join(map(str, pictures)))
     return pictures
 

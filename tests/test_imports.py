@@ -25,7 +25,7 @@ ALLOWED = {
     'videos': {'ogbench_utils'},
     'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'runs', 'trajectories', 'utils'},
     'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
-                       'runs', 'trajectories', 'utils', 'workers'},
+                       'runs', 'trajectories', 'utils', 'videos', 'workers'},
 }
 
 

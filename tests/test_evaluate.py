@@ -1,0 +1,88 @@
+"""evaluate.py: names of metrics, intervals, comparison on the same episodes."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+from offline_agent import OfflineAgent
+from ogbench_utils import make_env
+from online_agent import OnlineAgent, OnlineConfig
+from runs import save_checkpoint
+
+ANT = 'antmaze-medium-navigate-v0'
+
+
+class Easy(gymnasium.Wrapper):
+    """Episodes of 12 steps; succeeded if the ant's first action is positive."""
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        self.first = self.first if self.steps else action[0]
+        self.steps += 1
+        observation, reward, _, _, info = self.env.step(action)
+        return observation, reward, False, self.steps == 12, info | {'success': float(self.first > 0)}
+
+
+@pytest.fixture
+def checkpoints(make_config, tmp_path, monkeypatch):
+    """Two agents that differ in the sign of their first action -> their files."""
+    monkeypatch.setattr(evaluate, 'make_env', lambda dataset: Easy(make_env(dataset)))
+    torch.manual_seed(0)
+    paths = []
+    for sign in (1, -1):
+        agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
+        torch.nn.init.constant_(agent.nets['inverse_dynamics'].net[-1].weight, 0.0)
+        torch.nn.init.constant_(agent.nets['inverse_dynamics'].net[-1].bias, sign * 0.5)
+        paths.append(tmp_path / f'{sign}' / 'last.pth')
+        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.checkpoint()})
+    return paths
+
+
+def run(checkpoint, *flags):
+    fast = ['--episodes_per_task', '3', '--env_processes', '1']  # in this process, where make_env is replaced
+    evaluate.main(['--checkpoint', str(checkpoint), *fast, *map(str, flags)])
+    return json.loads((checkpoint.parent / 'evaluation.json').read_text())
+
+
+def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
+    metrics = run(checkpoints[0])
+    names = ['overall_success', *(f'task{k}_success' for k in range(1, 6))]
+    assert all(metrics[f'evaluation/{name}'] == 1.0 for name in names)
+    assert metrics['evaluation/task3_low'] < metrics['evaluation/overall_low'] < metrics['evaluation/overall_high'] == 1
+    assert (metrics['dataset'], metrics['episodes_per_task'], metrics['seed']) == (ANT, 3, 0)
+    assert (checkpoints[0].parent / 'evaluation_paths.png').stat().st_size > 20_000
+    assert 'comparison' not in metrics
+
+
+def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
+    seen = []
+    real = evaluate.evaluate
+
+    def watch(*args, **kwargs):
+        metrics, episodes = real(*args, **kwargs)
+        seen.append([(e['task'], e['observations'][0], e['goal']) for e in episodes])
+        return metrics, episodes
+
+    monkeypatch.setattr(evaluate, 'evaluate', watch)
+    comparison = run(checkpoints[0], '--compare', checkpoints[1])['comparison']
+    for ours, theirs in zip(*seen, strict=True):
+        assert ours[0] == theirs[0]
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        np.testing.assert_array_equal(ours[2], theirs[2])
+    assert comparison['overall'] == {'difference': 1.0, 'low': 1.0, 'high': 1.0, 'only_ours': 15, 'only_theirs': 0,
+                                     'p_value': 2 / 2**15}
+    assert comparison['task2']['p_value'] == 0.25 and comparison['checkpoint'] == str(checkpoints[1])
+    assert 'overall      +100.0' in capsys.readouterr().out
+    assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
+
+
+def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
+    monkeypatch.setattr('videos.find_gl', lambda: (None, {'egl': 'not there'}))
+    assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0

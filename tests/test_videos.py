@@ -1,0 +1,117 @@
+"""Videos: the same episode as the evaluated one, and no GL library can hurt the program."""
+
+import os
+import stat
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ogbench_utils
+import videos
+from ogbench_utils import make_env, reset_env
+
+ANT = 'antmaze-medium-navigate-v0'
+
+
+@pytest.fixture
+def episode():
+    """Eighteen random steps of task 2."""
+    env, rng, actions = make_env(ANT), np.random.default_rng(0), []
+    observations = [reset_env(env, 2, 5)[0]]
+    for _ in range(18):
+        actions.append(rng.uniform(-1, 1, 8).astype(np.float32))
+        observations.append(env.step(actions[-1])[0].astype(np.float32))
+    return dict(task=2, seed=5, actions=np.stack(actions), observations=np.stack(observations), success=0.0)
+
+
+@pytest.fixture
+def no_gl(monkeypatch):
+    """Rendering returns an empty picture, so that no GL library is needed."""
+
+    def make(dataset, **options):
+        env = make_env(dataset, **options)
+        env.unwrapped.render = lambda: np.zeros((options['height'], options['width'], 3), np.uint8)
+        return env
+
+    monkeypatch.setattr(ogbench_utils, 'make_env', make)
+
+
+def job_of(episode, folder):
+    np.savez(folder / 'job.npz', dataset=ANT, size=200, every=4, output=str(folder / 'video' / 'task2'), **episode)
+    return folder / 'job.npz'
+
+
+def outcome(picture):
+    return picture.convert('RGB').getpixel((picture.width - 74, picture.height - 6))
+
+
+def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
+    monkeypatch.setattr(videos.shutil, 'which', lambda name: None)
+    path = videos.render(job_of(episode, tmp_path))
+    assert path == tmp_path / 'video' / 'task2.gif'
+    with Image.open(path) as gif:
+        assert gif.size == (200, 224) and gif.n_frames >= 6
+        first = outcome(gif)
+        gif.seek(gif.n_frames - 1)
+        assert first == (0, 0, 0) and outcome(gif) != first, 'the outcome is told at the end, not before'
+        failure = outcome(gif)
+    with Image.open(videos.render(job_of(episode | {'success': 1.0}, tmp_path))) as gif:
+        gif.seek(gif.n_frames - 1)
+        assert outcome(gif) != failure
+
+
+def test_video_of_another_episode_is_refused(episode, no_gl, tmp_path):
+    episode['observations'][9, 3] += 0.01
+    with pytest.raises(OSError, match='step 9 '):
+        videos.render(job_of(episode, tmp_path))
+
+
+def test_ffmpeg_is_used_where_it_is(tmp_path, monkeypatch):
+    if os.name == 'nt':
+        pytest.skip('the stand-in for ffmpeg is a shell script')
+    program = tmp_path / 'ffmpeg'
+    program.write_text('#!/bin/sh\nfor last; do :; done\ncat > "$last"\n')
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setattr(videos.shutil, 'which', lambda name: str(program))
+    frames = [videos.label(np.full((8, 8, 3), i, np.uint8), '') for i in range(3)]
+    path = videos.write_video(frames, tmp_path / 'a' / 'b')
+    assert path.suffix == '.mp4' and path.stat().st_size == 3 * 8 * 32 * 3
+    program.write_text('#!/bin/sh\nexit 1\n')
+    path = videos.write_video(frames, tmp_path / 'a' / 'c')
+    assert path.suffix == '.gif' and not path.with_suffix('.mp4').exists()
+
+
+def test_a_gl_library_that_does_not_work_is_passed_over(monkeypatch):
+    """For real: MuJoCo refuses the name when it is imported."""
+    monkeypatch.setenv('MUJOCO_GL', 'nonsense')
+    name, failures = videos.find_gl()
+    assert 'nonsense' in failures and name != 'nonsense'
+    assert os.environ['MUJOCO_GL'] == 'nonsense', 'this process is left as it is'
+
+
+def test_without_gl_it_is_said_what_to_install(episode, tmp_path, monkeypatch, capsys):
+    codes = {'egl': -11, 'osmesa': 1}  # a segmentation fault, an error
+    monkeypatch.delenv('MUJOCO_GL', raising=False)
+    monkeypatch.setattr(videos.sys, 'platform', 'linux')
+    monkeypatch.setattr(videos, '_run', lambda gl, *args, timeout=None: subprocess.CompletedProcess(
+        args, codes[gl], '', 'Traceback\nno such library' if codes[gl] == 1 else ''))
+    assert videos.record(ANT, [episode], tmp_path) == []
+    message = capsys.readouterr().err
+    assert len(message.strip().splitlines()) == 1
+    assert all(word in message for word in ('egl: the process ended with code -11', 'no such library', 'libegl1',
+                                            'libosmesa6'))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rendering_for_real(episode, tmp_path, capsys):
+    if videos.find_gl()[0] is None:
+        pytest.skip('no GL library renders here')
+    path, = videos.record(ANT, [episode, episode], tmp_path)
+    with Image.open(path) as video:
+        frame = np.asarray(video.convert('RGB'))
+    assert frame[30:].std() > 30, 'walls and floor'
+    episode['observations'][4] += 1
+    assert videos.record(ANT, [episode], tmp_path) == []
+    assert 'no video of task 2' in capsys.readouterr().err
