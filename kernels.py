@@ -6,6 +6,8 @@ reached by allowing it bfloat16 inside; where a processor would really make use 
 notices and takes it back, so that results are float32 everywhere.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,6 +25,20 @@ def choose_matmul_kernels():
     if not accurate:
         torch.backends.mkldnn.matmul.fp32_precision = 'ieee'
     return accurate
+
+
+@contextlib.contextmanager
+def small_products():
+    """Inside, matrix products are MKL's again, whose calls cost less: better for a few dozen rows."""
+    products = getattr(torch.backends.mkldnn, 'matmul', None)
+    before = products and products.fp32_precision
+    if before == 'bf16':
+        products.fp32_precision = 'ieee'
+    try:
+        yield
+    finally:
+        if before == 'bf16':
+            products.fp32_precision = before
 
 
 class GELU(nn.Module):

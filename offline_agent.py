@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import parallel
 from model import GoalValue, MambaEncoder, Proposer, minus_distance, mlp
 from utils import expectile_loss, flag, soft_update
 
@@ -142,9 +143,8 @@ class OfflineAgent:
     def infonce_loss(self, latents, batch):
         """Symmetric InfoNCE (van den Oord et al. 2018): z_t against goals from its own future; the rows of
         other windows are the negatives, since those of its own window may be futures of z_t as well."""
-        rows = batch['future']
-        z = F.normalize(self.nets['contrast'](latents['z'][rows]), dim=-1)
-        goal = F.normalize(self.nets['contrast'](latents['z_goal'][rows]), dim=-1)
+        rows, z, goal = (parallel.gather(value) for value in (batch['future'], latents['z'], latents['z_goal']))
+        z, goal = (F.normalize(self.nets['contrast'](latent[rows]), dim=-1) for latent in (z, goal))
         window = rows.nonzero()[:, 0]
         same = (window[:, None] == window).fill_diagonal_(False)
         logits = (z @ goal.T / 0.1).masked_fill(same, -torch.inf)
@@ -158,7 +158,7 @@ class OfflineAgent:
         """1 - cos(z_{t+k} - z_t, z_g - z_t) for goals in the future: latent moves point at the goal."""
         cosine = F.cosine_similarity(latents['z_next'] - latents['z'], latents['z_goal'] - latents['z'], dim=-1)
         weight = batch['future'].float()
-        loss = ((1 - cosine) * weight).sum() / weight.sum().clamp(min=1)
+        loss = ((1 - cosine) * weight).sum() / parallel.mean(weight.sum()).clamp(min=1)
         return loss, {'alignment_loss': loss}
 
     def state_loss(self, latents, batch):
@@ -169,7 +169,7 @@ class OfflineAgent:
         length = sequence.shape[1]
         error = (self.nets['next_state'](sequence) - target[:, :length]).square().mean(-1)
         valid = batch['valids'][:, 1:length + 1].float()
-        loss = (error * valid).sum() / valid.sum().clamp(min=1)
+        loss = (error * valid).sum() / parallel.mean(valid.sum()).clamp(min=1)
         own = (self.nets['next_state'](latents['z']) - _at(target, batch['positions'])).square().mean()
         return 0.5 * (loss + own), {'state_loss': 0.5 * (loss + own)}
 
@@ -185,7 +185,7 @@ class OfflineAgent:
         goal = latents['e_proposer_goal']
         advantage = (minus_distance(latents['e_z_next'], goal) - minus_distance(latents['e_z'], goal)).mean(0)
         weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
-        return weight / weight.mean()
+        return weight / parallel.mean(weight.mean())
 
     def proposer_loss(self, latents, batch):
         """Move f_P(z, z_g) toward the latent k steps later (toward z_g where the goal is nearer), weighted by the
@@ -232,11 +232,12 @@ class OfflineAgent:
         """One gradient step on `total_loss` and one of the targets -> info, detached tensors."""
         loss, info = self.total_loss(batch)
         info['grad_norm'] = self.apply_gradient(loss)
-        return {name: value.detach() for name, value in info.items()}
+        return {name: value.detach() for name, value in parallel.mean_info(info).items()}
 
     def apply_gradient(self, loss):
         self.optimizer.zero_grad()
         loss.backward()
+        parallel.average_gradients(self.nets.parameters())
         norm = nn.utils.clip_grad_norm_(self.nets.parameters(), self.config.grad_clip)
         self.optimizer.step()
         for name, target in self.targets.items():

@@ -4,12 +4,14 @@
 """
 
 import dataclasses
+import signal
 import time
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 from figures import plot_curves
 from maze_figures import TrainingPictures
 from model import choose_backend
@@ -60,7 +62,7 @@ def check_flags(config, agent_config):
 def validate(agent, dataset, config):
     """Mean of `total_loss`'s numbers over the same few batches each time."""
     rng = np.random.default_rng(12345)
-    with torch.no_grad():
+    with torch.no_grad(), parallel.alone():
         infos = [agent.total_loss(agent.to_device(dataset.sample(config.batch_size, rng)))[1]
                  for _ in range(config.val_batches)]
     return mean_of(infos)
@@ -82,17 +84,50 @@ def train(config, agent_config):
     """Run (or resume) one training -> path of last.pth."""
     check_flags(config, agent_config)
     set_seed(config.seed)
-    device = choose_device(config.device)
+    with parallel.processes(choose_device(config.device)) as device:
+        if config.batch_size % parallel.world_size():
+            raise ValueError(f'--batch_size {config.batch_size}: must be a multiple of the {parallel.world_size()} '
+                             'processes that share it')
+        if parallel.rank():
+            return follow(config, agent_config, device)
+        return lead(config, agent_config, device)
+
+
+def load(config, agent_config):
+    return load_dataset(config.dataset, config.dataset_path, config.data_dir, config.dataset_url,
+                        config.max_trajectories, **agent_config.sampling())
+
+
+def budget(config, data):
+    """-> (updates in all, updates per epoch)"""
+    per_epoch = -(-data.num_windows // config.batch_size)
+    return config.num_updates or config.num_epochs * per_epoch, per_epoch
+
+
+def follow(config, agent_config, device):
+    """What the other processes of torchrun do: their share of every update. Process 0 decides and writes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it stops when process 0 does
+    data = load(config, agent_config)[0]
+    agent = OfflineAgent(data.observations.shape[1], agent_config, device,
+                         choose_backend(config.mamba_backend, device)[0])
+    rng, state = np.random.default_rng(), parallel.from_first()
+    agent.restore(state['agent'])
+    rng.bit_generator.state = state['rng']
+    stops = False
+    while agent.step < budget(config, data)[0] and not stops:
+        agent.update(agent.to_device(parallel.share(data.sample(config.batch_size, rng))))
+        stops = parallel.any_stops(False)
+
+
+def lead(config, agent_config, device):
     backend, why = choose_backend(config.mamba_backend, device)
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.at_once():
-            data, val_data, note = load_dataset(config.dataset, config.dataset_path, config.data_dir,
-                                                config.dataset_url, config.max_trajectories,
-                                                **agent_config.sampling())
+            data, val_data, note = load(config, agent_config)
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         agent.set_statistics(*data.statistics())
-        per_epoch = -(-data.num_windows // config.batch_size)
-        total = config.num_updates or config.num_epochs * per_epoch
+        total, per_epoch = budget(config, data)
         print(f'{note}\n{why}\n{len(data.starts)} trajectories, {len(data):,} states of '
               f'{agent.observation_dim} dimensions, {data.num_windows:,} windows; {per_epoch} updates per epoch, '
               f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\n'
@@ -112,6 +147,7 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
         agent.restore(run.saved['agent'])
         rng.bit_generator.state = run.saved['rng']
         best, infos = run.saved['best'], run.saved['infos']
+    parallel.from_first({'agent': agent.checkpoint(), 'rng': rng.bit_generator.state})
     log = run.begin('train.csv', agent.step, f'{data.fingerprint()}; validation {val_data.fingerprint()}')
     pictures = TrainingPictures(config.dataset, data.observations, run.folder) if config.maze_figures else None
 
@@ -127,7 +163,7 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
     try:
         while agent.step < total:
             batch = data.sample(config.batch_size, rng)
-            infos.append(agent.update(agent.to_device(batch)))
+            infos.append(agent.update(agent.to_device(parallel.share(batch))))
             run.check_finite(agent.step, infos[-1], batch)
             progress.update()
             validating = agent.step % config.val_interval == 0 or agent.step == total
@@ -151,7 +187,8 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
                     if pictures:
                         pictures.draw(agent, f'{config.dataset}, {agent.step:,} updates', agent.step == total)
                 since, clock = agent.step, time.perf_counter()
-            run.stop.check()
+            if parallel.any_stops(run.stop.signal):
+                raise Stopped
     except Stopped:
         save()
         draw(run.folder, log, config)

@@ -8,6 +8,7 @@ update trains small heads only: two inverse dynamics, and the offline critic, va
                                                        goal-conditioned) and on the agent's own transitions
 """
 
+import contextlib
 import dataclasses
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kernels import small_products
 from model import EncoderState, InverseDynamics
 from offline_agent import OfflineAgent
 from utils import flag, soft_update
@@ -39,6 +41,7 @@ class ActState(NamedTuple):
     encoder: EncoderState
     goals: torch.Tensor
     z_goal: torch.Tensor
+    e_goal: torch.Tensor  # its embeddings (n_ensemble, B, E)
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
@@ -64,8 +67,13 @@ class OnlineAgent:
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
-        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_goal(goals),
+        return ActState(self.encoder.initial_state(batch_size), goals, *self._encode_goals(goals),
                         np.zeros(batch_size, bool))
+
+    @torch.no_grad()
+    def _encode_goals(self, goals):
+        z_goal = self.encoder.encode_goal(goals)
+        return z_goal, self.offline.targets['value'].embed(z_goal)
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
@@ -92,14 +100,16 @@ class OnlineAgent:
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         if not torch.equal(goals, state.goals):
-            state = state._replace(goals=goals.clone(), z_goal=self.encoder.encode_goal(goals))
-        if self.offline.config.head_memory == 'history':
-            z, memory = self.encoder.step(observations, state.encoder)
-        else:
-            z, memory = self.encoder.encode_goal(observations), state.encoder
-        z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
-        embedded = self.offline.targets['value'].embed(torch.stack([z, z_next, state.z_goal]))
-        actions = self.infer_action(z, *embedded.unbind(1)).cpu().numpy()
+            z_goal, e_goal = self._encode_goals(goals)
+            state = state._replace(goals=goals.clone(), z_goal=z_goal, e_goal=e_goal)
+        with small_products() if len(observations) <= 32 else contextlib.nullcontext():
+            if self.offline.config.head_memory == 'history':
+                z, memory = self.encoder.step(observations, state.encoder)
+            else:
+                z, memory = self.encoder.encode_goal(observations), state.encoder
+            z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
+            e_z, e_next = self.offline.targets['value'].embed(torch.stack([z, z_next])).unbind(1)
+            actions = self.infer_action(z, e_z, e_next, state.e_goal).cpu().numpy()
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory, biased=biased)

@@ -35,6 +35,14 @@ def test_permission_is_taken_back_where_it_costs_precision(precision, monkeypatc
     assert precision.fp32_precision == ('bf16' if taken else 'ieee')
 
 
+def test_small_products_put_back_what_was_chosen(precision):
+    for chosen in ('bf16', 'ieee'):
+        precision.fp32_precision = chosen
+        with kernels.small_products():
+            assert precision.fp32_precision == 'ieee'
+        assert precision.fp32_precision == chosen
+
+
 @pytest.mark.parametrize('rows', [3, 4000])
 def test_gelu_is_the_tanh_gelu(rows):
     """Values and gradients, far out as well, where exponentials overflow."""
