@@ -1,10 +1,14 @@
 """Pictures of logged numbers, by matplotlib without a display; colours that all pictures share."""
 
+import itertools
+
 from runs import write_atomic
+from stats import bootstrap_interval, on_common_steps
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')
 GOOD, FAILURE, INK = '#009E73', '#D55E00', '#222222'
+LINE_COLORS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
 
 
 def pyplot():
@@ -45,11 +49,9 @@ def plot_curves(rows, panels, path, xlabel, title):
         if log_scale and values and max(values) > 20 * min(values) > 0:  # under a decade or so, linear reads better
             axis.set_yscale('log')
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
+        _thousands(axis)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25, lw=0.5)
-        axis.spines[['top', 'right']].set_visible(False)
         if len(columns) > 2 and axis.lines:  # room for the legend
             low, high = axis.get_ylim()
             axis.set_ylim(low, high + 0.3 * (high - low))
@@ -61,3 +63,34 @@ def plot_curves(rows, panels, path, xlabel, title):
         axis.set_xlabel(xlabel, fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
+
+
+def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
+    """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
+    ...]}. Thin lines are the single runs."""
+    figure, axis = pyplot().subplots(figsize=(4.6, 3.2), layout='constrained')
+    scale, top = (100 if percent else 1), 0.0
+    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle('os^Dvp')):
+        for own_steps, own_values in runs[:len(runs) * (len(runs) > 1)]:
+            axis.plot(own_steps, [scale * value for value in own_values], color=color, lw=0.6, alpha=0.4)
+        steps, values = on_common_steps(runs)
+        low, high = bootstrap_interval(values.T)
+        axis.plot(steps, scale * values.mean(0), color=color, lw=2, marker=marker, markevery=20, ms=5,
+                  label=f'{label} ({len(runs)})')
+        axis.fill_between(steps, scale * low, scale * high, color=color, alpha=0.2, lw=0)
+        top = max(top, *(own_steps[-1] for own_steps, _ in runs))
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel(ylabel, fontsize=10)
+    axis.set_xlim(0, top)
+    if percent:
+        axis.set_ylim(0, 100)
+    _thousands(axis)
+    axis.set_title(title, fontsize=11)
+    axis.legend(fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
+    save(figure, path)
+
+
+def _thousands(axis):
+    axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
+    axis.grid(alpha=0.25, lw=0.5)
+    axis.spines[['top', 'right']].set_visible(False)

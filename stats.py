@@ -48,3 +48,21 @@ def paired_comparison(ours, theirs):
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
     return {'difference': float(np.mean(ours - theirs)), 'low': float(low), 'high': float(high),
             'only_ours': b, 'only_theirs': c, 'p_value': min(1.0, 2 * tail)}
+
+
+def mean_std(values):
+    """-> (mean, sample standard deviation; 0 for a single value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def last_three_mean(values):
+    """OGBench's reported number of a run: the mean of its last three evaluations."""
+    return float(np.mean(values[-3:]))
+
+
+def on_common_steps(runs, points=101):
+    """runs: list of (steps, values), steps increasing but different in each -> (steps (points,), values (runs,
+    points)), linearly interpolated over the range that all runs cover; no points where there is no such range."""
+    low, high = max(steps[0] for steps, _ in runs), min(steps[-1] for steps, _ in runs)
+    grid = np.linspace(low, high, points if low <= high else 0)
+    return grid, np.stack([np.interp(grid, steps, values) for steps, values in runs])

@@ -60,7 +60,8 @@ def run(config):
         example = best_first[sum(bool(e['success']) for e in episodes) // 2]  # a solved one of median length
         draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
         if config.video:
-            pictures += record(name, [example], folder, size=160, every=24)
+            pictures += [path.replace(path.with_stem('episode'))
+                         for path in record(name, [example], folder, size=160, every=24)]
     for picture in pictures:
         if picture.suffix == '.png':
             shrink(picture)

@@ -15,7 +15,7 @@ ALLOWED = {
     'parallel': set(),
     'model': {'kernels'},
     'stats': set(),
-    'figures': {'runs'},
+    'figures': {'runs', 'stats'},
     'ogbench_utils': set(),
     'trajectories': {'ogbench_utils'},
     'workers': {'ogbench_utils'},

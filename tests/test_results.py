@@ -1,0 +1,114 @@
+"""Numbers on a page: tables of the READMEs, and comparison of runs from CSVs alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import make_tables
+import numpy as np
+import plot_runs
+import pytest
+
+from stats import last_three_mean, on_common_steps
+
+ROOT = Path(__file__).resolve().parent.parent
+ANT, LARGE = 'antmaze-medium-navigate-v0', 'antmaze-large-navigate-v0'
+
+
+def script(name, *flags, cwd=None):
+    done = subprocess.run([sys.executable, str(ROOT / 'scripts' / f'{name}.py'), *map(str, flags)], cwd=cwd,
+                          capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def write_run(folder, successes, episodes=50, csv=True):
+    """A finished run whose evaluations gave `successes`, at steps 10,000, 20,000, ..."""
+    folder.mkdir(parents=True)
+    metrics = {'evaluation/overall_success': successes[-1], 'episodes_per_task': episodes}
+    (folder / 'evaluation.json').write_text(json.dumps(metrics))
+    if csv:
+        rows = [f'{10_000 * i},1.0,{value}' for i, value in enumerate(successes, 1)]
+        (folder / 'online.csv').write_text('\n'.join(['step,time,evaluation/overall_success', *rows]) + '\n')
+        (folder / 'offline.csv').write_text('step,time\n500,1.0\n2000,2.0\n')
+
+
+@pytest.fixture
+def page(tmp_path):
+    """READMEs with markers and old tables, and results of three runs."""
+    for name in make_tables.WORDS:
+        (tmp_path / name).write_text(f'before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n', encoding='utf-8')
+    write_run(tmp_path / 'results' / 'main' / ANT / 'seed0', [0.2, 0.5, 0.8])
+    write_run(tmp_path / 'results' / 'main' / ANT / 'seed1', [0.2, 0.6, 0.7, 0.9])
+    write_run(tmp_path / 'results' / 'no-alignment' / ANT / 'seed0', [0.4, 0.6], episodes=20)
+    (tmp_path / 'results' / 'main' / LARGE / 'seed0').mkdir(parents=True)  # not finished: no row
+    return tmp_path
+
+
+def test_the_tables_in_the_readmes_are_up_to_date():
+    code, _, error = script('make_tables', '--check')
+    assert code == 0, error
+
+
+def test_tables_come_from_the_files(page):
+    assert script('make_tables', '--root', page, '--check')[0] == 1, 'the old tables'
+    code, out, error = script('make_tables', '--root', page)
+    assert code == 0 and 'README.md, README.ko.md' in out, error
+    text = (page / 'README.md').read_text(encoding='utf-8')
+    assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
+    row, = (line for line in text.splitlines() if line.startswith(f'| `{ANT}`'))
+    assert row.startswith(f'| `{ANT}` | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
+    assert f'| `no-alignment` | `{ANT}` | 60.0 | -25.0 | 20,000 | 1 × 5 × 20 |' in text
+    assert LARGE not in text
+    assert (page / 'assets' / 'success_curves.png').stat().st_size > 20_000
+    assert script('make_tables', '--root', page, '--check')[0] == 0
+    (page / 'results' / 'main' / ANT / 'seed1' / 'evaluation.json').unlink()
+    code, _, error = script('make_tables', '--root', page, '--check')
+    assert code == 1 and 'README.md' in error, 'a number that went away'
+
+
+def test_a_run_without_curves_has_a_row_and_no_curve(page):
+    write_run(page / 'results' / 'main' / LARGE / 'seed0b', [0.5], csv=False)
+    assert script('make_tables', '--root', page)[0] == 0
+    text = (page / 'README.md').read_text(encoding='utf-8')
+    assert f'| `{LARGE}` | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
+
+
+def test_a_readme_without_markers_is_refused(page):
+    (page / 'README.md').write_text('no markers')
+    code, _, error = script('make_tables', '--root', page)
+    assert code == 2 and 'README.md needs one line' in error
+
+
+def test_published_numbers_cover_the_ten_datasets():
+    from ogbench_utils import DATASETS
+    published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
+    assert set(published) - {'about'} == set(DATASETS)
+
+
+def test_runs_are_compared_on_the_steps_that_all_have():
+    steps, values = on_common_steps([((0, 10), (0.0, 1.0)), ((5, 25), (0.0, 1.0))], points=3)
+    np.testing.assert_allclose(steps, [5, 7.5, 10])
+    np.testing.assert_allclose(values, [[0.5, 0.75, 1.0], [0.0, 0.125, 0.25]])
+    assert len(on_common_steps([((0, 1), (0, 1)), ((2, 3), (0, 1))])[0]) == 0
+    assert last_three_mean([9, 1, 2, 3]) == 2 and last_three_mean([4]) == 4
+
+
+def test_plot_runs(page):
+    runs = page / 'results' / '*' / ANT / 'seed*'
+    labelled = f'a = b={page}/results/main/{ANT}/seed*'
+    code, out, error = script('plot_runs', labelled, runs, '--output', 'x.png', cwd=page)
+    assert code == 0, error
+    line, = (line for line in out.splitlines() if line.startswith('a = b '))
+    assert line.split() == ['a', '=', 'b', '2', '40,000', '61.67', '+-', '16.5', '61.67', '(50', 'to', '73.33)']
+    line, = (line for line in out.splitlines() if line.startswith(ANT))
+    assert line.split()[1] == '3', 'without a label, runs are grouped by the folder above'
+    assert (page / 'x.png').stat().st_size > 15_000
+
+
+def test_plot_runs_says_what_is_missing(page):
+    code, _, error = script('plot_runs', page / 'nothing*')
+    assert code == 2 and error.count('\n') == 1 and 'nothing*' in error
+    code, _, error = script('plot_runs', page / 'results' / 'main' / ANT / 'seed0', '--metric', 'training/loss')
+    assert code == 2 and 'has no training/loss; it has evaluation/overall_success' in error
+    assert plot_runs.find_runs([str(page / 'results/main' / ANT / 'seed0/offline.csv')])
