@@ -276,7 +276,7 @@ class MetricsLog:
     def __init__(self, path, start_step=0):
         self.path, self.rows, self.columns = Path(path), [], ['step', 'time']
         if self.path.exists():
-            self.rows = [row for row in read_csv(self.path) if row['step'] <= start_step]
+            self.rows = [row | {'step': int(row['step'])} for row in read_csv(self.path) if row['step'] <= start_step]
             for row in self.rows:
                 self._add_columns(row)
         self.begin = time.time() - max((row['time'] for row in self.rows), default=0.0)

@@ -1,0 +1,327 @@
+"""A run that is stopped or killed anywhere goes on as if nothing had happened; children are forked, to save imports."""
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+import offline_trainer
+import ogbench_utils
+import online_trainer
+from offline_agent import OfflineAgent, OfflineConfig
+from online_agent import LatentStore
+from runs import load_checkpoint, read_csv
+from utils import run_main
+
+if not hasattr(os, 'fork'):
+    pytest.skip('needs os.fork', allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
+                      '--batch_size 4 --num_updates 40 --val_interval 6 --log_interval 4 --val_batches 2')
+ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 --initial_updates 12 '
+                     '--max_steps 450 --update_ratio 0.2 --eval_interval 150 --eval_episodes 1 --final_eval_episodes 2')
+
+
+class ShortEnv(gymnasium.Wrapper):
+    """Truncates after 30 steps."""
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated or self.steps >= 30, info
+
+
+@pytest.fixture(scope='module')
+def data_path(tmp_path_factory):
+    """Four trajectories of 200 states of the bundled set."""
+    path = tmp_path_factory.mktemp('data') / 'slice.npz'
+    bundled = ROOT / 'datasets' / f'{ogbench_utils.BUNDLED_NAME}.npz'
+    observations = ogbench_utils.load_trajectories(bundled, 4)[0].reshape(4, -1, 29)[:, :200].reshape(-1, 29)
+    np.savez(path, observations=observations, terminals=np.arange(800) % 200 == 199)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """No curves, short episodes, a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'draw', lambda folder, *_: (folder / 'curves.png').touch())
+    monkeypatch.setattr(online_trainer, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, data_path):
+    """Uninterrupted runs: {trainer: (flags, folder)}."""
+    folder, runs = tmp_path_factory.mktemp('whole'), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online_trainer, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+        for script in (offline_trainer, online_trainer):
+            patch.setattr(script, 'draw', lambda *_: None)
+        flags = {offline_trainer: [*OFFLINE, '--dataset_path', str(data_path)],
+                 online_trainer: [*ONLINE, '--offline_checkpoint', str(folder / 'offline' / 'last.pth')]}
+        for script, name in ((offline_trainer, 'offline'), (online_trainer, 'online')):
+            script.main([*flags[script], '--save_dir', str(folder / name)])
+            runs[script] = flags[script], folder / name
+    return runs
+
+
+def start(script, flags):
+    """Run a trainer's main in a forked child -> pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a child killed with it would block all
+    code = 1
+    try:
+        run_main(lambda: script.main([*flags]))
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(pid, seconds=0.0):
+    """Wait for so long -> exit code, negative for a signal, or None while it runs."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.002)
+
+
+def timeless(path):
+    return [{name: value for name, value in row.items() if not name.startswith('time')} for row in read_csv(path)]
+
+
+def assert_same_run(script, whole, folder, assert_same):
+    reference = whole[script][1]
+    for name in ('last.pth', 'best_model.pth'):
+        one, other = load_checkpoint(reference / name), load_checkpoint(folder / name)
+        one['flags'] = other['flags'] = None
+        assert_same(one, other, name)
+    csv = {offline_trainer: 'train.csv', online_trainer: 'online.csv'}[script]
+    assert timeless(reference / csv) == timeless(folder / csv)
+    assert not list(folder.glob('*.tmp*')) and not (folder / 'run.lock').exists()
+
+
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_killed_at_random_moments_and_resumed(script, whole, tmp_path, assert_same):
+    """SIGKILL six times; whatever was being done, the end is that of the run that nobody touched, bit for bit."""
+    folder, kills, codes = tmp_path / 'run', 0, []
+    seconds = {offline_trainer: 0.8, online_trainer: 1.5}[script]
+    while not codes:
+        resume = ['--resume'] if (folder / 'config.json').exists() else []
+        pid = start(script, [*whole[script][0], '--save_dir', str(folder), *resume])
+        code = ended(pid, random.uniform(0, seconds) if kills < 6 else 60)
+        if code is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            kills += 1
+        else:
+            codes.append(code)
+    print(f'{kills} kills')
+    assert codes == [0] and kills
+    assert_same_run(script, whole, folder, assert_same)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert_same, capfd):
+    """Three times, at random moments; each stop saves, draws, and prints the command that goes on."""
+    folder, flags = tmp_path / 'run', whole[script][0]
+    command, stops = [*flags, '--save_dir', str(folder)], 0
+    for _ in range(3):
+        pid = start(script, command)
+        while not (folder / 'config.json').exists():
+            time.sleep(0.002)
+        code = ended(pid, random.uniform(0, 0.4))
+        if code is None:
+            os.kill(pid, number)
+            code = ended(pid, 20)
+        if code == 0:
+            break
+        output = capfd.readouterr().out
+        assert code == 128 + number and 'stopped; go on with:\npython ' in output
+        assert script is online_trainer or (folder / 'last.pth').exists()
+        assert script is online_trainer or (folder / 'curves.png').exists()
+        program, *command = shlex.split(output.splitlines()[-1])[1:]
+        assert Path(program).resolve() == Path(script.__file__).resolve() and command[-1] == '--resume'
+        assert not (folder / 'run.lock').exists()
+        stops += 1
+    assert stops and (code == 0 or ended(start(script, command), 60) == 0)
+    assert_same_run(script, whole, folder, assert_same)
+
+
+def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
+    """At every update of the first two rounds in turn, and in the evaluation behind them."""
+    flags, folder = whole[online_trainer][0], tmp_path / 'run'
+    update, seen = online_trainer.OnlineAgent.update, []
+
+    def stop_now(self, batch):
+        seen.append(self.step)
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batch)
+
+    monkeypatch.setattr(online_trainer.OnlineAgent, 'update', stop_now)
+    for number in range(1, 16):
+        with pytest.raises(SystemExit) as end:
+            online_trainer.main([*flags, '--save_dir', str(folder), *['--resume'][:number > 1]])
+        content = load_checkpoint(folder / 'last.pth')
+        assert end.value.code == 130 and content['agent']['step'] == number
+    assert seen == list(range(15)) and len(content['work']['infos']) == 3  # 12 updates in the first round
+    monkeypatch.setattr(online_trainer.OnlineAgent, 'update', update)
+    evaluate = online_trainer.evaluate
+    monkeypatch.setattr(online_trainer, 'evaluate', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9))
+    with pytest.raises(SystemExit) as end:
+        online_trainer.main([*flags, '--save_dir', str(folder), '--resume'])
+    assert end.value.code == 143
+    monkeypatch.setattr(online_trainer, 'evaluate', evaluate)
+    online_trainer.main([*flags, '--save_dir', str(folder), '--resume'])
+    assert_same_run(online_trainer, whole, folder, assert_same)
+
+
+def test_second_signal_ends_at_once(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update', lambda *_: [time.sleep(0.01) for _ in range(3000)])
+    folder = tmp_path / 'run'
+    pid = start(offline_trainer, [*whole[offline_trainer][0], '--save_dir', str(folder)])
+    while not (folder / 'train.csv').exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGINT)
+    assert ended(pid, 0.5) is None  # the update is not finished
+    os.kill(pid, signal.SIGINT)
+    assert ended(pid, 2) == 130
+    assert not (folder / 'last.pth').exists()
+
+
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_a_finished_run_says_so_and_changes_nothing(script, whole, tmp_path, capfd, assert_same):
+    folder = tmp_path / 'copy'
+    shutil.copytree(whole[script][1], folder)
+    before = {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
+    assert len(before) == 3
+    assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 60) == 0
+    assert 'this run is finished' in capfd.readouterr().out
+    assert before == {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
+
+
+@pytest.mark.parametrize('script, changes, words', [
+    (offline_trainer, ['--batch_size', '5'], ['--batch_size was 4, is 5']),
+    (offline_trainer, ['--seed', '1', '--max_trajectories', '3'], ['--seed was 0, is 1',
+                                                                   '--max_trajectories was 0, is 3']),
+    (offline_trainer, ['--dataset', 'antmaze-large-navigate-v0'],
+     ['--dataset was antmaze-medium-navigate-v0, is antmaze-large-navigate-v0']),
+    (offline_trainer, ['--lr', '0.1', '--val_interval', '7'],
+     ['--lr was 0.0003, is 0.1', '--val_interval was 6, is 7']),
+    (online_trainer, ['--num_envs', '2', '--update_ratio', '1'], ['--num_envs was 3, is 2', '--update_ratio was 0.2']),
+])
+def test_contradicting_flags_are_named(script, changes, words, whole, tmp_path):
+    folder = tmp_path / 'copy'
+    shutil.copytree(whole[script][1], folder)
+    with pytest.raises(ValueError, match='--resume needs the flags') as caught:
+        script.main([*whole[script][0], *changes, '--save_dir', str(folder), '--resume'])
+    for word in words:
+        assert word in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole[script][1].iterdir())
+
+
+def test_other_data_under_the_same_flags_is_refused(whole, tmp_path, data_path):
+    folder, other = tmp_path / 'copy', tmp_path / 'other.npz'
+    shutil.copytree(whole[offline_trainer][1], folder)
+    with np.load(data_path, allow_pickle=False) as arrays:
+        changed = {name: arrays[name] for name in arrays}
+    changed['observations'][700, 3] += 1e-3  # a validation state
+    np.savez(other, **changed)
+    flags = [*whole[offline_trainer][0], '--save_dir', str(folder), '--resume']
+    with pytest.raises(ValueError, match='--resume needs the data'):
+        offline_trainer.main([*flags, '--dataset_path', str(other)])
+    shutil.copy(data_path, other)
+    offline_trainer.main([*flags, '--dataset_path', str(other)])  # the same data elsewhere
+
+
+def test_budgets_may_be_raised_and_weights_are_those_of_one_long_run(whole, tmp_path, assert_same):
+    flags, reference = whole[offline_trainer]
+    run = [*flags, '--save_dir', str(tmp_path / 'run')]
+    offline_trainer.main([*run, '--num_updates', '17'])
+    offline_trainer.main([*run, '--resume'])
+    one, other = (load_checkpoint(folder / 'last.pth')['agent'] for folder in (reference, tmp_path / 'run'))
+    assert_same(one, other)
+
+
+def test_online_resumes_without_the_offline_checkpoint(whole, tmp_path, assert_same):
+    """It was renamed, deleted or trained on; the online run has its own copy."""
+    flags = whole[online_trainer][0]
+    source, folder = tmp_path / 'offline.pth', tmp_path / 'run'
+    shutil.copy(flags[-1], source)
+    flags = [*flags[:-1], str(source), '--save_dir', str(folder)]
+    online_trainer.main([*flags, '--max_steps', '90'])
+    source.unlink()
+    online_trainer.main([*flags, '--max_steps', '180', '--resume'])
+    assert load_checkpoint(folder / 'last.pth')['collector']['steps'] == 180
+
+
+def test_best_so_far_is_remembered(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline_trainer, 'validate', lambda agent, *_: {'total_loss': abs(agent.step - 12)})
+    run = [*whole[offline_trainer][0], '--save_dir', str(tmp_path / 'run')]
+    offline_trainer.main([*run, '--num_updates', '18'])
+    offline_trainer.main([*run, '--num_updates', '30', '--resume'])
+    assert load_checkpoint(tmp_path / 'run' / 'best_model.pth')['agent']['step'] == 12
+
+
+def test_global_generators_go_on(whole, tmp_path, monkeypatch):
+    """Nothing in the training draws from them now; if something ever does, a resumed run still agrees."""
+    update = offline_trainer.OfflineAgent.update
+
+    def noisy(self, batch):
+        noise = torch.rand(()) + random.random() + np.random.rand()
+        return update(self, batch) | {'noise': noise}
+
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update', noisy)
+    flags = [*whole[offline_trainer][0], '--num_updates', '12']
+    offline_trainer.main([*flags, '--save_dir', 'one'])
+    offline_trainer.main([*flags, '--save_dir', 'two', '--num_updates', '6'])
+    offline_trainer.main([*flags, '--save_dir', 'two', '--resume'])
+    assert timeless('one/train.csv') == timeless('two/train.csv')
+
+
+def test_latents_do_not_depend_on_when_they_were_made(make_online, make_replay):
+    """Round by round, as a run goes, or all at once, as a resumed one starts; at the real size of a latent."""
+    agent = make_online(offline=OfflineAgent(5, OfflineConfig()))
+    for memory in ('state', 'history'):
+        agent.offline.config.head_memory = memory
+        replay = make_replay((2,))
+        store = LatentStore(replay, agent)
+        for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
+            for other in lengths:
+                replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
+                           np.zeros((other - 1, 3), np.float32))
+            store.refresh()
+        again = LatentStore(replay, agent)
+        assert torch.equal(store.z, again.z) and torch.equal(store.z_goal, again.z_goal)
