@@ -43,6 +43,8 @@ class TrainConfig:
     seed: int = flag(0, 'seed of everything random')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
+    wandb: bool = flag(False, 'log to Weights & Biases as well; needs its package')
     save_dir: str = flag('', 'run folder; default offline_checkpoints/<dataset>/seed<seed>, a new one each time')
     resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
 

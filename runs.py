@@ -24,12 +24,13 @@ import numpy as np
 import torch
 
 from locks import LOCK, lock_owner, process_alive, run_lock
+from trackers import INSTALL, check_trackers, open_trackers
 from utils import random_state, restore_random_state
 
 CHECKPOINT_FORMAT = 1
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures', 'video')
+              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures', 'video', 'tensorboard', 'wandb')
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -186,6 +187,7 @@ def open_run(kind, script, *configs):
     Raises ValueError if another process works in the folder or the flags contradict the checkpoint.
     """
     first = configs[0]
+    check_trackers(name for name in INSTALL if getattr(first, name))
     folder = new_run_dir(f'{kind}_checkpoints', first.dataset, first.seed, first.save_dir, first.resume).resolve()
     if first.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
         raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
@@ -225,6 +227,9 @@ class Run:
         self.data = data
         write_config(self.folder, *self.configs, **extra)
         self.log = MetricsLog(self.folder / csv_name, step)
+        names = [name for name in INSTALL if self.flags[name]]
+        title = f'{self.kind} {self.folder.parent.name} {self.folder.name}'
+        self.log.trackers = open_trackers(names, self.folder, title, self.flags, step)
         if self.saved and len(self.log.rows) != self.saved['rows']:
             print(f'warning: {self.log.path} has {len(self.log.rows)} of the {self.saved["rows"]} rows that were '
                   'logged before', file=sys.stderr)
@@ -275,6 +280,7 @@ class MetricsLog:
 
     def __init__(self, path, start_step=0):
         self.path, self.rows, self.columns = Path(path), [], ['step', 'time']
+        self.trackers = []  # functions (step, metrics) that get every row too
         if self.path.exists():
             self.rows = [row | {'step': int(row['step'])} for row in read_csv(self.path) if row['step'] <= start_step]
             for row in self.rows:
@@ -301,7 +307,12 @@ class MetricsLog:
         self.rows.append(row)
         if self._add_columns(row):
             self._rewrite()
-            return
+        else:
+            self._append(row)
+        for track in self.trackers:
+            track(row['step'], {name: row[name] for name in metrics})
+
+    def _append(self, row):
         try:
             with open(self.path, 'a') as file:
                 file.write(self._line(row) + '\n')

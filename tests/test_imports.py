@@ -10,7 +10,8 @@ FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sort
 ALLOWED = {
     'utils': set(),
     'locks': set(),
-    'runs': {'locks', 'utils'},
+    'trackers': set(),
+    'runs': {'locks', 'trackers', 'utils'},
     'kernels': set(),
     'parallel': set(),
     'model': {'kernels'},

@@ -1,0 +1,61 @@
+"""TensorBoard and Weights & Biases, on request: they get the rows of the CSV, and nothing else depends on them.
+
+Neither is imported unless its flag is given. Models and pictures are in the run folder with or without them.
+"""
+
+import importlib.util
+import secrets
+
+INSTALL = {'tensorboard': 'pip install tensorboard',
+           'wandb': 'pip install wandb (then wandb login, or WANDB_MODE=offline)'}
+
+
+def check_trackers(names):
+    """Raise ValueError for a tracker whose package is not installed; cheap, so that it can be asked first."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f'--{name} needs its package: {INSTALL[name]}; or leave the flag out, the CSV is always '
+                             'written')
+
+
+def open_trackers(names, folder, run_name, flags, first_step):
+    """-> list of functions (step, {name: number}), one per tracker of `names`.
+
+    Their files go to `folder`/<name>/. A resumed run goes on in the same curve: points after `first_step`, which it
+    will make again, are replaced.
+    """
+    check_trackers(names)
+    makers = {'tensorboard': _tensorboard, 'wandb': _wandb}
+    try:
+        return [makers[name](folder / name, run_name, flags, first_step) for name in names]
+    except ImportError as error:
+        raise ValueError(f'a package of {" or ".join(names)} cannot be imported ({error}); install it again') from error
+
+
+def _tensorboard(folder, run_name, flags, first_step):
+    from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+    writer.add_text('flags', '\n'.join(f'    {name}: {value}' for name, value in flags.items()))
+
+    def log(step, metrics):
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()  # a kill loses nothing
+
+    return log
+
+
+def _wandb(folder, run_name, flags, first_step):
+    import wandb
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / 'run_id.txt'
+    if not (first_step and known.exists()):
+        known.write_text(secrets.token_hex(4), encoding='utf-8')
+    run = wandb.init(project='opso', name=run_name, id=known.read_text(encoding='utf-8'), resume='allow',
+                     dir=str(folder.parent), config=flags)
+    run.define_metric('*', step_metric='step')  # its own step cannot go back when a run is resumed
+
+    def log(step, metrics):
+        run.log({**metrics, 'step': step})
+
+    return log
