@@ -19,7 +19,7 @@ from online_agent import OnlineAgent
 from rollouts import evaluate
 from runs import load_checkpoint, write_atomic
 from stats import paired_comparison, wilson_interval
-from utils import choose_device, flag, parse_flags, run_main, set_seed
+from utils import check_ranges, choose_device, flag, parse_flags, run_main, set_seed
 from videos import record
 from workers import open_envs
 
@@ -29,10 +29,12 @@ class EvaluateConfig:
     """what to evaluate, and how long"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     dataset: str = flag('', 'evaluate in the environment of this dataset instead of the one trained in')
-    episodes_per_task: int = flag(50, 'episodes of each of the five tasks')
-    num_envs: int = flag(8, 'episodes run side by side')
-    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same')
-    seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint')
+    episodes_per_task: int = flag(50, 'episodes of each of the five tasks', least=1)
+    num_envs: int = flag(8, 'episodes run side by side', least=1)
+    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
+                              least=0)
+    seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint',
+                     least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
     compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
@@ -44,8 +46,7 @@ def run(config):
     """-> dict of metrics, OGBench's names, with intervals; also printed, written as JSON and drawn."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
-    if min(config.episodes_per_task, config.num_envs) < 1:
-        raise ValueError('--episodes_per_task and --num_envs must be at least 1')
+    check_ranges(config)
     contents = [load_checkpoint(path, 'online') for path in (config.checkpoint, config.compare) if path]
     dataset = config.dataset or contents[0]['dataset']
     metrics, episodes = measure(config, config.checkpoint, contents[0], dataset)

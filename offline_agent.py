@@ -19,32 +19,44 @@ from utils import expectile_loss, flag, soft_update
 @dataclasses.dataclass
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
-    context_length: int = flag(100, 'states the encoder remembers')
+    context_length: int = flag(100, 'states the encoder remembers', least=1)
     head_memory: str = flag('state', 'what Q, V, proposer and inverse dynamics see of the past: state, f(s_t) alone, '
                             'or history, f of the last context_length states', choices=('state', 'history'))
-    d_model: int = flag(128, 'size of a latent z')
-    n_layers: int = flag(2, 'Mamba-2 layers')
-    d_state: int = flag(16, 'state dimensions per Mamba-2 channel')
-    d_conv: int = flag(4, 'width of the convolution in a Mamba-2 layer, in steps')
-    expand: int = flag(2, 'inner width of a Mamba-2 layer, in multiples of d_model')
-    headdim: int = flag(32, 'channels per Mamba-2 head; must divide expand * d_model')
-    hidden_dim: int = flag(256, 'width of the hidden layers of every head')
-    lr: float = flag(3e-4, "Adam's learning rate")
-    grad_clip: float = flag(5.0, 'largest gradient norm')
-    discount: float = flag(0.99, 'discount per environment step')
-    transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer')
-    expectile: float = flag(0.9, 'expectile of V toward Q; above 0.5 is optimistic')
-    target_rate: float = flag(0.01, 'rate of the moving average that makes the target networks')
-    reward_scale: float = flag(0.05, 'rewards are -reward_scale per step until the goal')
-    proposer_temperature: float = flag(20.0, 'advantage weight of the proposer: min(exp(temperature * A), 100)')
-    positions_per_window: int = flag(32, 'transitions taken from each window and update; 0 takes every position')
-    current_goals: float = flag(0.2, 'share of value goals that are the current state')
-    random_goals: float = flag(0.3, 'share of value goals from anywhere in the data; the rest lies ahead')
-    proposer_random_goals: float = flag(0.2, 'share of proposer goals from anywhere in the data')
-    infonce_weight: float = flag(0.05, 'weight of InfoNCE')
-    alignment_weight: float = flag(0.02, 'weight of trajectory alignment')
-    state_weight: float = flag(1.0, 'weight of next-state prediction')
-    reward_weight: float = flag(0.1, 'weight of reward/done prediction')
+    d_model: int = flag(128, 'size of a latent z', least=1)
+    n_layers: int = flag(2, 'Mamba-2 layers', least=1)
+    d_state: int = flag(16, 'state dimensions per Mamba-2 channel', least=1)
+    d_conv: int = flag(4, 'width of the convolution in a Mamba-2 layer, in steps', least=1)
+    expand: int = flag(2, 'inner width of a Mamba-2 layer, in multiples of d_model', least=1)
+    headdim: int = flag(32, 'channels per Mamba-2 head; must divide expand * d_model', least=1)
+    hidden_dim: int = flag(256, 'width of the hidden layers of every head', least=1)
+    lr: float = flag(3e-4, "Adam's learning rate", above=0)
+    grad_clip: float = flag(5.0, 'largest gradient norm', above=0)
+    discount: float = flag(0.99, 'discount per environment step', above=0, below=1)
+    transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer', least=1)
+    expectile: float = flag(0.9, 'expectile of V toward Q; above 0.5 is optimistic', above=0, below=1)
+    target_rate: float = flag(0.01, 'rate of the moving average that makes the target networks', above=0, most=1)
+    reward_scale: float = flag(0.05, 'rewards are -reward_scale per step until the goal', above=0)
+    proposer_temperature: float = flag(20.0, 'advantage weight of the proposer: min(exp(temperature * A), 100)',
+                                       least=0)
+    positions_per_window: int = flag(32, 'transitions taken from each window and update; 0 takes every position',
+                                     least=0)
+    current_goals: float = flag(0.2, 'share of value goals that are the current state', least=0, most=1)
+    random_goals: float = flag(0.3, 'share of value goals from anywhere in the data; the rest lies ahead',
+                               least=0, most=1)
+    proposer_random_goals: float = flag(0.2, 'share of proposer goals from anywhere in the data', least=0, most=1)
+    infonce_weight: float = flag(0.05, 'weight of InfoNCE', least=0)
+    alignment_weight: float = flag(0.02, 'weight of trajectory alignment', least=0)
+    state_weight: float = flag(1.0, 'weight of next-state prediction', least=0)
+    reward_weight: float = flag(0.1, 'weight of reward/done prediction', least=0)
+
+    def check(self):
+        """Raise ValueError for combinations that cannot work."""
+        if self.expand * self.d_model % self.headdim:
+            raise ValueError(f'--headdim {self.headdim}: must divide --expand * --d_model = '
+                             f'{self.expand * self.d_model}')
+        if self.current_goals + self.random_goals > 1:
+            raise ValueError(f'--current_goals {self.current_goals} and --random_goals {self.random_goals}: together '
+                             'at most 1')
 
     def sampling(self):
         """The part that says how batches are drawn: keyword arguments of `TrajectoryDataset`."""

@@ -16,9 +16,10 @@ from figures import plot_curves
 from maze_figures import TrainingPictures
 from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import parse_name
 from runs import Stopped, open_run
 from trajectories import load_dataset
-from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import as_floats, check_ranges, choose_device, flag, mean_of, parse_flags, run_main, set_seed
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
            'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',
@@ -32,15 +33,16 @@ class TrainConfig:
     dataset_path: str = flag('', 'npz file to use instead of searching by name')
     data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
     dataset_url: str = flag('', 'base URL of a mirror to download from')
-    max_trajectories: int = flag(0, 'use this many trajectories; 0 uses all')
-    batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions')
-    num_epochs: int = flag(200, 'passes over the windows (of context_length states) of the training trajectories')
-    num_updates: int = flag(0, 'gradient steps, instead of --num_epochs; 0 follows --num_epochs')
-    log_interval: int = flag(100, 'updates between rows of train.csv')
-    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves')
-    val_batches: int = flag(8, 'batches per validation, the same ones every time')
+    max_trajectories: int = flag(0, 'use this many trajectories; 0 uses all', least=0)
+    batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
+    num_epochs: int = flag(200, 'passes over the windows (of context_length states) of the training trajectories',
+                           least=1)
+    num_updates: int = flag(0, 'gradient steps, instead of --num_epochs; 0 follows --num_epochs', least=0)
+    log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
+    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
+    val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
     maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations')
-    seed: int = flag(0, 'seed of everything random')
+    seed: int = flag(0, 'seed of everything random', least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
     tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
@@ -50,15 +52,10 @@ class TrainConfig:
 
 
 def check_flags(config, agent_config):
-    """Raise ValueError for numbers that cannot work, before anything is loaded."""
-    numbers = dataclasses.asdict(config) | dataclasses.asdict(agent_config)
-    for name in ('batch_size', 'num_epochs', 'log_interval', 'val_interval', 'val_batches', 'd_model', 'n_layers',
-                 'd_state', 'd_conv', 'expand', 'headdim', 'hidden_dim', 'context_length', 'transition_steps'):
-        if numbers[name] < 1:
-            raise ValueError(f'--{name} {numbers[name]}: must be at least 1')
-    for name in ('num_updates', 'max_trajectories', 'positions_per_window'):
-        if numbers[name] < 0:
-            raise ValueError(f'--{name} {numbers[name]}: must be at least 0')
+    """Raise ValueError for flags that cannot work, before anything is loaded."""
+    check_ranges(config, agent_config)
+    agent_config.check()
+    parse_name(config.dataset)
 
 
 def validate(agent, dataset, config):
@@ -97,7 +94,7 @@ def train(config, agent_config):
 
 def load(config, agent_config):
     return load_dataset(config.dataset, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, **agent_config.sampling())
+                        config.max_trajectories, batch_size=config.batch_size, **agent_config.sampling())
 
 
 def budget(config, data):

@@ -11,10 +11,14 @@ A trajectory ends where `terminals` is set; its last row has no next state. With
 
 import collections
 import difflib
+import lzma
+import math
 import re
 import socket
+import struct
 import sys
 import time
+import tokenize
 import zipfile
 import zlib
 from http.client import HTTPException
@@ -35,8 +39,11 @@ TIMEOUT = 20.0  # seconds, to connect and for every read
 MAX_FAULTS = 5  # environment faults in a row that end a run
 MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts since the last look
 RETRY_WAITS = (0.5, 1.0, 2.0)  # seconds; short, since a machine without a network sits through all of them
-# RuntimeError is how zipfile reports encryption and (as NotImplementedError) unknown compression.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+# RuntimeError is how zipfile reports encryption and (as NotImplementedError) unknown compression; the last five are
+# what a damaged npy header gets out of numpy's parser besides ValueError, MemoryError also what a lying one asks for.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, lzma.LZMAError, struct.error,
+           SyntaxError, TypeError, tokenize.TokenError, MemoryError)
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def parse_name(name):
@@ -47,6 +54,10 @@ def parse_name(name):
         return f'{match[1]}-v0'
     nearest = ', '.join(difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5) or DATASETS)
     raise ValueError(f'unknown --dataset {name}; nearest: {nearest} (a file goes to --dataset_path)')
+
+
+class ContextTooLong(ValueError):
+    """The file is good, but not for this --context_length."""
 
 
 def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None, allow_fallback=True):
@@ -144,10 +155,11 @@ def _fetch(url, part):
     return part
 
 
-def load_trajectories(path, max_trajectories=None):
+def load_trajectories(path, max_trajectories=None, context_length=1):
     """States of a dataset: observations (N, S) float32, starts (n,) and inclusive ends (n,) int64.
 
-    `max_trajectories` keeps only the first that many. Raises FileNotFoundError, ValueError.
+    `max_trajectories` keeps only the first that many. Raises FileNotFoundError, or ValueError that names what is wrong
+    and the way out; no trajectory having `context_length` states is wrong, too.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such dataset file')
@@ -163,10 +175,18 @@ def load_trajectories(path, max_trajectories=None):
             if len(short := np.flatnonzero(starts[:-1] == ends)):
                 raise ValueError(f'trajectory {short[0]} (row {ends[short[0]]}) is one state only')
             starts, ends = starts[:-1][:max_trajectories], ends[:max_trajectories]
+            if (longest := np.max(ends - starts) + 1) < context_length:
+                raise ContextTooLong(f'{path}: --context_length {context_length} is longer than every trajectory; the '
+                                     f'longest has {longest} states, give at most that')
             return _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1), starts, ends
+    except ContextTooLong:
+        raise
     except (*DAMAGED, ValueError) as error:
+        with open(path, 'rb') as file:
+            web_page = file.read(512).lstrip()[:1] == b'<'
+        problem = 'this is a web page, not a dataset' if web_page else str(error) or type(error).__name__
         way_out = 'repair it, delete it to have it downloaded again, or give another with --dataset_path'
-        raise ValueError(f'{path}: {error}; {way_out}') from error
+        raise ValueError(f'{path}: {problem}; {way_out}') from error
 
 
 def _read_rows(archive, key, ndim, size=None, rows=None):
@@ -174,19 +194,24 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
     if f'{key}.npy' not in archive.namelist():
         raise ValueError(f'there is no `{key}` in it')
     with archive.open(f'{key}.npy') as file:
-        np.lib.format.read_magic(file)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f'`{key}` has npy version {version}, a newer one than this code reads')
+        shape, fortran, dtype = HEADERS[version](file)
         if len(shape) != ndim or 0 in shape or dtype.kind not in 'bfiu':
             raise ValueError(f'`{key}` is {dtype} of shape {shape}; it must be {ndim}-d, numeric, not empty')
         if size not in (None, shape[0]):
             raise ValueError(f'`{key}` has {shape[0]} rows, `terminals` {size}')
-        row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        row_bytes = dtype.itemsize * math.prod(shape[1:])
+        if (there := archive.getinfo(f'{key}.npy').file_size - file.tell()) != shape[0] * row_bytes:
+            raise ValueError(f'`{key}` should have {shape[0] * row_bytes:,} bytes and has {there:,}')
         step = shape[0] if fortran else max(1, (1 << 21) // row_bytes)  # Fortran order comes in one piece
         values = np.empty((rows or shape[0], *shape[1:]), np.float32)
         for i in range(0, len(values), step):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
-            values[i:i + step] = data[:len(values) - i]
+            with np.errstate(over='ignore'):  # it becomes inf, which is refused below
+                values[i:i + step] = data[:len(values) - i]
             if len(bad := np.argwhere(~np.isfinite(values[i:i + step]))):
                 bad = (i + bad[0][0], *bad[0][1:])
                 raise ValueError(f'`{key}[{", ".join(map(str, bad))}]` is {values[bad]}')

@@ -26,14 +26,15 @@ from utils import flag, soft_update
 class OnlineConfig:
     """inverse dynamics and updates of the online half"""
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
-                              '(8 * 100 = 800), drawn one by one from cached latents')
-    idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics')
-    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one")
-    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many')
+                              '(8 * 100 = 800), drawn one by one from cached latents', least=1)
+    idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
+    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one",
+                     above=0)
+    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many', least=1)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
-                                    'from (the labeler learns from nothing else)')
+                                    'from (the labeler learns from nothing else)', least=0, most=1)
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
-                                      'the one that the trajectory reached')
+                                      'the one that the trajectory reached', least=0, most=1)
 
 
 class ActState(NamedTuple):

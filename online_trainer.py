@@ -13,12 +13,12 @@ from figures import plot_curves
 from maze_figures import Maze, draw_paths
 from model import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import episode_seed, make_env
+from ogbench_utils import episode_seed, make_env, parse_name
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
-from utils import as_floats, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import as_floats, check_ranges, choose_device, flag, mean_of, parse_flags, run_main, set_seed
 from videos import record
 from workers import open_envs
 
@@ -32,24 +32,26 @@ class TrainConfig:
     dataset_path: str = flag('', 'npz file with the offline states; default: what the offline run used')
     data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
     dataset_url: str = flag('', 'base URL of a mirror to download from')
-    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used')
-    max_episodes: int = flag(1000, 'episodes to collect')
-    max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides')
-    random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions')
-    num_envs: int = flag(8, 'episodes collected side by side in one round')
-    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same')
-    initial_updates: int = flag(3000, 'gradient steps after the random steps')
-    update_ratio: float = flag(0.05, 'gradient steps per environment step afterwards')
-    epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode')
-    epsilon_end: float = flag(0.05, 'the same after --schedule_episodes')
-    action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode')
-    action_noise_end: float = flag(0.05, 'the same after --schedule_episodes')
-    schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly')
-    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only')
-    eval_episodes: int = flag(4, 'episodes per task in an evaluation')
-    final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation')
+    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used', least=0)
+    max_episodes: int = flag(1000, 'episodes to collect', least=1)
+    max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides',
+                          least=0)
+    random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions', least=0)
+    num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
+    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
+                              least=0)
+    initial_updates: int = flag(3000, 'gradient steps after the random steps', least=1)
+    update_ratio: float = flag(0.05, 'gradient steps per environment step afterwards', least=0)
+    epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
+    epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
+    action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode', least=0)
+    action_noise_end: float = flag(0.05, 'the same after --schedule_episodes', least=0)
+    schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly', least=1)
+    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only', least=0)
+    eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
+    final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
-    seed: int = flag(0, 'seed of everything random')
+    seed: int = flag(0, 'seed of everything random', least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
     tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
@@ -59,19 +61,16 @@ class TrainConfig:
 
 
 def check_flags(config, agent_config):
-    """Raise ValueError for numbers that cannot work, before anything is loaded."""
-    numbers = dataclasses.asdict(config) | dataclasses.asdict(agent_config)
-    for name in ('max_episodes', 'num_envs', 'initial_updates', 'eval_episodes', 'final_eval_episodes', 'batch_size',
-                 'value_interval', 'idm_hidden_dim'):
-        if numbers[name] < 1:
-            raise ValueError(f'--{name} {numbers[name]}: must be at least 1')
+    """Raise ValueError for flags that cannot work, before anything is loaded."""
+    check_ranges(config, agent_config)
+    parse_name(config.dataset)
     for name in ('max_steps', 'random_steps'):
-        if numbers[name] < 0 or 0 < numbers[name] < config.num_envs:
-            raise ValueError(f'--{name} {numbers[name]}: must be 0 or at least --num_envs {config.num_envs}')
+        if 0 < (value := getattr(config, name)) < config.num_envs:
+            raise ValueError(f'--{name} {value}: must be 0 or at least --num_envs {config.num_envs}')
     for name in ('epsilon', 'action_noise'):
-        start, end = numbers[f'{name}_start'], numbers[f'{name}_end']
-        if not 0 <= end <= start:
-            raise ValueError(f'--{name}_end {end}: must lie between 0 and --{name}_start {start}')
+        start, end = (getattr(config, f'{name}_{which}') for which in ('start', 'end'))
+        if end > start:
+            raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
 
 
 def newest_offline_run(dataset):

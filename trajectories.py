@@ -159,20 +159,42 @@ class ReplayBuffer(TrajectoryDataset):
         self._set_borders(content['starts'].numpy(), content['ends'].numpy())
 
 
-def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, **sampling):
+def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, batch_size=1,
+                 **sampling):
     """-> (training TrajectoryDataset, validation one, one-line note on where the data came from).
 
-    Where there is no -val file, the last tenth of the trajectories is held out.
+    Where there is no -val file, the last tenth of the trajectories is held out. Raises FileNotFoundError, or
+    ValueError that names the file, for data that cannot be trained on with windows of `context_length` states,
+    `batch_size` of them at a time.
     """
     train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
-    observations, starts, ends = load_trajectories(train_path, max_trajectories or None)
+    longest = sampling.get('context_length', 1)
+    observations, starts, ends = load_trajectories(train_path, max_trajectories or None, longest)
     if val_path is not None:
         val = TrajectoryDataset(*load_trajectories(val_path), **sampling)
-        return TrajectoryDataset(observations, starts, ends, **sampling), val, note
-    if len(starts) < 2:
-        raise ValueError(f'{train_path} has one trajectory and no -val file beside it: nothing is left to validate on')
-    held = max(1, len(starts) // 10)
-    row = starts[-held]
-    return (TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling),
-            TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row, **sampling),
-            f'{note}; no -val file, so the last {held} trajectories are held out')
+        train = TrajectoryDataset(observations, starts, ends, **sampling)
+    else:
+        if len(starts) < 2:
+            raise ValueError(f'{train_path}: only one trajectory is used and there is no -val file beside it, so that '
+                             'nothing is left to validate on; use more trajectories or add that file')
+        held = max(1, len(starts) // 10)
+        row = starts[-held]
+        train = TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling)
+        val = TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row, **sampling)
+        note = f'{note}; no -val file, so the last {held} trajectories are held out'
+    _check(train, val, train_path, val_path, batch_size)
+    return train, val, note
+
+
+def _check(train, val, train_path, val_path, batch_size):
+    sizes = [data.observations.shape[1] for data in (train, val)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f'{val_path}: states of {sizes[1]} dimensions, those of {train_path} have {sizes[0]}; delete '
+                         'the one that does not belong here')
+    constant = np.flatnonzero(train.observations.min(0) == train.observations.max(0))
+    if len(constant):
+        raise ValueError(f'{train_path}: dimension {constant[0]} of `observations` has the same value in every state, '
+                         'so that nothing can be learned from it; use more trajectories or leave it out')
+    if train.num_windows < batch_size:
+        raise ValueError(f'{train_path}: {train.num_windows} windows of --context_length {train.context_length} states '
+                         f'are fewer than --batch_size {batch_size}; lower one of them or use more trajectories')

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import math
+import operator
 import random
 import sys
 
@@ -11,7 +13,8 @@ import torch
 
 # --------------------------------------------------------------------------------------------------- flags
 def flag(default, help, **options):
-    """A dataclass field that `add_flags` turns into a command-line flag; options: `choices`, `type`."""
+    """A dataclass field that `add_flags` turns into a command-line flag; options: `choices`, `type`, and the range that
+    `check_ranges` knows: `least`, `most` (included), `above`, `below` (excluded)."""
     return dataclasses.field(default=default, metadata={'help': help, **options})
 
 
@@ -28,6 +31,18 @@ def add_flags(parser, config_class):
                 options['choices'] = field.metadata['choices']
         names = dict.fromkeys([f'--{field.name}', f"--{field.name.replace('_', '-')}"])
         group.add_argument(*names, dest=field.name, **options)
+
+
+def check_ranges(*configs):
+    """Raise ValueError for a number outside the range of its flag, NaN and infinity among them."""
+    tests = {'least': (operator.ge, 'at least'), 'most': (operator.le, 'at most'), 'above': (operator.gt, 'above'),
+             'below': (operator.lt, 'below')}
+    for field, value in ((f, getattr(c, f.name)) for c in configs for f in dataclasses.fields(c)):
+        for name, (holds, words) in tests.items():
+            if name in field.metadata and not (holds(value, field.metadata[name]) and math.isfinite(value)):
+                raise ValueError(f'--{field.name} {value}: must be {words} {field.metadata[name]}')
+        if field.metadata.get('choices') and value not in field.metadata['choices']:
+            raise ValueError(f'--{field.name} {value}: must be one of {", ".join(field.metadata["choices"])}')
 
 
 def parse_flags(description, *config_classes, argv=None):

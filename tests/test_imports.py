@@ -25,8 +25,8 @@ ALLOWED = {
     'online_agent': {'kernels', 'offline_agent', 'model', 'utils'},
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
     'videos': {'ogbench_utils'},
-    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'parallel', 'runs', 'trajectories',
-                        'utils'},
+    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'ogbench_utils', 'parallel', 'runs',
+                        'trajectories', 'utils'},
     'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
                        'runs', 'trajectories', 'utils', 'videos', 'workers'},
 }

@@ -335,28 +335,28 @@ def write_npz(path, count, offset=0):
 def test_load_dataset_takes_the_validation_file(tmp_path):
     path = write_npz(tmp_path / 'some.npz', 20)
     write_npz(tmp_path / 'some-val.npz', 4, offset=1000)
-    train, val, note = load_dataset(NAME, path, max_trajectories=7, context_length=9, transition_steps=2)
+    train, val, note = load_dataset(NAME, path, max_trajectories=7, context_length=3, transition_steps=2)
     assert train.observations[:, 0].tolist() == list(range(21))
     assert val.observations[:, 0].tolist() == list(range(1000, 1012))
     assert 'some.npz' in note and 'held out' not in note
     for data in (train, val):
-        assert (data.context_length, data.transition_steps) == (9, 2)
+        assert (data.context_length, data.transition_steps) == (3, 2)
         assert data.ends.tolist() == list(range(2, len(data), 3))
 
 
 @pytest.mark.parametrize('count, held', [(20, 2), (9, 1), (2, 1)])
 def test_load_dataset_holds_out_the_last_tenth(tmp_path, count, held):
-    train, val, note = load_dataset(NAME, write_npz(tmp_path / 'some.npz', count), context_length=9)
+    train, val, note = load_dataset(NAME, write_npz(tmp_path / 'some.npz', count), context_length=3)
     border = 3 * (count - held)
     assert train.observations[:, 0].tolist() == list(range(border))
     assert val.observations[:, 0].tolist() == list(range(border, 3 * count))
     assert train.ends.tolist() == list(range(2, border, 3)) and val.ends.tolist() == list(range(2, 3 * held, 3))
     assert f'the last {held} trajectories are held out' in note
-    assert train.context_length == val.context_length == 9
+    assert train.context_length == val.context_length == 3
     assert set(val.sample(5, np.random.default_rng(0))['observations'][..., 0].unique().int().tolist()) <= set(
         range(border, 3 * count))
 
 
 def test_load_dataset_needs_something_to_validate_on(tmp_path):
-    with pytest.raises(ValueError, match='some.npz has one trajectory and no -val file'):
+    with pytest.raises(ValueError, match='some.npz: only one trajectory is used and there is no -val file'):
         load_dataset(NAME, write_npz(tmp_path / 'some.npz', 5), max_trajectories=1)

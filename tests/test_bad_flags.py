@@ -1,0 +1,65 @@
+"""Flags that cannot work: one line that names them, before any data is loaded and any file is made."""
+
+import pytest
+
+import evaluate
+import offline_trainer
+import online_trainer
+from utils import run_main
+
+OFFLINE = [
+    ('--dataset antmaze-medium-navigat-v0', ['antmaze-medium-navigat-v0', 'nearest: antmaze-medium-navigate-v0']),
+    ('--dataset humanoidmaze-medium-explore', ['nearest', 'humanoidmaze-medium-navigate-v0']),
+    ('--headdim 48', ['--headdim 48', '256']),
+    ('--d_model 20 --expand 1 --headdim 32', ['--headdim 32', '20']),
+    ('--context_length 0', ['--context_length 0', 'at least 1']),
+    ('--context_length -5', ['--context_length -5', 'at least 1']),
+    ('--batch_size -1', ['--batch_size -1', 'at least 1']),
+    ('--d_state 0', ['--d_state 0', 'at least 1']),
+    ('--num_updates -3', ['--num_updates -3', 'at least 0']),
+    ('--max_trajectories -1', ['--max_trajectories -1', 'at least 0']),
+    ('--lr 0', ['--lr 0.0', 'above 0']),
+    ('--lr nan', ['--lr nan']),
+    ('--lr inf', ['--lr inf']),
+    ('--grad_clip -1', ['--grad_clip -1.0', 'above 0']),
+    ('--discount 1', ['--discount 1.0', 'below 1']),
+    ('--expectile 1.5', ['--expectile 1.5', 'below 1']),
+    ('--target_rate 2', ['--target_rate 2.0', 'at most 1']),
+    ('--random_goals -0.1', ['--random_goals -0.1', 'at least 0']),
+    ('--current_goals 0.6 --random_goals 0.6', ['--current_goals 0.6', '--random_goals 0.6', 'together']),
+    ('--infonce_weight -1', ['--infonce_weight -1.0', 'at least 0']),
+    ('--seed -1', ['--seed -1', 'at least 0']),
+    ('--device tpu', ['--device tpu', '--device cpu']),
+]
+ONLINE = [
+    ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-medium-navigate-v0']),
+    ('--epsilon_end 0.5', ['--epsilon_end 0.5', '--epsilon_start 0.3']),
+    ('--action_noise_end 0.3', ['--action_noise_end 0.3', '--action_noise_start 0.2']),
+    ('--epsilon_start 1.5', ['--epsilon_start 1.5', 'at most 1']),
+    ('--num_envs 0', ['--num_envs 0', 'at least 1']),
+    ('--env_processes -1', ['--env_processes -1', 'at least 0']),
+    ('--max_steps 5', ['--max_steps 5', '--num_envs 8']),
+    ('--random_steps -8', ['--random_steps -8', 'at least 0']),
+    ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),
+    ('--online_share 1.1', ['--online_share 1.1', 'at most 1']),
+    ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
+    ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
+]
+EVALUATE = [('--checkpoint x.pth --episodes_per_task 0', ['--episodes_per_task 0', 'at least 1']),
+            ('--checkpoint x.pth --num_envs -2', ['--num_envs -2', 'at least 1'])]
+CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
+                                               (evaluate, EVALUATE)) for case in cases]
+
+
+@pytest.mark.parametrize('script, flags, words', CASES, ids=[flags for _, flags, _ in CASES])
+def test_bad_flags_fail_before_anything_is_loaded(script, flags, words, tmp_path, monkeypatch, capsys):
+    for name in ('load_dataset', 'load_checkpoint', 'open_envs', 'open_run'):
+        monkeypatch.setattr(script, name, lambda *_, name=name, **__: pytest.fail(f'{name} was called'), raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: script.main(flags.split()))
+    stderr = capsys.readouterr().err
+    assert end.value.code == 2 and stderr.startswith('error: ') and stderr.count('\n') == 1
+    for word in words:
+        assert word in stderr
+    assert list(tmp_path.iterdir()) == []
