@@ -207,7 +207,7 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
             raise ValueError(f'`{key}` should have {shape[0] * row_bytes:,} bytes and has {there:,}')
         step = shape[0] if fortran else max(1, (1 << 21) // row_bytes)  # Fortran order comes in one piece
         values = np.empty((rows or shape[0], *shape[1:]), np.float32)
-        for i in range(0, len(values), step):
+        for i in tqdm(range(0, len(values), step), f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
             with np.errstate(over='ignore'):  # it becomes inf, which is refused below

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from kernels import small_products
 from model import EncoderState, InverseDynamics
 from offline_agent import OfflineAgent
-from utils import flag, soft_update
+from utils import RowQueue, flag, soft_update
 
 
 @dataclasses.dataclass
@@ -213,21 +214,25 @@ class LatentStore:
         self.dataset, self.encoder, self.action_dim = dataset, agent.encoder, agent.action_dim
         self.history, self.own = agent.offline.config.head_memory == 'history', hasattr(dataset, 'actions')
         self.device = agent.device
-        self.z = self.z_goal = torch.zeros(0, agent.offline.config.d_model, device=self.device)
+        width = agent.offline.config.d_model
+        self.queues = [RowQueue(lambda n: torch.empty(n, width, device=self.device)) for _ in range(1 + self.history)]
+        self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
         self.refresh()
 
     @torch.no_grad()
     def refresh(self, dropped=0, rows_at_once=8192):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        known, size = max(0, len(self.z_goal) - dropped), len(self.dataset)
-        old_z = self.z[dropped:]
-        self.z = self.z_goal = torch.cat([self.z_goal[dropped:], self.z_goal.new_zeros(size - known, old_z.shape[1])])
-        for piece in self._pieces(known):
-            for i in range(piece.start, piece.stop, rows_at_once):
-                rows = slice(i, min(i + rows_at_once, piece.stop))
-                self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
+        dropped = min(dropped, len(self.z_goal))
+        known = len(self.z_goal) - dropped
+        for queue in self.queues:
+            queue.extend(len(self.dataset) - known, dropped)
+        self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
+        starts = [(i, piece.stop) for piece in self._pieces(known)
+                  for i in range(piece.start, piece.stop, rows_at_once)]
+        for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
+            rows = slice(i, min(i + rows_at_once, stop))
+            self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
         if self.history:
-            self.z = torch.cat([old_z, old_z.new_zeros(size - known, old_z.shape[1])])
             for piece in self._pieces(known):
                 self._encode_windows(piece, max(1, rows_at_once // self.encoder.context_length))
 
@@ -256,7 +261,8 @@ class LatentStore:
             begins.append(begin[used])
             skips.append(skip[used])
         begins, skips = np.concatenate(begins), np.concatenate(skips)
-        for i in range(0, len(begins), windows_at_once):
+        for i in tqdm(range(0, len(begins), windows_at_once), 'latents of the data', leave=False, dynamic_ncols=True,
+                      delay=1):
             rows = begins[i:i + windows_at_once, None] + np.arange(c)
             end = data.end_of[rows[:, :1]]
             keep = (rows <= end) & (np.arange(c) >= skips[i:i + windows_at_once, None])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ogbench_utils import find_dataset, load_trajectories
+from utils import RowQueue
 
 
 class TrajectoryDataset:
@@ -118,9 +119,11 @@ class ReplayBuffer(TrajectoryDataset):
     """
 
     def __init__(self, observation_dim, action_dim, capacity=1_000_000, **sampling):
-        empty = np.zeros(0, np.int64)
-        self.actions, self.capacity = np.zeros((0, action_dim), np.float32), capacity
-        super().__init__(np.zeros((0, observation_dim), np.float32), empty, empty, **sampling)
+        empty, self.capacity = np.zeros(0, np.int64), capacity
+        self.queues = {name: RowQueue(lambda n, size=size: np.empty((n, size), np.float32))
+                       for name, size in (('observations', observation_dim), ('actions', action_dim))}
+        self.actions = self.queues['actions'].rows
+        super().__init__(self.queues['observations'].rows, empty, empty, **sampling)
 
     def add(self, observations, actions):
         """Append one episode: observations (T + 1, S), actions (T, A), T >= 1. Raises ValueError otherwise."""
@@ -132,30 +135,26 @@ class ReplayBuffer(TrajectoryDataset):
         while len(self) - dropped + rows > self.capacity:
             dropped = int(self.ends[self.ends >= dropped][0]) + 1
         kept = self.starts >= dropped
-        used = len(self)
-        for name, new in (('observations', observations), ('actions', np.append(actions, actions[-1:], 0))):
-            array = getattr(self, name)
-            size = used - dropped + rows
-            if size > len(array) or dropped:
-                grown = np.zeros((min(max(size, len(array), 2 * used), self.capacity), array.shape[1]), np.float32)
-                grown[:used - dropped] = array[dropped:used]
-                array = grown
-            array[used - dropped:size] = new
-            setattr(self, name, array)
-        start = used - dropped
+        start = len(self) - dropped
+        self._append(dropped, observations=observations, actions=np.append(actions, actions[-1:], 0))
         self._set_borders(np.append(self.starts[kept] - dropped, start),
                           np.append(self.ends[kept] - dropped, start + rows - 1))
         return dropped
 
+    def _append(self, dropped, **arrays):
+        for name, new in arrays.items():
+            queue = self.queues[name]
+            queue.extend(len(new), dropped)[:] = new
+            setattr(self, name, queue.rows)
+
     def content(self):
         """-> tensors from which `restore` makes the same buffer, for a checkpoint."""
-        arrays = {'observations': self.observations[:len(self)], 'actions': self.actions[:len(self)],
-                  'starts': self.starts, 'ends': self.ends}
+        arrays = {'observations': self.observations, 'actions': self.actions, 'starts': self.starts, 'ends': self.ends}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def restore(self, content):
         """Take over the episodes of another buffer's `content`."""
-        self.observations, self.actions = content['observations'].numpy(), content['actions'].numpy()
+        self._append(len(self), observations=content['observations'].numpy(), actions=content['actions'].numpy())
         self._set_borders(content['starts'].numpy(), content['ends'].numpy())
 
 

@@ -138,3 +138,23 @@ def mean_of(infos, prefix=''):
 def as_floats(infos):
     """List of dicts of numbers or tensors -> the same with plain floats, for a checkpoint."""
     return [{name: float(value) for name, value in info.items()} for info in infos]
+
+
+class RowQueue:
+    """Rows that come at the end and go at the front, without a copy of all of them each time. `rows` is a view of
+    those that are there; `empty(n)` makes an array or tensor with room for n."""
+
+    def __init__(self, empty):
+        self.empty, self.storage, self.first = empty, empty(0), 0
+        self.rows = self.storage
+
+    def extend(self, n, dropped=0):
+        """Drop rows at the front, make room for n more at the end -> the view of these, to be filled."""
+        kept = self.rows[dropped:]
+        self.first += dropped
+        if self.first + len(kept) + n > len(self.storage):
+            spare = len(kept) // 4  # none at first: what is filled once takes no more than it needs
+            self.storage, self.first = self.empty(len(kept) + n + spare), 0
+            self.storage[:len(kept)] = kept
+        self.rows = self.storage[self.first:self.first + len(kept) + n]
+        return self.rows[len(kept):]

@@ -145,6 +145,7 @@ def make_offline(device='cpu', backend='torch', **changes):
 
 def offline(options):
     agent, data = make_offline()
+    every, all_data = make_offline(positions_per_window=0)
     c, rng = agent.config, np.random.default_rng(0)
     theirs = OneTransitionPerWindow(STATES, c)
     windows = torch.from_numpy(data.observations[:16 * 102].reshape(16, 102, STATES))
@@ -152,14 +153,18 @@ def offline(options):
     def ours():
         agent.update(agent.to_device(data.sample(16, rng)))
 
+    def ours_everywhere():
+        every.update(every.to_device(all_data.sample(16, rng)))
+
     def seed():
         theirs.update(windows[:, :100], windows[:, 1:101], windows[:, 2:])
 
-    times = interleaved({'ours': ours, 'seed': seed}, options.rounds(15))
+    times = interleaved({'ours': ours, 'seed': seed, 'every': ours_everywhere}, options.rounds(12))
     per_update = 16 * c.positions_per_window
     yield Row(f'offline update, per transition ({per_update} at once)', times['ours'] / per_update,
               {'one transition per window (16 at once)': times['seed'] / 16}, '50x',
-              f"{per_update / times['ours']:,.0f} transitions per second, {1e3 * times['ours']:.0f} ms per update")
+              f"{per_update / times['ours']:,.0f} transitions per second, {1e3 * times['ours']:.0f} ms per update; "
+              f"with --positions_per_window 0 (1,600 at once) {times['seed'] / 16 / (times['every'] / 1600):.0f}x")
 
 
 def parts(options):
@@ -325,38 +330,45 @@ def evaluation(options):
 
 
 LOADERS = {
-    'ours': "from ogbench_utils import load_trajectories; load_trajectories(sys.argv[1] + '/{name}.npz')",
-    'ogbench': "import ogbench; ogbench.make_env_and_datasets('{name}', dataset_dir=sys.argv[1], dataset_only=True)",
-    'nothing': 'from ogbench_utils import load_trajectories; import ogbench',
+    'ours': 'ogbench_utils.load_trajectories(sys.argv[1])',
+    'ogbench': 'ogbench.make_env_and_datasets({name!r}, dataset_dir=os.path.dirname(sys.argv[1]), dataset_only=True)',
 }
-LOAD = ('import resource, sys, time; sys.path.insert(0, {root!r}); {nothing}; b = time.perf_counter(); '
-        'before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; {load}; '
-        'print(time.perf_counter() - b, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)')
+LOAD = """
+import os, sys, time, tracemalloc
+sys.path.insert(0, {root!r})
+import ogbench, ogbench_utils
+if {traced}:
+    tracemalloc.start()
+begin = time.perf_counter()
+{load}
+print(tracemalloc.get_traced_memory()[1] / 1e6 if {traced} else time.perf_counter() - begin)
+"""
 
 
 def loading(options):
-    """Each in a fresh process: seconds after the imports, and what the peak memory grew by."""
-    if sys.platform == 'win32':
-        return  # no getrusage
+    """Each in a fresh process: seconds after the imports; in one more, the most memory it held at a time."""
     count, rows = (200, 1001) if options.quick else (1000, 1001)
+
+    def measure(name, traced):
+        code = LOAD.format(root=str(ROOT), load=LOADERS[name].format(name=ENV), traced=traced)
+        return float(subprocess.run([sys.executable, '-c', code, str(path)], stdout=subprocess.PIPE, text=True,
+                                    check=True).stdout.split()[-1])
+
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(Path(folder) / f'{ENV}.npz', count, rows)
-        write_dataset(Path(folder) / f'{ENV}-val.npz', 1, rows)
-        taken, grown = {}, {}
-        for name in ('ours', 'ogbench') * options.rounds(3):
-            code = LOAD.format(root=str(ROOT), load=LOADERS[name].format(name=ENV), nothing=LOADERS['nothing'])
-            done = subprocess.run([sys.executable, '-c', code, folder], stdout=subprocess.PIPE, text=True, check=True)
-            seconds, kilobytes = map(float, done.stdout.split()[-2:])
-            taken.setdefault(name, []).append(seconds)
-            grown.setdefault(name, []).append(kilobytes / (1e6 if sys.platform == 'darwin' else 1e3))
-    medians = {name: float(np.median(values)) for name, values in grown.items()}
-    yield Row(f'loading {count:,} trajectories of {rows:,} states', float(np.median(taken['ours'])),
-              {'ogbench.make_env_and_datasets': float(np.median(taken['ogbench']))}, '2x, half the memory',
-              f"{medians['ours']:.0f} MB of memory against {medians['ogbench']:.0f} MB")
+        path = Path(folder) / f'{ENV}.npz'
+        write_dataset(path, count, rows)
+        write_dataset(path.with_name(f'{ENV}-val.npz'), 1, rows)
+        seconds = {name: [] for name in LOADERS}
+        for name in (*LOADERS,) * options.rounds(3):
+            seconds[name].append(measure(name, False))
+        megabytes = {name: measure(name, True) for name in LOADERS}
+    ours, theirs = (float(np.median(seconds[name])) for name in LOADERS)
+    yield Row(f'loading {count:,} trajectories of {rows:,} states', ours, {'ogbench.make_env_and_datasets': theirs},
+              '2x, half the memory', f"{megabytes['ours']:.0f} MB at most, against {megabytes['ogbench']:.0f} MB")
 
 
 def write_dataset(path, count, rows):
-    """A file in OGBench's layout, of the bundled trajectories over and over: real numbers compress like real data."""
+    """A file in OGBench's layout, of the bundled states over and over: real numbers compress like real data."""
     with np.load(ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz') as bundled:
         observations = np.resize(bundled['observations'], (count * rows, STATES)).astype(np.float32)
     terminals = np.zeros((count, rows), bool)

@@ -18,7 +18,7 @@ ALLOWED = {
     'stats': set(),
     'figures': {'runs', 'stats'},
     'ogbench_utils': set(),
-    'trajectories': {'ogbench_utils'},
+    'trajectories': {'ogbench_utils', 'utils'},
     'workers': {'ogbench_utils'},
     'rollouts': {'ogbench_utils', 'utils', 'workers'},
     'offline_agent': {'model', 'parallel', 'utils'},

@@ -276,6 +276,17 @@ def test_replay_fills_its_last_slot():
     assert_holds(replay, [whole])
 
 
+def test_a_full_replay_does_not_move_at_every_episode():
+    """Its rows are copied to a new place only when the room behind them, a quarter, is used up."""
+    rng, replay, made = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=100), []
+    queue = replay.queues['observations']
+    empty = queue.empty
+    queue.empty = lambda n: (made.append(n), empty(n))[1]
+    for _ in range(60):
+        replay.add(*episode(10, rng))
+    assert len(replay) == 100 and 10 < len(made) < 35 and max(made) <= 130
+
+
 def test_replay_keeps_its_own_copy():
     rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2)
     states, actions = episode(5, rng)
@@ -310,8 +321,8 @@ def test_replay_refuses_what_is_no_episode(states, actions):
 
 
 def test_replay_samples_and_describes_filled_rows_only(make_replay):
-    replay = make_replay(lengths=(15, 8, 30, 5))
-    assert len(replay.observations) > len(replay)  # there is room to spare, and it must not show
+    replay = make_replay(lengths=(15, 8, 33, 2))
+    assert len(replay.queues['observations'].storage) > len(replay)  # there is room to spare, and it must not show
     mean, _ = replay.statistics()
     np.testing.assert_allclose(mean, replay.observations[:58].mean(0, dtype=np.float64))
     known = {tuple(row) for row in replay.observations[:58].tolist()}
