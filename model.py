@@ -236,6 +236,7 @@ class MambaEncoder(nn.Module):
         self.context_length = context_length
         self.register_buffer('mean', torch.zeros(observation_dim))
         self.register_buffer('std', torch.ones(observation_dim))
+        self.register_buffer('goal_weight', torch.ones(observation_dim))
         self.input = nn.Linear(observation_dim, d_model)
         self.layers = nn.ModuleList(Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
@@ -246,11 +247,14 @@ class MambaEncoder(nn.Module):
         for layer in self.layers:
             layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
 
-    def set_statistics(self, mean, std):
-        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1."""
+    def set_statistics(self, mean, std, goal_weight=None):
+        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `goal_weight`
+        (S,): how much of each dimension `encode_goal` sees, default all of it."""
         mean, std = (torch.as_tensor(t, dtype=torch.float32) for t in (mean, std))
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        if goal_weight is not None:
+            self.goal_weight.copy_(torch.as_tensor(goal_weight))
 
     def normalize(self, observations):
         return (observations - self.mean) / self.std
@@ -263,8 +267,15 @@ class MambaEncoder(nn.Module):
         return self.final_norm(h)
 
     def encode_goal(self, goals):
-        """(..., S) raw goal observations -> z_g (..., D): each a sequence of length one."""
-        h = self.input(self.normalize(goals))
+        """(..., S) raw goal observations -> z_g (..., D): each a sequence of length one, seen through `goal_weight`."""
+        return self._encode_single(self.normalize(goals) * self.goal_weight)
+
+    def encode_state(self, observations):
+        """(..., S) raw observations -> f(s_t) (..., D): each a sequence of length one, all of it."""
+        return self._encode_single(self.normalize(observations))
+
+    def _encode_single(self, normalized):
+        h = self.input(normalized)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + layer.forward_single(norm(h))
         return self.final_norm(h)

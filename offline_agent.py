@@ -31,7 +31,9 @@ class OfflineConfig:
     hidden_dim: int = flag(256, 'width of the hidden layers of every head', least=1)
     lr: float = flag(3e-4, "Adam's learning rate", above=0)
     grad_clip: float = flag(5.0, 'largest gradient norm', above=0)
-    discount: float = flag(0.99, 'discount per environment step', above=0, below=1)
+    discount: float = flag(0.995, 'discount per environment step', above=0, below=1)
+    slow_goals: bool = flag(True, 'Q, V and proposer see the slowly changing dimensions of states and goals only, as '
+                            'measured in the data')
     transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer', least=1)
     expectile: float = flag(0.9, 'expectile of V toward Q; above 0.5 is optimistic', above=0, below=1)
     target_rate: float = flag(0.01, 'rate of the moving average that makes the target networks', above=0, most=1)
@@ -85,7 +87,7 @@ class OfflineAgent:
             'reward': mlp([2 * d, h, 1]),
             'contrast': nn.Linear(d, d),
         }).to(self.device).eval()
-        self.targets = copy.deepcopy(nn.ModuleDict({k: self.nets[k] for k in ('encoder', 'critic', 'value')}))
+        self.targets = copy.deepcopy(nn.ModuleDict({k: self.nets[k] for k in ('encoder', 'value')}))
         self.targets.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
@@ -102,10 +104,10 @@ class OfflineAgent:
     def to_device(self, batch):
         return {name: value.to(self.device) for name, value in batch.items()}
 
-    def set_statistics(self, mean, std):
-        """Mean and std (S,) of the training observations, for the encoder and its target."""
-        self.nets['encoder'].set_statistics(mean, std)
-        self.targets['encoder'].set_statistics(mean, std)
+    def set_statistics(self, mean, std, slowness):
+        """Mean, std and slowness (S,) of the training observations, for the encoder and its target."""
+        for encoder in (self.nets['encoder'], self.targets['encoder']):
+            encoder.set_statistics(mean, std, slowness if self.config.slow_goals else None)
 
     # ------------------------------------------------------------------------------------------- objectives
     def encode(self, batch):
@@ -113,7 +115,8 @@ class OfflineAgent:
         first context_length, with head_memory 'state'); z, z_next, z_goal, and target_z, target_z_next,
         target_z_goal, proposer_goal from the target encoder, (B, P, D) each.
 
-        With head_memory 'state', z and z_next are f(s_t), sequences of length one: a V that sees the history
+        With head_memory 'state', z and z_next are encoded as goals are, sequences of length one seen through the
+        encoder's `goal_weight`, and `state` (B, P, D) is all of s_t: a V that sees the history
         knows where its trajectory is heading, and cannot be optimistic about where others went from the same
         state.
         """
@@ -125,10 +128,11 @@ class OfflineAgent:
             for prefix, source in (('', latents['sequence']), ('target_', sequence)):
                 latents[prefix + 'z'], latents[prefix + 'z_next'] = (_at(source, at) for at in positions)
             latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
-            states = []
+            latents['state'], states = latents['z'], []
         else:  # next-state prediction alone needs the sequence, and no more than the context
             latents = {'sequence': self.encoder(observations[:, :self.config.context_length])}
             states = [_at(observations, at) for at in positions]
+            latents['state'] = self.encoder.encode_state(states[0])
             z = self.encoder.encode_goal(torch.cat([*states, batch['goals']], 1))
             latents['z'], latents['z_next'], latents['z_goal'] = z.chunk(3, 1)
         with torch.no_grad():
@@ -137,17 +141,25 @@ class OfflineAgent:
         names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal')
         return latents | dict(zip(names[-len(z):], z, strict=True))
 
-    def critic_loss(self, latents, batch):
-        """Q(z_t, z_{t+k}, z_g) -> R + gamma^k V_target(z_{t+k}, z_g); `discounts` is 0 where the goal was met."""
+    def k_step_return(self, latents, batch):
+        """R + gamma^k V_target(z_{t+k}, z_g) (...), no gradient; `discounts` is 0 where the goal was met."""
         v_next = minus_distance(latents['e_z_next'], latents['e_z_goal']).mean(0)
-        target = self.config.reward_scale * batch['rewards'] + batch['discounts'] * v_next
+        return self.config.reward_scale * batch['rewards'] + batch['discounts'] * v_next
+
+    def critic_loss(self, latents, batch):
+        """Q(z_t, z_{t+k}, z_g) -> `k_step_return`."""
+        target = self.k_step_return(latents, batch)
         q = self.nets['critic'](latents['z'], latents['z_next'], latents['z_goal'])
         loss = (q - target).square().mean()
         return loss, {'critic_loss': loss, 'q_mean': q.mean()}
 
     def value_loss(self, latents, batch):
-        """Expectile regression of V(z, z_g) toward Q_target(z, z', z_g) (IQL, eq. 5, without actions)."""
-        q = self.targets['critic'](latents['target_z'], latents['target_z_next'], latents['target_z_goal']).mean(0)
+        """Expectile regression of V(z, z_g) toward Q(z, z', z_g) (IQL, Kostrikov et al. 2021, eq. 5, without actions).
+
+        Where the data shows the transition itself, Q's own target is exact, and V takes that: through a Q that lags
+        behind, values need four times as many updates to travel across a maze.
+        """
+        q = self.k_step_return(latents, batch)
         v = self.nets['value'](latents['z'], latents['z_goal'])
         loss = expectile_loss(v, q, self.config.expectile)
         return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
@@ -182,7 +194,7 @@ class OfflineAgent:
         error = (self.nets['next_state'](sequence) - target[:, :length]).square().mean(-1)
         valid = batch['valids'][:, 1:length + 1].float()
         loss = (error * valid).sum() / parallel.mean(valid.sum()).clamp(min=1)
-        own = (self.nets['next_state'](latents['z']) - _at(target, batch['positions'])).square().mean()
+        own = (self.nets['next_state'](latents['state']) - _at(target, batch['positions'])).square().mean()
         return 0.5 * (loss + own), {'state_loss': 0.5 * (loss + own)}
 
     def reward_loss(self, latents, batch):

@@ -125,7 +125,7 @@ def lead(config, agent_config, device):
         with run.stop.at_once():
             data, val_data, note = load(config, agent_config)
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
-        agent.set_statistics(*data.statistics())
+        agent.set_statistics(*data.statistics(), data.slowness())
         total, per_epoch = budget(config, data)
         print(f'{note}\n{why}\n{len(data.starts)} trajectories, {len(data):,} states of '
               f'{agent.observation_dim} dimensions, {data.num_windows:,} windows; {per_epoch} updates per epoch, '

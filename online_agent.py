@@ -107,11 +107,13 @@ class OnlineAgent:
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             if self.offline.config.head_memory == 'history':
                 z, memory = self.encoder.step(observations, state.encoder)
+                body = z
             else:
                 z, memory = self.encoder.encode_goal(observations), state.encoder
+                body = self.encoder.encode_state(observations)
             z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
             e_z, e_next = self.offline.targets['value'].embed(torch.stack([z, z_next])).unbind(1)
-            actions = self.infer_action(z, e_z, e_next, state.e_goal).cpu().numpy()
+            actions = self.infer_action(body, e_z, e_next, state.e_goal).cpu().numpy()
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory, biased=biased)
@@ -143,7 +145,9 @@ class OnlineAgent:
             z_next[use] = self.heads['proposer'](batch['z'][use], batch['proposer_goal'][use])
             e_next = self.offline.targets['value'].embed(z_next)
             weight = self.offline.advantage_weight(latents)
-        inferred = self.infer_action(latents['z'], latents['e_z'], e_next, latents['e_proposer_goal'])
+            body = latents['z'] if self.offline.config.head_memory == 'history' else self.encoder.encode_state(
+                batch['states'])
+        inferred = self.infer_action(body, latents['e_z'], e_next, latents['e_proposer_goal'])
         error = (inferred - actions).square().mean(-1)
         loss = (weight * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
@@ -170,8 +174,7 @@ class OnlineAgent:
                                 for group in (self.nets.parameters(), self.heads.parameters()))
         self.optimizer.step()
         if batch['train_values']:
-            for name in ('critic', 'value'):
-                soft_update(self.offline.targets[name], self.heads[name], self.offline.config.target_rate)
+            soft_update(self.offline.targets['value'], self.heads['value'], self.offline.config.target_rate)
         self.step += 1
         return {name: value.detach() for name, value in info.items()}
 

@@ -53,6 +53,23 @@ class TrajectoryDataset:
         rows = self.observations[:len(self)]
         return rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
 
+    def slowness(self):
+        """(S,) in [0, 1]: the squared time scale of each dimension, in those of the slowest; the time scale is that
+        of an exponential decay of the autocorrelation, -k / ln(autocorrelation at lag k = transition_steps).
+
+        What lasts is what a goal is about and what a plan can foretell (slow features, Wiskott and Sejnowski 2002);
+        joint angles that are back in a moment only blur it.
+        """
+        rows = np.flatnonzero(np.arange(len(self)) + self.transition_steps <= self.end_of)
+        if not len(rows):
+            return np.ones(self.observations.shape[1])
+        rows = rows[::max(1, len(rows) // 100_000)]
+        change = (self.observations[rows + self.transition_steps] - self.observations[rows]).astype(np.float64)
+        variance = self.statistics()[1] ** 2
+        share = np.divide((change ** 2).mean(0), variance, np.full_like(variance, 2.0), where=variance > 1e-12)
+        time_scale = -1 / np.log(np.clip(1 - 0.5 * share, 1e-6, 1 - 1e-6))  # of the autocorrelation
+        return (time_scale / time_scale.max()) ** 2
+
     def fingerprint(self):
         """Tells this data from other data, in a few words."""
         crc = zlib.crc32(self.ends, zlib.crc32(np.ascontiguousarray(self.observations[:len(self)])))

@@ -112,7 +112,7 @@ def make_agent(make_config, make_dataset):
     def make(seed=0, **changes):
         torch.manual_seed(seed)
         agent = OfflineAgent(DIM, make_config(**changes))
-        agent.set_statistics(*make_dataset().statistics())
+        agent.set_statistics(*make_dataset().statistics(), make_dataset().slowness())
         return agent
 
     return make

@@ -115,23 +115,19 @@ def test_a_goal_that_was_met_does_not_bootstrap(agent, batch):
 
 
 def test_value_target_by_hand(agent, stub):
-    """V(z, z_g) -> mean Q(z, z', z_g) of the target critic on target latents, by the expectile."""
-    latents = {name: torch.randn(2, 3, 32) for name in
-               ('z', 'z_goal', 'target_z', 'target_z_next', 'target_z_goal')}
+    """V(z, z_g) -> what Q is trained toward, by the expectile."""
+    latents = {name: torch.randn(2, 3, 32) for name in ('z', 'z_goal')}
+    latents |= {'e_z_next': far(1.0, 3.0), 'e_z_goal': far(0.0, 0.0)}  # V: -1 and -3
+    batch = {'rewards': torch.full((2, 3), 80.0), 'discounts': torch.full((2, 3), 1.0)}
     seen = {}
-
-    def critic(*inputs):
-        seen['critic'] = inputs
-        return ensemble(1.0, 3.0)(*inputs)
 
     def value(*inputs):
         seen['value'] = inputs
         return ensemble(1.0, 4.0)(*inputs)
 
-    agent.targets['critic'], agent.nets['value'] = stub(critic), stub(value)
-    loss, info = agent.value_loss(latents, {})
+    agent.nets['value'] = stub(value)
+    loss, info = agent.value_loss(latents, batch)  # 0.05 * 80 - 2 = 2
     assert loss.item() == pytest.approx(0.5 * (0.9 * 1 + 0.1 * 4))  # one member 1 below the target, one 2 above
-    assert seen['critic'] == (latents['target_z'], latents['target_z_next'], latents['target_z_goal'])
     assert seen['value'] == (latents['z'], latents['z_goal'])
     assert (info['v_min'].item(), info['v_mean'].item(), info['v_max'].item()) == (1.0, 2.5, 4.0)
 
@@ -220,7 +216,7 @@ def test_state_loss_predicts_from_the_sequence_and_from_z(agent, stub, batch):
     agent.nets['next_state'] = stub(lambda z: (asked.append(z), torch.zeros(*z.shape[:-1], 5))[1])
     latents = encode(agent, batch)
     agent.state_loss(latents, batch)
-    assert torch.equal(asked[0], latents['sequence']) and asked[1] is latents['z']
+    assert torch.equal(asked[0], latents['sequence']) and asked[1] is latents['state']
 
 
 def test_padding_does_not_matter(either_agent, batch):
@@ -252,6 +248,9 @@ def test_encode_takes_the_asked_positions(either_agent, batch):
             encoded = encoder(batch['observations'])
         else:
             encoded = encoder.encode_goal(batch['observations'])
+            if not prefix:
+                own = encoder.encode_state(batch['observations'])
+                torch.testing.assert_close(latents['state'], torch.stack([own[b, batch['positions'][b]] for b in range(5)]))
         for b in range(5):
             for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
                 torch.testing.assert_close(latents[prefix + name][b], encoded[b, batch[positions][b]])
@@ -262,7 +261,10 @@ def test_encode_takes_the_asked_positions(either_agent, batch):
 
 def test_statistics_reach_the_target_too(agent, make_dataset):
     mean, std = make_dataset().statistics()
+    slowness = make_dataset().slowness()
+    assert slowness.min() < 0.9
     for encoder in (agent.encoder, agent.targets['encoder']):
+        np.testing.assert_allclose(encoder.goal_weight, slowness, rtol=1e-5)
         np.testing.assert_allclose(encoder.mean, mean, rtol=1e-5)
         np.testing.assert_allclose(encoder.std, std, rtol=1e-5)
 

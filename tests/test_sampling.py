@@ -371,3 +371,13 @@ def test_load_dataset_holds_out_the_last_tenth(tmp_path, count, held):
 def test_load_dataset_needs_something_to_validate_on(tmp_path):
     with pytest.raises(ValueError, match='some.npz: only one trajectory is used and there is no -val file'):
         load_dataset(NAME, write_npz(tmp_path / 'some.npz', 5), max_trajectories=1)
+
+
+def test_slowness_tells_what_lasts_from_what_returns():
+    """A drift, a noise and a constant; with as many steps the drift's share stays 1 and the noise's nothing."""
+    rng = np.random.default_rng(0)
+    drift = np.cumsum(rng.standard_normal((20, 200)), 1)
+    observations = np.stack([drift, rng.standard_normal((20, 200)), np.ones((20, 200))], -1).reshape(-1, 3)
+    ends = np.arange(199, 4000, 200)
+    slowness = TrajectoryDataset(observations.astype(np.float32), ends - 199, ends).slowness()
+    assert slowness[0] == 1 and slowness[1] < 0.01 and 0 <= slowness[2] < 0.01
