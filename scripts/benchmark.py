@@ -139,7 +139,7 @@ def make_offline(device='cpu', backend='torch', **changes):
     data = random_walks(50, 1001, **config.sampling())
     torch.manual_seed(0)
     agent = OfflineAgent(STATES, config, device, backend)
-    agent.set_statistics(*data.statistics())
+    agent.set_statistics(*data.statistics(), data.slowness())
     return agent, data
 
 

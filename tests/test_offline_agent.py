@@ -250,7 +250,8 @@ def test_encode_takes_the_asked_positions(either_agent, batch):
             encoded = encoder.encode_goal(batch['observations'])
             if not prefix:
                 own = encoder.encode_state(batch['observations'])
-                torch.testing.assert_close(latents['state'], torch.stack([own[b, batch['positions'][b]] for b in range(5)]))
+                own = torch.stack([own[b, batch['positions'][b]] for b in range(5)])
+                torch.testing.assert_close(latents['state'], own)
         for b in range(5):
             for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
                 torch.testing.assert_close(latents[prefix + name][b], encoded[b, batch[positions][b]])
