@@ -17,7 +17,7 @@ from model import choose_backend
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
-from runs import load_checkpoint, write_atomic
+from runs import about, load_checkpoint, write_atomic
 from stats import paired_comparison, wilson_interval
 from utils import check_ranges, choose_device, flag, parse_flags, run_main, set_seed
 from videos import record
@@ -76,7 +76,9 @@ def measure(config, path, content, dataset):
     """Evaluate one checkpoint -> (metrics with intervals, episodes)."""
     set_seed(config.seed)
     device = choose_device(config.device)
-    agent = OnlineAgent.from_checkpoint(content['agent'], device, choose_backend(config.mamba_backend, device)[0])
+    backend = choose_backend(config.mamba_backend, device)[0]
+    with about(path):
+        agent = OnlineAgent.from_checkpoint(content['agent'], device, backend)
     envs = open_envs(dataset, config.num_envs, config.env_processes, make_env)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '

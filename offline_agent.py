@@ -13,7 +13,7 @@ from torch import nn
 
 import parallel
 from model import GoalValue, MambaEncoder, Proposer, minus_distance, mlp
-from utils import expectile_loss, flag, soft_update
+from utils import expectile_loss, flag, load_weights, make_config, soft_update
 
 
 @dataclasses.dataclass
@@ -281,15 +281,15 @@ class OfflineAgent:
         if content['observation_dim'] != self.observation_dim:
             raise ValueError(f"the checkpoint is for observations of {content['observation_dim']} dimensions, "
                              f'this environment or dataset has {self.observation_dim}')
-        self.nets.load_state_dict(content['nets'])
-        self.targets.load_state_dict(content['targets'])
+        load_weights(self.nets, content['nets'])
+        load_weights(self.targets, content['targets'])
         if content['optimizer'] is not None:
             self.optimizer.load_state_dict(content['optimizer'])
         self.step = content['step']
 
     @classmethod
     def from_checkpoint(cls, content, device='cpu', backend='torch'):
-        agent = cls(content['observation_dim'], OfflineConfig(**content['config']), device, backend)
+        agent = cls(content['observation_dim'], make_config(OfflineConfig, content['config']), device, backend)
         agent.restore(content)
         return agent
 

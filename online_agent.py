@@ -20,7 +20,7 @@ from tqdm import tqdm
 from kernels import small_products
 from model import EncoderState, InverseDynamics
 from offline_agent import OfflineAgent
-from utils import RowQueue, flag, soft_update
+from utils import RowQueue, flag, load_weights, make_config, soft_update
 
 
 @dataclasses.dataclass
@@ -197,14 +197,14 @@ class OnlineAgent:
 
     def restore(self, content):
         self.offline.restore(content['offline'])
-        self.nets.load_state_dict(content['nets'])
+        load_weights(self.nets, content['nets'])
         self.optimizer.load_state_dict(content['optimizer'])
         self.step = content['step']
 
     @classmethod
     def from_checkpoint(cls, content, device='cpu', backend='torch'):
         offline = OfflineAgent.from_checkpoint(content['offline'], device, backend)
-        agent = cls(offline, content['action_dim'], OnlineConfig(**content['config']))
+        agent = cls(offline, content['action_dim'], make_config(OnlineConfig, content['config']))
         agent.restore(content)
         return agent
 
@@ -275,15 +275,15 @@ class LatentStore:
     def sample(self, n, rng):
         """n transitions: latents (n, D) z, z_next (k steps on), z_goal, proposer_goal, and z_ahead (1 to k steps on,
         or the goal where that is nearer); states and next_states (n, S), one step apart; the numbers of
-        `sample_transitions`, own (n,) and actions (n, A), zero where there are none."""
+        `sample_transitions`, rows and own (n,), and actions (n, A), zero where there are none."""
         data = self.dataset
         rows = data.origins[rng.integers(len(data.origins), size=n)]
         batch = data.sample_transitions(rows, rng)
         ahead = np.minimum(rows + rng.integers(1, data.transition_steps + 1, size=n), data.end_of[rows])
         goal_first = batch['proposer_near'] & (batch['proposer_goal_rows'] <= ahead)
         actions = data.actions[rows] if self.own else np.zeros((n, self.action_dim), np.float32)
-        batch.update(own=np.full(n, self.own), actions=actions)
-        next_rows, goal_rows, proposer_rows = (batch.pop(k) for k in ('next_rows', 'goal_rows', 'proposer_goal_rows'))
+        batch.update(own=np.full(n, self.own), actions=actions, rows=rows)
+        next_rows, goal_rows, proposer_rows = (batch[k] for k in ('next_rows', 'goal_rows', 'proposer_goal_rows'))
         batch = {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
         z_goal = self.z_goal[proposer_rows]
         z_ahead = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1), z_goal, self.z[ahead])
@@ -292,7 +292,9 @@ class LatentStore:
                         'next_states': self._states(rows + 1)}
 
     def sample_steps(self, n, rng):
-        """n one-step transitions of the agent's own, for the labeler: own_states, own_next_states, own_actions."""
+        """n one-step transitions of the agent's own, for the labeler: own_states, own_next_states, own_actions,
+        own_rows."""
         rows = self.dataset.origins[rng.integers(len(self.dataset.origins), size=n)]
         return {'own_states': self._states(rows), 'own_next_states': self._states(rows + 1),
-                'own_actions': torch.from_numpy(self.dataset.actions[rows]).to(self.device)}
+                'own_actions': torch.from_numpy(self.dataset.actions[rows]).to(self.device),
+                'own_rows': torch.from_numpy(rows)}

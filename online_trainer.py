@@ -16,7 +16,7 @@ from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env, parse_name
 from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
-from runs import Stopped, load_checkpoint, open_run
+from runs import Stopped, about, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
 from utils import as_floats, check_ranges, choose_device, flag, mean_of, parse_flags, run_main, set_seed
 from videos import record
@@ -115,7 +115,11 @@ def train(config, agent_config):
             source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
             content = load_checkpoint(source, 'offline')
             pretrained, data_flags = content['agent'], content['data']
-        offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
+            if data_flags['dataset'] != config.dataset:
+                raise ValueError(f"{source} was trained on {data_flags['dataset']}, --dataset is {config.dataset}: "
+                                 'they must be the same')
+        with about(source):
+            offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
         envs = open_envs(config.dataset, config.num_envs, config.env_processes, make_env)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '

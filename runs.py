@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from trackers import INSTALL, check_trackers, open_trackers
 from utils import random_state, restore_random_state
 
 CHECKPOINT_FORMAT = 2
+REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'save_dir', 'resume', 'maze_figures', 'video', 'tensorboard', 'wandb')
+              'device', 'mamba_backend', 'env_processes', 'save_dir', 'resume', 'maze_figures', 'video', 'tensorboard', 'wandb')
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -76,7 +78,9 @@ def load_checkpoint(path, kind=None):
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about files that are refused anyway
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds here; all mean that this file cannot be used
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a readable OPSO checkpoint ({reason})') from error
@@ -85,7 +89,18 @@ def load_checkpoint(path, kind=None):
         raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}')
     if kind and content.get('kind') != kind:
         raise ValueError(f"{path} is an {content.get('kind')} checkpoint, an {kind} one is needed")
+    if missing := [name for name in REQUIRED.get(kind, ()) if name not in content]:
+        raise ValueError(f'{path} is not a whole checkpoint: {", ".join(missing)} missing')
     return content
+
+
+@contextlib.contextmanager
+def about(path):
+    """Puts the name of a file before what a ValueError inside says about its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 # -------------------------------------------------------------------------------------------------- folders
@@ -245,9 +260,10 @@ class Run:
         with the batch's rows and the checkpoint to go back to."""
         if math.isfinite(float(info['total_loss'] + info['grad_norm'])):
             return
-        wrong = next(name for name, value in info.items() if not math.isfinite(float(value)))
+        bad = [name for name, value in info.items() if not math.isfinite(float(value))]
+        wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # the terms come before their total
         path = self.folder / f'nonfinite_update{step}.npz'
-        rows = {name: value.cpu().numpy() for name, value in batch.items() if name.endswith('rows')}
+        rows = {name: value.cpu().numpy() for name, value in batch.items() if name.endswith('rows') or name == 'own'}
         write_atomic(path, lambda file: np.savez(file, step=step, **rows))
         last = self.folder / 'last.pth'
         raise FloatingPointError(

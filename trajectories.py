@@ -104,7 +104,8 @@ class TrajectoryDataset:
         """-> batch of torch tensors. observations (B, L, S), L = context_length + transition_steps, and valids
         (B, L), false in the padding that ends windows of short trajectories; for P positions of each window,
         (B, P): positions, next_positions and `sample_transitions`'s rewards, discounts, at_goal, future,
-        proposer_near; goals and proposer_goals (B, P, S). No actions: they were never read."""
+        proposer_near, and rows, goal_rows, proposer_goal_rows, where these states lie in `observations`; goals and
+        proposer_goals (B, P, S). No actions: they were never read."""
         first = self.origins[rng.integers(len(self.origins), size=batch_size)]
         length = self.context_length + self.transition_steps
         end = self.end_of[first]
@@ -123,9 +124,9 @@ class TrajectoryDataset:
         batch = self.sample_transitions(origin, rng)
         batch.update(
             positions=positions, next_positions=batch.pop('next_rows') - first, valids=rows <= end,
-            observations=self.observations[np.minimum(rows, end)],
-            goals=self.observations[batch.pop('goal_rows')],
-            proposer_goals=self.observations[batch.pop('proposer_goal_rows')])
+            observations=self.observations[np.minimum(rows, end)], rows=origin,
+            goals=self.observations[batch['goal_rows']],
+            proposer_goals=self.observations[batch['proposer_goal_rows']])
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
 
 

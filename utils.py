@@ -70,6 +70,23 @@ def _fail(error):
     return 2
 
 
+def make_config(config_class, values):
+    """A dataclass from a checkpoint's dict. Raises ValueError that names fields which this code does not know."""
+    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
+    if unknown:
+        raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
+    return config_class(**values)
+
+
+def load_weights(module, state):
+    """`load_state_dict`, with a ValueError that names the first tensor that does not fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f'its networks differ in size from what its settings say: {str(error).splitlines()[1].strip()}'
+                         ) from error
+
+
 # ------------------------------------------------------------------------------------------ numbers, devices
 def set_seed(seed):
     """Seed python, numpy and torch. Environments and samplers are seeded where they are made."""

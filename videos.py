@@ -90,7 +90,7 @@ def probe():
 def render(job):
     """Repeat the episode of a job file in the same environment, and write its video -> path."""
     from ogbench_utils import make_env, reset_env
-    with np.load(job) as file:
+    with np.load(job, allow_pickle=False) as file:
         task, seed, success = int(file['task']), int(file['seed']), bool(file['success'])
         actions, observations = file['actions'], file['observations']
         dataset, output = str(file['dataset']), Path(str(file['output']))

@@ -369,7 +369,7 @@ def loading(options):
 
 def write_dataset(path, count, rows):
     """A file in OGBench's layout, of the bundled states over and over: real numbers compress like real data."""
-    with np.load(ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz') as bundled:
+    with np.load(ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz', allow_pickle=False) as bundled:
         observations = np.resize(bundled['observations'], (count * rows, STATES)).astype(np.float32)
     terminals = np.zeros((count, rows), bool)
     terminals[:, -1] = True

@@ -85,7 +85,7 @@ def load_ant_policy(path):
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f'{path}: no such npz file; --expert_path names the weights of the ant expert')
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         if sorted(file.files) != sorted(EXPERT_KEYS):
             raise ValueError(f'{path}: no ant expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
         w1, b1, w2, b2, w_mean, b_mean = (file[key] for key in EXPERT_KEYS)

@@ -35,7 +35,7 @@ def collect_files(tmp_path, *flags, name='antmaze-medium-navigate-v0'):
     code = main(['--dataset', name, '--output_dir', str(tmp_path), '--seed', '3', *flags])
     arrays = []
     for path in (tmp_path / f'{name}.npz', tmp_path / f'{name}-val.npz'):
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             arrays.append(dict(file))
     return code, *arrays
 
@@ -205,7 +205,7 @@ def test_bundled_files_are_state_only_whole_and_small():
     paths = [MINI, MINI.with_name('antmaze-medium-navigate-mini-v0-val.npz')]
     assert sum(path.stat().st_size for path in paths) <= 12_000_000
     for path, episodes in zip(paths, (100, 10), strict=True):
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             assert sorted(file.files) == ['observations', 'terminals']
             observations, terminals = file['observations'], file['terminals']
         assert observations.shape == (episodes * 1001, 29) and observations.dtype == np.float32

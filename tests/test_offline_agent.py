@@ -352,7 +352,7 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(agent, make_data
     data, rng = make_dataset(), np.random.default_rng(0)
     for _ in range(3):
         agent.update(data.sample(5, rng))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'agent': agent.checkpoint()})
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'data': {}, 'agent': agent.checkpoint()})
     torch.manual_seed(99)  # a fresh network must not depend on it
     loaded = OfflineAgent.from_checkpoint(load_checkpoint(tmp_path / 'last.pth', 'offline')['agent'])
     assert loaded.config == agent.config and loaded.step == 3

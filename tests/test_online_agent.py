@@ -415,7 +415,7 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, stores, assert_sam
     assert batch.keys() == {
         'z', 'z_next', 'z_goal', 'z_ahead', 'proposer_goal', 'states', 'next_states', 'rewards', 'discounts',
         'at_goal', 'future', 'proposer_near', 'own', 'actions', 'use_proposal', 'train_values', 'own_states',
-        'own_next_states', 'own_actions'}
+        'own_next_states', 'own_actions', 'rows', 'next_rows', 'goal_rows', 'proposer_goal_rows', 'own_rows'}
     assert {len(value) for name, value in batch.items() if name != 'train_values'} == {50 * CONTEXT}
     assert batch['own'].sum() == 150
     assert 0.63 < batch['use_proposal'].float().mean() < 0.77
@@ -438,7 +438,7 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
     stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
     for _ in range(3):
         agent.update(agent.sample(*stores, rng))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'agent': agent.checkpoint()})
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.checkpoint()})
     torch.manual_seed(99)  # fresh networks must not depend on it
     loaded = OnlineAgent.from_checkpoint(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
     assert loaded.config == agent.config and loaded.step == 3 and loaded.action_dim == ACTION_DIM

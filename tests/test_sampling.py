@@ -15,7 +15,7 @@ ROWS = np.arange(len(TRAJECTORY))
 CONTEXT, STEPS = 12, 4
 LENGTH = CONTEXT + STEPS  # of a window
 KEYS = {'observations', 'valids', 'positions', 'next_positions', 'rewards', 'discounts', 'at_goal', 'future',
-        'proposer_near', 'goals', 'proposer_goals'}
+        'proposer_near', 'goals', 'proposer_goals', 'rows', 'goal_rows', 'proposer_goal_rows'}
 
 
 def make_tagged(**changes):

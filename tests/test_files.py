@@ -1,0 +1,391 @@
+"""Files: never half-written, never trusted, one writer per folder; numbers that go wrong leave a trace."""
+
+import ast
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import locks
+import offline_trainer
+import online_trainer
+import runs
+from locks import LOCK, lock_owner, run_lock
+from ogbench_utils import BUNDLED_NAME
+from online_agent import OnlineAgent
+from runs import CHECKPOINT_FORMAT, MetricsLog, load_checkpoint, read_csv, remove_leftovers, save_checkpoint, write_atomic
+from trajectories import load_dataset
+from utils import run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '32', '--context_length', '20',
+        '--transition_steps', '5', '--batch_size', '4', '--val_batches', '1', '--max_trajectories', '4']
+fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working directory, and nothing drawn."""
+    monkeypatch.chdir(tmp_path)
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'draw', lambda *_: None)
+    return tmp_path
+
+
+def fails(capsys, main, *flags):
+    """-> the error line of a command that must end with one."""
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: main([*map(str, flags)]))
+    stderr = capsys.readouterr().err
+    lines = [line for line in stderr.splitlines() if line.startswith('error: ')]
+    assert end.value.code == 2 and len(lines) == 1 and 'Traceback' not in stderr
+    return lines[0]
+
+
+# Atomic files
+
+
+def saver(path, values):
+    for value in values:
+        save_checkpoint(path, {'kind': 'offline', 'agent': {}, 'data': torch.full((300_000,), float(value))})
+
+
+@pytest.mark.skipif(fork is None, reason='needs os.fork')
+def test_fifty_kills_while_saving_leave_a_loadable_file(folder):
+    path, seen = folder / 'last.pth', set()
+    saver(path, [0])
+    for kill in range(50):
+        child = fork.Process(target=saver, args=(path, range(1000 * kill, 1000 * kill + 1000)))
+        child.start()
+        time.sleep(random.uniform(0.0, 0.03))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        data = load_checkpoint(path, 'offline')['data']
+        assert len(data) == 300_000 and (data == data[0]).all()
+        seen.add(float(data[0]))
+    assert len(seen) > 5
+    remove_leftovers(folder)
+    assert [file.name for file in folder.iterdir()] == ['last.pth']
+
+
+def test_leftovers_of_living_processes_stay(folder):
+    (folder / f'last.pth.tmp{os.getppid()}').touch()
+    (folder / 'notes.tmp').touch()
+    remove_leftovers(folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_full_disk_keeps_the_last_good_file(folder, monkeypatch):
+    """The write fails half-way with ENOSPC."""
+    save_checkpoint(folder / 'last.pth', {'value': 1})
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            self.file.write(data[:len(data) // 2])
+            raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(runs, 'open', lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
+    with pytest.raises(OSError, match=r'last.pth cannot be written \(No space left on device\), its last') as caught:
+        save_checkpoint(folder / 'last.pth', {'value': 2})
+    assert '--resume' in str(caught.value)
+    assert load_checkpoint(folder / 'last.pth')['value'] == 1 and len(list(folder.iterdir())) == 1
+    with pytest.raises(OSError, match='cannot be written') as caught:
+        write_atomic(folder / 'new.png', lambda file: file.write(b'12'))
+    assert 'last good' not in str(caught.value)
+
+
+def test_a_full_file_system(folder):
+    """One megabyte: the first checkpoint fits, a second one beside it does not."""
+    mount = folder / 'small'
+    mount.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1000k', 'tmpfs', mount], capture_output=True).returncode:
+        pytest.skip('mounting a tmpfs needs root')
+    try:
+        save_checkpoint(mount / 'last.pth', {'value': torch.zeros(150_000)})
+        with pytest.raises(OSError, match='No space left on device'):
+            save_checkpoint(mount / 'last.pth', {'value': torch.ones(150_000)})
+        assert not load_checkpoint(mount / 'last.pth')['value'].any() and len(list(mount.iterdir())) == 1
+    finally:
+        subprocess.run(['umount', mount], check=True)
+
+
+@pytest.mark.skipif(fork is None, reason='needs os.fork')
+def test_a_training_that_may_not_write_large_files(folder, capfd):
+    """RLIMIT_FSIZE stands in for a full disk; the training ends with one line and can be resumed."""
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '6', '--val_interval', '2', '--save_dir', 'run']
+    offline_trainer.main([*flags, '--num_updates', '2'])
+    before = (folder / 'run' / 'last.pth').read_bytes()
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, -1))
+        run_main(lambda: offline_trainer.main([*flags, '--resume']))
+
+    child = fork.Process(target=limited)
+    child.start()
+    child.join()
+    stderr = capfd.readouterr().err
+    assert child.exitcode == 2 and 'cannot be written (File too large), its last good version is kept' in stderr
+    assert (folder / 'run' / 'last.pth').read_bytes() == before
+    offline_trainer.main([*flags, '--resume'])
+    assert load_checkpoint('run/last.pth')['agent']['step'] == 6
+
+
+@pytest.mark.parametrize('torn', ['3,1.0,0.2', '3', '3,1.0,0.25,', '', '2,7.'])
+def test_a_torn_last_line_is_survived(folder, torn):
+    path = folder / 'train.csv'
+    log = MetricsLog(path)
+    for step in (1, 2):
+        log.log(step, {'loss': step / 3, 'other': 1})
+    whole = path.read_text()
+    path.write_text(whole + torn)
+    assert [row['step'] for row in read_csv(path)] == [1, 2]
+    again = MetricsLog(path, start_step=5)
+    assert path.read_text() == whole
+    again.log(3, {'loss': 0.5, 'late': 2})
+    assert read_csv(path)[2].keys() == {'step', 'time', 'loss', 'late'}
+    assert [row['loss'] for row in read_csv(path)] == [1 / 3, 2 / 3, 0.5]
+
+
+def test_a_damaged_line_is_named(folder):
+    (folder / 'a.csv').write_text('step,loss\n1,2\n2,\0\0\n3,4\n')
+    with pytest.raises(ValueError, match='a.csv, line 3 is damaged'):
+        read_csv(folder / 'a.csv')
+
+
+# Safe loading
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_checkpoint_is_refused_and_runs_nothing(folder, capsys):
+    proof = folder / 'hacked'
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()  # the payload works
+    proof.unlink()
+    torch.save({'format': CHECKPOINT_FORMAT, 'kind': 'offline', 'agent': Payload(proof)}, 'zip.pth')
+    torch.save({'format': CHECKPOINT_FORMAT, 'agent': Payload(proof)}, 'old.pth', _use_new_zipfile_serialization=False)
+    Path('plain.pth').write_bytes(pickle.dumps(Payload(proof)))
+    for name in ('zip.pth', 'old.pth', 'plain.pth'):
+        line = fails(capsys, online_trainer.main, '--offline_checkpoint', name)
+        assert f'{name} is not a readable OPSO checkpoint' in line
+        assert not proof.exists()
+
+
+def test_every_load_in_the_project_is_a_safe_one():
+    files = [*ROOT.glob('*.py'), *(ROOT / 'scripts').glob('*.py'), *(ROOT / 'tests').glob('*.py')]
+    seen = 0
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+            needed = {'torch.load': ('weights_only', True), 'np.load': ('allow_pickle', False)}.get(name)
+            if needed:
+                seen += 1
+                given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg == needed[0]}
+                assert given == dict([needed]), f'{path.name}, line {node.lineno}: {name} without {needed}'
+            elif name in ('pickle.load', 'pickle.loads'):
+                assert path.name in ('workers.py', 'test_files.py'), path  # workers: pipes to its own children
+    assert seen > 3
+
+
+def test_other_checkpoints_say_what_differs(folder, capsys):
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run']
+    offline_trainer.main(flags)
+    good = torch.load('run/last.pth', weights_only=True)
+    states = good['agent'] | {'observation_dim': 30}
+    config = good['agent']['config']
+    cases = [
+        (good | {'format': 99}, ['format 99', f'reads {CHECKPOINT_FORMAT}']),
+        (good | {'kind': 'online'}, ['online', 'offline']),
+        ([1, 2], ['format list', f'reads {CHECKPOINT_FORMAT}']),
+        ({'format': CHECKPOINT_FORMAT, 'kind': 'offline'}, ['agent', 'missing']),
+        (good | {'agent': states}, ['30', '29']),
+        (good | {'agent': good['agent'] | {'config': config | {'colour': 1}}}, ['colour']),
+        (good | {'agent': good['agent'] | {'config': config | {'d_model': 64}}}, ['size', 'encoder']),
+        (good | {'data': good['data'] | {'dataset': 'antmaze-large-navigate-v0'}},
+         ['antmaze-large-navigate-v0', BUNDLED_NAME]),
+    ]
+    for content, words in cases:
+        torch.save(content, 'bad.pth')
+        line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'bad.pth',
+                     '--env_processes', 1, '--num_envs', 1)
+        assert 'bad.pth' in line
+        for word in words:
+            assert word in line
+    Path('bad.pth').write_bytes(Path('run/last.pth').read_bytes()[:-5000])
+    assert 'bad.pth is not a readable' in fails(capsys, online_trainer.main, '--offline_checkpoint', 'bad.pth')
+
+
+# One process per folder
+
+
+def hold(folder, seconds=30):
+    with run_lock(folder):
+        (folder / 'held').touch()
+        time.sleep(seconds)
+
+
+@pytest.fixture
+def holder(folder):
+    """A child that holds the lock of folder 'run'."""
+    if fork is None:
+        pytest.skip('needs os.fork')
+    child = fork.Process(target=hold, args=(folder / 'run',))
+    child.start()
+    while not (folder / 'run' / 'held').exists():
+        time.sleep(0.01)
+    yield child
+    child.kill()
+    child.join()
+
+
+def test_a_second_run_is_told_who_is_there(folder, holder, capsys):
+    line = fails(capsys, offline_trainer.main, '--dataset', BUNDLED_NAME, *TINY, '--save_dir', 'run')
+    assert f'in use by process {holder.pid} on ' in line and 'run.lock' in line and 'since 2' in line
+    assert sorted(path.name for path in (folder / 'run').iterdir()) == ['held', LOCK]
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(folder, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    while locks.process_alive(holder.pid):  # a zombie does not count as alive
+        time.sleep(0.01)
+    with run_lock(folder / 'run'):
+        assert lock_owner(folder / 'run' / LOCK)['pid'] == os.getpid()
+    assert not (folder / 'run' / LOCK).exists()
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"pid": 1}', None])
+def test_stale_and_damaged_locks(folder, content):
+    """Empty or cut by a kill; or naming a process whose number somebody else has now (None)."""
+    if content is None:
+        if not Path('/proc/self/stat').exists():
+            pytest.skip('only Linux tells the birth of a process')
+        import socket
+        content = json.dumps({'pid': os.getppid(), 'host': socket.gethostname(), 'since': '', 'birth': 'long ago'})
+    (folder / LOCK).write_text(content)
+    with run_lock(folder):
+        assert lock_owner(folder / LOCK)['pid'] == os.getpid()
+
+
+def test_a_lock_of_another_machine_is_respected(folder):
+    owner = {'pid': 2**22 + 1, 'host': 'elsewhere', 'since': 'noon', 'birth': ''}
+    (folder / LOCK).write_text(json.dumps(owner))
+    with pytest.raises(ValueError, match=f'process {2**22 + 1} on elsewhere since noon.*delete'), run_lock(folder):
+        pytest.fail('entered')
+
+
+def racer(folder, start, results):
+    start.wait()
+    try:
+        with run_lock(folder):
+            results.put(True)
+            time.sleep(0.3)
+    except ValueError:
+        results.put(False)
+
+
+@pytest.mark.skipif(fork is None, reason='needs os.fork')
+def test_of_many_only_one_takes_over_a_stale_lock(folder):
+    for _ in range(5):
+        (folder / LOCK).write_text('{}')
+        start, results = fork.Event(), fork.Queue()
+        children = [fork.Process(target=racer, args=(folder, start, results)) for _ in range(6)]
+        for child in children:
+            child.start()
+        time.sleep(0.05)
+        start.set()
+        outcomes = [results.get(timeout=20) for _ in children]
+        for child in children:
+            child.join()
+        assert sum(outcomes) == 1 and not (folder / LOCK).exists()
+
+
+# Numbers that go wrong
+
+
+def test_a_non_finite_loss_stops_the_offline_run(folder, monkeypatch, capsys):
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '9', '--val_interval', '2', '--save_dir', 'run']
+    loss, batches = offline_trainer.OfflineAgent.state_loss, {}
+
+    def infinite(self, latents, batch):
+        value, info = loss(self, latents, batch)
+        if self.step < 4 or not torch.is_grad_enabled():
+            return value, info
+        batches['bad'] = batch
+        return value * torch.inf, {'state_loss': value * torch.inf}
+
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'state_loss', infinite)
+    line = fails(capsys, offline_trainer.main, *flags)
+    path = (folder / 'run' / 'nonfinite_update5.npz').resolve()
+    for word in ('state_loss is inf', 'update 5', str(path), str(folder / 'run' / 'last.pth')):
+        assert word in line
+    last = load_checkpoint('run/last.pth')['agent']
+    assert last['step'] == 4 and all(torch.isfinite(value).all() for value in last['nets'].values())
+    with np.load(path, allow_pickle=False) as dump:
+        data = load_dataset(BUNDLED_NAME, max_trajectories=4, context_length=20, transition_steps=5)[0]
+        goals = data.observations[dump['goal_rows']]
+        assert dump['step'] == 5 and dump['rows'].shape == dump['proposer_goal_rows'].shape == (4, 20)
+    np.testing.assert_array_equal(goals, batches['bad']['goals'].numpy())
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'state_loss', loss)
+    offline_trainer.main([*flags, '--resume'])
+    assert load_checkpoint('run/last.pth')['agent']['step'] == 9
+
+
+def test_a_non_finite_gradient_stops_too(folder, monkeypatch, capsys):
+    """The loss is a number, its gradient is not: the weights are lost with this very update."""
+    loss = offline_trainer.OfflineAgent.reward_loss
+
+    def crooked(self, latents, batch):
+        value, info = loss(self, latents, batch)
+        return value + (value - value.detach()).abs().sqrt(), info
+
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'reward_loss', crooked)
+    line = fails(capsys, offline_trainer.main, '--dataset', BUNDLED_NAME, *TINY, '--num_updates', 3,
+                 '--save_dir', 'run')
+    assert 'grad_norm is ' in line and 'update 1;' in line and 'none yet' in line
+
+
+def test_a_non_finite_loss_stops_the_online_run(folder, monkeypatch, capsys):
+    offline_trainer.main(['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run'])
+    loss = OnlineAgent.labeler_loss
+
+    def bad(self, batch):
+        value = loss(self, batch)[0] * (torch.nan if self.step == 2 else 1)
+        return value, {'labeler_loss': value}
+
+    monkeypatch.setattr(OnlineAgent, 'labeler_loss', bad)
+    line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'run/last.pth',
+                 '--num_envs', 2, '--env_processes', 1, '--random_steps', 40, '--max_steps', 40, '--batch_size', 1,
+                 '--save_dir', 'online')
+    assert 'labeler_loss is nan at update 3' in line
+    with np.load('online/nonfinite_update3.npz', allow_pickle=False) as dump:
+        assert dump['own_rows'].shape == dump['rows'].shape == dump['own'].shape == (20,)
