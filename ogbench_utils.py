@@ -1,5 +1,9 @@
 """All that touches OGBench: finding and reading its data, building its environments.
 
+    python ogbench_utils.py list               the ten datasets: where found, size, trajectories, dimensions
+    python ogbench_utils.py check FILE.npz     read all of a file and say what is in it, or what is wrong
+    python ogbench_utils.py download NAME      download a dataset and check it
+
 Offline learning is state-only: of a dataset only `observations` (N, S) and `terminals` (N,) are ever read.
 A trajectory ends where `terminals` is set; its last row has no next state. With two trajectories:
 
@@ -9,6 +13,7 @@ A trajectory ends where `terminals` is set; its last row has no next state. With
     next state      1  2  3  4  - |  6  7  -        ends   = [4, 7]
 """
 
+import argparse
 import collections
 import difflib
 import lzma
@@ -297,3 +302,75 @@ def reset_env(env, task_id, seed):
     env.action_space.seed(seed)
     observation, info = env.reset(seed=seed, options={'task_id': task_id})
     return observation.astype(np.float32), info['goal'].astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------- command line
+def official_shape(name):
+    """(trajectories, rows of each, observation size) of a whole OGBench dataset."""
+    humanoid, kind = name.startswith('humanoid'), name.split('-')[2]
+    trajectories, rows = {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}[kind]
+    return (trajectories, 2 * rows - 1, 69) if humanoid else (trajectories, rows, 29)
+
+
+def list_datasets(data_dir):
+    """Print one line for each of the ten datasets and the bundled one, from the files where they are here."""
+    print(f'{"dataset":34s}{"trajectories":>12s}{"rows of each":>14s}{"observation":>13s}{"size":>10s}  where')
+    for name in (*DATASETS, BUNDLED_NAME):
+        places = [Path(folder).expanduser() / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
+        path = next(filter(Path.is_file, places), None)
+        shape, size, where = official_shape(name), '-', f'not here: python ogbench_utils.py download {name}'
+        if path:
+            size, where = f'{path.stat().st_size / 1e6:,.0f} MB', path
+            try:
+                observations, starts, ends = load_trajectories(path)
+                shape = len(starts), _one_or_range(ends - starts + 1), observations.shape[1]
+            except ValueError as error:
+                where = f'DAMAGED: {error}'
+        print(f'{name:34s}{shape[0]:12,d}{shape[1]:>14}{shape[2]:13d}{size:>10s}  {where}')
+
+
+def _one_or_range(lengths):
+    return f'{lengths.min()}' if lengths.min() == lengths.max() else f'{lengths.min()}-{lengths.max()}'
+
+
+def check_dataset(path):
+    """Read all of a file and print what is in it. Raises FileNotFoundError, ValueError as `load_trajectories`."""
+    path = Path(path)
+    observations, starts, ends = load_trajectories(path)
+    constant = int(np.sum(observations.std(0) < 1e-6))
+    print(f'{path}: good. {len(starts):,} trajectories of {_one_or_range(ends - starts + 1)} rows, '
+          f'{len(observations):,} observations of {observations.shape[1]} dimensions, {path.stat().st_size / 1e6:,.1f} '
+          f'MB on disk, {observations.nbytes / 1e6:,.0f} MB in memory'
+          + (f'; {constant} dimensions never vary' if constant else ''))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description='OGBench datasets: list, check, download')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, help in (('list', 'the ten datasets and where they are'), ('check', 'read all of a file'),
+                       ('download', 'download a dataset unless it is here')):
+        command = commands.add_parser(name, help=help)
+        if name != 'list':
+            command.add_argument('what', help='npz file' if name == 'check' else 'name of a dataset')
+        if name != 'check':
+            command.add_argument('--data_dir', default='datasets', help='folder of dataset files (default: datasets)')
+        if name == 'download':
+            command.add_argument('--dataset_url', default='', help='base URL of a mirror')
+    flags = parser.parse_args(argv)
+    if flags.command == 'list':
+        list_datasets(flags.data_dir)
+    elif flags.command == 'check':
+        check_dataset(flags.what)
+    else:
+        paths = find_dataset(flags.what, None, flags.data_dir, flags.dataset_url or None, allow_fallback=False)
+        print(paths[2])
+        for path in filter(None, paths[:2]):
+            check_dataset(path)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

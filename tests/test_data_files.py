@@ -4,10 +4,13 @@ import http.server
 import io
 import re
 import socket
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zipfile
 from http.client import IncompleteRead
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -554,3 +557,50 @@ def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / 'none.npz', tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
             load_trajectories(path)
+
+
+# Commands
+
+
+def test_list_shows_the_ten_and_where_they_are(places, write, capsys):
+    data_dir, home, bundled = places
+    (data_dir / f'{NAME}.npz').write_bytes(write().read_bytes())
+    (home / 'antmaze-medium-stitch-v0.npz').write_text('damaged')
+    ogbench_utils.main(['list', '--data_dir', str(data_dir)])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == {'dataset', BUNDLED_NAME, *DATASETS}
+    assert lines[NAME].split()[1:4] == ['3', '3-5', '3'] and str(data_dir / NAME) in lines[NAME], 'from the file'
+    assert 'DAMAGED' in lines['antmaze-medium-stitch-v0'] and str(home) in lines['antmaze-medium-stitch-v0']
+    line = lines['humanoidmaze-large-stitch-v0']
+    assert line.split()[1:5] == ['5,000', '401', '69', '-'] and line.endswith('download humanoidmaze-large-stitch-v0')
+
+
+def test_check_says_what_is_in_a_file_or_what_is_wrong(write, capsys):
+    path = write()
+    ogbench_utils.main(['check', str(path)])
+    out = capsys.readouterr().out
+    assert f'{path}: good. 3 trajectories of 3-5 rows, 12 observations of 3 dimensions' in out and 'vary' not in out
+    observations = make_arrays()['observations']
+    observations[:, 1] = 7
+    ogbench_utils.main(['check', str(write(observations=observations))])
+    assert '1 dimensions never vary' in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match='some.npz'):
+        ogbench_utils.main(['check', str(path)])
+
+
+def test_download_gets_and_checks_both_files(places, server, monkeypatch, capsys):
+    monkeypatch.undo()  # the network is there
+    monkeypatch.setattr(ogbench_utils, 'OGBENCH_URL', server.url)
+    server.files = {f'{NAME}.npz': npz_bytes(**make_arrays()), f'{NAME}-val.npz': npz_bytes(**make_arrays((4, 6)))}
+    ogbench_utils.main(['download', NAME, '--data_dir', str(places[0])])
+    out = capsys.readouterr().out
+    assert '(downloaded)' in out and '3 trajectories' in out and f'{NAME}-val.npz: good. 2 trajectories' in out
+    with pytest.raises(ValueError, match='unknown --dataset antmaze-medum'):
+        ogbench_utils.main(['download', 'antmaze-medum-navigate-v0'])
+
+
+def test_errors_of_the_commands_are_one_line(tmp_path):
+    script = Path(ogbench_utils.__file__)
+    done = subprocess.run([sys.executable, script, 'check', 'none.npz'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == 'error: none.npz: no such dataset file\n'
