@@ -15,6 +15,7 @@ P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
 
 import math
 import os
+import sys
 from typing import NamedTuple
 
 # Before torch loads OpenMP: waiting threads sleep instead of spinning. On two cores that something else uses
@@ -98,8 +99,9 @@ def choose_backend(requested, device):
     asking for mamba_ssm where it cannot work raises ValueError with the reason.
     """
     device = torch.device(device)
+    name = f'torch SSD on {device}' + (f', {torch.get_num_threads()} threads' if device.type == 'cpu' else '')
     if requested == 'torch' or (requested == 'auto' and device.type != 'cuda'):
-        return 'torch', f'torch SSD on {device}'
+        return 'torch', name
     try:
         if device.type != 'cuda':
             raise RuntimeError(f'its kernels run on CUDA tensors only, and the device is {device}')
@@ -117,8 +119,10 @@ def choose_backend(requested, device):
         if requested == 'mamba_ssm':
             raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
                              'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
-        return 'torch', f'torch SSD on {device} (mamba_ssm not usable: {reason})'
-    return 'mamba_ssm', f'mamba_ssm on {device}'
+        missing = isinstance(error, ModuleNotFoundError) and error.name == 'mamba_ssm'
+        return 'torch', f'{name}; ' + ('mamba-ssm is not installed, requirements-cuda.txt says how' if missing else
+                                       f'mamba_ssm not usable: {reason}')
+    return 'mamba_ssm', f'mamba_ssm {getattr(sys.modules["mamba_ssm"], "__version__", "")} on {device}'
 
 
 class GatedRMSNorm(nn.Module):

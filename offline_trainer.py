@@ -19,7 +19,18 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import parse_name
 from runs import Stopped, open_run
 from trajectories import load_dataset
-from utils import as_floats, check_ranges, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import (
+    as_floats,
+    check_ranges,
+    choose_device,
+    device_line,
+    expected_time,
+    flag,
+    mean_of,
+    parse_flags,
+    run_main,
+    set_seed,
+)
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
            'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',
@@ -127,12 +138,13 @@ def lead(config, agent_config, device):
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         agent.set_statistics(*data.statistics(), data.slowness())
         total, per_epoch = budget(config, data)
-        print(f'{note}\n{why}\n{len(data.starts)} trajectories, {len(data):,} states of '
-              f'{agent.observation_dim} dimensions, {data.num_windows:,} windows; {per_epoch} updates per epoch, '
-              f'{total:,} in all; {sum(p.numel() for p in agent.nets.parameters()):,} parameters\n'
-              f'run folder: {run.folder}')
+        print(f'{note}\n{device_line(config.device, device, why)}\n{len(data.starts):,} trajectories, {len(data):,} '
+              f'states of {agent.observation_dim} dimensions, {data.num_windows:,} windows of {data.context_length}\n'
+              f'{sum(p.numel() for p in agent.nets.parameters()):,} parameters; {total:,} updates, {per_epoch:,} per '
+              f'epoch\nrun folder: {run.folder}')
         learn(run, config, agent, data, val_data, total, per_epoch)
-        print(f'curves: {run.folder / "training_curves.png"}; maze_*.png beside it: V, proposals, latents on the maze\n'
+        print(f'curves: {run.folder / "training_curves.png"}'
+              f'{"; on the maze: maze_*.png beside it" if config.maze_figures else ""}\n'
               f'checkpoints: {run.folder / "last.pth"} (used online), '
               f'{run.folder / "best_model.pth"} (lowest validation loss)\nnext: python online_trainer.py '
               f'--dataset {config.dataset} --offline_checkpoint {run.folder / "last.pth"}')
@@ -158,13 +170,16 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
         print(f'this run is finished: {agent.step:,} of {total:,} updates are done; --num_updates can be raised')
         draw(run.folder, log, config)
     progress = tqdm(total=total, initial=agent.step, unit='update', dynamic_ncols=True, mininterval=1.0)
-    since, clock = agent.step, time.perf_counter()
+    first = since = agent.step
+    clock = time.perf_counter()
     try:
         while agent.step < total:
             batch = data.sample(config.batch_size, rng)
             infos.append(agent.update(agent.to_device(parallel.share(batch))))
             run.check_finite(agent.step, infos[-1], batch)
             progress.update()
+            if agent.step - first == 30:
+                progress.write(expected_time(first, agent.step, total, time.perf_counter() - clock))
             validating = agent.step % config.val_interval == 0 or agent.step == total
             if validating or agent.step % config.log_interval == 0:
                 speed = (agent.step - since) / (time.perf_counter() - clock)

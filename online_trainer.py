@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,18 @@ from online_agent import LatentStore, OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, about, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset
-from utils import as_floats, check_ranges, choose_device, flag, mean_of, parse_flags, run_main, set_seed
+from utils import (
+    as_floats,
+    check_ranges,
+    choose_device,
+    device_line,
+    expected_time,
+    flag,
+    mean_of,
+    parse_flags,
+    run_main,
+    set_seed,
+)
 from videos import record
 from workers import open_envs
 
@@ -131,7 +143,11 @@ def train(config, agent_config):
                 config.dataset_url, config.max_trajectories or data_flags['max_trajectories'], **sampling)
         agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
-        print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n{why}\nrun folder: {run.folder}')
+        print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n'
+              f'{device_line(config.device, device, why)}\n{len(data.starts):,} trajectories, {len(data):,} states of '
+              f'{offline.observation_dim} dimensions; {agent.action_dim} actions; '
+              f'{sum(p.numel() for p in (*agent.nets.parameters(), *agent.heads.parameters())):,} trained parameters\n'
+              f'run folder: {run.folder}')
         log = learn(run, config, agent, data, replay, envs, {'source': str(Path(source).resolve()), 'data': data_flags})
         final = log.rows[-1]
         print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} '
@@ -174,8 +190,10 @@ def learn(run, config, agent, data, replay, envs, origin):
     unit, total, done = (('step', config.max_steps, collector.steps) if config.max_steps
                          else ('episode', config.max_episodes, collector.episodes))
     progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
+    rounds = 0
     try:
         while work or not collector.done:
+            rounds, first, clock = rounds + 1, progress.n, time.perf_counter()
             if not work:
                 with run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
                     work = collect(config, collector, agent, replay, progress)
@@ -198,6 +216,8 @@ def learn(run, config, agent, data, replay, envs, origin):
                 save('best_model.pth', success=success)  # first: a kill in between repeats it
             save_all()
             draw(run.folder, log, config)
+            if rounds == 2 and not collector.done:  # the first round is unlike the others: random steps
+                progress.write(expected_time(first, progress.n, total, time.perf_counter() - clock))
             run.stop.check()
     except Stopped:
         if work:

@@ -125,6 +125,30 @@ def choose_device(requested):
     return torch.device(requested)
 
 
+def device_line(requested, device, backend):
+    """One line on where a run computes, why there, and how (`choose_backend`'s words)."""
+    if requested != 'auto':
+        reason = 'as asked'
+    elif device.type == 'cuda':
+        reason = torch.cuda.get_device_name(device)
+    else:
+        reason = 'no CUDA GPU here' + (', and mps does not pay for networks this small'
+                                       if torch.backends.mps.is_available() else '')
+    return f'device {device} ({reason}): {backend}'
+
+
+def duration(seconds):
+    """4210 -> '1 h 10 min'."""
+    minutes = round(seconds / 60)
+    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
+
+
+def expected_time(first, done, total, seconds):
+    """One line on how long the rest takes, judged by the `seconds` that it took from `first` to `done`."""
+    return (f'expected time: {duration((total - done) * seconds / (done - first))} for the other {total - done:,} of '
+            f'{total:,}, at {(done - first) / seconds:.3g} per second')
+
+
 def expectile_loss(prediction, target, expectile):
     """Mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, Kostrikov et al. 2021, eq. 5).
 

@@ -1,0 +1,54 @@
+"""What a run says when it starts: where it computes and why, and how long it will take."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from model import choose_backend
+from utils import device_line, duration, expected_time
+
+
+def test_device_line_names_device_reason_and_backend(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    cpu, why = torch.device('cpu'), choose_backend('auto', 'cpu')[1]
+    threads = torch.get_num_threads()
+    assert device_line('auto', cpu, why) == f'device cpu (no CUDA GPU here): torch SSD on cpu, {threads} threads'
+    assert device_line('cpu', cpu, why).startswith('device cpu (as asked): ')
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert 'mps does not pay' in device_line('auto', cpu, why)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'NVIDIA H100')
+    assert device_line('auto', torch.device('cuda:0'), 'x') == 'device cuda:0 (NVIDIA H100): x'
+
+
+def test_a_missing_mamba_ssm_is_said_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mamba_ssm', None)
+
+    def missing():
+        raise ModuleNotFoundError("No module named 'mamba_ssm'", name='mamba_ssm')
+
+    monkeypatch.setattr('model.load_mamba_ssm_scan', missing)
+    backend, why = choose_backend('auto', 'cuda')
+    assert backend == 'torch' and why == ('torch SSD on cuda; mamba-ssm is not installed, requirements-cuda.txt says '
+                                          'how')
+
+
+def test_version_of_mamba_ssm_is_named(monkeypatch):
+    from model import ssd_scan
+    monkeypatch.setitem(sys.modules, 'mamba_ssm', types.SimpleNamespace(__version__='2.3.2'))
+    monkeypatch.setattr('model.load_mamba_ssm_scan', lambda: ssd_scan)
+    rand = torch.rand
+    monkeypatch.setattr(torch, 'rand', lambda *size, device=None: rand(*size))
+    assert choose_backend('auto', 'cuda') == ('mamba_ssm', 'mamba_ssm 2.3.2 on cuda')
+
+
+@pytest.mark.parametrize('seconds, text', [(3, '1 min'), (100, '2 min'), (3599, '1 h 0 min'), (4210, '1 h 10 min')])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_expected_time_counts_what_is_left():
+    line = expected_time(100, 130, 12_630, 30 / 7)
+    assert line == 'expected time: 30 min for the other 12,500 of 12,630, at 7 per second'
