@@ -32,7 +32,8 @@ CHECKPOINT_FORMAT = 2
 REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'env_processes', 'save_dir', 'resume', 'maze_figures', 'video', 'tensorboard', 'wandb')
+              'device', 'mamba_backend', 'env_processes', 'save_dir', 'resume',
+              'maze_figures', 'video', 'tensorboard', 'wandb')
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -23,7 +23,15 @@ import runs
 from locks import LOCK, lock_owner, run_lock
 from ogbench_utils import BUNDLED_NAME
 from online_agent import OnlineAgent
-from runs import CHECKPOINT_FORMAT, MetricsLog, load_checkpoint, read_csv, remove_leftovers, save_checkpoint, write_atomic
+from runs import (
+    CHECKPOINT_FORMAT,
+    MetricsLog,
+    load_checkpoint,
+    read_csv,
+    remove_leftovers,
+    save_checkpoint,
+    write_atomic,
+)
 from trajectories import load_dataset
 from utils import run_main
 
