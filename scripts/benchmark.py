@@ -52,17 +52,18 @@ class Row:
     note: str = ''
 
 
-def interleaved(functions, rounds, device='cpu', warmup=1):
-    """{name: function or None} -> {name: median seconds or None}, the functions called in turns."""
+def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):
+    """{name: function or None} -> {name: median seconds of a call or None}, the functions taking turns of `calls`."""
     times = {name: [] for name, function in functions.items() if function}
     for i in range(warmup + rounds):
         for name, taken in times.items():
             begin = time.perf_counter()
-            functions[name]()
+            for _ in range(calls):
+                functions[name]()
             if device == 'cuda':
                 torch.cuda.synchronize()
             if i >= warmup:
-                taken.append(time.perf_counter() - begin)
+                taken.append((time.perf_counter() - begin) / calls)
     return {name: float(np.median(times[name])) if name in times else None for name in functions}
 
 
@@ -234,22 +235,18 @@ def acting(options):
     action = env.action_space.sample()
     for memory in ('state', 'history'):
         agent = make_online(head_memory=memory)[0]
-        functions = {'ant step': lambda: env.step(action)}
-        for n in (1, 8, 64):
-            functions[f'act {n}'] = act_step(agent, n)
-        if memory == 'history':
-            for context in (10, 100, 1000):
-                long = make_online(head_memory=memory, context_length=context)[0]
-                functions[f'context {context}'] = act_step(long, 8)
-                window = torch.randn(8, context, STATES)
-                functions[f'window {context}'] = lambda net=long.encoder, window=window: encode(net, window)
-        times = interleaved(functions, options.rounds(60), warmup=5)
-        yield Row(f'act, batch of 8, head_memory {memory}', times['act 8'], {'one step of the ant': times['ant step']},
-                  'below one ant step', ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64)))
-        if memory == 'history':
-            for context in (10, 100, 1000):
-                yield Row(f'act, batch of 8, context {context}', times[f'context {context}'],
-                          {'encoding the window at each step': times[f'window {context}']}, 'flat in the context')
+        functions = {'ant': lambda: env.step(action)} | {f'act {n}': act_step(agent, n) for n in (1, 8, 64)}
+        times = interleaved(functions, options.rounds(20), calls=10)
+        yield Row(f'act, batch of 8, head_memory {memory}', times['act 8'], {'one step of the ant': times['ant']},
+                  'below one ant step', ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
+                  + f"; {times['act 8'] / 8 / times['ant']:.0%} of the 8 steps that it decides")
+    for context in (10, 100, 1000):
+        agent = make_online(head_memory='history', context_length=context)[0]
+        window = torch.randn(8, context, STATES)
+        times = interleaved({'act': act_step(agent, 8), 'window': lambda a=agent, w=window: encode(a.encoder, w)},
+                            options.rounds(20), calls=3)
+        yield Row(f'act, batch of 8, context {context}', times['act'],
+                  {'encoding the window at each step': times['window']}, 'flat in the context')
 
 
 @torch.no_grad()
@@ -300,7 +297,7 @@ def online(options):
 
 def data_windows(data, count, length):
     return torch.from_numpy(np.lib.stride_tricks.sliding_window_view(
-        data.observations[:count + length - 1], length, 0).transpose(0, 2, 1))
+        data.observations[:count + length - 1], length, 0).transpose(0, 2, 1).copy())
 
 
 # ---------------------------------------------------------------------------------- environments and loading
