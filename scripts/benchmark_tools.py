@@ -1,0 +1,69 @@
+"""What the benchmark's sections share: rows, taking turns, agents of the default size on made-up data."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import torch  # noqa: E402
+
+from offline_agent import OfflineAgent, OfflineConfig  # noqa: E402
+from online_agent import OnlineAgent, OnlineConfig  # noqa: E402
+from trajectories import ReplayBuffer, TrajectoryDataset  # noqa: E402
+
+STATES, ACTIONS, ENV = 29, 8, 'antmaze-medium-navigate-v0'
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table: `ours` seconds against each peer's (None: the package is missing)."""
+    what: str
+    ours: float
+    peers: dict
+    goal: str = ''
+    note: str = ''
+
+
+def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):
+    """{name: function or None} -> {name: median seconds of a call or None}, the functions taking turns of `calls`."""
+    times = {name: [] for name, function in functions.items() if function}
+    for i in range(warmup + rounds):
+        for name, taken in times.items():
+            begin = time.perf_counter()
+            for _ in range(calls):
+                functions[name]()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+            if i >= warmup:
+                taken.append((time.perf_counter() - begin) / calls)
+    return {name: float(np.median(times[name])) if name in times else None for name in functions}
+
+
+def random_walks(count, length, **sampling):
+    rng = np.random.default_rng(0)
+    observations = rng.standard_normal((count, length, STATES), np.float32).cumsum(1).reshape(-1, STATES)
+    ends = np.arange(1, count + 1) * length - 1
+    return TrajectoryDataset(observations, ends - length + 1, ends, **sampling)
+
+
+def make_offline(device='cpu', backend='torch', **changes):
+    config = OfflineConfig(**changes)
+    data = random_walks(50, 1001, **config.sampling())
+    torch.manual_seed(0)
+    agent = OfflineAgent(STATES, config, device, backend)
+    agent.set_statistics(*data.statistics(), data.slowness())
+    return agent, data
+
+
+def make_online(device='cpu', **changes):
+    agent, data = make_offline(device, **changes)
+    online = OnlineAgent(agent, ACTIONS, OnlineConfig())
+    replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)
+    for _ in range(10):
+        actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)
+        replay.add(rng.standard_normal((501, STATES), np.float32), actions)
+    return online, data, replay
