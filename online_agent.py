@@ -31,7 +31,7 @@ class OnlineConfig:
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
     lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one",
                      above=0)
-    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many', least=1)
+    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many; 0: they stay as they are', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
                                     'from (the labeler learns from nothing else)', least=0, most=1)
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
@@ -184,7 +184,8 @@ class OnlineAgent:
         n_own = round(self.config.online_share * size)
         parts = [offline_store.sample(size - n_own, rng), own_store.sample(n_own, rng)]
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        batch['train_values'] = self.step % self.config.value_interval == 0
+        interval = self.config.value_interval
+        batch['train_values'] = interval > 0 and self.step % interval == 0
         batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
         return batch | own_store.sample_steps(size, rng)
 
