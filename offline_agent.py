@@ -156,8 +156,8 @@ class OfflineAgent:
     def value_loss(self, latents, batch):
         """Expectile regression of V(z, z_g) toward Q(z, z', z_g) (IQL, Kostrikov et al. 2021, eq. 5, without actions).
 
-        Where the data shows the transition itself, Q's own target is exact, and V takes that: through a Q that lags
-        behind, values need four times as many updates to travel across a maze.
+        Where the data shows the transition itself, Q's own target is exact, and V takes that: through an averaged Q
+        that lags behind, values travel across a maze more slowly.
         """
         q = self.k_step_return(latents, batch)
         v = self.nets['value'](latents['z'], latents['z_goal'])
