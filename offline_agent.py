@@ -226,9 +226,10 @@ class OfflineAgent:
 
     @torch.no_grad()
     def embed_targets(self, latents):
-        """Add e_z, e_z_next, e_z_goal, e_proposer_goal: target embeddings (n_ensemble, ..., E), each made once, of
-        those of these latents that are there."""
-        names = [name for name in ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal') if name in latents]
+        """Add e_z, e_z_next, e_z_goal, e_proposer_goal, e_z_ahead: target embeddings (n_ensemble, ..., E), each made
+        once, of those of these latents that are there."""
+        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal', 'z_ahead')
+        names = [name for name in names if name in latents]
         embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
         latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
 

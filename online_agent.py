@@ -31,7 +31,8 @@ class OnlineConfig:
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
     lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one",
                      above=0)
-    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many; 0: they stay as they are', least=0)
+    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many; 0: they stay as '
+                                   'they are, and V\'s embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
                                     'from (the labeler learns from nothing else)', least=0, most=1)
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
@@ -141,9 +142,9 @@ class OnlineAgent:
         with torch.no_grad():
             labels = self.label(batch['states'], batch['next_states']).clamp(-1, 1)
             actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
-            z_next, use = batch['z_ahead'].clone(), batch['use_proposal']
-            z_next[use] = self.heads['proposer'](batch['z'][use], batch['proposer_goal'][use])
-            e_next = self.offline.targets['value'].embed(z_next)
+            e_next, use = latents['e_z_ahead'].clone(), batch['use_proposal']
+            e_next[:, use] = self.offline.targets['value'].embed(
+                self.heads['proposer'](batch['z'][use], batch['proposer_goal'][use]))
             weight = self.offline.advantage_weight(latents)
             body = latents['z'] if self.offline.config.head_memory == 'history' else self.encoder.encode_state(
                 batch['states'])
@@ -159,6 +160,8 @@ class OnlineAgent:
         if batch['train_values']:
             latents['target_z_goal'] = batch['z_goal']
             total, info = self.offline.latent_losses(latents, batch)
+        elif 'e_z' in batch:
+            latents |= {name: batch[name].movedim(1, 0) for name in batch if name.startswith('e_')}
         else:
             self.offline.embed_targets(latents)
         for loss, numbers in (self.labeler_loss(batch), self.policy_loss(latents, batch)):
@@ -212,7 +215,8 @@ class OnlineAgent:
 
 class LatentStore:
     """A trajectory dataset with the latents of all its rows: z (N, D), with the same memory as acting has, and
-    z_goal (N, D), each row encoded as a goal; one and the same where acting has no memory."""
+    z_goal (N, D), each row encoded as a goal; one and the same where acting has no memory. Where V stays as it is,
+    e (N, n_ensemble, E) holds its embeddings of them as well."""
 
     def __init__(self, dataset, agent):
         self.dataset, self.encoder, self.action_dim = dataset, agent.encoder, agent.action_dim
@@ -221,6 +225,11 @@ class LatentStore:
         width = agent.offline.config.d_model
         self.queues = [RowQueue(lambda n: torch.empty(n, width, device=self.device)) for _ in range(1 + self.history)]
         self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
+        self.value = None
+        if not agent.config.value_interval and not self.history:
+            self.value = agent.offline.targets['value']
+            shape = len(self.value.goal), agent.offline.embedding_dim // len(self.value.goal)
+            self.e_queue = RowQueue(lambda n: torch.empty(n, *shape, device=self.device))
         self.refresh()
 
     @torch.no_grad()
@@ -231,11 +240,15 @@ class LatentStore:
         for queue in self.queues:
             queue.extend(len(self.dataset) - known, dropped)
         self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
+        if self.value:
+            self.e_queue.extend(len(self.dataset) - known, dropped)
         starts = [(i, piece.stop) for piece in self._pieces(known)
                   for i in range(piece.start, piece.stop, rows_at_once)]
         for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
             rows = slice(i, min(i + rows_at_once, stop))
             self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
+            if self.value:
+                self.e_queue.rows[rows] = self.value.embed(self.z_goal[rows]).movedim(0, 1)
         if self.history:
             for piece in self._pieces(known):
                 self._encode_windows(piece, max(1, rows_at_once // self.encoder.context_length))
@@ -276,7 +289,8 @@ class LatentStore:
     def sample(self, n, rng):
         """n transitions: latents (n, D) z, z_next (k steps on), z_goal, proposer_goal, and z_ahead (1 to k steps on,
         or the goal where that is nearer); states and next_states (n, S), one step apart; the numbers of
-        `sample_transitions`, rows and own (n,), and actions (n, A), zero where there are none."""
+        `sample_transitions`, rows and own (n,), and actions (n, A), zero where there are none;
+        where V stays as it is, e_z, e_z_next, e_z_ahead and e_proposer_goal (n, n_ensemble, E) as well."""
         data = self.dataset
         rows = data.origins[rng.integers(len(data.origins), size=n)]
         batch = data.sample_transitions(rows, rng)
@@ -288,6 +302,10 @@ class LatentStore:
         batch = {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
         z_goal = self.z_goal[proposer_rows]
         z_ahead = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1), z_goal, self.z[ahead])
+        if self.value:
+            ahead = np.where(goal_first, proposer_rows, ahead)
+            batch |= {name: self.e_queue.rows[at] for name, at in (
+                ('e_z', rows), ('e_z_next', next_rows), ('e_z_ahead', ahead), ('e_proposer_goal', proposer_rows))}
         return batch | {'z': self.z[rows], 'z_next': self.z[next_rows], 'z_goal': self.z_goal[goal_rows],
                         'proposer_goal': z_goal, 'z_ahead': z_ahead, 'states': self._states(rows),
                         'next_states': self._states(rows + 1)}

@@ -73,7 +73,7 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=(1, 2, 3
 
     Returns (metrics with OGBench's names, list of episodes in order of task and number).
     """
-    jobs = [(task, episode_seed(seed, task, i)) for task in tasks for i in range(episodes_per_task)]
+    jobs = [(task, episode_seed(seed, 0, task, i)) for task in tasks for i in range(episodes_per_task)]
     episodes = [None] * len(jobs)
     for episode in run_episodes(envs, jobs, agent):
         episodes[episode['job']] = episode

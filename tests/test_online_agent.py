@@ -450,3 +450,21 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
     assert_same(snapshot(loaded), snapshot(agent))
     observations, goals = states(4), states(4, seed=1)
     assert np.array_equal(*(a.act(observations, goals, a.initial_state(4))[0] for a in (agent, loaded)))
+
+
+def test_cached_embeddings_change_nothing(make_online, make_dataset, make_replay):
+    """With value_interval 0, V's embeddings come from the store; the loss is that of embedding them anew."""
+    agent, replay = make_online(value_interval=0), make_replay((40, 8))
+    stores = LatentStore(make_dataset(), agent), LatentStore(replay, agent)
+    replay.add(states(30), np.zeros((29, ACTION_DIM), np.float32))
+    stores[1].refresh()
+    batch = agent.sample(*stores, np.random.default_rng(0))
+    cached = [name for name in batch if name.startswith('e_')]
+    assert len(cached) == 4 and batch['own'].any() and not batch['train_values']
+    loss, info = agent.total_loss(batch)
+    again, other = agent.total_loss({name: value for name, value in batch.items() if name not in cached})
+    torch.testing.assert_close(loss, again, rtol=1e-5, atol=1e-6)
+    assert info.keys() == other.keys()
+    before = snapshot(agent)
+    agent.update(batch)
+    assert all(torch.equal(p, before['offline'][name]) for name, p in agent.offline.nets.state_dict().items())
