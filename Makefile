@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo_run
 
-.PHONY: demo test install clean
+.PHONY: demo test soak install clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ demo: install
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest --timeout 300
+
+soak: install
+	$(BIN)/python scripts/soak.py kills
+	$(BIN)/python scripts/soak.py memory
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(DEMO)-*

@@ -2,10 +2,14 @@
 
 import argparse
 import dataclasses
+import getpass
 import math
 import operator
+import os
 import random
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,6 +60,8 @@ def parse_flags(description, *config_classes, argv=None):
 
 def run_main(main):
     """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
+    # matplotlib would keep its list of fonts in the home directory
+    os.environ.setdefault('MPLCONFIGDIR', str(Path(tempfile.gettempdir(), f'matplotlib-{getpass.getuser()}')))
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

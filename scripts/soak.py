@@ -1,0 +1,152 @@
+"""Long checks that no test has the time for: trainings killed fifty times, and memory over long trainings.
+
+    python scripts/soak.py kills --count 50
+    python scripts/soak.py memory
+
+`kills`: both trainings are killed with SIGKILL at random moments, often while they save, and resumed until they end;
+after each kill last.pth must load, and the end must equal that of an undisturbed run bit for bit. `memory`: resident
+memory over 2,000 offline updates and 20,000 online environment steps, with all that a user's run does.
+"""
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from runs import load_checkpoint, read_csv  # noqa: E402
+
+DATA = ['--dataset', 'antmaze-medium-navigate-mini-v0']
+TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64', '--context_length', '20',
+        '--batch_size', '8', '--max_trajectories', '20']
+COMMANDS = {
+    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '3000', '--val_interval', '20', '--val_batches',
+                '2', '--no-maze_figures'],
+    'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '12000', '--initial_updates', '200',
+               '--batch_size', '4', '--eval_interval', '4000', '--eval_episodes', '1', '--final_eval_episodes', '1',
+               '--num_envs', '4']}
+
+
+def start(kind, folder, *flags):
+    script, *rest = COMMANDS[kind]
+    offline = ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')] if kind == 'online' else []
+    return subprocess.Popen([sys.executable, str(ROOT / script), *rest, *offline, '--save_dir', str(folder), *flags],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent, text=True)
+
+
+def finish(process):
+    error = process.communicate()[1]
+    if process.returncode:
+        sys.exit(f'the training failed: {error[-2000:]}')
+
+
+def same(a, b):
+    """Bitwise equality of nested dicts and lists of tensors and builtins."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def timeless(path):
+    return [{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(path)]
+
+
+def kills(kind, count, folder):
+    """`count` kills of one training -> None; ends the program where a promise is broken."""
+    whole, broken = folder / f'{kind}-whole', folder / f'{kind}-killed'
+    csv = {'offline': 'train', 'online': 'online'}[kind]
+    begin = time.time()
+    finish(start(kind, whole))
+    seconds, done, saved = time.time() - begin, 0, 0
+    print(f'{kind}: undisturbed in {seconds:.0f} s', flush=True)
+    process = start(kind, broken)
+    for done in range(1, count + 1):
+        while not (broken / 'config.json').exists() and process.poll() is None:
+            time.sleep(0.05)
+        before = (broken / 'last.pth').stat().st_mtime if (broken / 'last.pth').exists() else 0
+        limit = time.time() + 120
+        while process.poll() is None and time.time() < limit:  # until it saves again: every kill makes some progress
+            if (broken / 'last.pth').exists() and (broken / 'last.pth').stat().st_mtime > before:
+                break
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 1.5 * seconds / count))
+        if process.poll() is not None:
+            done -= 1
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        saved += load_checkpoint(broken / 'last.pth', kind)['agent']['step'] > 0
+        process = start(kind, broken, '--resume')
+    finish(process)
+    for name in ('last.pth', 'best_model.pth'):
+        contents = [load_checkpoint(run / name) for run in (whole, broken)]
+        for content in contents:
+            del content['flags']
+            content['random'].pop('numpy')
+        if not same(*contents):
+            sys.exit(f'{kind}: {name} differs after {done} kills')
+    if timeless(whole / f'{csv}.csv') != timeless(broken / f'{csv}.csv'):
+        sys.exit(f'{kind}: {csv}.csv differs after {done} kills')
+    print(f'{kind}: {done} kills, last.pth loaded after every one; checkpoints and CSV equal those of the undisturbed '
+          'run bit for bit', flush=True)
+
+
+def resident(pid):
+    """Resident memory of a process in MB (Linux)."""
+    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())[1]) / 1024
+
+
+def memory(kind, flags, folder):
+    """Resident memory at each row of the CSV of a training with default sizes, printed as a table."""
+    script, csv = (('offline_trainer.py', 'train.csv'), ('online_trainer.py', 'online.csv'))[kind == 'online']
+    run = folder / kind
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    seen, measured = 0, []
+    while process.poll() is None:
+        rows = read_csv(run / csv) if (run / csv).exists() else []
+        if len(rows) > seen:
+            seen = len(rows)
+            time.sleep(0.5)
+            if process.poll() is None:
+                measured.append((int(rows[-1]['step']), resident(process.pid)))
+        time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f'{script} failed')
+    sizes = ', '.join(f'{step:,}: {size:.0f}' for step, size in measured)
+    print(f'{kind}, resident MB at step: {sizes}', flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('what', choices=('kills', 'memory'))
+    parser.add_argument('--count', type=int, default=50, help='kills of each training (default: %(default)s)')
+    options = parser.parse_args()
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.what == 'kills':
+            for kind in COMMANDS:
+                kills(kind, options.count, folder)
+        else:
+            memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
+            memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
+                              '--random_steps', '2000', '--initial_updates', '500', '--num_envs', '2', '--eval_interval',
+                              '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
+
+
+if __name__ == '__main__':
+    main()
