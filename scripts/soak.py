@@ -144,8 +144,8 @@ def main():
         else:
             memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
             memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
-                              '--random_steps', '2000', '--initial_updates', '500', '--num_envs', '2', '--eval_interval',
-                              '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
+                              '--random_steps', '2000', '--initial_updates', '500', '--num_envs', '2',
+                              '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
 
 
 if __name__ == '__main__':
