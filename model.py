@@ -15,7 +15,6 @@ P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
 
 import math
 import os
-import sys
 from typing import NamedTuple
 
 # Before torch loads OpenMP: waiting threads sleep instead of spinning. On two cores that something else uses
@@ -27,6 +26,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from kernels import GELU, choose_matmul_kernels  # noqa: E402
+from triton_scan import load_mamba_ssm_scan  # noqa: E402
 
 choose_matmul_kernels()
 
@@ -84,14 +84,6 @@ def ssd_reference(x, dt, A, B, C):
     return torch.stack(outputs, 1)
 
 
-def load_mamba_ssm_scan():
-    """mamba_ssm's Triton kernel for `ssd_scan`, or ImportError. Imported late: PyPI's package cannot be
-    imported at all without its CUDA extension."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    return lambda x, dt, A, B, C, chunk_size=32: mamba_chunk_scan_combined(
-        x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=chunk_size)
-
-
 def choose_backend(requested, device):
     """-> ('torch' | 'mamba_ssm', one line that says why). `requested`: auto, torch or mamba_ssm.
 
@@ -122,7 +114,7 @@ def choose_backend(requested, device):
         missing = isinstance(error, ModuleNotFoundError) and error.name == 'mamba_ssm'
         return 'torch', f'{name}; ' + ('mamba-ssm is not installed, requirements-cuda.txt says how' if missing else
                                        f'mamba_ssm not usable: {reason}')
-    return 'mamba_ssm', f'mamba_ssm {getattr(sys.modules["mamba_ssm"], "__version__", "")} on {device}'
+    return 'mamba_ssm', f'mamba_ssm {scan.version} on {device}'
 
 
 class GatedRMSNorm(nn.Module):

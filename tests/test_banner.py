@@ -1,7 +1,6 @@
 """What a run says when it starts: where it computes and why, and how long it will take."""
 
 import sys
-import types
 
 import pytest
 import torch
@@ -35,13 +34,33 @@ def test_a_missing_mamba_ssm_is_said_with_the_way_to_get_it(monkeypatch):
                                           'how')
 
 
-def test_version_of_mamba_ssm_is_named(monkeypatch):
-    from model import ssd_scan
-    monkeypatch.setitem(sys.modules, 'mamba_ssm', types.SimpleNamespace(__version__='2.3.2'))
-    monkeypatch.setattr('model.load_mamba_ssm_scan', lambda: ssd_scan)
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A mamba_ssm like PyPI's: importing it fails for want of its CUDA extension, its Triton files work."""
+    folder = tmp_path / 'mamba_ssm' / 'ops' / 'triton'
+    folder.mkdir(parents=True)
+    (tmp_path / 'mamba_ssm' / '__init__.py').write_text('import selective_scan_cuda\n')
+    (folder / 'ssd_combined.py').write_text('def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size):\n'
+                                            '    from model import ssd_scan\n'
+                                            '    return ssd_scan(x, dt, A, B.squeeze(2), C.squeeze(2), chunk_size)\n')
+    info = tmp_path / 'mamba_ssm-2.3.2.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mamba-ssm\nVersion: 2.3.2\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith('mamba_ssm'):
+            del sys.modules[name]
+
+
+def test_the_kernel_is_used_without_the_cuda_extension_of_its_package(package, monkeypatch):
     rand = torch.rand
     monkeypatch.setattr(torch, 'rand', lambda *size, device=None: rand(*size))
     assert choose_backend('auto', 'cuda') == ('mamba_ssm', 'mamba_ssm 2.3.2 on cuda')
+    assert 'mamba_ssm' not in sys.modules
+    with pytest.raises(ModuleNotFoundError, match='selective_scan_cuda'):
+        import mamba_ssm  # noqa: F401  the stand-in is gone
 
 
 @pytest.mark.parametrize('seconds, text', [(3, '1 min'), (100, '2 min'), (3599, '1 h 0 min'), (4210, '1 h 10 min')])
