@@ -59,9 +59,9 @@ def make_offline(device='cpu', backend='torch', **changes):
     return agent, data
 
 
-def make_online(device='cpu', **changes):
-    agent, data = make_offline(device, **changes)
-    online = OnlineAgent(agent, ACTIONS, OnlineConfig())
+def make_online(value_interval=4, **changes):
+    agent, data = make_offline(**changes)
+    online = OnlineAgent(agent, ACTIONS, OnlineConfig(value_interval=value_interval))
     replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)
     for _ in range(10):
         actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)
