@@ -37,8 +37,8 @@ def process_alive(pid):
 def _birth(pid):
     """When a process was born, in a form that only it has; '' where the system does not tell (not Linux)."""
     try:
-        state, *fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-        boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+        state, *fields = Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()
+        boot = Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()
     except OSError:
         return ''
     return 'zombie' if state == 'Z' else f'{boot} {fields[18]}'
@@ -48,7 +48,7 @@ def lock_owner(path):
     """-> dict(pid, host, since, birth) of the process that holds a lock file, or None: no file, or its process is
     gone. A process of another machine counts as there."""
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding='utf-8'))
         pid, host, birth = int(owner['pid']), owner['host'], owner['birth']
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not filled: killed after creating it
         return None

@@ -291,9 +291,9 @@ def place_colors(maze, xy):
 def draw_latents(probe, look, path, title):
     """First two principal components of z and of V's embedding e(z), each point coloured by its place in the maze
     (left). In the titles: how far apart in the maze nearest neighbours are, in maze cells (median)."""
-    maze, colors = probe.maze, place_colors(probe.maze, probe.xy)
-    figure, axes = _panels(maze, title, 3)
-    maze.draw(axes[0])
+    colors = place_colors(probe.maze, probe.xy)
+    figure, axes = _panels(probe.maze, title, 3)
+    probe.maze.draw(axes[0])
     axes[0].scatter(*probe.xy.T, c=colors, s=3, lw=0, zorder=3)
     axes[0].set_title('place', fontsize=TEXT)
     for axis, (name, points) in zip(axes[1:], (('$z$', look['z']), ('$e(z)$', look['embeddings'])), strict=True):
@@ -302,7 +302,7 @@ def draw_latents(probe, look, path, title):
         share = variance[:-3:-1] / variance.sum()
         axis.scatter(*(points @ directions[:, :-3:-1]).T, c=colors, s=3, lw=0)
         near = torch.cdist(*(torch.from_numpy(points),) * 2).fill_diagonal_(torch.inf).argmin(1).numpy()
-        apart = np.median(np.linalg.norm(probe.xy[near] - probe.xy, axis=1)) / maze.unit
+        apart = np.median(np.linalg.norm(probe.xy[near] - probe.xy, axis=1)) / probe.maze.unit
         axis.set_title(f'{name}, nearest {apart:.2f} off', fontsize=TEXT)
         axis.margins(y=0.12)
         axis.text(0.98, 0.02, f'{share.sum():.0%} of variance', fontsize=SMALL, ha='right', transform=axis.transAxes)
@@ -323,8 +323,7 @@ def draw_paths(maze, episodes, path, title):
             else:
                 axis.plot(x, y, color='#444444', lw=0.8, alpha=0.8, zorder=4)
                 axis.plot(x[-1], y[-1], 'x', color=FAILURE, ms=7, mew=2, zorder=5)
-        solved = sum(bool(e['success']) for e in part)
-        axis.set_title(f'task {task}: {solved} of {len(part)} solved', fontsize=TEXT)
+        axis.set_title(f'task {task}: {sum(bool(e["success"]) for e in part)} of {len(part)} solved', fontsize=TEXT)
     axes[-1].axis('off')
     _key(axes[-1], [('start', 'o', 'white'), ('goal', '*', '#F0E442'),
                     ('solved', '--', TASK_COLORS[0]), ('failed', '--', '#444444'),

@@ -42,7 +42,7 @@ def machine():
              if name in {d.metadata['Name'].lower() for d in metadata.distributions()}}
     cpu = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         cpu = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), cpu)
     versions = ', '.join(f'{name} {version}' for name, version in names.items())
     return (f'{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) for torch, '

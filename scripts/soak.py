@@ -106,7 +106,7 @@ def kills(kind, count, folder):
 
 def resident(pid):
     """Resident memory of a process in MB (Linux)."""
-    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())[1]) / 1024
+    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text(encoding='utf-8'))[1]) / 1024
 
 
 def memory(kind, flags, folder):
