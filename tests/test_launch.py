@@ -18,9 +18,10 @@ FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launc
 
 
 def test_seeds_train_apart_and_are_summed_up(tmp_path, capsys):
-    """Two seeds that differ; given again with more updates, both go on; the table has their mean."""
-    for updates in ('2', '4'):
-        launch.main(['offline_trainer.py', '--seeds', '3', '5', '--save_dir', str(tmp_path), '--cores', '1', '--',
+    """Two seeds that differ; given again with more updates and a second seed, the first goes on; the table has their
+    mean."""
+    for seeds, updates in ((['3'], '2'), (['3', '5'], '4')):
+        launch.main(['offline_trainer.py', '--seeds', *seeds, '--save_dir', str(tmp_path), '--cores', '1', '--',
                      *FLAGS, '--num_updates', updates])
     losses = [[row['validation/total_loss'] for row in read_csv(tmp_path / f'seed{seed}' / 'train.csv')]
               for seed in (3, 5)]
@@ -32,7 +33,7 @@ def test_seeds_train_apart_and_are_summed_up(tmp_path, capsys):
     assert f'{np.mean(losses, 0)[1]:.4g}' in (tmp_path / 'aggregate.md').read_text()
     assert (tmp_path / 'aggregate.png').stat().st_size > 10_000
     out = capsys.readouterr().out
-    assert out.count('done') == 4 and 'aggregate.csv' in out
+    assert out.count('done') == 3 and 'aggregate.csv' in out
 
 
 def test_a_seed_that_fails_is_named_and_the_others_count(tmp_path):
