@@ -245,7 +245,8 @@ def test_other_checkpoints_say_what_differs(folder, capsys):
     for content, words in cases:
         torch.save(content, 'bad.pth')
         line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'bad.pth',
-                     '--env_processes', 1, '--num_envs', 1, '--max_steps', 20, '--random_steps', 20)
+                     '--env_processes', 1, '--num_envs', 1, '--max_steps', 20, '--random_steps', 20,
+                     '--initial_updates', 1)
         assert 'bad.pth' in line
         for word in words:
             assert word in line
