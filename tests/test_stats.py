@@ -17,8 +17,8 @@ def test_iqm_leaves_out_the_outer_quarters():
     assert iqm([0, 1, 2, 99]) == 1.5
     assert iqm([5.0]) == 5.0
     assert iqm([1, 2]) == 1.5
-    five = iqm([0, 10, 20, 30, 1000])  # a quarter of five is 1.25: 10 and 30 count three quarters each
-    assert five == pytest.approx((0.75 * 10 + 20 + 0.75 * 30) / 2.5)
+    five = iqm([0, 10, 20, 60, 1000])  # a quarter of five is 1.25: 10 and 60 count three quarters each
+    assert five == pytest.approx((0.75 * 10 + 20 + 0.75 * 60) / 2.5)
     np.testing.assert_allclose(iqm([[0, 1, 2, 99], [4, 4, 4, 4]]), [1.5, 4])
     np.testing.assert_allclose(iqm([[0, 4], [1, 4], [2, 4], [99, 4]], axis=0), [1.5, 4])
 
