@@ -1,0 +1,61 @@
+#!/bin/sh
+# Every number under results/: collects the data, trains, evaluates the last checkpoint, keeps the small files.
+#
+#   sh scripts/reproduce.sh                                              everything, one run after another
+#   sh scripts/reproduce.sh main antmaze-medium-navigate-v0 0            one experiment, dataset and seed
+#   DATA=/data RUNS=/runs PYTHON=.venv/bin/python sh scripts/reproduce.sh main
+#
+# Data goes to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). What is there is not made again;
+# a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
+set -eu
+cd "$(dirname "$0")/.."
+DATA=${DATA:-datasets/collected}
+RUNS=${RUNS:-reproduced}
+PYTHON=${PYTHON:-python}
+only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
+
+collect() { # dataset, episodes, validation episodes
+    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" --num_episodes "$2" \
+        --num_val_episodes "$3" --output_dir "$DATA" --seed 1
+}
+
+data() { # a dataset of our own expert, at least 500 trajectories
+    case $1 in
+    *-navigate-v0) collect "$1" 500 50 ;;
+    *-stitch-v0) collect "$1" 2500 100 ;;
+    *-explore-v0) collect "$1" 1000 50 ;;
+    esac
+}
+
+resume() { [ -f "$1/config.json" ] && echo --resume || true; }
+
+run() { # experiment, dataset, seed, environment steps, flags of the offline half, flags of the online half
+    [ -z "$only_experiment" ] || [ "$only_experiment" = "$1" ] || return 0
+    [ -z "$only_dataset" ] || [ "$only_dataset" = "$2" ] || return 0
+    [ -z "$only_seed" ] || [ "$only_seed" = "$3" ] || return 0
+    folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
+    [ ! -f "$result/evaluation.json" ] || return 0
+    data "$2"
+    # shellcheck disable=SC2086
+    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 4000 --expectile 0.97 $5 \
+        --save_dir "$folder/offline" $(resume "$folder/offline")
+    # shellcheck disable=SC2086
+    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --value_interval 0 $6 \
+        --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
+    # seed 12345: no start, goal or noise of the training episodes
+    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345
+    mkdir -p "$result"
+    cp "$folder/offline/train.csv" "$result/offline.csv"
+    cp "$folder/online/online.csv" "$result/online.csv"
+    cp "$folder/offline/config.json" "$result/config_offline.json"
+    cp "$folder/online/config.json" "$result/config_online.json"
+    cp "$folder/online/evaluation.json" "$result/evaluation.json"
+}
+
+for seed in 0 1 2; do
+    run main antmaze-medium-navigate-v0 $seed 100000 '' ''
+    run main antmaze-medium-stitch-v0 $seed 150000 '' ''
+    run main antmaze-large-navigate-v0 $seed 150000 '' ''
+    run main antmaze-medium-explore-v0 $seed 250000 '' ''
+    run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
+done
