@@ -9,6 +9,7 @@ update trains small heads only: two inverse dynamics, and the offline critic, va
 """
 
 import contextlib
+import copy
 import dataclasses
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ class OnlineConfig:
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
     lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one",
                      above=0)
+    policy_rate: float = flag(0.002, 'rate of the moving average of I, which is what acts; 1 is I itself', above=0,
+                              most=1)
     value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many; 0: they stay as '
                                    'they are, and V\'s embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
@@ -60,6 +63,7 @@ class OnlineAgent:
             'labeler': InverseDynamics(2 * offline.observation_dim, action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 2 * offline.embedding_dim, action_dim, h),
         }).to(self.device).eval()
+        self.averaged = copy.deepcopy(self.nets['inverse_dynamics']).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
         self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
         self.optimizer = torch.optim.Adam([
@@ -120,10 +124,11 @@ class OnlineAgent:
         return np.clip(actions, -1, 1).astype(np.float32), state._replace(encoder=memory, biased=biased)
 
     # -------------------------------------------------------------------------------------------- objectives
-    def infer_action(self, z, e_z, e_next, e_goal):
-        """I(z, z', z_g) -> action; z' and z_g are read in V's embedding (n_ensemble, ..., E), relative to z."""
+    def infer_action(self, z, e_z, e_next, e_goal, averaged=True):
+        """I(z, z', z_g) -> action; z' and z_g are read in V's embedding (n_ensemble, ..., E), relative to z. By the
+        moving average of I, or by I itself."""
         ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
-        return self.nets['inverse_dynamics'](z, *ahead)
+        return (self.averaged if averaged else self.nets['inverse_dynamics'])(z, *ahead)
 
     def label(self, states, next_states):
         """I_1(s_t, s_{t+1}) -> the action between two raw states."""
@@ -148,7 +153,7 @@ class OnlineAgent:
             weight = self.offline.advantage_weight(latents)
             body = latents['z'] if self.offline.config.head_memory == 'history' else self.encoder.encode_state(
                 batch['states'])
-        inferred = self.infer_action(body, latents['e_z'], e_next, latents['e_proposer_goal'])
+        inferred = self.infer_action(body, latents['e_z'], e_next, latents['e_proposer_goal'], averaged=False)
         error = (inferred - actions).square().mean(-1)
         loss = (weight * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
@@ -176,6 +181,7 @@ class OnlineAgent:
         info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
                                 for group in (self.nets.parameters(), self.heads.parameters()))
         self.optimizer.step()
+        soft_update(self.averaged, self.nets['inverse_dynamics'], self.config.policy_rate)
         if batch['train_values']:
             soft_update(self.offline.targets['value'], self.heads['value'], self.offline.config.target_rate)
         self.step += 1
@@ -197,11 +203,12 @@ class OnlineAgent:
         """-> tensors and builtins from which `from_checkpoint` rebuilds this agent exactly."""
         return {'offline': self.offline.checkpoint() | {'optimizer': None}, 'action_dim': self.action_dim,
                 'step': self.step, 'config': dataclasses.asdict(self.config), 'nets': self.nets.state_dict(),
-                'optimizer': self.optimizer.state_dict()}
+                'averaged': self.averaged.state_dict(), 'optimizer': self.optimizer.state_dict()}
 
     def restore(self, content):
         self.offline.restore(content['offline'])
         load_weights(self.nets, content['nets'])
+        load_weights(self.averaged, content['averaged'])
         self.optimizer.load_state_dict(content['optimizer'])
         self.step = content['step']
 

@@ -28,7 +28,7 @@ from locks import LOCK, lock_owner, process_alive, run_lock
 from trackers import INSTALL, check_trackers, open_trackers
 from utils import random_state, restore_random_state
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared

@@ -66,7 +66,8 @@ def states(*shape, seed=0):
 
 def snapshot(agent):
     return copy.deepcopy({
-        'nets': agent.nets.state_dict(), 'offline': agent.offline.nets.state_dict(), 'step': agent.step,
+        'nets': agent.nets.state_dict(), 'averaged': agent.averaged.state_dict(),
+        'offline': agent.offline.nets.state_dict(), 'step': agent.step,
         'targets': agent.offline.targets.state_dict(), 'optimizer': agent.optimizer.state_dict()})
 
 
@@ -213,6 +214,9 @@ def test_update_freezes_the_encoder_and_moves_the_rest(make_online, stores, inte
                  if not torch.equal(p, before['offline'][name])}
         assert moved | cancels == heads if trained else not moved
         assert all(not torch.equal(p, before['nets'][name]) for name, p in agent.nets.named_parameters())
+        for name, p in agent.averaged.named_parameters():  # what acts follows slowly
+            new = agent.nets['inverse_dynamics'].get_parameter(name)
+            torch.testing.assert_close(p, before['averaged'][name].lerp(new, agent.config.policy_rate))
         for name, p in agent.offline.targets.named_parameters():
             old, new = before['targets'][name], agent.offline.nets.get_parameter(name)
             if name.startswith('encoder') or not trained:
@@ -279,7 +283,7 @@ def test_the_inverse_dynamics_reads_embeddings_relative_to_now(agent, batch, stu
     agent.nets['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
     z, z_next, z_goal = batch['z'], batch['z_next'], batch['z_goal']
     embedded = [agent.offline.targets['value'].embed(latent) for latent in (z, z_next, z_goal)]
-    agent.infer_action(z, *embedded)
+    agent.infer_action(z, *embedded, averaged=False)
     e_z, e_next, e_goal = (torch.cat([*e], -1) for e in embedded)  # members side by side
     for got, expected in zip(read['inputs'], (z, e_next - e_z, e_goal - e_z), strict=True):
         torch.testing.assert_close(got, expected)
