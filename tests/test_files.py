@@ -75,13 +75,16 @@ def test_fifty_kills_while_saving_leave_a_loadable_file(folder):
     for kill in range(50):
         child = fork.Process(target=saver, args=(path, range(1000 * kill, 1000 * kill + 1000)))
         child.start()
-        time.sleep(random.uniform(0.0, 0.03))
+        temporary, deadline = path.with_name(f'last.pth.tmp{child.pid}'), time.monotonic() + 10
+        while not temporary.exists():  # a busy machine may need a while to begin
+            assert time.monotonic() < deadline
+        time.sleep(random.uniform(0.0, 0.02))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         data = load_checkpoint(path, 'offline')['data']
         assert len(data) == 300_000 and (data == data[0]).all()
         seen.add(float(data[0]))
-    assert len(seen) > 5
+    assert len(seen) > 2
     remove_leftovers(folder)
     assert [file.name for file in folder.iterdir()] == ['last.pth']
 
