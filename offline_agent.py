@@ -31,7 +31,7 @@ class OfflineConfig:
     hidden_dim: int = flag(256, 'width of the hidden layers of every head', least=1)
     lr: float = flag(3e-4, "Adam's learning rate", above=0)
     grad_clip: float = flag(5.0, 'largest gradient norm', above=0)
-    discount: float = flag(0.995, 'discount per environment step', above=0, below=1)
+    discount: float = flag(0.998, 'discount per environment step', above=0, below=1)
     slow_goals: bool = flag(True, 'Q, V and proposer see the slowly changing dimensions of states and goals only, as '
                             'measured in the data')
     transition_steps: int = flag(25, 'k: steps from z to z\' for Q, V, alignment and proposer', least=1)

@@ -82,7 +82,10 @@ class TrajectoryDataset:
         proposer_goal_rows with proposer_near (the goal is no further than next_rows)."""
         end = self.end_of[rows]
         next_rows = np.minimum(rows + self.transition_steps, end)
-        ahead = np.minimum(rows + rng.geometric(1 - self.discount, rows.shape), end)
+        # geometric, but only among the steps that are left: cut off at the end instead, with a discount near 1 most
+        # goals would be last states
+        share = rng.random(rows.shape) * (1 - self.discount ** (end - rows))
+        ahead = np.minimum(rows + 1 + (np.log1p(-share) / np.log(self.discount)).astype(np.int64), end)
         anywhere = rng.integers(len(self), size=rows.shape)
         kind = rng.random(rows.shape)
         at_goal, is_random = kind < self.current_goals, kind > 1 - self.random_goals

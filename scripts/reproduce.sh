@@ -37,7 +37,7 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
     [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
     # shellcheck disable=SC2086
-    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 --expectile 0.97 $5 \
+    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $5 \
         --save_dir "$folder/offline" $(resume "$folder/offline")
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --value_interval 0 $6 \
