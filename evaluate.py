@@ -9,6 +9,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import threads  # noqa: F401  before torch
+
 import numpy as np
 from tqdm import tqdm
 

@@ -14,19 +14,16 @@ P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
 """
 
 import math
-import os
 from typing import NamedTuple
 
-# Before torch loads OpenMP: waiting threads sleep instead of spinning. On two cores that something else uses
-# too, an update took 0.3 s this way and 12 s the other.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+import threads  # noqa: F401  before torch
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-from kernels import GELU, choose_matmul_kernels  # noqa: E402
-from triton_scan import load_mamba_ssm_scan  # noqa: E402
+from kernels import GELU, choose_matmul_kernels
+from triton_scan import load_mamba_ssm_scan
 
 choose_matmul_kernels()
 

@@ -7,6 +7,8 @@ import dataclasses
 import signal
 import time
 
+import threads  # noqa: F401  before torch
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -7,6 +7,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+import threads  # noqa: F401  before torch
+
 import numpy as np
 from tqdm import tqdm
 

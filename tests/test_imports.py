@@ -1,6 +1,9 @@
 """Who may import whom: one direction, from the trainers down to the agents and on to the leaves."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sorted(folder.glob('*.py'))}
 ALLOWED = {
+    'threads': set(),
     'utils': set(),
     'locks': set(),
     'trackers': set(),
@@ -15,7 +19,7 @@ ALLOWED = {
     'kernels': set(),
     'parallel': set(),
     'triton_scan': set(),
-    'model': {'kernels', 'triton_scan'},
+    'model': {'kernels', 'threads', 'triton_scan'},
     'stats': set(),
     'figures': {'runs', 'stats'},
     'ogbench_utils': set(),
@@ -27,9 +31,9 @@ ALLOWED = {
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
     'videos': {'ogbench_utils'},
     'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'ogbench_utils', 'parallel', 'runs',
-                        'trajectories', 'utils'},
+                        'threads', 'trajectories', 'utils'},
     'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
-                       'runs', 'trajectories', 'utils', 'videos', 'workers'},
+                       'runs', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
 }
 
 
@@ -60,3 +64,19 @@ def test_nothing_but_tests_imports_a_trainer():
     for name, path in FILES.items():
         trainers = imported(path.read_text(encoding='utf-8')) & {'offline_trainer', 'online_trainer'}
         assert not trainers, f'{name}.py imports {sorted(trainers)}'
+
+
+@pytest.mark.parametrize('name', ['offline_trainer', 'online_trainer', 'evaluate', 'model'])
+def test_torch_finds_sleeping_threads_when_it_loads(name):
+    """OpenMP reads OMP_WAIT_POLICY once, while torch is imported: what is set later does nothing."""
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch':
+            sys.exit(40 + (os.environ.get('OMP_WAIT_POLICY') == 'PASSIVE'))
+sys.meta_path.insert(0, Watch())
+import {name}
+"""
+    environment = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment).returncode == 41
