@@ -22,6 +22,7 @@ import re
 import socket
 import struct
 import sys
+import tempfile
 import time
 import tokenize
 import zipfile
@@ -231,7 +232,13 @@ def make_env(dataset, **options):
     import mujoco
     import ogbench  # noqa: F401  registers its environments
     mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)  # its own way is a file in the working directory
-    return gymnasium.make(parse_name(dataset), **options)
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:  # an OGBench maze leaves its XML file behind
+        tempfile.tempdir = folder
+        try:
+            return gymnasium.make(parse_name(dataset), **options)
+        finally:
+            tempfile.tempdir = before
 
 
 class SafeEnv:

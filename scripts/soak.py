@@ -29,11 +29,11 @@ DATA = ['--dataset', 'antmaze-medium-navigate-mini-v0']
 TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64', '--context_length', '20',
         '--batch_size', '8', '--max_trajectories', '20']
 COMMANDS = {
-    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '3000', '--val_interval', '20', '--val_batches',
+    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '20', '--val_batches',
                 '2', '--no-maze_figures'],
-    'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '12000', '--initial_updates', '200',
+    'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '7000', '--initial_updates', '200',
                '--batch_size', '4', '--eval_interval', '4000', '--eval_episodes', '1', '--final_eval_episodes', '1',
-               '--num_envs', '4']}
+               '--num_envs', '2']}
 
 
 def start(kind, folder, *flags):

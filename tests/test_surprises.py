@@ -1,10 +1,10 @@
 """Nothing that nobody asked for: no window or GL library, no network, no file elsewhere; and the seed decides all."""
 
+import getpass
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,8 @@ def short_episodes(tmp_path_factory):
     (folder / 'sitecustomize.py').write_text(
         'import gymnasium\nmake = gymnasium.make\n'
         'gymnasium.make = lambda *args, **options: make(*args, max_episode_steps=30, **options)\n')
-    return {'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1'}
+    (folder / 'tmp').mkdir()
+    return {'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1', 'TMPDIR': str(folder / 'tmp')}
 
 
 def watched(script, *flags, cwd, variables):
@@ -82,17 +83,19 @@ def watched_runs(tmp_path_factory, short_episodes):
                  for script, flags in commands.items()}
 
 
-def test_no_file_is_written_outside_the_run_folder(watched_runs):
+def test_no_file_is_written_outside_the_run_folder(watched_runs, short_episodes):
     cwd, reports = watched_runs
     for script, report in reports.items():
         root = 'offline_checkpoints' if script.startswith('offline') else 'online_checkpoints'
         own, work = str(cwd / root), str(cwd)
-        temporary = (os.path.realpath(tempfile.gettempdir()), '/dev/', '/proc/')
+        temporary = (short_episodes['TMPDIR'], '/dev/', '/proc/', str(cwd.parent / f'{Path(script).stem}.json'))
         elsewhere = [path for path in report['written'] if not path.startswith(own)
                      and (path.startswith(work) or not path.startswith(temporary))]
         assert not elsewhere, f'{script} wrote {elsewhere}'
         assert any(path.startswith(own) for path in report['written'])
     assert sorted(path.name for path in cwd.iterdir()) == ['offline_checkpoints', 'online_checkpoints']
+    left = [path.name for path in Path(short_episodes['TMPDIR']).iterdir()]
+    assert left == [f'matplotlib-{getpass.getuser()}']  # what it knows about fonts
 
 
 def test_nothing_is_sent_to_any_network(watched_runs):
