@@ -64,7 +64,8 @@ def watched(script, *flags, cwd, variables):
     """Run a script under an audit hook, without display and GL settings -> what it did."""
     report = cwd.parent / f'{Path(script).stem}.json'
     plain = {name: value for name, value in os.environ.items()
-             if name not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MUJOCO_GL', 'PYOPENGL_PLATFORM', 'MPLCONFIGDIR')}
+             if name not in ('DISPLAY', 'WAYLAND_DISPLAY', 'MUJOCO_GL', 'PYOPENGL_PLATFORM', 'MPLCONFIGDIR',
+                             'TORCHINDUCTOR_CACHE_DIR')}  # torch itself sets the last one
     plain |= {'WATCH_REPORT': str(report), 'PYTHONDONTWRITEBYTECODE': '1', **variables}
     subprocess.run([sys.executable, '-c', WATCH, ROOT / script, *flags], cwd=cwd, env=plain, check=True,
                    capture_output=True)
