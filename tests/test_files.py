@@ -316,12 +316,12 @@ def test_a_lock_of_another_machine_is_respected(folder):
         pytest.fail('entered')
 
 
-def racer(folder, start, results):
+def racer(folder, start, results, finish):
     start.wait()
     try:
         with run_lock(folder):
             results.put(True)
-            time.sleep(0.3)
+            finish.wait()  # until all have tried: on a busy machine the last may come late
     except ValueError:
         results.put(False)
 
@@ -330,13 +330,14 @@ def racer(folder, start, results):
 def test_of_many_only_one_takes_over_a_stale_lock(folder):
     for _ in range(5):
         (folder / LOCK).write_text('{}')
-        start, results = fork.Event(), fork.Queue()
-        children = [fork.Process(target=racer, args=(folder, start, results)) for _ in range(6)]
+        start, results, finish = fork.Event(), fork.Queue(), fork.Event()
+        children = [fork.Process(target=racer, args=(folder, start, results, finish)) for _ in range(6)]
         for child in children:
             child.start()
         time.sleep(0.05)
         start.set()
         outcomes = [results.get(timeout=20) for _ in children]
+        finish.set()
         for child in children:
             child.join()
         assert sum(outcomes) == 1 and not (folder / LOCK).exists()
