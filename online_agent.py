@@ -174,7 +174,7 @@ class OnlineAgent:
         return total, info | {'total_loss': total}
 
     def update(self, batch):
-        """One gradient step on `total_loss` and one of the target critic and value -> info."""
+        """One gradient step on `total_loss` and one of the moving averages -> info."""
         loss, info = self.total_loss(batch)
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,11 +1,13 @@
 """Tiny networks and data for the tests; the factories are fixtures, so that no test file imports another."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from model import MambaEncoder
 from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
 from trajectories import ReplayBuffer, TrajectoryDataset
 
@@ -26,6 +28,25 @@ class Stub(torch.nn.Module):
 
     def forward(self, *args):
         return self.function(*args)
+
+
+class ShortEnv(gymnasium.Wrapper):
+    """Truncates after 30 steps."""
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated or self.steps >= 30, info
+
+
+@pytest.fixture(scope='session')
+def make_short_env():
+    """make_short_env(dataset) -> OGBench's environment with episodes of 30 steps."""
+    return lambda dataset: ShortEnv(make_env(dataset))
 
 
 def random_walk(length, rng, dim=DIM):

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from urllib.error import URLError
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -41,24 +40,11 @@ ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200,
                   eval_interval=0, eval_episodes=1, final_eval_episodes=1)
 
 
-class ShortEnv(gymnasium.Wrapper):
-    """Truncates after 30 steps."""
-
-    def reset(self, **options):
-        self.steps = 0
-        return self.env.reset(**options)
-
-    def step(self, action):
-        self.steps += 1
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated or self.steps >= 30, info
-
-
 @pytest.fixture
-def short_episodes(monkeypatch):
+def short_episodes(monkeypatch, make_short_env):
     monkeypatch.setattr(workers, 'cpu_cores', lambda: 1)  # in this process, where they can be replaced
     for script in (online_trainer, evaluate):
-        monkeypatch.setattr(script, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+        monkeypatch.setattr(script, 'make_env', make_short_env)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import time
 import traceback
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -36,19 +35,6 @@ ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_s
                      '--env_processes 1')
 
 
-class ShortEnv(gymnasium.Wrapper):
-    """Truncates after 30 steps."""
-
-    def reset(self, **options):
-        self.steps = 0
-        return self.env.reset(**options)
-
-    def step(self, action):
-        self.steps += 1
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated or self.steps >= 30, info
-
-
 @pytest.fixture(scope='module')
 def data_path(tmp_path_factory):
     """Four trajectories of 200 states of the bundled set."""
@@ -60,20 +46,20 @@ def data_path(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch, tmp_path, make_short_env):
     """No curves, short episodes, a folder of its own."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'draw', lambda folder, *_: (folder / 'curves.png').touch())
-    monkeypatch.setattr(online_trainer, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, data_path):
+def whole(tmp_path_factory, data_path, make_short_env):
     """Uninterrupted runs: {trainer: (flags, folder)}."""
     folder, runs = tmp_path_factory.mktemp('whole'), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(online_trainer, 'make_env', lambda dataset: ShortEnv(ogbench_utils.make_env(dataset)))
+        patch.setattr(online_trainer, 'make_env', make_short_env)
         for script in (offline_trainer, online_trainer):
             patch.setattr(script, 'draw', lambda *_: None)
         flags = {offline_trainer: [*OFFLINE, '--dataset_path', str(data_path)],
