@@ -81,26 +81,32 @@ def _acquire(folder):
             'birth': _birth(os.getpid())}
     for _ in range(3):
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            return _create(path, json.dumps(mine))
         except FileExistsError:
             _clear_stale(path)
-            continue
-        with os.fdopen(handle, 'w') as file:
-            json.dump(mine, file)
-        return
     raise ValueError(f'{folder} is being taken by another process right now; name another --save_dir')
+
+
+def _create(path, text):
+    """Write `text` to a new file `path`, there with all of it or not at all; FileExistsError if there is one."""
+    draft = path.with_name(f'{path.name}.tmp{os.getpid()}')
+    draft.write_text(text, encoding='utf-8')
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, 'x', encoding='utf-8') as file:
+            file.write(text)
+    finally:
+        draft.unlink()
 
 
 def _clear_stale(path):
     """Remove the lock of a process that is gone; ValueError if its owner lives."""
-    for _ in range(10):
-        _refuse(path)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_size:
-                break
-        time.sleep(0.05)  # an empty one may be about to be filled
+    _refuse(path)
     # by way of another name: of two processes that find the same stale lock, none may delete the other's new one
-    aside = path.with_name(f'{LOCK}.tmp{os.getpid()}')
+    aside = path.with_name(f'{path.name}.tmp{os.getpid()}')
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, aside)
         if lock_owner(aside):

@@ -316,6 +316,24 @@ def test_a_lock_of_another_machine_is_respected(folder):
         pytest.fail('entered')
 
 
+@pytest.mark.parametrize('error', [None, PermissionError])
+def test_a_lock_names_its_owner_from_its_first_moment(folder, monkeypatch, error):
+    """Where a rival saw it empty, it would take it over. Some network file systems have no hard links."""
+    seen, link = [], os.link
+
+    def spy(source, target):
+        seen.append((json.loads(Path(source).read_text())['pid'], Path(target).exists()))
+        if error:
+            raise error('not here')
+        link(source, target)
+
+    monkeypatch.setattr(os, 'link', spy)
+    with run_lock(folder):
+        assert seen == [(os.getpid(), False)] and lock_owner(folder / LOCK)['pid'] == os.getpid()
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert not list(folder.iterdir())
+
+
 def racer(folder, start, results, finish):
     start.wait()
     try:
