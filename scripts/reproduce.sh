@@ -7,6 +7,7 @@
 #
 # Data goes to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). What is there is not made again;
 # a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
+# Each run keeps to one process and, with OMP_NUM_THREADS=1, to one core: start as many side by side as there are cores.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}
@@ -40,7 +41,8 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $5 \
         --save_dir "$folder/offline" $(resume "$folder/offline")
     # shellcheck disable=SC2086
-    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --value_interval 0 $6 \
+    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --value_interval 0 \
+        --env_processes 1 $6 \
         --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     # seed 12345: no start, goal or noise of the training episodes
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345
@@ -53,7 +55,7 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
 }
 
 for seed in 0 1 2; do
-    run main antmaze-medium-navigate-v0 $seed 100000 '' ''
+    run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
     run main antmaze-medium-stitch-v0 $seed 150000 '' ''
     run main antmaze-large-navigate-v0 $seed 150000 '' ''
     run main antmaze-medium-explore-v0 $seed 250000 '' ''
