@@ -34,7 +34,7 @@ class OnlineConfig:
                      above=0)
     policy_rate: float = flag(0.002, 'rate of the moving average of I, which is what acts; 1 is I itself', above=0,
                               most=1)
-    value_interval: int = flag(4, 'Q, V and proposer are trained in one update of so many; 0: they stay as '
+    value_interval: int = flag(0, 'Q, V and proposer are trained on in one update of so many; 0: they stay as '
                                    'they are, and V\'s embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
                                     'from (the labeler learns from nothing else)', least=0, most=1)

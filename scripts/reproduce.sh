@@ -41,8 +41,7 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $5 \
         --save_dir "$folder/offline" $(resume "$folder/offline")
     # shellcheck disable=SC2086
-    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --value_interval 0 \
-        --env_processes 1 $6 \
+    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --env_processes 1 $6 \
         --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     # seed 12345: no start, goal or noise of the training episodes
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345

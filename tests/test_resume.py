@@ -167,8 +167,10 @@ def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert
 
 
 def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
-    """At every update of the first two rounds in turn, and in the evaluation behind them."""
-    flags, folder = whole[online_trainer][0], tmp_path / 'run'
+    """At every update of the first two rounds in turn, and in the evaluation behind them; Q, V and proposer, which
+    stay as they are in the other tests, are trained on."""
+    flags, folder = [*whole[online_trainer][0], '--value_interval', '4'], tmp_path / 'run'
+    online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, seen = online_trainer.OnlineAgent.update, []
 
     def stop_now(self, batch):
@@ -191,7 +193,7 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
     assert end.value.code == 143
     monkeypatch.setattr(online_trainer, 'evaluate', evaluate)
     online_trainer.main([*flags, '--save_dir', str(folder), '--resume'])
-    assert_same_run(online_trainer, whole, folder, assert_same)
+    assert_same_run(online_trainer, {online_trainer: (flags, tmp_path / 'whole')}, folder, assert_same)
 
 
 def test_second_signal_ends_at_once(whole, tmp_path, monkeypatch):
