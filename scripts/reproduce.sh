@@ -57,6 +57,6 @@ for seed in 0 1 2; do
     run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
     run main antmaze-medium-stitch-v0 $seed 150000 '' ''
     run main antmaze-large-navigate-v0 $seed 150000 '' ''
-    run main antmaze-medium-explore-v0 $seed 250000 '' ''
+    run main antmaze-medium-explore-v0 $seed 150000 '' ''
     run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
 done
