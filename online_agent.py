@@ -209,7 +209,8 @@ class OnlineAgent:
         self.offline.restore(content['offline'])
         load_weights(self.nets, content['nets'])
         load_weights(self.averaged, content['averaged'])
-        self.optimizer.load_state_dict(content['optimizer'])
+        if content['optimizer'] is not None:
+            self.optimizer.load_state_dict(content['optimizer'])
         self.step = content['step']
 
     @classmethod

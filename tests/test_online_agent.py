@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import shrink_checkpoint
 import torch
 
 from online_agent import LatentStore, OnlineAgent
@@ -454,6 +455,23 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
     assert_same(snapshot(loaded), snapshot(agent))
     observations, goals = states(4), states(4, seed=1)
     assert np.array_equal(*(a.act(observations, goals, a.initial_state(4))[0] for a in (agent, loaded)))
+
+
+def test_a_shrunk_checkpoint_acts_like_the_whole_one(either_agent, make_dataset, make_replay, tmp_path, monkeypatch):
+    agent, small = either_agent, tmp_path / 'small.pth'
+    stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
+    for seed in range(5):  # averages and what they are averages of differ
+        agent.update(agent.sample(*stores, np.random.default_rng(seed)))
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'agent': agent.checkpoint(),
+                                            'replay': make_replay((40,)).content()})
+    monkeypatch.setattr('sys.argv', ['', '--checkpoint', str(tmp_path / 'last.pth'), '--output', str(small)])
+    shrink_checkpoint.main()
+    loaded = OnlineAgent.from_checkpoint(load_checkpoint(small, 'online')['agent'])
+    observations, goals = states(64), states(64, seed=1)
+    actions = [a.act(observations, goals, a.initial_state(64))[0] for a in (agent, loaded)]
+    np.testing.assert_allclose(*actions, atol=0.01)
+    assert actions[0].std() > 0.05
+    assert small.stat().st_size < 0.35 * (tmp_path / 'last.pth').stat().st_size
 
 
 def test_cached_embeddings_change_nothing(make_online, make_dataset, make_replay):
