@@ -53,7 +53,7 @@ def act_step(agent, n):
 def online(options):
     """Without the cache, the latents of every batch are encoded anew: windows with head_memory history; and V's
     embeddings of them as well, where they would be cached (value_interval 0)."""
-    for memory, interval in (('state', 4), ('state', 0), ('history', 4)):
+    for memory, interval in (('state', 0), ('state', 4), ('history', 0)):
         agent, data, replay = make_online(interval, head_memory=memory)
         stores, rng = (LatentStore(data, agent), LatentStore(replay, agent)), np.random.default_rng(0)
 
