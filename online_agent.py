@@ -1,5 +1,5 @@
 """OPSO's second half: from latents to actions. The encoder is frozen, so latents are computed once and every
-update trains small heads only: two inverse dynamics, and the offline critic, value and proposer further on.
+update trains small heads only: two inverse dynamics, the offline proposer further on and, on request, Q and V.
 
     labeler             I_1(s_t, s_{t+1}) -> a_t       physics; trained on the agent's own transitions only; reads
                                                        raw states
@@ -30,12 +30,12 @@ class OnlineConfig:
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from cached latents', least=1)
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics; Q, V and proposer keep the offline one",
-                     above=0)
-    policy_rate: float = flag(0.002, 'rate of the moving average of I, which is what acts; 1 is I itself', above=0,
-                              most=1)
-    value_interval: int = flag(0, 'Q, V and proposer are trained on in one update of so many; 0: they stay as '
-                                   'they are, and V\'s embeddings of all states are computed once', least=0)
+    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the proposer; Q and V keep the offline "
+                           'one', above=0)
+    policy_rate: float = flag(0.002, 'rate of the moving averages of I and the proposer, which are what acts; 1 is '
+                                     'they themselves', above=0, most=1)
+    value_interval: int = flag(0, "Q and V are trained on in one update of so many; 0: they stay as they are, and V's "
+                                  'embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
                                     'from (the labeler learns from nothing else)', least=0, most=1)
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
@@ -62,10 +62,12 @@ class OnlineAgent:
         self.nets = nn.ModuleDict({
             'labeler': InverseDynamics(2 * offline.observation_dim, action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 2 * offline.embedding_dim, action_dim, h),
+            'proposer': offline.nets['proposer'],
         }).to(self.device).eval()
-        self.averaged = copy.deepcopy(self.nets['inverse_dynamics']).requires_grad_(False)
+        acting = nn.ModuleDict({name: self.nets[name] for name in ('inverse_dynamics', 'proposer')})
+        self.averaged = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
-        self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
+        self.heads = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value')})
         self.optimizer = torch.optim.Adam([
             {'params': self.nets.parameters(), 'lr': config.lr},
             {'params': self.heads.parameters(), 'lr': offline.config.lr}], fused=True)
@@ -89,7 +91,7 @@ class OnlineAgent:
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
         z + alpha (z_g - z), alpha ~ U(0.2, 1)."""
-        z_next, biased = self.heads['proposer'](z, z_goal), np.zeros(len(z), bool)
+        z_next, biased = self.averaged['proposer'](z, z_goal), np.zeros(len(z), bool)
         if epsilon > 0:
             alpha = torch.as_tensor(rng.uniform(0.2, 1.0, (len(z), 1)), dtype=z.dtype, device=z.device)
             biased = rng.random(len(z)) < epsilon
@@ -128,7 +130,7 @@ class OnlineAgent:
         """I(z, z', z_g) -> action; z' and z_g are read in V's embedding (n_ensemble, ..., E), relative to z. By the
         moving average of I, or by I itself."""
         ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
-        return (self.averaged if averaged else self.nets['inverse_dynamics'])(z, *ahead)
+        return (self.averaged if averaged else self.nets)['inverse_dynamics'](z, *ahead)
 
     def label(self, states, next_states):
         """I_1(s_t, s_{t+1}) -> the action between two raw states."""
@@ -149,7 +151,7 @@ class OnlineAgent:
             actions = torch.where(batch['own'].unsqueeze(-1), batch['actions'], labels)
             e_next, use = latents['e_z_ahead'].clone(), batch['use_proposal']
             e_next[:, use] = self.offline.targets['value'].embed(
-                self.heads['proposer'](batch['z'][use], batch['proposer_goal'][use]))
+                self.averaged['proposer'](batch['z'][use], batch['proposer_goal'][use]))
             weight = self.offline.advantage_weight(latents)
             body = latents['z'] if self.offline.config.head_memory == 'history' else self.encoder.encode_state(
                 batch['states'])
@@ -159,17 +161,19 @@ class OnlineAgent:
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
     def total_loss(self, batch):
-        """-> (loss, info): both inverse dynamics and, in batches with `train_values`, the offline objectives that
-        work on cached latents."""
-        latents, total, info = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next']}, 0.0, {}
+        """-> (loss, info): both inverse dynamics, the proposer and, in batches with `train_values`, Q and V."""
+        latents = {**batch, 'target_z': batch['z'], 'target_z_next': batch['z_next']}
+        objectives = [self.offline.proposer_loss, self.policy_loss]
         if batch['train_values']:
             latents['target_z_goal'] = batch['z_goal']
-            total, info = self.offline.latent_losses(latents, batch)
-        elif 'e_z' in batch:
+            objectives += [self.offline.critic_loss, self.offline.value_loss]
+        if 'e_z' in batch:
             latents |= {name: batch[name].movedim(1, 0) for name in batch if name.startswith('e_')}
         else:
             self.offline.embed_targets(latents)
-        for loss, numbers in (self.labeler_loss(batch), self.policy_loss(latents, batch)):
+        total, info = self.labeler_loss(batch)
+        for objective in objectives:
+            loss, numbers = objective(latents, batch)
             total, info = total + loss, info | numbers
         return total, info | {'total_loss': total}
 
@@ -181,7 +185,8 @@ class OnlineAgent:
         info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
                                 for group in (self.nets.parameters(), self.heads.parameters()))
         self.optimizer.step()
-        soft_update(self.averaged, self.nets['inverse_dynamics'], self.config.policy_rate)
+        for name, average in self.averaged.items():
+            soft_update(average, self.nets[name], self.config.policy_rate)
         if batch['train_values']:
             soft_update(self.offline.targets['value'], self.heads['value'], self.offline.config.target_rate)
         self.step += 1

@@ -54,8 +54,8 @@ class TrainConfig:
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
     env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
                               least=0)
-    initial_updates: int = flag(5000, 'gradient steps after the random steps', least=1)
-    update_ratio: float = flag(0.1, 'gradient steps per environment step afterwards', least=0)
+    initial_updates: int = flag(8000, 'gradient steps after the random steps', least=1)
+    update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
     action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode', least=0)
@@ -108,12 +108,11 @@ def draw(folder, log, config):
         ('epsilon', {'mean': 'collect/epsilon'}, False),
         ('action noise', {'mean': 'collect/action_noise'}, False),
         ('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, False),
-        ('inverse dynamics, policy, weighted', {'train': 'training/inverse_dynamics_loss'}, True),
+        ('proposer', {'train': 'training/proposer_loss'}, True),
         ('gradient norm', {'train': 'training/grad_norm'}, True),
         ('environment steps per second', {'mean': 'time/steps_per_second'}, False)]
     if any('training/critic_loss' in row for row in log.rows):  # --value_interval
-        panels[-3:-1] = [('critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, True),
-                         ('proposer', {'train': 'training/proposer_loss'}, True)]
+        panels[-2] = 'critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, True
     plot_curves(log.rows, panels, folder / 'online_training_curves.png', 'environment steps',
                 f'OPSO online, {config.dataset}, seed {config.seed}')
 

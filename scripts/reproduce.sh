@@ -55,8 +55,8 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
 
 for seed in 0 1 2; do
     run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
-    run main antmaze-medium-stitch-v0 $seed 150000 '' ''
-    run main antmaze-large-navigate-v0 $seed 150000 '' ''
-    run main antmaze-medium-explore-v0 $seed 150000 '' ''
+    run main antmaze-medium-stitch-v0 $seed 50000 '' ''
+    run main antmaze-large-navigate-v0 $seed 50000 '' ''
+    run main antmaze-medium-explore-v0 $seed 50000 '' ''
     run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
 done

@@ -20,9 +20,9 @@ def shrink(content):
     """An online checkpoint -> what of it acts; equal tensors are one object, which torch writes once."""
     agent, offline = dict(content['agent']), dict(content['agent']['offline'])
     targets, averaged = half(offline['targets']), half(agent['averaged'])
-    offline.update(nets=half(offline['nets']) | targets, targets=targets, optimizer=None)
-    agent.update(offline=offline, nets=half(agent['nets']), averaged=averaged, optimizer=None)
-    agent['nets'] |= {f'inverse_dynamics.{name}': value for name, value in averaged.items()}
+    proposer = {name: value for name, value in averaged.items() if name.startswith('proposer.')}
+    offline.update(nets=half(offline['nets']) | targets | proposer, targets=targets, optimizer=None)
+    agent.update(offline=offline, nets=half(agent['nets']) | averaged, averaged=averaged, optimizer=None)
     return {'kind': content['kind'], 'dataset': content['dataset'], 'agent': agent}
 
 

@@ -170,13 +170,13 @@ def test_online_run_leaves_what_it_promises(pipeline):
     tasks = {f'evaluation/task{task}_success' for task in range(1, 6)}
     assert rows[1].keys() >= {'evaluation/overall_success', *tasks} and not tasks & rows[0].keys()
     last = load(folder / 'last.pth')
-    assert last['kind'] == 'online' and last['agent']['step'] == 3 + round(0.1 * 200)
+    assert last['kind'] == 'online' and last['agent']['step'] == 3 + round(0.2 * 200)
     replay, ends = last['replay'], last['replay']['ends']
     assert len(replay['observations']) == len(replay['actions']) == 400 + len(ends) == ends[-1] + 1
     assert last['collector']['steps'] == 400 and last['collector']['episodes'] == len(ends) == rows[1]['episodes']
     assert load(folder / 'best_model.pth')['success'] == rows[1]['evaluation/overall_success']
     config = read_config(folder / 'config.json', 'online_trainer.py', [*ONLINE, '--num_envs', '5'])
-    assert config['flags'].items() >= {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.1}.items()
+    assert config['flags'].items() >= {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.2}.items()
     assert config['offline_checkpoint'] == str(offline / 'last.pth')
     for name in ('online_training_curves', 'maze_paths', 'evaluation_paths'):
         assert_is_plot(folder / f'{name}.png')
