@@ -147,11 +147,11 @@ def train(config, agent_config):
                 config.dataset_url, config.max_trajectories or data_flags['max_trajectories'], **sampling)
         agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
+        trained = (*agent.nets.parameters(), *(agent.heads.parameters() if agent_config.value_interval else ()))
         print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n'
               f'{device_line(config.device, device, why)}\n{len(data.starts):,} trajectories, {len(data):,} states of '
               f'{offline.observation_dim} dimensions; {agent.action_dim} actions; '
-              f'{sum(p.numel() for p in (*agent.nets.parameters(), *agent.heads.parameters())):,} trained parameters\n'
-              f'run folder: {run.folder}')
+              f'{sum(p.numel() for p in trained):,} trained parameters\nrun folder: {run.folder}')
         log = learn(run, config, agent, data, replay, envs, {'source': str(Path(source).resolve()), 'data': data_flags})
         final = log.rows[-1]
         print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} '

@@ -38,8 +38,8 @@ def checkpoints(make_config, tmp_path, monkeypatch):
     paths = []
     for sign in (1, -1):
         agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
-        torch.nn.init.constant_(agent.averaged.net[-1].weight, 0.0)
-        torch.nn.init.constant_(agent.averaged.net[-1].bias, sign * 0.5)
+        torch.nn.init.constant_(agent.averaged['inverse_dynamics'].net[-1].weight, 0.0)
+        torch.nn.init.constant_(agent.averaged['inverse_dynamics'].net[-1].bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')
         save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.checkpoint()})
     return paths

@@ -85,7 +85,7 @@ def test_goal_biased_proposals(agent):
 def test_proposals_without_and_with_some_epsilon(agent):
     z, z_goal = torch.randn(500, D), torch.randn(500, D)
     with torch.no_grad():
-        proposed = agent.heads['proposer'](z, z_goal)
+        proposed = agent.averaged['proposer'](z, z_goal)
         z_next, biased = agent.propose(z, z_goal)
         assert torch.equal(z_next, proposed) and not biased.any()
         z_next, biased = agent.propose(z, z_goal, epsilon=0.3, rng=np.random.default_rng(0))
@@ -151,7 +151,7 @@ def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched):
     z = agent.encoder.encode_goal(torch.from_numpy(observations))
     z_goal = agent.encoder.encode_goal(torch.from_numpy(goals))
     actions, _ = agent.act(observations, goals, state)
-    expected = (0.1 * agent.heads['proposer'](z, z_goal)).clamp(-1, 1)
+    expected = (0.1 * agent.averaged['proposer'](z, z_goal)).clamp(-1, 1)
     torch.testing.assert_close(torch.from_numpy(actions), expected.detach(), rtol=1e-4, atol=1e-5)
     actions, state = agent.act(observations, goals, state, epsilon=1.0, rng=np.random.default_rng(0))
     alpha = torch.from_numpy(np.random.default_rng(0).uniform(0.2, 1.0, (4, 1))).float()
@@ -179,7 +179,7 @@ def test_the_agent_starts_from_the_averaged_networks(make_agent, make_online, ma
     agent = make_online(offline=offline)
     for name, value in averaged.items():
         assert torch.equal(offline.nets.state_dict()[name], value)
-    kept = agent.heads['proposer'].state_dict()
+    kept = agent.averaged['proposer'].state_dict()
     assert all(torch.equal(kept[name], value) for name, value in proposer.items())
 
 
@@ -189,8 +189,8 @@ def test_total_loss_is_pure(agent, batch, assert_same):
     first, second = agent.total_loss(batch), agent.total_loss(batch)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
-    names = {'labeler_loss', 'inverse_dynamics_loss'}
-    names |= {'proposer_loss', 'critic_loss', 'value_loss'} if batch['train_values'] else set()
+    names = {'labeler_loss', 'inverse_dynamics_loss', 'proposer_loss'}
+    names |= {'critic_loss', 'value_loss'} if batch['train_values'] else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
     assert_same(snapshot(agent), before)
@@ -199,8 +199,8 @@ def test_total_loss_is_pure(agent, batch, assert_same):
 
 @pytest.mark.parametrize('interval', [1, 3])
 def test_update_freezes_the_encoder_and_moves_the_rest(make_online, stores, interval):
-    """Both inverse dynamics in every update; Q, V, proposer and targets in one of `value_interval`, and not even
-    by Adam's momentum in the others."""
+    """Both inverse dynamics and the proposer in every update; Q, V and targets in one of `value_interval`, and not
+    even by Adam's momentum in the others."""
     agent, rng = make_online(value_interval=interval), np.random.default_rng(0)
     heads = {f'{k}.{name}' for k, net in agent.heads.items() for name, _ in net.named_parameters()}
     cancels = {f'value.goal.{i}.6.bias' for i in (0, 1)}  # V compares two embeddings, so its last bias drops out
@@ -212,11 +212,11 @@ def test_update_freezes_the_encoder_and_moves_the_rest(make_online, stores, inte
         assert batch['train_values'] is trained and agent.step == step + 1
         assert not any(value.requires_grad for value in info.values())
         moved = {name for name, p in agent.offline.nets.named_parameters()
-                 if not torch.equal(p, before['offline'][name])}
+                 if not name.startswith('proposer') and not torch.equal(p, before['offline'][name])}
         assert moved | cancels == heads if trained else not moved
         assert all(not torch.equal(p, before['nets'][name]) for name, p in agent.nets.named_parameters())
         for name, p in agent.averaged.named_parameters():  # what acts follows slowly
-            new = agent.nets['inverse_dynamics'].get_parameter(name)
+            new = agent.nets.get_parameter(name)
             torch.testing.assert_close(p, before['averaged'][name].lerp(new, agent.config.policy_rate))
         for name, p in agent.offline.targets.named_parameters():
             old, new = before['targets'][name], agent.offline.nets.get_parameter(name)
@@ -239,8 +239,8 @@ def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, store
             assert max(steps) == pytest.approx(lr, rel=0.01), name
 
 
-@pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics'])
-def test_each_inverse_dynamics_has_its_own_loss(agent, batch, trained):
+@pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics', 'proposer'])
+def test_each_net_has_its_own_loss(agent, batch, trained):
     agent.total_loss(batch)[1][f'{trained}_loss'].backward()
     everything = {**agent.nets, **agent.offline.nets}
     reached = {name for name, net in everything.items()
@@ -267,7 +267,7 @@ def test_the_policy_imitates_from_real_and_proposed_latents_by_advantage(agent, 
     agent.nets['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
     z, z_next, goal = batch['z'], batch['z_next'], batch['proposer_goal']
     with torch.no_grad():
-        proposed = agent.heads['proposer'](z, goal)
+        proposed = agent.averaged['proposer'](z, goal)
         z_target = torch.where(batch['use_proposal'][:, None], proposed, batch['z_ahead'])
         error = (((z_target - z) + 2 * (goal - z))[:, :ACTION_DIM] - batch['actions']).square().mean(-1)
         advantage = (goal - z).norm(dim=-1) - (goal - z_next).norm(dim=-1)
@@ -489,4 +489,5 @@ def test_cached_embeddings_change_nothing(make_online, make_dataset, make_replay
     assert info.keys() == other.keys()
     before = snapshot(agent)
     agent.update(batch)
-    assert all(torch.equal(p, before['offline'][name]) for name, p in agent.offline.nets.state_dict().items())
+    assert all(torch.equal(p, before['offline'][name]) for name, p in agent.offline.nets.state_dict().items()
+               if not name.startswith('proposer'))
