@@ -53,6 +53,15 @@ run() { # experiment, dataset, seed, environment steps, flags of the offline hal
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
+for dataset in antmaze-medium-navigate-v0 antmaze-medium-stitch-v0 antmaze-large-navigate-v0; do # what is imitated
+    for noise in 0 0.2; do
+        experiment=expert-noise-$noise output=results/expert-noise-$noise/$dataset/seed0/evaluation.json
+        [ -z "$only_experiment" ] || [ "$only_experiment" = "$experiment" ] || continue
+        [ -z "$only_dataset" ] || [ "$only_dataset" = "$dataset" ] || continue
+        [ -f "$output" ] || "$PYTHON" scripts/evaluate_expert.py --dataset "$dataset" --noise "$noise" --seed 12345 \
+            --episodes_per_task 60 --output "$output"
+    done
+done
 for seed in 0 1 2; do
     run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
     run main antmaze-medium-stitch-v0 $seed 50000 '' ''

@@ -1,5 +1,7 @@
 """The collector's protocols, its files, and the data set that is bundled with the repository."""
 
+import functools
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's spawned workers find it as well
 
 import collect_dataset  # noqa: E402
+import evaluate_expert  # noqa: E402
 from collect_dataset import CollectConfig, Collector, find_vertex_cells, load_ant_policy, main  # noqa: E402
 
 EXPERT = ROOT / 'datasets' / 'ant_expert.npz'
@@ -213,3 +216,22 @@ def test_bundled_files_are_state_only_whole_and_small():
         assert np.isfinite(observations).all()
     action = load_ant_policy(EXPERT)(np.zeros(29), np.array([1.0, 0.0]))
     assert action.shape == (8,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+
+
+# ------------------------------------------------------------------------------------------------- how good it is
+def test_the_expert_is_evaluated_on_the_episodes_of_a_seed(tmp_path, monkeypatch, capsys):
+    """With the whole way before it, the noise-free expert solves an easy task; the numbers are printed and written."""
+    def run(*flags):
+        output = tmp_path / 'new' / 'expert.json'
+        monkeypatch.setattr(sys, 'argv', ['', '--episodes_per_task', '1', '--output', str(output), *flags])
+        evaluate_expert.main()
+        return json.loads(output.read_text())
+
+    monkeypatch.setattr(evaluate_expert, 'evaluate', functools.partial(evaluate_expert.evaluate, tasks=(2,)))
+    numbers = run('--seed', '1')
+    assert numbers['evaluation/task2_success'] == numbers['evaluation/overall_success'] == 1
+    assert 100 < numbers['evaluation/episode_length'] < 500 and numbers['evaluation/on_its_back'] == 0
+    assert run('--seed', '1') == numbers and 'evaluation/on_its_back' in capsys.readouterr().out
+    assert run('--seed', '1', '--noise', '0.5')['evaluation/episode_length'] != numbers['evaluation/episode_length']
+    with pytest.raises(ValueError, match='pointmaze-medium-navigate-v0: the expert is an ant'):
+        run('--dataset', 'pointmaze-medium-navigate-v0')

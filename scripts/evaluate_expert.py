@@ -1,0 +1,77 @@
+"""How good is the expert that collected the data? It knows the way, from the maze's map, and every action.
+
+    python scripts/evaluate_expert.py --dataset antmaze-medium-navigate-v0 --noise 0 --seed 12345
+
+By OGBench's protocol, on the same episodes as `evaluate.py` with this seed. With --noise 0.2 it walks as in the data of
+navigate and stitch: what imitates these states perfectly would solve as much.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
+from collect_dataset import DATASETS_DIR, CollectConfig, Collector, split_name  # noqa: E402
+
+from ogbench_utils import make_env  # noqa: E402
+from rollouts import evaluate  # noqa: E402
+from runs import write_atomic  # noqa: E402
+from utils import run_main  # noqa: E402
+
+
+class Expert:
+    """Acts for `rollouts.evaluate`: toward the next cell of the shortest path, with noise on the actions."""
+
+    def __init__(self, dataset, expert_path, noise, seed):
+        self.collector = Collector(CollectConfig(split_name(dataset)[0], 'navigate', 'expert', str(expert_path), noise,
+                                                 2, True, seed))
+        self.rng = np.random.default_rng(seed)
+
+    def initial_state(self, batch_size):
+        return None
+
+    def reset_state(self, state, rows):
+        return state
+
+    def act(self, observations, goals, state):
+        """observations, goals (B, S) -> (actions (B, A), state)."""
+        env = self.collector.env
+        to_cells = [[env.xy_to_ij(row[:2]) for row in rows] for rows in (observations, goals)]
+        towards = np.array([self.collector.search(*cells)[0] for cells in zip(*to_cells, strict=True)])
+        away = towards - observations[:, :2]
+        directions = away / (np.linalg.norm(away, axis=1, keepdims=True) + 1e-6)
+        actions = np.stack([self.collector.policy(*pair) for pair in zip(observations, directions, strict=True)])
+        noise = self.collector.config.noise * self.rng.standard_normal(actions.shape)
+        return np.clip(actions + noise, -1, 1).astype(np.float32), state
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--dataset', default='antmaze-medium-navigate-v0', help='an antmaze (default: %(default)s)')
+    parser.add_argument('--noise', type=float, default=0.0, help='standard deviation on the actions (default: 0)')
+    parser.add_argument('--episodes_per_task', type=int, default=20)
+    parser.add_argument('--seed', type=int, default=0, help='seed of starts, goals and noise (default: 0)')
+    parser.add_argument('--expert_path', default=DATASETS_DIR / 'ant_expert.npz', help='weights of the ant expert')
+    parser.add_argument('--output', default='', help='JSON file for the numbers')
+    flags = parser.parse_args()
+    if not flags.dataset.startswith('antmaze'):
+        raise ValueError(f'--dataset {flags.dataset}: the expert is an ant')
+    agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed)
+    envs = [make_env(flags.dataset) for _ in range(8)]
+    metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
+    quaternions = np.stack([episode['observations'][-1, 3:7] for episode in episodes])
+    metrics['evaluation/on_its_back'] = float(np.mean(1 - 2 * np.sum(quaternions[:, 1:3] ** 2, 1) < 0))
+    metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'episodes_per_task', 'seed')}
+    print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
+    if flags.output:
+        Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(flags.output), lambda file: file.write(json.dumps(metrics, indent=2).encode()))
+
+
+if __name__ == '__main__':
+    run_main(main)
