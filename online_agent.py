@@ -34,6 +34,8 @@ class OnlineConfig:
                            'one', above=0)
     policy_rate: float = flag(0.002, 'rate of the moving averages of I and the proposer, which are what acts; 1 is '
                                      'they themselves', above=0, most=1)
+    labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
+                                  least=0, below=1)
     value_interval: int = flag(0, "Q and V are trained on in one update of so many; 0: they stay as they are, and V's "
                                   'embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, proposer and policy learn "
@@ -132,14 +134,17 @@ class OnlineAgent:
         ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
         return (self.averaged if averaged else self.nets)['inverse_dynamics'](z, *ahead)
 
-    def label(self, states, next_states):
+    def label(self, states, next_states, **dropout):
         """I_1(s_t, s_{t+1}) -> the action between two raw states."""
         states, next_states = self.encoder.normalize(states), self.encoder.normalize(next_states)
-        return self.nets['labeler'](states, next_states - states)
+        return self.nets['labeler'](states, next_states - states, **dropout)
 
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
-        error = (self.label(batch['own_states'], batch['own_next_states']) - batch['own_actions']).square()
+        generator = torch.Generator(self.device).manual_seed(batch['dropout_seed'])
+        labels = self.label(batch['own_states'], batch['own_next_states'], dropout=self.config.labeler_dropout,
+                            generator=generator)
+        error = (labels - batch['own_actions']).square()
         return error.mean(), {'labeler_loss': error.mean()}
 
     def policy_loss(self, latents, batch):
@@ -201,6 +206,7 @@ class OnlineAgent:
         interval = self.config.value_interval
         batch['train_values'] = interval > 0 and self.step % interval == 0
         batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
+        batch['dropout_seed'] = int(rng.integers(2**62))
         return batch | own_store.sample_steps(size, rng)
 
     # ------------------------------------------------------------------------------------------- checkpoints
