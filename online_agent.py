@@ -206,7 +206,6 @@ class OnlineAgent:
         interval = self.config.value_interval
         batch['train_values'] = interval > 0 and self.step % interval == 0
         batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
-        batch['dropout_seed'] = int(rng.integers(2**62))
         return batch | own_store.sample_steps(size, rng)
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -331,8 +330,9 @@ class LatentStore:
 
     def sample_steps(self, n, rng):
         """n one-step transitions of the agent's own, for the labeler: own_states, own_next_states, own_actions,
-        own_rows."""
+        own_rows; and dropout_seed, so that a batch decides its loss."""
+        seed = int(rng.integers(2**62))
         rows = self.dataset.origins[rng.integers(len(self.dataset.origins), size=n)]
         return {'own_states': self._states(rows), 'own_next_states': self._states(rows + 1),
                 'own_actions': torch.from_numpy(self.dataset.actions[rows]).to(self.device),
-                'own_rows': torch.from_numpy(rows)}
+                'own_rows': torch.from_numpy(rows), 'dropout_seed': seed}

@@ -26,8 +26,8 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, *args):
-        return self.function(*args)
+    def forward(self, *args, **options):
+        return self.function(*args, **options)
 
 
 class ShortEnv(gymnasium.Wrapper):

@@ -7,6 +7,7 @@ import pytest
 import shrink_checkpoint
 import torch
 
+from model import InverseDynamics
 from online_agent import LatentStore, OnlineAgent
 from runs import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
@@ -249,7 +250,7 @@ def test_each_net_has_its_own_loss(agent, batch, trained):
 
 
 def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch, stub):
-    agent.nets['labeler'] = stub(lambda s, change: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
+    agent.nets['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
     agent.nets['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: torch.zeros(len(z), ACTION_DIM))
     mean, std = agent.encoder.mean, agent.encoder.std  # the labeler reads states as the encoder does
     labels = ((2 * batch['next_states'] - batch['states'] - mean) / std)[:, :ACTION_DIM]
@@ -263,7 +264,7 @@ def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch
 def test_the_policy_imitates_from_real_and_proposed_latents_by_advantage(agent, batch, stub):
     """z' is z_ahead or the proposer's; weights are min(exp(20 A), 100) over their mean."""
     embed_as_is(agent, stub)
-    agent.nets['labeler'] = stub(lambda s, change: torch.zeros(len(s), ACTION_DIM))
+    agent.nets['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
     agent.nets['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
     z, z_next, goal = batch['z'], batch['z_next'], batch['proposer_goal']
     with torch.no_grad():
@@ -315,6 +316,27 @@ def test_the_labeler_learns_linear_dynamics(make_online, make_replay):
     labels = agent.label(steps['own_states'], steps['own_next_states'])
     error = (labels - steps['own_actions']).square().mean()
     assert error.item() < 0.2 / 3  # R2 above 0.8: the variance of uniform actions is 1/3
+
+
+def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, stores, assert_same):
+    agent, plain = make_online(labeler_dropout=0.5), make_online(labeler_dropout=0.0)
+    assert_same(snapshot(agent), snapshot(plain))
+    steps = stores[1].sample_steps(50, np.random.default_rng(0))
+    rng = torch.get_rng_state()
+    losses = [agent.labeler_loss(steps | {'dropout_seed': seed})[0].item() for seed in (1, 1, *range(2, 100))]
+    assert losses[0] == losses[1] != losses[2] and torch.equal(torch.get_rng_state(), rng)
+    states, next_states = steps['own_states'], steps['own_next_states']
+    labels = agent.label(states, next_states)
+    for other in (agent, plain):
+        assert torch.equal(labels, other.label(states, next_states))
+    assert plain.labeler_loss(steps)[0].item() == (labels - steps['own_actions']).square().mean().item()
+    net, seen = InverseDynamics(2, 1, 4000), []
+    net.net[3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for options in ({'dropout': 0.25, 'generator': torch.Generator().manual_seed(0)}, {}):
+        net(torch.ones(1, 2), **options)
+    kept = seen[0] != 0
+    assert 2900 < kept.sum() < 3100
+    torch.testing.assert_close(seen[0][kept], seen[1][kept] / 0.75)
 
 
 # ---------------------------------------------------------------------------------------------- LatentStore
@@ -420,8 +442,10 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, stores, assert_sam
     assert batch.keys() == {
         'z', 'z_next', 'z_goal', 'z_ahead', 'proposer_goal', 'states', 'next_states', 'rewards', 'discounts',
         'at_goal', 'future', 'proposer_near', 'own', 'actions', 'use_proposal', 'train_values', 'own_states',
-        'own_next_states', 'own_actions', 'rows', 'next_rows', 'goal_rows', 'proposer_goal_rows', 'own_rows'}
-    assert {len(value) for name, value in batch.items() if name != 'train_values'} == {50 * CONTEXT}
+        'own_next_states', 'own_actions', 'rows', 'next_rows', 'goal_rows', 'proposer_goal_rows', 'own_rows',
+        'dropout_seed'}
+    sizes = {len(value) for name, value in batch.items() if name not in ('train_values', 'dropout_seed')}
+    assert sizes == {50 * CONTEXT}
     assert batch['own'].sum() == 150
     assert 0.63 < batch['use_proposal'].float().mean() < 0.77
     again = agent.sample(*stores, np.random.default_rng(0))
