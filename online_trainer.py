@@ -50,7 +50,9 @@ class TrainConfig:
     max_episodes: int = flag(1000, 'episodes to collect', least=1)
     max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides',
                           least=0)
-    random_steps: int = flag(10_000, 'first environment steps, with uniformly random actions', least=0)
+    random_steps: int = flag(10_000, 'first environment steps, with random actions', least=0)
+    random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
+                                    'whoever walks well uses its ends', above=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
     env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
                               least=0)

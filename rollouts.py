@@ -112,8 +112,8 @@ class Collector:
         space, biased = self.envs[0].action_space, []
 
         def act_randomly(observations, goals, state):
-            size = (len(observations), *space.shape)
-            return self.rng.uniform(space.low, space.high, size).astype(np.float32), state
+            actions = self.rng.uniform(space.low, space.high, (len(observations), *space.shape)) * c.random_range
+            return np.clip(actions, space.low, space.high).astype(np.float32), state
 
         def act(observations, goals, state):
             actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)

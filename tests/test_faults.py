@@ -102,7 +102,8 @@ def test_evaluation_counts_a_fault_as_failure():
 
 
 def test_collected_rounds_show_faults():
-    config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, epsilon_start=0,
+    config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
+                                   epsilon_start=0,
                                    epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
     agent, log, rows = Agent(), [], [{}, {}]
     agent.act = lambda observations, goals, state, *_: (
