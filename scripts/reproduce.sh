@@ -64,8 +64,8 @@ for dataset in antmaze-medium-navigate-v0 antmaze-medium-stitch-v0 antmaze-large
 done
 for seed in 0 1 2; do
     run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
-    run main antmaze-medium-stitch-v0 $seed 50000 '' ''
-    run main antmaze-large-navigate-v0 $seed 50000 '' ''
-    run main antmaze-medium-explore-v0 $seed 50000 '' ''
+    run main antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
+    run main antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
+    run main antmaze-medium-explore-v0 $seed 50000 '' '--eval_interval 10000'
     run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
 done
