@@ -166,7 +166,7 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
 
     def save(name='last.pth'):
         run.save({'data': data_flags(config), 'agent': agent.checkpoint(), 'rng': rng.bit_generator.state,
-                  'best': best, 'infos': as_floats(infos)}, name)
+                  'best': best, 'infos': infos}, name)
 
     if agent.step >= total:
         print(f'this run is finished: {agent.step:,} of {total:,} updates are done; --num_updates can be raised')
@@ -177,8 +177,9 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
     try:
         while agent.step < total:
             batch = data.sample(config.batch_size, rng)
-            infos.append(agent.update(agent.to_device(parallel.share(batch))))
-            run.check_finite(agent.step, infos[-1], batch)
+            info = agent.update(agent.to_device(parallel.share(batch)))
+            run.check_finite(agent.step, info, batch)
+            infos.append(as_floats(info))
             progress.update()
             if agent.step - first == 30:
                 progress.write(expected_time(first, agent.step, total, time.perf_counter() - clock))

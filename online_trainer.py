@@ -182,8 +182,7 @@ def learn(run, config, agent, data, replay, envs, origin):
         run.save(origin | {'dataset': config.dataset, 'agent': agent.checkpoint()} | extra, name)
 
     def save_all():
-        rest = work and work | {'infos': as_floats(work['infos'])}
-        save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=rest)
+        save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=work)
 
     maze = Maze(make_env(config.dataset))
     if collector.done and not work:
@@ -255,7 +254,7 @@ def update(run, agent, store, own, rng, work):
         batch = agent.sample(store, own, rng)
         info = agent.update(batch)
         run.check_finite(agent.step, info, batch)
-        work['infos'].append(info)
+        work['infos'].append(as_floats(info))
         run.stop.check()
 
 

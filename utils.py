@@ -182,9 +182,10 @@ def mean_of(infos, prefix=''):
     return {prefix + name: float(np.mean([float(info[name]) for info in infos if name in info])) for name in names}
 
 
-def as_floats(infos):
-    """List of dicts of numbers or tensors -> the same with plain floats, for a checkpoint."""
-    return [{name: float(value) for name, value in info.items()} for info in infos]
+def as_floats(info):
+    """Dict of numbers or tensors -> the same with plain floats, which a checkpoint can hold. To be called at once:
+    thousands of small tensors that are kept break the memory between them into pieces too small for the next batch."""
+    return {name: float(value) for name, value in info.items()}
 
 
 class RowQueue:
