@@ -233,20 +233,12 @@ class OfflineAgent:
         embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
         latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
 
-    def latent_losses(self, latents, batch):
-        """The objectives that need latents only; they work on cached latents as well -> (loss, info)."""
-        self.embed_targets(latents)
-        total, info = 0.0, {}
-        for objective in (self.proposer_loss, self.critic_loss, self.value_loss):
-            loss, numbers = objective(latents, batch)
-            total, info = total + loss, info | numbers
-        return total, info
-
     def total_loss(self, batch):
         """-> (loss, info); pure: the same batch gives the same number, and nothing changes but gradients."""
-        c, latents = self.config, self.encode(batch)
-        total, info = self.latent_losses(latents, batch)
-        for objective, weight in ((self.infonce_loss, c.infonce_weight), (self.alignment_loss, c.alignment_weight),
+        c, latents, total, info = self.config, self.encode(batch), 0.0, {}
+        self.embed_targets(latents)
+        for objective, weight in ((self.proposer_loss, 1), (self.critic_loss, 1), (self.value_loss, 1),
+                                  (self.infonce_loss, c.infonce_weight), (self.alignment_loss, c.alignment_weight),
                                   (self.state_loss, c.state_weight), (self.reward_loss, c.reward_weight)):
             loss, numbers = objective(latents, batch)
             total, info = total + weight * loss, info | numbers

@@ -133,13 +133,16 @@ class Collector:
             if step % EXPLORE_INTERVAL:
                 return last_direction
             direction = rng.standard_normal(2)
-        else:
-            xy = self.env.get_xy()
-            subgoal, _ = self.search(self.env.xy_to_ij(xy), self.env.xy_to_ij(self.env.cur_goal_xy))
-            direction = subgoal - xy
+            return direction / (np.linalg.norm(direction) + 1e-6)
+        return self.direction_to(self.env.get_xy(), self.env.cur_goal_xy)
+
+    def direction_to(self, xy, goal_xy):
+        """Unit vector (2,) from a place toward the next cell of the shortest path to another."""
+        direction = self.search(self.env.xy_to_ij(xy), self.env.xy_to_ij(goal_xy))[0] - xy
         return direction / (np.linalg.norm(direction) + 1e-6)
 
-    def _action(self, rng, observation, direction):
+    def action(self, rng, observation, direction):
+        """What the policy does (A,), with the config's noise from the numpy Generator `rng`."""
         if self.config.policy == 'random':
             return rng.uniform(-1.0, 1.0, self.env.action_space.shape)
         action = self.policy(observation, direction)
@@ -161,7 +164,7 @@ class Collector:
         direction, rows = None, []
         for step in range(self.config.rows):
             direction = self._direction(rng, step, direction)
-            action = self._action(rng, observation, direction)
+            action = self.action(rng, observation, direction)
             next_observation, _, _, _, info = self.env.step(action)
             rows.append((observation, action, info['prev_qpos'], info['prev_qvel']))
             if info['success'] and self.config.kind == 'navigate':

@@ -40,14 +40,9 @@ class Expert:
 
     def act(self, observations, goals, state):
         """observations, goals (B, S) -> (actions (B, A), state)."""
-        env = self.collector.env
-        to_cells = [[env.xy_to_ij(row[:2]) for row in rows] for rows in (observations, goals)]
-        towards = np.array([self.collector.search(*cells)[0] for cells in zip(*to_cells, strict=True)])
-        away = towards - observations[:, :2]
-        directions = away / (np.linalg.norm(away, axis=1, keepdims=True) + 1e-6)
-        actions = np.stack([self.collector.policy(*pair) for pair in zip(observations, directions, strict=True)])
-        noise = self.collector.config.noise * self.rng.standard_normal(actions.shape)
-        return np.clip(actions + noise, -1, 1).astype(np.float32), state
+        actions = [self.collector.action(self.rng, s, self.collector.direction_to(s[:2], g[:2]))
+                   for s, g in zip(observations, goals, strict=True)]
+        return np.stack(actions).astype(np.float32), state
 
 
 def main():
