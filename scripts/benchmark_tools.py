@@ -59,7 +59,7 @@ def make_offline(device='cpu', backend='torch', **changes):
     return agent, data
 
 
-def make_online(value_interval=4, **changes):
+def make_online(value_interval=0, **changes):
     agent, data = make_offline(**changes)
     online = OnlineAgent(agent, ACTIONS, OnlineConfig(value_interval=value_interval))
     replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)

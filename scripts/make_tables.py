@@ -4,13 +4,16 @@
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv. `main` makes
-the first table, every other experiment a row of the second. What is missing is left out.
+the first table, every other experiment a row of the second; the third has the evaluations while training. What is
+missing is left out.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
@@ -24,12 +27,14 @@ from utils import run_main  # noqa: E402
 
 BEGIN, END = '<!-- made by scripts/make_tables.py -->', '<!-- end of what scripts/make_tables.py made -->'
 METRIC = 'evaluation/overall_success'
+MILESTONES = (10_000, 25_000, 50_000, 100_000, 250_000)
 WORDS = {
     'README.md': {
         'header': ('dataset', 'success, %', 'environment steps', 'updates offline', 'seeds × tasks × episodes',
                    'HIQL, %', 'best published, %'),
         'ablations': ('experiment', 'dataset', 'success, %', 'minus `main`', 'environment steps',
                       'seeds × tasks × episodes'),
+        'at': 'success, %, after so many environment steps',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references with all action labels, 1M updates and no environment steps; † another '
                    'evaluation than OGBench\'s, or not checked.',
@@ -38,6 +43,7 @@ WORDS = {
         'header': ('데이터', '성공률, %', 'environment step', 'offline update', 'seed × task × episode', 'HIQL, %',
                    '발표된 최고, %'),
         'ablations': ('실험', '데이터', '성공률, %', '`main`과의 차이', 'environment step', 'seed × task × episode'),
+        'at': '이만큼의 environment step 뒤의 성공률, %',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 모든 action label과 update 1M회를 쓰고 '
                    'environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 것입니다.',
@@ -65,6 +71,23 @@ def numbers(runs):
     episodes = sorted({run['episodes'] for run in runs})
     return (f'{mean:.1f}' + (f' ± {std:.1f}' if len(runs) > 1 else ''), _range(run['online_steps'] for run in runs),
             _range(run['offline_steps'] for run in runs), f'{len(runs)} × 5 × {"–".join(map(str, episodes))}')
+
+
+def curve_rows(results):
+    """-> cells (name, success at each of `MILESTONES`), linear between evaluations; not for a single one."""
+    rows = []
+    for (experiment, name), runs in sorted(results.items(), key=lambda item: (item[0][0] != 'main', item[0])):
+        curves = [run['curve'] for run in runs if run['curve'] and len(run['curve'][0]) > 1]
+        if curves:
+            label = f'`{name}`' if experiment == 'main' else f'`{name}`, `{experiment}`'
+            rows.append((label, *(_at(curves, steps) for steps in MILESTONES)))
+    return rows
+
+
+def _at(curves, steps):
+    # the last round ends a little before its budget, and the first evaluation comes a little after its interval
+    values = [np.interp(steps, *curve) for curve in curves if curve[0][0] <= 1.05 * steps <= 1.1 * curve[0][-1]]
+    return f'{100 * np.mean(values):.0f}' if len(values) == len(curves) else '–'
 
 
 def _range(values):
@@ -104,6 +127,10 @@ def make_block(results, words, published):
             rows.append((f'`{experiment}`', f'`{name}`', success, less, steps, count))
     if rows:
         parts.append(table(words['ablations'], rows))
+    if rows := curve_rows(results):
+        columns = zip((words['at'], *(f'{steps:,}' for steps in MILESTONES)), *rows, strict=True)
+        header, *rows = zip(*(column for column in columns if set(column[1:]) != {'–'}), strict=True)
+        parts.append(table(header, rows))
     return '\n\n'.join(parts)
 
 

@@ -30,25 +30,27 @@ data() { # a dataset of our own expert, at least 500 trajectories
 
 resume() { [ -f "$1/config.json" ] && echo --resume || true; }
 
-run() { # experiment, dataset, seed, environment steps, flags of the offline half, flags of the online half
+run() { # experiment, dataset, seed, environment steps, flags of the offline half (or `same`: that of main), of the online
     [ -z "$only_experiment" ] || [ "$only_experiment" = "$1" ] || return 0
     [ -z "$only_dataset" ] || [ "$only_dataset" = "$2" ] || return 0
     [ -z "$only_seed" ] || [ "$only_seed" = "$3" ] || return 0
     folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
     [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
+    offline=$folder/offline flags=$5
+    [ "$5" != same ] || offline=$RUNS/main/$2/seed$3/offline flags=
     # shellcheck disable=SC2086
-    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $5 \
-        --save_dir "$folder/offline" $(resume "$folder/offline")
+    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $flags \
+        --save_dir "$offline" $(resume "$offline")
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --env_processes 1 $6 \
-        --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
+        --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     # seed 12345: no start, goal or noise of the training episodes
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345
     mkdir -p "$result"
-    cp "$folder/offline/train.csv" "$result/offline.csv"
+    cp "$offline/train.csv" "$result/offline.csv"
     cp "$folder/online/online.csv" "$result/online.csv"
-    cp "$folder/offline/config.json" "$result/config_offline.json"
+    cp "$offline/config.json" "$result/config_offline.json"
     cp "$folder/online/config.json" "$result/config_online.json"
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
@@ -69,3 +71,25 @@ for seed in 0 1 2; do
     run main antmaze-medium-explore-v0 $seed 50000 '' '--eval_interval 10000'
     run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
 done
+
+ablate() { # name, flags of the offline half or `same`, flags of the online half: beside main on the same data
+    run "$1" antmaze-medium-stitch-v0 0 50000 "$2" "--eval_interval 0 $3"
+}
+ablate no-infonce '--infonce_weight 0' ''
+ablate no-alignment '--alignment_weight 0' ''
+ablate no-next-state '--state_weight 0' ''
+ablate no-reward-done '--reward_weight 0' ''
+ablate no-slow-goals '--no-slow_goals' ''
+ablate expectile-0.7 '--expectile 0.7' ''
+ablate k-10 '--transition_steps 10' ''
+ablate k-50 '--transition_steps 50' ''
+ablate discount-0.99 '--discount 0.99' ''
+ablate history '--head_memory history' ''
+ablate no-goal-bias same '--epsilon_start 0 --epsilon_end 0'
+ablate no-action-noise same '--action_noise_start 0 --action_noise_end 0'
+ablate no-proposals same '--proposal_share 0'
+ablate no-dropout same '--labeler_dropout 0'
+ablate values-online same '--value_interval 4'
+ablate own-transitions same '--online_share 0.25'
+run main antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
+run main antmaze-large-explore-v0 0 50000 '' '--eval_interval 10000'

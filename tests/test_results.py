@@ -56,9 +56,11 @@ def test_tables_come_from_the_files(page):
     assert code == 0 and 'README.md, README.ko.md' in out, error
     text = (page / 'README.md').read_text(encoding='utf-8')
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
-    row, = (line for line in text.splitlines() if line.startswith(f'| `{ANT}`'))
+    row, curve, other = (line for line in text.splitlines() if line.startswith(f'| `{ANT}`'))
     assert row.startswith(f'| `{ANT}` | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
     assert f'| `no-alignment` | `{ANT}` | 60.0 | -25.0 | 20,000 | 1 × 5 × 20 |' in text
+    assert curve == f'| `{ANT}` | 20 | 65 |', 'two seeds at 10,000 and half-way from 20,000 to 30,000 steps'
+    assert other == f'| `{ANT}`, `no-alignment` | 40 | – |'
     assert LARGE not in text
     assert (page / 'assets' / 'success_curves.png').stat().st_size > 20_000
     assert script('make_tables', '--root', page, '--check')[0] == 0
