@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -205,7 +206,9 @@ class OnlineAgent:
         batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         interval = self.config.value_interval
         batch['train_values'] = interval > 0 and self.step % interval == 0
-        batch['use_proposal'] = torch.from_numpy(rng.random(size) < self.config.proposal_share).to(self.device)
+        # always as many: oneDNN would compile each new number of rows anew, and keep it in memory
+        use = rng.permutation(size) < round(self.config.proposal_share * size)
+        batch['use_proposal'] = torch.from_numpy(use).to(self.device)
         return batch | own_store.sample_steps(size, rng)
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -264,9 +267,12 @@ class LatentStore:
                   for i in range(piece.start, piece.stop, rows_at_once)]
         for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
             rows = slice(i, min(i + rows_at_once, stop))
-            self.z_goal[rows] = self.encoder.encode_goal(self._states(rows))
+            states = self._states(rows)
+            padding = -len(states) % 128  # few different sizes: see `OnlineAgent.sample`
+            z = self.encoder.encode_goal(F.pad(states, (0, 0, 0, padding)))
+            self.z_goal[rows] = z[:len(states)]
             if self.value:
-                self.e_queue.rows[rows] = self.value.embed(self.z_goal[rows]).movedim(0, 1)
+                self.e_queue.rows[rows] = self.value.embed(z).movedim(0, 1)[:len(states)]
         if self.history:
             for piece in self._pieces(known):
                 self._encode_windows(piece, max(1, rows_at_once // self.encoder.context_length))

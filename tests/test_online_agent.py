@@ -368,6 +368,17 @@ def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_repla
     torch.testing.assert_close(store.z_goal, scratch.z_goal)
 
 
+def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch):
+    agent, replay = make_online(), make_replay(())
+    store, sizes = LatentStore(replay, agent), set()
+    encode_goal = agent.encoder.encode_goal
+    monkeypatch.setattr(agent.encoder, 'encode_goal', lambda states: sizes.add(len(states)) or encode_goal(states))
+    for n in (2, 40, 77, 128, 129, 200):
+        replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM), np.float32))
+    store.refresh()
+    assert sizes == {128, 256} and len(store.z) == len(replay)
+
+
 def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch):
     encoder, replay = either_agent.encoder, make_replay((30, 30))
     store, encoded = LatentStore(replay, either_agent), []
@@ -383,8 +394,8 @@ def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch
     new = states(20, seed=5)
     replay.add(new, np.zeros((19, ACTION_DIM), np.float32))
     store.refresh()
-    rows = {tuple(row) for row in torch.cat(encoded).tolist()}
-    assert rows == {tuple(row) for row in new.tolist()}
+    rows, padding = {tuple(row) for row in torch.cat(encoded).tolist()}, (0,) * new.shape[1]
+    assert rows - {padding} == {tuple(row) for row in new.tolist()}
 
 
 @pytest.fixture(params=['offline', 'own'])
@@ -447,7 +458,9 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, stores, assert_sam
     sizes = {len(value) for name, value in batch.items() if name not in ('train_values', 'dropout_seed')}
     assert sizes == {50 * CONTEXT}
     assert batch['own'].sum() == 150
-    assert 0.63 < batch['use_proposal'].float().mean() < 0.77
+    sizes = {int(agent.sample(*stores, np.random.default_rng(i))['use_proposal'].sum()) for i in range(5)}
+    assert sizes == {round(0.7 * 50 * CONTEXT)}, 'matrices of other sizes would be compiled anew'
+    assert {1, 0} == set(batch['use_proposal'][:20].tolist()), 'in random order'
     again = agent.sample(*stores, np.random.default_rng(0))
     assert_same(batch, again)
 
