@@ -167,16 +167,18 @@ class OfflineAgent:
     def infonce_loss(self, latents, batch):
         """Symmetric InfoNCE (van den Oord et al. 2018): z_t against goals from its own future; the rows of
         other windows are the negatives, since those of its own window may be futures of z_t as well."""
-        rows, z, goal = (parallel.gather(value) for value in (batch['future'], latents['z'], latents['z_goal']))
-        z, goal = (F.normalize(self.nets['contrast'](latent[rows]), dim=-1) for latent in (z, goal))
-        window = rows.nonzero()[:, 0]
-        same = (window[:, None] == window).fill_diagonal_(False)
-        logits = (z @ goal.T / 0.1).masked_fill(same, -torch.inf)
-        labels = torch.arange(len(z), device=z.device)
-        if not len(z):
-            return logits.sum(), {'infonce_loss': logits.sum(), 'infonce_accuracy': logits.sum()}
-        loss = 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels))
-        return loss, {'infonce_loss': loss, 'infonce_accuracy': (logits.argmax(1) == labels).float().mean()}
+        future, z, goal = (parallel.gather(value) for value in (batch['future'], latents['z'], latents['z_goal']))
+        window = torch.arange(len(future), device=z.device).repeat_interleave(future.shape[1])
+        future = future.flatten()
+        z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1) for latent in (z, goal))
+        # all rows, with a mask: oneDNN would compile each new number of rows anew, and keep it in memory
+        logits, count = z @ goal.T / 0.1, future.sum().clamp(min=1)
+        masked = (window[:, None] == window).fill_diagonal_(False) | ~future
+        labels = torch.arange(len(z), device=z.device).where(future, -100)  # what cross_entropy leaves out
+        loss = sum(F.cross_entropy(side.masked_fill(masked, -1e9), labels, reduction='sum')
+                   for side in (logits, logits.T)) / (2 * count)
+        hits = (logits.masked_fill(masked, -1e9).argmax(1) == labels).sum()
+        return loss, {'infonce_loss': loss, 'infonce_accuracy': hits / count}
 
     def alignment_loss(self, latents, batch):
         """1 - cos(z_{t+k} - z_t, z_g - z_t) for goals in the future: latent moves point at the goal."""
