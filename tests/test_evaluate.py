@@ -1,6 +1,7 @@
 """evaluate.py: names of metrics, intervals, comparison on the same episodes."""
 
 import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -86,3 +87,12 @@ def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
 def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
     monkeypatch.setattr('videos.find_gl', lambda: (None, {'egl': 'not there'}))
     assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
+
+
+def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
+    path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
+    assert path.stat().st_size < 5e6
+    evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--env_processes', '1', '--seed', '0',
+                   '--output', str(tmp_path / 'evaluation.json')])
+    metrics = json.loads((tmp_path / 'evaluation.json').read_text())
+    assert metrics['evaluation/overall_success'] >= 0.5, 'of about 0.9'
