@@ -175,9 +175,9 @@ class OfflineAgent:
         logits, count = z @ goal.T / 0.1, future.sum().clamp(min=1)
         masked = (window[:, None] == window).fill_diagonal_(False) | ~future
         labels = torch.arange(len(z), device=z.device).where(future, -100)  # what cross_entropy leaves out
-        loss = sum(F.cross_entropy(side.masked_fill(masked, -1e9), labels, reduction='sum')
-                   for side in (logits, logits.T)) / (2 * count)
-        hits = (logits.masked_fill(masked, -1e9).argmax(1) == labels).sum()
+        sides = [side.masked_fill(masked, -1e9) for side in (logits, logits.T)]
+        loss = sum(F.cross_entropy(side, labels, reduction='sum') for side in sides) / (2 * count)
+        hits = (sides[0].argmax(1) == labels).sum()
         return loss, {'infonce_loss': loss, 'infonce_accuracy': hits / count}
 
     def alignment_loss(self, latents, batch):
@@ -228,9 +228,9 @@ class OfflineAgent:
 
     @torch.no_grad()
     def embed_targets(self, latents):
-        """Add e_z, e_z_next, e_z_goal, e_proposer_goal, e_z_ahead: target embeddings (n_ensemble, ..., E), each made
-        once, of those of these latents that are there."""
-        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal', 'z_ahead')
+        """Add e_z, e_z_next, e_z_goal, e_proposer_goal, e_z_ahead, e_z_soon: target embeddings (n_ensemble, ..., E),
+        each made once, of those of these latents that are there."""
+        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal', 'z_ahead', 'z_soon')
         names = [name for name in names if name in latents]
         embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
         latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})

@@ -177,9 +177,8 @@ def learn(run, config, agent, data, val_data, total, per_epoch):
     try:
         while agent.step < total:
             batch = data.sample(config.batch_size, rng)
-            info = agent.update(agent.to_device(parallel.share(batch)))
-            run.check_finite(agent.step, info, batch)
-            infos.append(as_floats(info))
+            infos.append(as_floats(agent.update(agent.to_device(parallel.share(batch)))))
+            run.check_finite(agent.step, infos[-1], batch)
             progress.update()
             if agent.step - first == 30:
                 progress.write(expected_time(first, agent.step, total, time.perf_counter() - clock))

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from kernels import small_products
-from model import EncoderState, InverseDynamics
+from model import EncoderState, InverseDynamics, minus_distance
 from offline_agent import OfflineAgent
 from utils import RowQueue, flag, load_weights, make_config, soft_update
 
@@ -43,6 +43,10 @@ class OnlineConfig:
                                     'from (the labeler learns from nothing else)', least=0, most=1)
     proposal_share: float = flag(0.5, "share of the policy's training pairs whose z' is the proposer's instead of "
                                       'the one that the trajectory reached', least=0, most=1)
+    progress_steps: int = flag(0, "weigh the policy's pairs by how much nearer to z' the trajectory came in so many "
+                                  "steps (5 for data that wanders, as explore); 0: by the proposer's weight", least=0)
+    progress_temperature: float = flag(1.5, "with progress_steps, the pair's weight: min(exp(temperature * progress), "
+                                            '100), progress in standard deviations', least=0)
 
 
 class ActState(NamedTuple):
@@ -149,7 +153,7 @@ class OnlineAgent:
         return error.mean(), {'labeler_loss': error.mean()}
 
     def policy_loss(self, latents, batch):
-        """Regress I(z_t, z', z_g) on a_t, weighted by the advantage of what the trajectory did next; a_t is real
+        """Regress I(z_t, z', z_g) on a_t, weighted by how good what the trajectory did next was; a_t is real
         in the agent's own rows and the labeler's in offline rows; z' is a later latent of the trajectory, or
         the proposer's, which is what acting will feed in."""
         with torch.no_grad():
@@ -158,13 +162,24 @@ class OnlineAgent:
             e_next, use = latents['e_z_ahead'].clone(), batch['use_proposal']
             e_next[:, use] = self.offline.targets['value'].embed(
                 self.averaged['proposer'](batch['z'][use], batch['proposer_goal'][use]))
-            weight = self.offline.advantage_weight(latents)
+            weight = self.policy_weight(latents, e_next)
             body = latents['z'] if self.offline.config.head_memory == 'history' else self.encoder.encode_state(
                 batch['states'])
         inferred = self.infer_action(body, latents['e_z'], e_next, latents['e_proposer_goal'], averaged=False)
         error = (inferred - actions).square().mean(-1)
         loss = (weight * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
+
+    def policy_weight(self, latents, e_next):
+        """-> (n,), mean 1: `OfflineAgent.advantage_weight`, or with `progress_steps` the progress toward z' itself,
+        -V(z, z') + V(z_soon, z'), as HIQL's low-level policy (Park et al. 2023, eq. 6) but over several steps and in
+        standard deviations: some z' are far and some near."""
+        if not self.config.progress_steps:
+            return self.offline.advantage_weight(latents)
+        progress = (minus_distance(latents['e_z_soon'], e_next) - minus_distance(latents['e_z'], e_next)).mean(0)
+        progress = (progress - progress.mean()) / progress.std().clamp(min=1e-8)
+        weight = (self.config.progress_temperature * progress).exp().clamp(max=100.0)
+        return weight / weight.mean()
 
     def total_loss(self, batch):
         """-> (loss, info): both inverse dynamics, the proposer and, in batches with `train_values`, Q and V."""
@@ -242,7 +257,7 @@ class LatentStore:
     def __init__(self, dataset, agent):
         self.dataset, self.encoder, self.action_dim = dataset, agent.encoder, agent.action_dim
         self.history, self.own = agent.offline.config.head_memory == 'history', hasattr(dataset, 'actions')
-        self.device = agent.device
+        self.device, self.progress_steps = agent.device, agent.config.progress_steps
         width = agent.offline.config.d_model
         self.queues = [RowQueue(lambda n: torch.empty(n, width, device=self.device)) for _ in range(1 + self.history)]
         self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
@@ -311,28 +326,30 @@ class LatentStore:
             self.z[torch.from_numpy(rows[keep]).to(self.device)] = z[torch.from_numpy(keep).to(self.device)]
 
     def sample(self, n, rng):
-        """n transitions: latents (n, D) z, z_next (k steps on), z_goal, proposer_goal, and z_ahead (1 to k steps on,
-        or the goal where that is nearer); states and next_states (n, S), one step apart; the numbers of
-        `sample_transitions`, rows and own (n,), and actions (n, A), zero where there are none;
-        where V stays as it is, e_z, e_z_next, e_z_ahead and e_proposer_goal (n, n_ensemble, E) as well."""
+        """n transitions: latents (n, D) z, z_next (k steps on), z_goal, proposer_goal, z_ahead (1 to k steps on, or the
+        goal where that is nearer) and, with `progress_steps`, z_soon (so many steps on); states and next_states (n, S),
+        one step apart; the numbers of `sample_transitions`, rows and own (n,), and actions (n, A), zero where there
+        are none; where V stays as it is, e_z, e_z_next, e_z_ahead, e_z_soon and e_proposer_goal (n, n_ensemble, E)."""
         data = self.dataset
         rows = data.origins[rng.integers(len(data.origins), size=n)]
         batch = data.sample_transitions(rows, rng)
+        next_rows, goal_rows, proposer_rows = (batch[k] for k in ('next_rows', 'goal_rows', 'proposer_goal_rows'))
         ahead = np.minimum(rows + rng.integers(1, data.transition_steps + 1, size=n), data.end_of[rows])
-        goal_first = batch['proposer_near'] & (batch['proposer_goal_rows'] <= ahead)
+        goal_first = batch['proposer_near'] & (proposer_rows <= ahead)
+        read = {'z': rows, 'z_next': next_rows, 'z_ahead': np.where(goal_first, proposer_rows, ahead)}
+        if self.progress_steps:
+            read['z_soon'] = np.minimum(rows + self.progress_steps, data.end_of[rows])
         actions = data.actions[rows] if self.own else np.zeros((n, self.action_dim), np.float32)
         batch.update(own=np.full(n, self.own), actions=actions, rows=rows)
-        next_rows, goal_rows, proposer_rows = (batch[k] for k in ('next_rows', 'goal_rows', 'proposer_goal_rows'))
         batch = {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
-        z_goal = self.z_goal[proposer_rows]
-        z_ahead = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1), z_goal, self.z[ahead])
+        batch |= {name: self.z[at] for name, at in read.items()}
+        batch['z_ahead'] = torch.where(torch.from_numpy(goal_first).to(self.device).unsqueeze(-1),
+                                       self.z_goal[proposer_rows], batch['z_ahead'])
         if self.value:
-            ahead = np.where(goal_first, proposer_rows, ahead)
-            batch |= {name: self.e_queue.rows[at] for name, at in (
-                ('e_z', rows), ('e_z_next', next_rows), ('e_z_ahead', ahead), ('e_proposer_goal', proposer_rows))}
-        return batch | {'z': self.z[rows], 'z_next': self.z[next_rows], 'z_goal': self.z_goal[goal_rows],
-                        'proposer_goal': z_goal, 'z_ahead': z_ahead, 'states': self._states(rows),
-                        'next_states': self._states(rows + 1)}
+            read['proposer_goal'] = proposer_rows
+            batch |= {f'e_{name}': self.e_queue.rows[at] for name, at in read.items()}
+        return batch | {'z_goal': self.z_goal[goal_rows], 'proposer_goal': self.z_goal[proposer_rows],
+                        'states': self._states(rows), 'next_states': self._states(rows + 1)}
 
     def sample_steps(self, n, rng):
         """n one-step transitions of the agent's own, for the labeler: own_states, own_next_states, own_actions,

@@ -252,9 +252,8 @@ def update(run, agent, store, own, rng, work):
     for _ in tqdm(range(work['updates'] - len(work['infos'])), 'updates', leave=False, dynamic_ncols=True,
                   mininterval=1.0):
         batch = agent.sample(store, own, rng)
-        info = agent.update(batch)
-        run.check_finite(agent.step, info, batch)
-        work['infos'].append(as_floats(info))
+        work['infos'].append(as_floats(agent.update(batch)))
+        run.check_finite(agent.step, work['infos'][-1], batch)
         run.stop.check()
 
 

@@ -183,9 +183,10 @@ def mean_of(infos, prefix=''):
 
 
 def as_floats(info):
-    """Dict of numbers or tensors -> the same with plain floats, which a checkpoint can hold. To be called at once:
-    thousands of small tensors that are kept break the memory between them into pieces too small for the next batch."""
-    return {name: float(value) for name, value in info.items()}
+    """Dict of 0-d tensors -> the same with plain floats, which a checkpoint can hold; one transfer from the device. To
+    be called at once: thousands of small tensors that are kept break the memory between them into pieces too small
+    for the next batch."""
+    return dict(zip(info, torch.stack(list(info.values())).tolist(), strict=True))
 
 
 class RowQueue:

@@ -280,6 +280,29 @@ def test_the_policy_imitates_from_real_and_proposed_latents_by_advantage(agent, 
         (weight * error).sum().item() / weight.sum().item(), rel=1e-3)
 
 
+@pytest.mark.parametrize('memory, interval', [('state', 0), ('state', 1), ('history', 0)])
+def test_the_policy_can_weigh_by_progress_toward_the_latent_that_it_is_given(
+        make_online, make_agent, make_dataset, make_replay, memory, interval):
+    """How much nearer to z' than now the trajectory is `progress_steps` on, in standard deviations, or at its end."""
+    agent = make_online(offline=make_agent(head_memory=memory), value_interval=interval, progress_steps=3,
+                        progress_temperature=2.5, online_share=0.5)
+    stores = LatentStore(make_dataset(), agent), LatentStore(make_replay((40, 8, 25)), agent)
+    batch, given = agent.sample(*stores, np.random.default_rng(0)), {}
+    rows, half = batch['rows'].numpy(), len(batch['rows']) // 2
+    soon = torch.cat([store.z[np.minimum(at + 3, store.dataset.end_of[at])]
+                      for store, at in zip(stores, (rows[:half], rows[half:]), strict=True)])
+    original = agent.policy_weight
+    agent.policy_weight = lambda latents, e_next: given.update(
+        e_next=e_next, weight=original(latents, e_next)) or given['weight']
+    agent.total_loss(batch)
+    with torch.no_grad():
+        e_z, e_soon = agent.offline.targets['value'].embed(torch.stack([batch['z'], soon])).unbind(1)
+        progress = ((e_z - given['e_next']).norm(dim=-1) - (e_soon - given['e_next']).norm(dim=-1)).mean(0)
+    weight = (2.5 * (progress - progress.mean()) / progress.std()).exp().clamp(max=100)
+    torch.testing.assert_close(given['weight'], weight / weight.mean(), rtol=0.02, atol=1e-4)
+    assert given['weight'].min() < 0.1 and given['weight'].max() > 3
+
+
 def test_the_inverse_dynamics_reads_embeddings_relative_to_now(agent, batch, stub):
     read = {}
     agent.nets['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
