@@ -3,12 +3,13 @@
     python scripts/make_tables.py            rewrite the tables and assets/success_curves.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
-Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv. `main` makes
-the first table, every other experiment a row of the second; the third has the evaluations while training. What is
-missing is left out.
+Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
+flags in config_offline.json and config_online.json. `main` makes the first table, every other experiment a row of the
+second; the third has the evaluations while training. What is missing is left out.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from plot_runs import read_metric  # noqa: E402
 
+import offline_trainer  # noqa: E402
+import online_trainer  # noqa: E402
 from figures import plot_bands  # noqa: E402
+from offline_agent import OfflineConfig  # noqa: E402
+from online_agent import OnlineConfig  # noqa: E402
 from runs import read_csv, write_atomic  # noqa: E402
 from stats import mean_std  # noqa: E402
 from utils import run_main  # noqa: E402
@@ -28,6 +33,11 @@ from utils import run_main  # noqa: E402
 BEGIN, END = '<!-- made by scripts/make_tables.py -->', '<!-- end of what scripts/make_tables.py made -->'
 METRIC = 'evaluation/overall_success'
 MILESTONES = (10_000, 25_000, 50_000, 100_000, 250_000)
+# what a run is called, where it lies, how long it is and how often it is looked at: no part of the method
+BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
+          'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'env_processes', 'log_interval',
+          'val_interval', 'val_batches', 'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures',
+          'video', 'tensorboard', 'wandb', 'mamba_backend'}
 WORDS = {
     'README.md': {
         'header': ('dataset', 'success, %', 'environment steps', 'updates offline', 'seeds × tasks × episodes',
@@ -35,6 +45,7 @@ WORDS = {
         'ablations': ('experiment', 'dataset', 'success, %', 'minus `main`', 'environment steps',
                       'seeds × tasks × episodes'),
         'at': 'success, %, after so many environment steps',
+        'flags': 'All with the default flags, except',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references with all action labels, 1M updates and no environment steps; † another '
                    'evaluation than OGBench\'s, or not checked.',
@@ -44,6 +55,7 @@ WORDS = {
                    '발표된 최고, %'),
         'ablations': ('실험', '데이터', '성공률, %', '`main`과의 차이', 'environment step', 'seed × task × episode'),
         'at': '이만큼의 environment step 뒤의 성공률, %',
+        'flags': '모두 기본 flag이며, 예외는',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 모든 action label과 update 1M회를 쓰고 '
                    'environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 것입니다.',
@@ -61,8 +73,23 @@ def read_results(folder):
             run[f'{name}_steps'] = int(read_csv(csv)[-1]['step']) if csv.is_file() else None
         if run['online_steps']:
             run['curve'] = read_metric(path.with_name('online.csv'), METRIC)
+        run['flags'] = other_flags(path.parent)
         results.setdefault((path.parts[-4], path.parts[-3]), []).append(run)
     return results
+
+
+def other_flags(folder):
+    """-> the flags of a run's method that are not the defaults, as on a command line; '' where no config is kept."""
+    words, halves = [], {'offline': (offline_trainer.TrainConfig, OfflineConfig),
+                         'online': (online_trainer.TrainConfig, OnlineConfig)}
+    for half, configs in halves.items():
+        if (path := folder / f'config_{half}.json').is_file():
+            flags = json.loads(path.read_text(encoding='utf-8'))['flags']
+            for field in (field for config in configs for field in dataclasses.fields(config)):
+                value = flags.get(field.name, field.default)
+                if field.name not in BUDGET and value != field.default:
+                    words += [f'--no-{field.name}'] if value is False else [f'--{field.name}', str(value)]
+    return ' '.join(words)
 
 
 def numbers(runs):
@@ -114,6 +141,9 @@ def make_block(results, words, published):
         rows.append((f'`{name}`', f'**{success}**', steps, updates, count, reference['HIQL'], best))
     if rows:
         parts += [table(words['header'], rows), words['caption']]
+        others = [(name, flags) for name in names for flags in sorted({run['flags'] for run in results['main', name]})]
+        if others := [f'`{name}`: `{flags}`' for name, flags in others if flags]:
+            parts.append(f'{words["flags"]} {", ".join(others)}.')
         if any(run['curve'] for name in names for run in results['main', name]):
             picture = f'<img src="assets/success_curves.png" width="60%" alt="{words["curves"]}">'
             parts.append(f'<p align="center">{picture}</p>')

@@ -64,11 +64,14 @@ for dataset in antmaze-medium-navigate-v0 antmaze-medium-stitch-v0 antmaze-large
             --episodes_per_task 60 --output "$output"
     done
 done
+# explore: its trajectories lead nowhere in particular, and its actions carry noise of standard deviation 1
+explore='--num_updates 9000 --proposer_random_goals 0.5'
+explore_online='--progress_steps 5 --action_noise_start 1 --action_noise_end 1 --eval_interval 10000'
 for seed in 0 1 2; do
     run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
     run main antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
     run main antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
-    run main antmaze-medium-explore-v0 $seed 50000 '' '--eval_interval 10000'
+    run main antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
     run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
 done
 
@@ -92,4 +95,4 @@ ablate no-dropout same '--labeler_dropout 0'
 ablate values-online same '--value_interval 4'
 ablate own-transitions same '--online_share 0.25'
 run main antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
-run main antmaze-large-explore-v0 0 50000 '' '--eval_interval 10000'
+run main antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"

@@ -76,6 +76,18 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
     assert f'| `{LARGE}` | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
 
 
+def test_flags_that_are_not_the_defaults_stand_below_the_table(page):
+    run = page / 'results' / 'main' / ANT / 'seed1'
+    flags = {'slow_goals': False, 'expectile': 0.8, 'lr': 3e-4, 'seed': 1}
+    (run / 'config_offline.json').write_text(json.dumps({'flags': flags | {'num_updates': 9}}))
+    (run / 'config_online.json').write_text(json.dumps({'flags': {'lr': 3e-4, 'progress_steps': 5, 'max_steps': 9}}))
+    (page / 'results' / 'main' / ANT / 'seed0' / 'config_online.json').write_text('{"flags": {"lr": 0.001}}')
+    assert script('make_tables', '--root', page)[0] == 0
+    line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
+    assert line == ('All with the default flags, except '
+                    f'`{ANT}`: `--no-slow_goals --expectile 0.8 --lr 0.0003 --progress_steps 5`.')
+
+
 def test_a_readme_without_markers_is_refused(page):
     (page / 'README.md').write_text('no markers')
     code, _, error = script('make_tables', '--root', page)
