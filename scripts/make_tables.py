@@ -9,7 +9,6 @@ second; the third has the evaluations while training. What is missing is left ou
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -21,11 +20,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from plot_runs import read_metric  # noqa: E402
 
-import offline_trainer  # noqa: E402
-import online_trainer  # noqa: E402
 from figures import plot_bands  # noqa: E402
-from offline_agent import OfflineConfig  # noqa: E402
-from online_agent import OnlineConfig  # noqa: E402
 from runs import read_csv, write_atomic  # noqa: E402
 from stats import mean_std  # noqa: E402
 from utils import run_main  # noqa: E402
@@ -73,22 +68,20 @@ def read_results(folder):
             run[f'{name}_steps'] = int(read_csv(csv)[-1]['step']) if csv.is_file() else None
         if run['online_steps']:
             run['curve'] = read_metric(path.with_name('online.csv'), METRIC)
-        run['flags'] = other_flags(path.parent)
+        run['flags'] = given_flags(path.parent)
         results.setdefault((path.parts[-4], path.parts[-3]), []).append(run)
     return results
 
 
-def other_flags(folder):
-    """-> the flags of a run's method that are not the defaults, as on a command line; '' where no config is kept."""
-    words, halves = [], {'offline': (offline_trainer.TrainConfig, OfflineConfig),
-                         'online': (online_trainer.TrainConfig, OnlineConfig)}
-    for half, configs in halves.items():
-        if (path := folder / f'config_{half}.json').is_file():
-            flags = json.loads(path.read_text(encoding='utf-8'))['flags']
-            for field in (field for config in configs for field in dataclasses.fields(config)):
-                value = flags.get(field.name, field.default)
-                if field.name not in BUDGET and value != field.default:
-                    words += [f'--no-{field.name}'] if value is False else [f'--{field.name}', str(value)]
+def given_flags(folder):
+    """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept."""
+    words, own = [], False
+    for path in (folder / 'config_offline.json', folder / 'config_online.json'):
+        argv = json.loads(path.read_text(encoding='utf-8'))['argv'][1:] if path.is_file() else []
+        for word in argv:
+            if word.startswith('--'):
+                own = word[2:].split('=')[0].replace('-', '_') not in BUDGET
+            words += [word] * own
     return ' '.join(words)
 
 

@@ -77,15 +77,17 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
 
 
 def test_flags_that_are_not_the_defaults_stand_below_the_table(page):
-    run = page / 'results' / 'main' / ANT / 'seed1'
-    flags = {'slow_goals': False, 'expectile': 0.8, 'lr': 3e-4, 'seed': 1}
-    (run / 'config_offline.json').write_text(json.dumps({'flags': flags | {'num_updates': 9}}))
-    (run / 'config_online.json').write_text(json.dumps({'flags': {'lr': 3e-4, 'progress_steps': 5, 'max_steps': 9}}))
-    (page / 'results' / 'main' / ANT / 'seed0' / 'config_online.json').write_text('{"flags": {"lr": 0.001}}')
+    def write(seed, **argv):
+        for half, flags in argv.items():
+            content = json.dumps({'argv': [f'{half}_trainer.py', *flags.split()]})
+            (page / 'results' / 'main' / ANT / seed / f'config_{half}.json').write_text(content)
+
+    write('seed0', offline=f'--dataset {ANT} --seed 0', online='--max-steps 9 --resume')
+    write('seed1', offline='--no-slow_goals --num_updates 9 --expectile=0.8', online='--save_dir x --progress_steps 5')
     assert script('make_tables', '--root', page)[0] == 0
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     assert line == ('All with the default flags, except '
-                    f'`{ANT}`: `--no-slow_goals --expectile 0.8 --lr 0.0003 --progress_steps 5`.')
+                    f'`{ANT}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
 
 
 def test_a_readme_without_markers_is_refused(page):
