@@ -30,15 +30,18 @@ data() { # a dataset of our own expert, at least 500 trajectories
 
 resume() { [ -f "$1/config.json" ] && echo --resume || true; }
 
-run() { # experiment, dataset, seed, environment steps, flags of the offline half (or `same`: that of main), of the online
+# experiment, dataset, seed, environment steps, flags of the offline half, of the online; `same FLAGS`: main's offline half
+run() {
     [ -z "$only_experiment" ] || [ "$only_experiment" = "$1" ] || return 0
     [ -z "$only_dataset" ] || [ "$only_dataset" = "$2" ] || return 0
     [ -z "$only_seed" ] || [ "$only_seed" = "$3" ] || return 0
     folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
     [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
-    offline=$folder/offline flags=$5
-    [ "$5" != same ] || offline=$RUNS/main/$2/seed$3/offline flags=
+    case $5 in
+    same*) offline=$RUNS/main/$2/seed$3/offline flags=${5#same} ;;
+    *) offline=$folder/offline flags=$5 ;;
+    esac
     # shellcheck disable=SC2086
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $flags \
         --save_dir "$offline" $(resume "$offline")
@@ -94,5 +97,11 @@ ablate no-proposals same '--proposal_share 0'
 ablate no-dropout same '--labeler_dropout 0'
 ablate values-online same '--value_interval 4'
 ablate own-transitions same '--online_share 0.25'
+explore() { # the same, beside main on explore: what its own flags give
+    run "$1" antmaze-medium-explore-v0 0 50000 "$2" "--eval_interval 10000 $3"
+}
+explore explore-default-flags '' ''
+explore explore-no-progress "same $explore" '--action_noise_start 1 --action_noise_end 1'
+explore explore-quiet "same $explore" '--progress_steps 5'
 run main antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
 run main antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"
