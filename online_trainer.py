@@ -13,11 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from figures import plot_curves
+from latents import LatentStore
 from maze_figures import Maze, draw_paths
 from model import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env, parse_name
-from online_agent import LatentStore, OnlineAgent, OnlineConfig
+from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, about, load_checkpoint, open_run
 from trajectories import ReplayBuffer, load_dataset

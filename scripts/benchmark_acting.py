@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from benchmark_tools import ACTIONS, ENV, ROOT, STATES, Row, interleaved, make_online
 
-from online_agent import LatentStore
+from latents import LatentStore
 
 
 def acting(options):

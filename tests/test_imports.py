@@ -27,13 +27,14 @@ ALLOWED = {
     'workers': {'ogbench_utils'},
     'rollouts': {'ogbench_utils', 'utils', 'workers'},
     'offline_agent': {'model', 'parallel', 'utils'},
+    'latents': {'utils'},
     'online_agent': {'kernels', 'offline_agent', 'model', 'utils'},
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
     'videos': {'ogbench_utils'},
     'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'ogbench_utils', 'parallel', 'runs',
                         'threads', 'trajectories', 'utils'},
-    'online_trainer': {'figures', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils', 'rollouts',
-                       'runs', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
+    'online_trainer': {'figures', 'latents', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils',
+                       'rollouts', 'runs', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import shrink_checkpoint
 import torch
 
+from latents import LatentStore
 from model import InverseDynamics
-from online_agent import LatentStore, OnlineAgent
+from online_agent import OnlineAgent
 from runs import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 

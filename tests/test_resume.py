@@ -19,8 +19,8 @@ from tqdm import tqdm
 import offline_trainer
 import ogbench_utils
 import online_trainer
+from latents import LatentStore
 from offline_agent import OfflineAgent, OfflineConfig
-from online_agent import LatentStore
 from runs import load_checkpoint, read_csv
 from utils import run_main
 
