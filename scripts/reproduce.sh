@@ -75,7 +75,7 @@ for seed in 0 1 2; do
     run main antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
     run main antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
     run main antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
-    run trajectories-100 antmaze-medium-navigate-v0 $seed 100000 '--max_trajectories 100' ''
+    run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' ''
 done
 
 ablate() { # name, flags of the offline half or `same`, flags of the online half: beside main on the same data
