@@ -70,7 +70,7 @@ def plot_curves(rows, panels, path, xlabel, title):
 def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
     """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
     ...]}. Thin lines are the single runs."""
-    figure, axis = pyplot().subplots(figsize=(4.6, 3.2), layout='constrained')
+    figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     scale, top = (100 if percent else 1), 0.0
     for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle('os^Dvp')):
         for own_steps, own_values in runs[:len(runs) * (len(runs) > 1)]:
@@ -88,7 +88,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
         axis.set_ylim(0, 100)
     _thousands(axis)
     axis.set_title(title, fontsize=11)
-    axis.legend(fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
+    figure.legend(loc='outside right center', fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
     save(figure, path)
 
 

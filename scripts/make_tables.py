@@ -134,11 +134,15 @@ def make_block(results, words, published):
         rows.append((f'`{name}`', f'**{success}**', steps, updates, count, reference['HIQL'], best))
     if rows:
         parts += [table(words['header'], rows), words['caption']]
-        others = [(name, flags) for name in names for flags in sorted({run['flags'] for run in results['main', name]})]
-        if others := [f'`{name}`: `{flags}`' for name, flags in others if flags]:
-            parts.append(f'{words["flags"]} {", ".join(others)}.')
+        others = {}
+        for name in names:
+            for flags in sorted({run['flags'] for run in results['main', name]} - {''}):
+                others.setdefault(flags, []).append(f'`{name}`')
+        if others:
+            listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
+            parts.append(f'{words["flags"]} {"; ".join(listed)}.')
         if any(run['curve'] for name in names for run in results['main', name]):
-            picture = f'<img src="assets/success_curves.png" width="60%" alt="{words["curves"]}">'
+            picture = f'<img src="assets/success_curves.png" width="75%" alt="{words["curves"]}">'
             parts.append(f'<p align="center">{picture}</p>')
     rows = []
     for (experiment, name), runs in sorted(results.items()):

@@ -77,17 +77,19 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
 
 
 def test_flags_that_are_not_the_defaults_stand_below_the_table(page):
-    def write(seed, **argv):
+    def write(seed, name=ANT, **argv):
         for half, flags in argv.items():
             content = json.dumps({'argv': [f'{half}_trainer.py', *flags.split()]})
-            (page / 'results' / 'main' / ANT / seed / f'config_{half}.json').write_text(content)
+            (page / 'results' / 'main' / name / seed / f'config_{half}.json').write_text(content)
 
+    write_run(page / 'results' / 'main' / LARGE / 'seed7', [0.5])
+    write('seed7', LARGE, online='--progress_steps 5', offline='--no-slow_goals --expectile=0.8')
     write('seed0', offline=f'--dataset {ANT} --seed 0', online='--max-steps 9 --resume')
     write('seed1', offline='--no-slow_goals --num_updates 9 --expectile=0.8', online='--save_dir x --progress_steps 5')
     assert script('make_tables', '--root', page)[0] == 0
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     assert line == ('All with the default flags, except '
-                    f'`{ANT}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
+                    f'`{ANT}`, `{LARGE}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
 
 
 def test_a_readme_without_markers_is_refused(page):
