@@ -170,12 +170,12 @@ class OnlineAgent:
 
     def policy_weight(self, latents, e_next):
         """-> (n,), mean 1: `OfflineAgent.advantage_weight`, or with `progress_steps` the progress toward z' itself,
-        -V(z, z') + V(z_soon, z'), as HIQL's low-level policy (Park et al. 2023, eq. 6) but over several steps and in
-        standard deviations: some z' are far and some near."""
+        V(z_soon, z') - V(z, z'), as HIQL's low-level policy (Park et al. 2023, eq. 6) but over several steps and in
+        standard deviations over the batch: how long a step is in V differs from dataset to dataset."""
         if not self.config.progress_steps:
             return self.offline.advantage_weight(latents)
         progress = (minus_distance(latents['e_z_soon'], e_next) - minus_distance(latents['e_z'], e_next)).mean(0)
-        progress = (progress - progress.mean()) / progress.std().clamp(min=1e-8)
+        progress = (progress - progress.mean()) / progress.std(correction=min(1, len(progress) - 1)).clamp(min=1e-8)
         weight = (self.config.progress_temperature * progress).exp().clamp(max=100.0)
         return weight / weight.mean()
 

@@ -302,6 +302,8 @@ def test_the_policy_can_weigh_by_progress_toward_the_latent_that_it_is_given(
     weight = (2.5 * (progress - progress.mean()) / progress.std()).exp().clamp(max=100)
     torch.testing.assert_close(given['weight'], weight / weight.mean(), rtol=0.02, atol=1e-4)
     assert given['weight'].min() < 0.1 and given['weight'].max() > 3
+    one = {'e_z': torch.zeros(2, 1, 4), 'e_z_soon': torch.ones(2, 1, 4)}
+    assert original(one, torch.ones(2, 1, 4)).item() == 1, 'a single transition has no deviation'
 
 
 def test_the_inverse_dynamics_reads_embeddings_relative_to_now(agent, batch, stub):
