@@ -209,9 +209,7 @@ class OfflineAgent:
         """How much better than the average row what the trajectory did next was for reaching its proposer goal;
         the mean is 1."""
         goal = latents['e_proposer_goal']
-        advantage = (minus_distance(latents['e_z_next'], goal) - minus_distance(latents['e_z'], goal)).mean(0)
-        weight = (self.config.proposer_temperature * advantage).exp().clamp(max=100.0)
-        return weight / parallel.mean(weight.mean())
+        return imitation_weight(gain(latents['e_z'], latents['e_z_next'], goal), self.config.proposer_temperature)
 
     def proposer_loss(self, latents, batch):
         """Move f_P(z, z_g) toward the latent k steps later (toward z_g where the goal is nearer), weighted by the
@@ -287,6 +285,17 @@ class OfflineAgent:
         agent = cls(content['observation_dim'], make_config(OfflineConfig, content['config']), device, backend)
         agent.restore(content)
         return agent
+
+
+def gain(e_z, e_later, e_goal):
+    """V(z_later, z_g) - V(z, z_g) from embeddings (n_ensemble, ..., E) -> (...), mean of the members."""
+    return (minus_distance(e_later, e_goal) - minus_distance(e_z, e_goal)).mean(0)
+
+
+def imitation_weight(advantage, temperature):
+    """min(exp(temperature * advantage), 100) over its mean, of any shape."""
+    weight = (temperature * advantage).exp().clamp(max=100.0)
+    return weight / parallel.mean(weight.mean())
 
 
 def _at(sequence, positions):

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from kernels import small_products
-from model import EncoderState, InverseDynamics, minus_distance
-from offline_agent import OfflineAgent
+from model import EncoderState, InverseDynamics
+from offline_agent import OfflineAgent, gain, imitation_weight
 from utils import flag, load_weights, make_config, soft_update
 
 
@@ -174,10 +174,9 @@ class OnlineAgent:
         standard deviations over the batch: how long a step is in V differs from dataset to dataset."""
         if not self.config.progress_steps:
             return self.offline.advantage_weight(latents)
-        progress = (minus_distance(latents['e_z_soon'], e_next) - minus_distance(latents['e_z'], e_next)).mean(0)
+        progress = gain(latents['e_z'], latents['e_z_soon'], e_next)
         progress = (progress - progress.mean()) / progress.std(correction=min(1, len(progress) - 1)).clamp(min=1e-8)
-        weight = (self.config.progress_temperature * progress).exp().clamp(max=100.0)
-        return weight / weight.mean()
+        return imitation_weight(progress, self.config.progress_temperature)
 
     def total_loss(self, batch):
         """-> (loss, info): both inverse dynamics, the proposer and, in batches with `train_values`, Q and V."""

@@ -97,11 +97,10 @@ ablate no-proposals same '--proposal_share 0'
 ablate no-dropout same '--labeler_dropout 0'
 ablate values-online same '--value_interval 4'
 ablate own-transitions same '--online_share 0.25'
-explore() { # the same, beside main on explore: what its own flags give
-    run "$1" antmaze-medium-explore-v0 0 50000 "$2" "--eval_interval 10000 $3"
-}
-explore explore-default-flags '' ''
-explore explore-no-progress "same $explore" '--action_noise_start 1 --action_noise_end 1'
-explore explore-quiet "same $explore" '--progress_steps 5'
+# what explore's own flags give
+run explore-default-flags antmaze-medium-explore-v0 0 50000 '' '--eval_interval 10000'
+run explore-no-progress antmaze-medium-explore-v0 0 50000 "same $explore" \
+    '--action_noise_start 1 --action_noise_end 1 --eval_interval 10000'
+run explore-quiet antmaze-medium-explore-v0 0 50000 "same $explore" '--progress_steps 5 --eval_interval 10000'
 run main antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
 run main antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"
