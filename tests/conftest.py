@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from latents import LatentStore
 from model import MambaEncoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
@@ -150,3 +151,28 @@ def make_online(make_agent):
         return OnlineAgent(offline, action_dim, OnlineConfig(**{'online_share': 0.25, **flags}))
 
     return make
+
+
+@pytest.fixture
+def states():
+    """states(*shape, seed) -> observations (*shape, DIM), away from mean 0 and std 1."""
+    return lambda *shape, seed=0: (
+        3 + 5 * np.random.default_rng(seed).standard_normal((*shape, DIM))).astype(np.float32)
+
+
+@pytest.fixture
+def agent(make_online):
+    return make_online()
+
+
+@pytest.fixture(params=['state', 'history'])
+def either_agent(make_agent, make_online, request):
+    """An agent of each head_memory."""
+    return make_online(offline=make_agent(head_memory=request.param))
+
+
+@pytest.fixture
+def stores(agent, make_dataset, make_replay):
+    """Offline states and the agent's own episodes, as latents."""
+    return (LatentStore(make_dataset(), agent),
+            LatentStore(make_replay((40, 8, 25)), agent))

@@ -1,4 +1,4 @@
-"""Acting, the two inverse dynamics, cached latents and checkpoints of the online half."""
+"""Acting, the two inverse dynamics, batches and checkpoints of the online half."""
 
 import copy
 
@@ -14,24 +14,6 @@ from runs import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
-
-
-@pytest.fixture
-def agent(make_online):
-    return make_online()
-
-
-@pytest.fixture(params=['state', 'history'])
-def either_agent(make_agent, make_online, request):
-    """An agent of each head_memory."""
-    return make_online(offline=make_agent(head_memory=request.param))
-
-
-@pytest.fixture
-def stores(agent, make_dataset, make_replay):
-    """Offline states and the agent's own episodes, as latents."""
-    return (LatentStore(make_dataset(), agent),
-            LatentStore(make_replay((40, 8, 25)), agent))
 
 
 @pytest.fixture(params=[True, False], ids=['values', 'no_values'])
@@ -63,10 +45,6 @@ def embed_as_is(agent, stub):
     agent.offline.targets['value'].embed = lambda z: z.unsqueeze(0)
 
 
-def states(*shape, seed=0):
-    return (3 + 5 * np.random.default_rng(seed).standard_normal((*shape, DIM))).astype(np.float32)
-
-
 def snapshot(agent):
     return copy.deepcopy({
         'nets': agent.nets.state_dict(), 'averaged': agent.averaged.state_dict(),
@@ -96,7 +74,7 @@ def test_proposals_without_and_with_some_epsilon(agent):
     assert torch.equal(z_next[~torch.from_numpy(biased)], proposed[~torch.from_numpy(biased)])
 
 
-def test_acting_is_deterministic_unless_asked_and_stays_in_the_action_space(agent):
+def test_acting_is_deterministic_unless_asked_and_stays_in_the_action_space(agent, states):
     observations, goals = states(50), states(50, seed=1)
     state = agent.initial_state(50)
     quiet, _ = agent.act(observations, goals, state)
@@ -113,7 +91,7 @@ def test_acting_is_deterministic_unless_asked_and_stays_in_the_action_space(agen
 
 
 @pytest.mark.parametrize('memory', ['state', 'history'])
-def test_acting_sees_what_the_cached_latents_hold(make_watched, memory):
+def test_acting_sees_what_the_cached_latents_hold(make_watched, memory, states):
     """z at every step of an episode of 3 contexts is LatentStore's, in a row that was reset as well."""
     agent = make_watched(0, memory)
     episode, other, goals = states(40), states(40, seed=1), states(2, seed=2)
@@ -134,19 +112,7 @@ def test_acting_sees_what_the_cached_latents_hold(make_watched, memory):
     assert torch.allclose(store.z, store.z_goal, atol=1e-4) == (memory == 'state')
 
 
-@pytest.mark.parametrize('context', [12, 7, 3, 2, 1])
-def test_cached_histories_are_those_of_steps(make_agent, make_online, make_dataset, context):
-    agent = make_online(offline=make_agent(head_memory='history', context_length=context))
-    encoder, data = agent.encoder, make_dataset(context_length=context)
-    store = LatentStore(data, agent)
-    for start, end in zip(data.starts, data.ends, strict=True):
-        state = encoder.initial_state(1)
-        for row in range(start, end + 1):
-            z, state = encoder.step(torch.from_numpy(data.observations[row:row + 1]), state)
-            torch.testing.assert_close(store.z[row], z[0], rtol=1e-4, atol=1e-4, msg=f'row {row - start}')
-
-
-def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched):
+def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
     observations, goals = states(4), states(4, seed=1)
     agent = make_watched(1)
     state = agent.initial_state(4)
@@ -161,7 +127,7 @@ def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched):
     torch.testing.assert_close(torch.from_numpy(actions), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_goal_changed_in_mid_episode_is_encoded_again(make_watched):
+def test_a_goal_changed_in_mid_episode_is_encoded_again(make_watched, states):
     agent = make_watched(2)
     goals, state = states(3, seed=1), agent.initial_state(3)
     for t in range(4):
@@ -365,114 +331,6 @@ def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, stor
     torch.testing.assert_close(seen[0][kept], seen[1][kept] / 0.75)
 
 
-# ---------------------------------------------------------------------------------------------- LatentStore
-@pytest.mark.parametrize('capacity', [1000, 60])
-def test_refreshing_equals_encoding_from_scratch(either_agent, make_replay, capacity):
-    agent = either_agent
-    rng, replay, lost = np.random.default_rng(0), make_replay((), capacity), 0
-    store = LatentStore(replay, agent)
-    assert len(store.z) == 0
-    for lengths in ((14,), (5, 20), (), (2, 13, 9), (31,), (40, 11)):
-        dropped = sum(replay.add(states(n, seed=n), rng.uniform(-1, 1, (n - 1, ACTION_DIM))) for n in lengths)
-        store.refresh(dropped)
-        lost += dropped
-        scratch = LatentStore(replay, agent)
-        assert len(store.z) == len(store.z_goal) == len(replay)
-        torch.testing.assert_close(store.z, scratch.z, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(store.z_goal, scratch.z_goal, rtol=1e-5, atol=1e-5)
-        assert (store.z.square().mean(-1) > 0.5).all()  # normalised latents: no row was left out
-    assert (lost > 0) == (capacity == 60)
-
-
-def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_replay):
-    agent = either_agent
-    replay = make_replay((12,), capacity=20)
-    store = LatentStore(replay, agent)
-    store.refresh(sum(replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM))) for n in (15, 10)))
-    scratch = LatentStore(replay, agent)
-    torch.testing.assert_close(store.z, scratch.z)
-    torch.testing.assert_close(store.z_goal, scratch.z_goal)
-
-
-def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch):
-    agent, replay = make_online(), make_replay(())
-    store, sizes = LatentStore(replay, agent), set()
-    encode_goal = agent.encoder.encode_goal
-    monkeypatch.setattr(agent.encoder, 'encode_goal', lambda states: sizes.add(len(states)) or encode_goal(states))
-    for n in (2, 40, 77, 128, 129, 200):
-        replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM), np.float32))
-    store.refresh()
-    assert sizes == {128, 256} and len(store.z) == len(replay)
-
-
-def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch):
-    encoder, replay = either_agent.encoder, make_replay((30, 30))
-    store, encoded = LatentStore(replay, either_agent), []
-
-    def watch(function):
-        def watched(observations):
-            encoded.append(observations.flatten(0, -2))
-            return function(observations)
-        return watched
-
-    for name in ('forward', 'encode_goal'):
-        monkeypatch.setattr(encoder, name, watch(getattr(encoder, name)))
-    new = states(20, seed=5)
-    replay.add(new, np.zeros((19, ACTION_DIM), np.float32))
-    store.refresh()
-    rows, padding = {tuple(row) for row in torch.cat(encoded).tolist()}, (0,) * new.shape[1]
-    assert rows - {padding} == {tuple(row) for row in new.tolist()}
-
-
-@pytest.fixture(params=['offline', 'own'])
-def tagged_store(request, stores):
-    """A store whose latents are their row numbers, and 1,000 more as goals."""
-    store = stores[request.param == 'own']
-    rows = torch.arange(len(store.dataset), dtype=torch.float32)[:, None].expand(-1, D)
-    store.z, store.z_goal = rows.clone(), rows + 1000
-    return store
-
-
-def test_samples_are_transitions_of_one_trajectory(tagged_store):
-    data, batch = tagged_store.dataset, tagged_store.sample(3000, np.random.default_rng(0))
-    rows, later, ahead, goal, proposer_goal = (
-        batch[name][:, 0].numpy().astype(int) for name in ('z', 'z_next', 'z_ahead', 'z_goal', 'proposer_goal'))
-    end = data.end_of[rows]
-    assert set(rows) == set(data.origins)
-    assert (rows < end).all() and np.array_equal(batch['states'], data.observations[rows])
-    assert np.array_equal(batch['next_states'], data.observations[rows + 1])
-    assert (later == np.minimum(rows + STEPS, end)).all()
-    assert goal.min() >= 1000 and proposer_goal.min() >= 1000
-    future, near = batch['future'].numpy(), batch['proposer_near'].numpy()
-    assert (goal[future] - 1000 > rows[future]).all() and (goal[future] - 1000 <= end[future]).all()
-    assert (goal[batch['at_goal']] - 1000 == rows[batch['at_goal']]).all()
-    is_goal = ahead >= 1000  # the goal comes first, and is what one step of the policy shall reach
-    assert 100 < is_goal.sum() < 1500 and near[is_goal].all()
-    assert (ahead[is_goal] == proposer_goal[is_goal]).all()
-    place = np.where(is_goal, ahead - 1000, ahead)
-    assert (rows < place).all() and (place <= np.minimum(rows + STEPS, end)).all()
-    assert set((place - rows)[~is_goal]) == set(range(1, STEPS + 1))
-    passed = near & ~is_goal  # the goal lies behind z_ahead
-    assert passed.sum() > 100 and (proposer_goal[passed] - 1000 > ahead[passed]).all()
-
-
-def test_samples_have_the_agents_own_actions_only(tagged_store):
-    batch, data = tagged_store.sample(200, np.random.default_rng(0)), tagged_store.dataset
-    assert batch['own'].dtype == torch.bool and batch['actions'].shape == (200, ACTION_DIM)
-    assert batch['actions'].dtype == torch.float32
-    if hasattr(data, 'actions'):
-        assert batch['own'].all()
-        assert np.array_equal(batch['actions'], data.actions[batch['z'][:, 0].int()])
-        steps = tagged_store.sample_steps(2000, np.random.default_rng(1))
-        row_of = {tuple(state): row for row, state in enumerate(data.observations[:len(data)].tolist())}
-        rows = np.array([row_of[tuple(state)] for state in steps['own_states'].tolist()])
-        assert set(rows) == set(data.origins) and len(row_of) == len(data)
-        assert np.array_equal(steps['own_next_states'], data.observations[rows + 1])
-        assert np.array_equal(steps['own_actions'], data.actions[rows])
-    else:
-        assert not batch['own'].any() and not batch['actions'].any()
-
-
 def test_a_batch_mixes_the_stores_by_their_share(make_online, stores, assert_same):
     agent = make_online(online_share=0.25, proposal_share=0.7, batch_size=50)
     batch = agent.sample(*stores, np.random.default_rng(0))
@@ -501,7 +359,7 @@ def test_values_are_trained_in_one_update_of_value_interval(make_online, stores,
 
 # ------------------------------------------------------------------------------------------------ checkpoints
 def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
-        either_agent, make_dataset, make_replay, assert_same, tmp_path):
+        either_agent, make_dataset, make_replay, assert_same, tmp_path, states):
     agent, rng = either_agent, np.random.default_rng(0)
     stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
     for _ in range(3):
@@ -520,7 +378,8 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
     assert np.array_equal(*(a.act(observations, goals, a.initial_state(4))[0] for a in (agent, loaded)))
 
 
-def test_a_shrunk_checkpoint_acts_like_the_whole_one(either_agent, make_dataset, make_replay, tmp_path, monkeypatch):
+def test_a_shrunk_checkpoint_acts_like_the_whole_one(
+        either_agent, make_dataset, make_replay, states, tmp_path, monkeypatch):
     agent, small = either_agent, tmp_path / 'small.pth'
     stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
     for seed in range(5):  # averages and what they are averages of differ
@@ -535,22 +394,3 @@ def test_a_shrunk_checkpoint_acts_like_the_whole_one(either_agent, make_dataset,
     np.testing.assert_allclose(*actions, atol=0.01)
     assert actions[0].std() > 0.05
     assert small.stat().st_size < 0.35 * (tmp_path / 'last.pth').stat().st_size
-
-
-def test_cached_embeddings_change_nothing(make_online, make_dataset, make_replay):
-    """With value_interval 0, V's embeddings come from the store; the loss is that of embedding them anew."""
-    agent, replay = make_online(value_interval=0), make_replay((40, 8))
-    stores = LatentStore(make_dataset(), agent), LatentStore(replay, agent)
-    replay.add(states(30), np.zeros((29, ACTION_DIM), np.float32))
-    stores[1].refresh()
-    batch = agent.sample(*stores, np.random.default_rng(0))
-    cached = [name for name in batch if name.startswith('e_')]
-    assert len(cached) == 4 and batch['own'].any() and not batch['train_values']
-    loss, info = agent.total_loss(batch)
-    again, other = agent.total_loss({name: value for name, value in batch.items() if name not in cached})
-    torch.testing.assert_close(loss, again, rtol=1e-5, atol=1e-6)
-    assert info.keys() == other.keys()
-    before = snapshot(agent)
-    agent.update(batch)
-    assert all(torch.equal(p, before['offline'][name]) for name, p in agent.offline.nets.state_dict().items()
-               if not name.startswith('proposer'))
