@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from maze_figures import Maze, draw_paths
-from model import choose_backend
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from runs import about, load_checkpoint, write_atomic
+from scan import choose_backend
 from stats import paired_comparison, wilson_interval
 from utils import check_ranges, choose_device, flag, parse_flags, run_main, set_seed
 from videos import record

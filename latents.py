@@ -19,7 +19,6 @@ class LatentStore:
         self.device, self.progress_steps = agent.device, agent.config.progress_steps
         width = agent.offline.config.d_model
         self.queues = [RowQueue(lambda n: torch.empty(n, width, device=self.device)) for _ in range(1 + self.history)]
-        self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))
         self.value = None
         if not agent.config.value_interval and not self.history:
             self.value = agent.offline.targets['value']
@@ -30,8 +29,7 @@ class LatentStore:
     @torch.no_grad()
     def refresh(self, dropped=0, rows_at_once=8192):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        dropped = min(dropped, len(self.z_goal))
-        known = len(self.z_goal) - dropped
+        known = max(0, len(self.queues[0].rows) - dropped)
         for queue in self.queues:
             queue.extend(len(self.dataset) - known, dropped)
         self.z, self.z_goal = (queue.rows for queue in (self.queues[-1], self.queues[0]))

@@ -16,10 +16,10 @@ from tqdm import tqdm
 import parallel
 from figures import plot_curves
 from maze_figures import TrainingPictures
-from model import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import parse_name
 from runs import Stopped, open_run
+from scan import choose_backend
 from trajectories import load_dataset
 from utils import (
     as_floats,

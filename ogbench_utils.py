@@ -42,7 +42,6 @@ BUNDLED_DIR = Path(__file__).resolve().parent / 'datasets'
 BUNDLED_NAME, BUNDLED_FOR = 'antmaze-medium-navigate-mini-v0', 'antmaze-medium-navigate-v0'
 OGBENCH_URL = 'https://rail.eecs.berkeley.edu/datasets/ogbench'
 TIMEOUT = 20.0  # seconds, to connect and for every read
-MAX_FAULTS = 5  # environment faults in a row that end a run
 MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts since the last look
 RETRY_WAITS = (0.5, 1.0, 2.0)  # seconds; short, since a machine without a network sits through all of them
 # RuntimeError is how zipfile reports encryption and (as NotImplementedError) unknown compression; the last five are
@@ -239,62 +238,6 @@ def make_env(dataset, **options):
             return gymnasium.make(parse_name(dataset), **options)
         finally:
             tempfile.tempdir = before
-
-
-class SafeEnv:
-    """An environment that is made anew when it raises, returns NaN or loses its physics; such an episode ends, with
-    the reason in info['fault']. `faults` is a list that several of them share: those since the last episode that
-    ended well. The fifth in a row raises OSError with the cause."""
-
-    def __init__(self, make, faults):
-        self.make, self.faults, self.env = make, faults, make()
-        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
-        self.observation = None
-
-    def reset(self, **options):
-        """As gymnasium's; tried again in a new environment where it fails."""
-        while True:
-            try:
-                self.observation, info = self.env.reset(**options)
-                self._check(self.observation)
-                return self.observation, info
-            except Exception as error:  # whatever it is, it is counted, shown, and raised in the end
-                self._fault(error)
-
-    def step(self, action):
-        """As gymnasium's; after a fault the last good observation, truncated, with info['fault']."""
-        try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            self._check(observation, reward)
-        except Exception as error:  # as in reset
-            self._fault(error)
-            return self.observation, 0.0, False, True, {'success': 0.0, 'fault': str(error)}
-        self.observation = observation
-        if terminated or truncated:
-            self.faults.clear()
-        return observation, reward, terminated, truncated, info
-
-    def _check(self, observation, reward=0.0):
-        unstable = [text for text in MUJOCO_WARNINGS if 'unstable' in text]
-        MUJOCO_WARNINGS.clear()
-        if unstable:  # MuJoCo has put the robot back to the origin and says nothing else
-            raise FloatingPointError(unstable[0])
-        if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            raise FloatingPointError(f'observation or reward is not finite: {observation}, {reward}')
-
-    def _fault(self, error):
-        cause = f'{type(error).__name__}: {error}'
-        self.faults.append(cause)
-        if len(self.faults) == MAX_FAULTS:
-            raise OSError(f'the environment failed {MAX_FAULTS} times in a row, at last with {cause}') from error
-        tqdm.write(f'environment fault, episode ended, environment made anew: {cause}', file=sys.stderr)
-        self.env = self.make()
-
-
-def safe_envs(make, n):
-    """n environments that share one count of faults; `make()` gives one."""
-    faults = []
-    return [SafeEnv(make, faults) for _ in range(n)]
 
 
 def episode_seed(*entropy):

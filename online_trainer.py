@@ -15,12 +15,12 @@ from tqdm import tqdm
 from figures import plot_curves
 from latents import LatentStore
 from maze_figures import Maze, draw_paths
-from model import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env, parse_name
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from runs import Stopped, about, load_checkpoint, open_run
+from scan import choose_backend
 from trajectories import ReplayBuffer, load_dataset
 from utils import (
     as_floats,

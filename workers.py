@@ -1,4 +1,5 @@
-"""Environments in processes of their own, stepped at the same time; the results are those of a list of them.
+"""Environments that are made anew after a fault, and the same in processes of their own, stepped at the same time;
+the results are those of a list of them.
 
 A worker is this file run as a script. Messages are pickles on its standard input and output, and it ends when its
 input does, so that nothing outlives the program that started it. It never imports torch.
@@ -13,8 +14,11 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+from tqdm import tqdm
 
-from ogbench_utils import make_env, reset_env, safe_envs
+from ogbench_utils import MUJOCO_WARNINGS, make_env, reset_env
+
+MAX_FAULTS = 5  # environment faults in a row that end a run
 
 
 def cpu_cores():
@@ -29,6 +33,62 @@ def open_envs(dataset, n, processes=0, make=make_env):
         raise ValueError(f'--env_processes {processes}: must be at least 0')
     processes = min(processes or min(cpu_cores(), 4), n)
     return EnvWorkers(dataset, n, processes) if processes > 1 else safe_envs(lambda: make(dataset), n)
+
+
+class SafeEnv:
+    """An environment that is made anew when it raises, returns NaN or loses its physics; such an episode ends, with
+    the reason in info['fault']. `faults` is a list that several of them share: those since the last episode that
+    ended well. The fifth in a row raises OSError with the cause."""
+
+    def __init__(self, make, faults):
+        self.make, self.faults, self.env = make, faults, make()
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self.observation = None
+
+    def reset(self, **options):
+        """As gymnasium's; tried again in a new environment where it fails."""
+        while True:
+            try:
+                self.observation, info = self.env.reset(**options)
+                self._check(self.observation)
+                return self.observation, info
+            except Exception as error:  # whatever it is, it is counted, shown, and raised in the end
+                self._fault(error)
+
+    def step(self, action):
+        """As gymnasium's; after a fault the last good observation, truncated, with info['fault']."""
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            self._check(observation, reward)
+        except Exception as error:  # as in reset
+            self._fault(error)
+            return self.observation, 0.0, False, True, {'success': 0.0, 'fault': str(error)}
+        self.observation = observation
+        if terminated or truncated:
+            self.faults.clear()
+        return observation, reward, terminated, truncated, info
+
+    def _check(self, observation, reward=0.0):
+        unstable = [text for text in MUJOCO_WARNINGS if 'unstable' in text]
+        MUJOCO_WARNINGS.clear()
+        if unstable:  # MuJoCo has put the robot back to the origin and says nothing else
+            raise FloatingPointError(unstable[0])
+        if not (np.isfinite(observation).all() and np.isfinite(reward)):
+            raise FloatingPointError(f'observation or reward is not finite: {observation}, {reward}')
+
+    def _fault(self, error):
+        cause = f'{type(error).__name__}: {error}'
+        self.faults.append(cause)
+        if len(self.faults) == MAX_FAULTS:
+            raise OSError(f'the environment failed {MAX_FAULTS} times in a row, at last with {cause}') from error
+        tqdm.write(f'environment fault, episode ended, environment made anew: {cause}', file=sys.stderr)
+        self.env = self.make()
+
+
+def safe_envs(make, n):
+    """n environments that share one count of faults; `make()` gives one."""
+    faults = []
+    return [SafeEnv(make, faults) for _ in range(n)]
 
 
 class EnvWorkers:

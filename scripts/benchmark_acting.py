@@ -96,9 +96,9 @@ def data_windows(data, count, length):
 
 def evaluation(options):
     """Environment steps of lock-step episodes; the same episodes, bit by bit, in every arrangement of 8."""
-    from ogbench_utils import make_env, safe_envs
+    from ogbench_utils import make_env
     from rollouts import run_episodes
-    from workers import EnvWorkers, cpu_cores
+    from workers import EnvWorkers, cpu_cores, safe_envs
 
     agent = make_online()[0]
     processes = min(4, cpu_cores())

@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from ogbench_utils import SafeEnv, make_env, reset_env, safe_envs
+from ogbench_utils import make_env, reset_env
 from rollouts import Collector, evaluate, run_episodes
+from workers import SafeEnv, safe_envs
 
 BOX = types.SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,), seed=lambda seed: None)
 

@@ -18,8 +18,8 @@ ALLOWED = {
     'runs': {'locks', 'trackers', 'utils'},
     'kernels': set(),
     'parallel': set(),
-    'triton_scan': set(),
-    'model': {'kernels', 'threads', 'triton_scan'},
+    'scan': set(),
+    'model': {'kernels', 'scan', 'threads'},
     'stats': set(),
     'figures': {'runs', 'stats'},
     'ogbench_utils': set(),
@@ -31,10 +31,10 @@ ALLOWED = {
     'online_agent': {'kernels', 'offline_agent', 'model', 'utils'},
     'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
     'videos': {'ogbench_utils'},
-    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'model', 'ogbench_utils', 'parallel', 'runs',
+    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'ogbench_utils', 'parallel', 'runs', 'scan',
                         'threads', 'trajectories', 'utils'},
-    'online_trainer': {'figures', 'latents', 'maze_figures', 'online_agent', 'offline_agent', 'model', 'ogbench_utils',
-                       'rollouts', 'runs', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
+    'online_trainer': {'figures', 'latents', 'maze_figures', 'online_agent', 'offline_agent', 'ogbench_utils',
+                       'rollouts', 'runs', 'scan', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
 }
 
 

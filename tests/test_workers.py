@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import workers
-from ogbench_utils import make_env, safe_envs
+from ogbench_utils import make_env
 from rollouts import run_episodes
-from workers import EnvWorkers, open_envs
+from workers import EnvWorkers, open_envs, safe_envs
 
 DATASET = 'antmaze-medium-navigate-v0'
 
