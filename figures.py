@@ -56,6 +56,7 @@ def plot_curves(rows, panels, path, xlabel, title):
         axis.tick_params(labelsize=7)
         if len(columns) > 2 and axis.lines:  # room for the legend
             low, high = axis.get_ylim()
+            axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
             axis.set_ylim(low, high + 0.3 * (high - low))
         if len(columns) > 1 and axis.lines:
             axis.legend(fontsize=6.5, frameon=False, **(many if len(columns) > 2 else {}))

@@ -81,8 +81,9 @@ class Maze:
 
     def draw(self, axis, task=None):
         """Walls, and the start (ring) and the goal (star) of a task, counted from 1."""
+        from matplotlib.colors import ListedColormap
         axis.imshow(np.where(self.walls, 1.0, np.nan), extent=self.extent, origin='lower', zorder=1,
-                    cmap=_one_color(WALL), interpolation='nearest')
+                    cmap=ListedColormap([WALL]), interpolation='nearest')
         axis.set(xticks=[], yticks=[], facecolor=FLOOR)
         axis.set_xlim(self.extent[0] + 0.7 * self.unit, self.extent[1] - 0.7 * self.unit)  # half the outer walls do
         axis.set_ylim(self.extent[2] + 0.7 * self.unit, self.extent[3] - 0.7 * self.unit)
@@ -90,11 +91,6 @@ class Maze:
         if task is not None:
             axis.plot(*self.starts[task - 1], 'o', ms=6, mfc='white', mec=INK, mew=1.4, zorder=6)
             axis.plot(*self.goals[task - 1], '*', ms=12, mfc='#F0E442', mec=INK, mew=0.9, zorder=6)
-
-
-def _one_color(color):
-    from matplotlib.colors import ListedColormap
-    return ListedColormap([color])
 
 
 class Probe:

@@ -134,9 +134,8 @@ def check_unchanged(saved, now):
 
 def write_config(folder, *configs, **extra):
     """config.json: every flag, the command line, package versions and the git commit."""
-    packages = ('torch', 'numpy', 'ogbench', 'mujoco', 'gymnasium', 'mamba-ssm')
     versions = {'python': platform.python_version()}
-    for name in packages:
+    for name in ('torch', 'numpy', 'ogbench', 'mujoco', 'gymnasium', 'mamba-ssm'):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -325,17 +324,14 @@ class MetricsLog:
         if self._add_columns(row):
             self._rewrite()
         else:
-            self._append(row)
+            try:
+                with open(self.path, 'a') as file:
+                    file.write(self._line(row) + '\n')
+            except OSError as error:
+                raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then go on with '
+                              '--resume') from error
         for track in self.trackers:
             track(row['step'], {name: row[name] for name in metrics})
-
-    def _append(self, row):
-        try:
-            with open(self.path, 'a') as file:
-                file.write(self._line(row) + '\n')
-        except OSError as error:
-            raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then go on with '
-                          '--resume') from error
 
 
 def read_csv(path):
