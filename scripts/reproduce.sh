@@ -78,6 +78,8 @@ for seed in 0 1 2; do
     run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' ''
 done
 
+run no-steps antmaze-medium-navigate-v0 0 8 same '--random_steps 8 --initial_updates 1' # where the curve begins
+
 ablate() { # name, flags of the offline half or `same`, flags of the online half: beside main on the same data
     run "$1" antmaze-medium-stitch-v0 0 50000 "$2" "--eval_interval 0 $3"
 }
