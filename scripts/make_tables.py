@@ -37,7 +37,7 @@ WORDS = {
     'README.md': {
         'header': ('dataset', 'success, %', 'environment steps', 'updates offline', 'seeds × tasks × episodes',
                    'HIQL, %', 'best published, %'),
-        'ablations': ('experiment', 'dataset', 'success, %', 'minus `main`', 'environment steps',
+        'ablations': ('experiment', 'flags', 'dataset', 'success, %', 'minus `main`', 'environment steps',
                       'seeds × tasks × episodes'),
         'at': 'success, %, after so many environment steps',
         'flags': 'All with the default flags, except',
@@ -48,7 +48,8 @@ WORDS = {
     'README.ko.md': {
         'header': ('데이터', '성공률, %', 'environment step', 'offline update', 'seed × task × episode', 'HIQL, %',
                    '발표된 최고, %'),
-        'ablations': ('실험', '데이터', '성공률, %', '`main`과의 차이', 'environment step', 'seed × task × episode'),
+        'ablations': ('실험', 'flag', '데이터', '성공률, %', '`main`과의 차이', 'environment step',
+                      'seed × task × episode'),
         'at': '이만큼의 environment step 뒤의 성공률, %',
         'flags': '모두 기본 flag이며, 예외는',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
@@ -151,7 +152,8 @@ def make_block(results, words, published):
             main = results.get(('main', name))
             less = '–' if not main else '{:+.1f}'.format(
                 100 * (mean_std([run['success'] for run in runs])[0] - mean_std([run['success'] for run in main])[0]))
-            rows.append((f'`{experiment}`', f'`{name}`', success, less, steps, count))
+            flags = ', '.join(f'`{flags}`' for flags in sorted({run['flags'] for run in runs} - {''})) or '–'
+            rows.append((f'`{experiment}`', flags, f'`{name}`', success, less, steps, count))
     if rows:
         parts.append(table(words['ablations'], rows))
     if rows := curve_rows(results):

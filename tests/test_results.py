@@ -58,7 +58,7 @@ def test_tables_come_from_the_files(page):
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     row, curve, other = (line for line in text.splitlines() if line.startswith(f'| `{ANT}`'))
     assert row.startswith(f'| `{ANT}` | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
-    assert f'| `no-alignment` | `{ANT}` | 60.0 | -25.0 | 20,000 | 1 × 5 × 20 |' in text
+    assert f'| `no-alignment` | – | `{ANT}` | 60.0 | -25.0 | 20,000 | 1 × 5 × 20 |' in text
     assert curve == f'| `{ANT}` | 20 | 65 |', 'two seeds at 10,000 and half-way from 20,000 to 30,000 steps'
     assert other == f'| `{ANT}`, `no-alignment` | 40 | – |'
     assert LARGE not in text
@@ -76,17 +76,19 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
     assert f'| `{LARGE}` | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
 
 
-def test_flags_that_are_not_the_defaults_stand_below_the_table(page):
-    def write(seed, name=ANT, **argv):
+def test_flags_that_are_not_the_defaults_are_told(page):
+    def write(seed, name=ANT, experiment='main', **argv):
         for half, flags in argv.items():
             content = json.dumps({'argv': [f'{half}_trainer.py', *flags.split()]})
-            (page / 'results' / 'main' / name / seed / f'config_{half}.json').write_text(content)
+            (page / 'results' / experiment / name / seed / f'config_{half}.json').write_text(content)
 
     write_run(page / 'results' / 'main' / LARGE / 'seed7', [0.5])
     write('seed7', LARGE, online='--progress_steps 5', offline='--no-slow_goals --expectile=0.8')
     write('seed0', offline=f'--dataset {ANT} --seed 0', online='--max-steps 9 --resume')
     write('seed1', offline='--no-slow_goals --num_updates 9 --expectile=0.8', online='--save_dir x --progress_steps 5')
+    write('seed0', experiment='no-alignment', offline='--alignment_weight 0 --seed 0', online='--max_steps 5')
     assert script('make_tables', '--root', page)[0] == 0
+    assert f'| `no-alignment` | `--alignment_weight 0` | `{ANT}` |' in (page / 'README.md').read_text()
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     assert line == ('All with the default flags, except '
                     f'`{ANT}`, `{LARGE}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
