@@ -68,9 +68,10 @@ def plot_curves(rows, panels, path, xlabel, title):
     save(figure, path)
 
 
-def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
+def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True, references=None):
     """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
-    ...]}. Thin lines are the single runs."""
+    ...]}. Thin lines are the single runs. `references` = (name, {label: number}) are empty markers at the right."""
+    references, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     scale, top = (100 if percent else 1), 0.0
     for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle('os^Dvp')):
@@ -82,13 +83,18 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
                   label=f'{label} ({len(runs)})')
         axis.fill_between(steps, scale * low, scale * high, color=color, alpha=0.2, lw=0)
         top = max(top, *(own_steps[-1] for own_steps, _ in runs))
+        if label in numbers:
+            axis.plot(1.03, numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
+                      transform=axis.get_yaxis_transform())
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
-    axis.set_xlim(0, top)
+    axis.set_xlim(0, 1.001 * top)  # a run ends a little before its budget, whose tick shall be seen
     if percent:
         axis.set_ylim(0, 100)
     _thousands(axis)
     axis.set_title(title, fontsize=11)
+    if numbers:
+        axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=references)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
     save(figure, path)
 

@@ -171,12 +171,15 @@ def with_block(text, block, name):
     return f'{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}'
 
 
-def draw(results, path):
-    """Success against environment steps, one colour per dataset of `main`."""
+def draw(results, path, published):
+    """Success against environment steps, one colour per dataset of `main`; beside it HIQL's."""
     groups = {name.removesuffix('-v0'): curves for (experiment, name), runs in results.items()
               if experiment == 'main' and (curves := [run['curve'] for run in runs if run['curve']])}
     if groups:
-        plot_bands(groups, path, 'success, %', 'OPSO, no action labels offline')
+        hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) for name, row in published.items()
+                if row['HIQL'] != '–'}
+        plot_bands(groups, path, 'success, %', 'OPSO, no action labels offline',
+                   references=('HIQL: all labels,\n1M updates, no steps', hiql))
 
 
 def main():
@@ -199,7 +202,7 @@ def main():
         if stale:
             sys.exit(f'not up to date: {", ".join(stale)}; run python scripts/make_tables.py')
         return
-    draw(results, root / 'assets' / 'success_curves.png')
+    draw(results, root / 'assets' / 'success_curves.png', published)
     print(f'{len(results)} experiments and datasets; rewritten: {", ".join(stale) or "nothing, all was up to date"}')
 
 

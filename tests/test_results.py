@@ -10,6 +10,7 @@ import numpy as np
 import plot_runs
 import pytest
 
+import figures
 from stats import last_three_mean, on_common_steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,20 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     assert line == ('All with the default flags, except '
                     f'`{ANT}`, `{LARGE}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
+
+
+def test_references_stand_beside_the_curves_in_their_colours(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
+    runs = [(np.array([0, 10]), np.array([0.2, 0.8]))]
+    for references in (None, ('HIQL', {'b': 40.0, 'c': 50.0})):
+        figures.plot_bands({'a': runs, 'b': runs}, 'picture.png', 'success', 'title', references=references)
+    without, lines = drawn
+    curve, = (line for line in lines if line.get_label() == 'b (1)')
+    mark, = (line for line in lines if line.get_markerfacecolor() == 'none' and len(line.get_ydata()))
+    assert [*mark.get_ydata()] == [40.0] and mark.get_markeredgecolor() == curve.get_color()
+    assert mark.get_marker() == curve.get_marker() and len(lines) == len(without) + 2
+    assert lines[-1].get_label() == 'HIQL'
 
 
 def test_a_readme_without_markers_is_refused(page):
