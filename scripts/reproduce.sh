@@ -75,7 +75,7 @@ for seed in 0 1 2; do
     run main antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
     run main antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
     run main antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
-    run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' ''
+    run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' '--eval_interval 10000'
 done
 
 run no-steps antmaze-medium-navigate-v0 0 8 same '--random_steps 8 --initial_updates 1' # where the curve begins
