@@ -70,7 +70,7 @@ def plot_curves(rows, panels, path, xlabel, title):
 
 def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True, references=None):
     """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
-    ...]}. Thin lines are the single runs. `references` = (name, {label: number}) are empty markers at the right."""
+    ...]}. Thin lines are the single runs. `references` = (name, {label: value}) are empty markers at the right."""
     references, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     scale, top = (100 if percent else 1), 0.0
@@ -84,7 +84,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
         axis.fill_between(steps, scale * low, scale * high, color=color, alpha=0.2, lw=0)
         top = max(top, *(own_steps[-1] for own_steps, _ in runs))
         if label in numbers:
-            axis.plot(1.03, numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
+            axis.plot(1.03, scale * numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
                       transform=axis.get_yaxis_transform())
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)

@@ -176,8 +176,7 @@ def draw(results, path, published):
     groups = {name.removesuffix('-v0'): curves for (experiment, name), runs in results.items()
               if experiment == 'main' and (curves := [run['curve'] for run in runs if run['curve']])}
     if groups:
-        hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) for name, row in published.items()
-                if row['HIQL'] != '–'}
+        hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_bands(groups, path, 'success, %', 'OPSO, no action labels offline',
                    references=('HIQL: all labels,\n1M updates, no steps', hiql))
 

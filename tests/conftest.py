@@ -172,7 +172,11 @@ def either_agent(make_agent, make_online, request):
 
 
 @pytest.fixture
-def stores(agent, make_dataset, make_replay):
-    """Offline states and the agent's own episodes, as latents."""
-    return (LatentStore(make_dataset(), agent),
-            LatentStore(make_replay((40, 8, 25)), agent))
+def make_stores(make_dataset, make_replay):
+    """make_stores(agent) -> its LatentStores of offline states and of its own episodes."""
+    return lambda agent: (LatentStore(make_dataset(), agent), LatentStore(make_replay((40, 8, 25)), agent))
+
+
+@pytest.fixture
+def stores(agent, make_stores):
+    return make_stores(agent)

@@ -249,11 +249,11 @@ def test_the_policy_imitates_from_real_and_proposed_latents_by_advantage(agent, 
 
 @pytest.mark.parametrize('memory, interval', [('state', 0), ('state', 1), ('history', 0)])
 def test_the_policy_can_weigh_by_progress_toward_the_latent_that_it_is_given(
-        make_online, make_agent, make_dataset, make_replay, memory, interval):
+        make_online, make_agent, make_stores, memory, interval):
     """How much nearer to z' than now the trajectory is `progress_steps` on, in standard deviations, or at its end."""
     agent = make_online(offline=make_agent(head_memory=memory), value_interval=interval, progress_steps=3,
                         progress_temperature=2.5, online_share=0.5)
-    stores = LatentStore(make_dataset(), agent), LatentStore(make_replay((40, 8, 25)), agent)
+    stores = make_stores(agent)
     batch, given = agent.sample(*stores, np.random.default_rng(0)), {}
     rows, half = batch['rows'].numpy(), len(batch['rows']) // 2
     soon = torch.cat([store.z[np.minimum(at + 3, store.dataset.end_of[at])]
@@ -359,9 +359,9 @@ def test_values_are_trained_in_one_update_of_value_interval(make_online, stores,
 
 # ------------------------------------------------------------------------------------------------ checkpoints
 def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
-        either_agent, make_dataset, make_replay, assert_same, tmp_path, states):
+        either_agent, make_stores, states, assert_same, tmp_path):
     agent, rng = either_agent, np.random.default_rng(0)
-    stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
+    stores = make_stores(agent)
     for _ in range(3):
         agent.update(agent.sample(*stores, rng))
     save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.checkpoint()})
@@ -379,9 +379,9 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
 
 
 def test_a_shrunk_checkpoint_acts_like_the_whole_one(
-        either_agent, make_dataset, make_replay, states, tmp_path, monkeypatch):
+        either_agent, make_stores, make_replay, states, tmp_path, monkeypatch):
     agent, small = either_agent, tmp_path / 'small.pth'
-    stores = [LatentStore(data, agent) for data in (make_dataset(), make_replay((40, 8, 25)))]
+    stores = make_stores(agent)
     for seed in range(5):  # averages and what they are averages of differ
         agent.update(agent.sample(*stores, np.random.default_rng(seed)))
     save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'agent': agent.checkpoint(),

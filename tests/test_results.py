@@ -99,7 +99,7 @@ def test_references_stand_beside_the_curves_in_their_colours(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
     runs = [(np.array([0, 10]), np.array([0.2, 0.8]))]
-    for references in (None, ('HIQL', {'b': 40.0, 'c': 50.0})):
+    for references in (None, ('HIQL', {'b': 0.4, 'c': 0.5})):
         figures.plot_bands({'a': runs, 'b': runs}, 'picture.png', 'success', 'title', references=references)
     without, lines = drawn
     curve, = (line for line in lines if line.get_label() == 'b (1)')
