@@ -53,7 +53,7 @@ def plot_curves(rows, panels, path, xlabel, title):
         axis.xaxis.set_major_locator(MaxNLocator(4))
         _thousands(axis)
         axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(which='both', labelsize=7)
         if len(columns) > 2 and axis.lines:  # room for the legend
             low, high = axis.get_ylim()
             axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
