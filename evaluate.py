@@ -9,19 +9,20 @@ import dataclasses
 import json
 from pathlib import Path
 
-import threads  # noqa: F401  before torch
+import support.threads  # noqa: F401  before torch
 
 import numpy as np
 from tqdm import tqdm
 
+from mamba import choose_backend
 from maze_figures import Maze, draw_paths
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
-from runs import about, load_checkpoint, write_atomic
-from scan import choose_backend
-from stats import paired_comparison, wilson_interval
-from utils import check_ranges, choose_device, flag, parse_flags, run_main, set_seed
+from support.devices import choose_device, set_seed
+from support.files import about, load_checkpoint, write_atomic
+from support.flags import check_ranges, flag, parse_flags, run_main
+from support.stats import paired_comparison, wilson_interval
 from videos import record
 from workers import open_envs
 

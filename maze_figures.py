@@ -16,9 +16,9 @@ import time
 import numpy as np
 import torch
 
-from figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 from ogbench_utils import make_env
 from rollouts import episode_seed, reset_env
+from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
 WALL, FLOOR = '#c8ccd2', '#ffffff'

@@ -8,22 +8,17 @@
     GoalValue     V(z, z_g), Q(z, z', z_g)
     Proposer      f_P(z, z_g) -> z'
     InverseDynamics  I(z, z', z_g) -> a
-
-`Mamba2` follows Dao & Gu 2024, "Transformers are SSMs" (Mamba-2). Inside it, as in the paper: H heads of
-P channels (`headdim`), N state dimensions (`d_state`), one group for B and C.
 """
 
-import math
 from typing import NamedTuple
 
-import threads  # noqa: F401  before torch
+import support.threads  # noqa: F401  before torch
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from kernels import GELU, choose_matmul_kernels
-from scan import load_mamba_ssm_scan, ssd_scan
+from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
+from support.kernels import GELU, choose_matmul_kernels
 
 choose_matmul_kernels()
 
@@ -36,95 +31,6 @@ def mlp(sizes):
         if i < len(sizes) - 2:
             layers += [nn.LayerNorm(n_out), GELU()]
     return nn.Sequential(*layers)
-
-
-# ----------------------------------------------------------------------------------------- state-space layer
-class GatedRMSNorm(nn.Module):
-    """RMSNorm(y * silu(gate)), the norm inside a Mamba-2 layer (norm_before_gate=False)."""
-
-    def __init__(self, size, eps=1e-5):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, y, gate):
-        return F.rms_norm(y * F.silu(gate), (y.shape[-1],), self.weight, self.eps)
-
-
-class Mamba2(nn.Module):
-    """One Mamba-2 layer; parameter names, shapes and initial values are those of `mamba_ssm.Mamba2`
-    (ngroups 1, rmsnorm, no bias), so that a state dict moves freely between the two.
-
-    Raises ValueError for sizes that do not fit together.
-    """
-
-    def __init__(self, d_model=128, d_state=16, d_conv=4, expand=2, headdim=32, chunk_size=32):
-        super().__init__()
-        self.d_inner = expand * d_model
-        if self.d_inner % headdim:
-            raise ValueError(f'd_inner = expand * d_model = {self.d_inner} must be a multiple of headdim {headdim}')
-        self.d_state, self.d_conv, self.headdim, self.chunk_size = d_state, d_conv, headdim, chunk_size
-        self.n_heads = self.d_inner // headdim
-        self.d_xbc = self.d_inner + 2 * d_state
-        self.scan = ssd_scan
-        self.in_proj = nn.Linear(d_model, self.d_inner + self.d_xbc + self.n_heads, bias=False)
-        self.conv1d = nn.Conv1d(self.d_xbc, self.d_xbc, d_conv, groups=self.d_xbc, padding=d_conv - 1)
-        dt = torch.exp(torch.rand(self.n_heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
-        self.A_log = nn.Parameter(torch.empty(self.n_heads).uniform_(1, 16).log())
-        self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.norm = GatedRMSNorm(self.d_inner)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
-
-    def _split(self, u):
-        return self.in_proj(u).split([self.d_inner, self.d_xbc, self.n_heads], dim=-1)
-
-    def _heads(self, xbc, dt):
-        """Convolved channels -> x (..., H, P), dt (..., H), B and C (..., N)."""
-        x, B, C = F.silu(xbc).split([self.d_inner, self.d_state, self.d_state], dim=-1)
-        return x.unflatten(-1, (self.n_heads, self.headdim)), F.softplus(dt + self.dt_bias), B, C
-
-    def _output(self, y, x, gate):
-        return self.out_proj(self.norm((y + self.D[:, None] * x).flatten(-2), gate))
-
-    def _convolve(self, xbc):
-        """(B, L, d_xbc) -> the same shape, each channel convolved with its own past."""
-        if xbc.device.type == 'cpu':  # channels stay innermost, as oneDNN likes it: 1.6 times as fast as conv1d
-            xbc = F.pad(xbc, (0, 0, self.conv1d.padding[0], 0)).transpose(1, 2).unsqueeze(2)
-            return F.conv2d(xbc, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=self.d_xbc)[:, :, 0].mT
-        return self.conv1d(xbc.transpose(1, 2))[..., :xbc.shape[1]].mT
-
-    def forward(self, u):
-        """u (B, L, d_model) -> (B, L, d_model); position t depends on positions <= t only."""
-        gate, xbc, dt = self._split(u)
-        xbc = self._convolve(xbc)
-        x, dt, B, C = self._heads(xbc, dt)
-        y = self.scan(x, dt, -torch.exp(self.A_log), B, C, chunk_size=self.chunk_size)
-        return self._output(y, x, gate)
-
-    def forward_single(self, u):
-        """u (..., d_model), each row a sequence of length one -> (..., d_model). Equals `forward`, without
-        the convolution's and the scan's overhead: from the zero state, y = (C . B) dt x."""
-        gate, xbc, dt = self._split(u)
-        x, dt, B, C = self._heads(torch.addcmul(self.conv1d.bias, xbc, self.conv1d.weight[:, 0, -1]), dt)
-        y = ((B * C).sum(-1, keepdim=True) * dt).unsqueeze(-1) * x
-        return self._output(y, x, gate)
-
-    def initial_state(self, batch_size):
-        """-> (conv (B, d_xbc, d_conv - 1), ssm (B, H, P, N)), all zero: nothing seen yet."""
-        weight = self.out_proj.weight
-        return (weight.new_zeros(batch_size, self.d_xbc, self.d_conv - 1),
-                weight.new_zeros(batch_size, self.n_heads, self.headdim, self.d_state))
-
-    def step(self, u, state):
-        """u (B, d_model), state -> (output (B, d_model), new state): `forward`'s next position in O(1)."""
-        conv, ssm = state
-        gate, xbc, dt = self._split(u)
-        window = torch.cat([conv, xbc.unsqueeze(-1)], -1)  # (B, d_xbc, d_conv)
-        x, dt, B, C = self._heads((window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias, dt)
-        decay = torch.exp(dt * -torch.exp(self.A_log))[..., None, None]
-        ssm = ssm * decay + (dt.unsqueeze(-1) * x).unsqueeze(-1) * B[:, None, None]
-        y = (ssm @ C[:, None, :, None]).squeeze(-1)
-        return self._output(y, x, gate), (window[..., 1:], ssm)
 
 
 # ------------------------------------------------------------------------------------------------- encoder

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import parallel
 from model import GoalValue, MambaEncoder, Proposer, minus_distance, mlp
-from utils import expectile_loss, flag, load_weights, make_config, soft_update
+from support import parallel
+from support.flags import flag, make_config
+from utils import expectile_loss, load_weights, soft_update
 
 
 @dataclasses.dataclass

@@ -7,32 +7,23 @@ import dataclasses
 import signal
 import time
 
-import threads  # noqa: F401  before torch
+import support.threads  # noqa: F401  before torch
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import parallel
-from figures import plot_curves
+from mamba import choose_backend
 from maze_figures import TrainingPictures
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import parse_name
-from runs import Stopped, open_run
-from scan import choose_backend
+from support import parallel
+from support.devices import choose_device, device_line, set_seed
+from support.figures import plot_curves
+from support.flags import check_ranges, flag, parse_flags, run_main
+from support.runs import Stopped, open_run
 from trajectories import load_dataset
-from utils import (
-    as_floats,
-    check_ranges,
-    choose_device,
-    device_line,
-    expected_time,
-    flag,
-    mean_of,
-    parse_flags,
-    run_main,
-    set_seed,
-)
+from utils import as_floats, expected_time, mean_of
 
 METRICS = {'critic': 'critic_loss', 'value V': 'value_loss', 'next state': 'state_loss', 'reward/done': 'reward_loss',
            'InfoNCE': 'infonce_loss', 'alignment': 'alignment_loss', 'proposer': 'proposer_loss',

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernels import small_products
 from model import EncoderState, InverseDynamics
 from offline_agent import OfflineAgent, gain, imitation_weight
-from utils import flag, load_weights, make_config, soft_update
+from support.flags import flag, make_config
+from support.kernels import small_products
+from utils import load_weights, soft_update
 
 
 @dataclasses.dataclass

@@ -7,33 +7,25 @@ import dataclasses
 import time
 from pathlib import Path
 
-import threads  # noqa: F401  before torch
+import support.threads  # noqa: F401  before torch
 
 import numpy as np
 from tqdm import tqdm
 
-from figures import plot_curves
 from latents import LatentStore
+from mamba import choose_backend
 from maze_figures import Maze, draw_paths
 from offline_agent import OfflineAgent
 from ogbench_utils import episode_seed, make_env, parse_name
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
-from runs import Stopped, about, load_checkpoint, open_run
-from scan import choose_backend
+from support.devices import choose_device, device_line, set_seed
+from support.figures import plot_curves
+from support.files import about, load_checkpoint
+from support.flags import check_ranges, flag, parse_flags, run_main
+from support.runs import Stopped, open_run
 from trajectories import ReplayBuffer, load_dataset
-from utils import (
-    as_floats,
-    check_ranges,
-    choose_device,
-    device_line,
-    expected_time,
-    flag,
-    mean_of,
-    parse_flags,
-    run_main,
-    set_seed,
-)
+from utils import as_floats, expected_time, mean_of
 from videos import record
 from workers import open_envs
 

@@ -1,87 +1,7 @@
-"""Small tools that both halves of OPSO share: flags, seeds, devices, losses, schedules."""
-
-import argparse
-import dataclasses
-import getpass
-import math
-import operator
-import os
-import random
-import sys
-import tempfile
-from pathlib import Path
+"""Small tools that both halves of OPSO share: losses, schedules, averages of numbers."""
 
 import numpy as np
 import torch
-
-
-# --------------------------------------------------------------------------------------------------- flags
-def flag(default, help, **options):
-    """A dataclass field that `add_flags` turns into a command-line flag; options: `choices`, `type`, and the range that
-    `check_ranges` knows: `least`, `most` (included), `above`, `below` (excluded)."""
-    return dataclasses.field(default=default, metadata={'help': help, **options})
-
-
-def add_flags(parser, config_class):
-    """One `--flag_name` (or `--flag-name`) for each field of a dataclass, its default shown in --help."""
-    group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
-    for field in dataclasses.fields(config_class):
-        options = {'default': field.default, 'help': f"{field.metadata['help']} (default: {field.default})"}
-        if isinstance(field.default, bool):
-            options['action'] = argparse.BooleanOptionalAction
-        else:
-            options['type'] = field.metadata.get('type', type(field.default))
-            if 'choices' in field.metadata:
-                options['choices'] = field.metadata['choices']
-        names = dict.fromkeys([f'--{field.name}', f"--{field.name.replace('_', '-')}"])
-        group.add_argument(*names, dest=field.name, **options)
-
-
-def check_ranges(*configs):
-    """Raise ValueError for a number outside the range of its flag, NaN and infinity among them."""
-    tests = {'least': (operator.ge, 'at least'), 'most': (operator.le, 'at most'), 'above': (operator.gt, 'above'),
-             'below': (operator.lt, 'below')}
-    for field, value in ((f, getattr(c, f.name)) for c in configs for f in dataclasses.fields(c)):
-        for name, (holds, words) in tests.items():
-            if name in field.metadata and not (holds(value, field.metadata[name]) and math.isfinite(value)):
-                raise ValueError(f'--{field.name} {value}: must be {words} {field.metadata[name]}')
-        if field.metadata.get('choices') and value not in field.metadata['choices']:
-            raise ValueError(f'--{field.name} {value}: must be one of {", ".join(field.metadata["choices"])}')
-
-
-def parse_flags(description, *config_classes, argv=None):
-    """-> one instance of each dataclass, filled from the command line (unknown flags end the program)."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    for config_class in config_classes:
-        add_flags(parser, config_class)
-    values = vars(parser.parse_args(argv))
-    return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in config_classes]
-
-
-def run_main(main):
-    """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
-    # matplotlib would keep its list of fonts in the home directory
-    os.environ.setdefault('MPLCONFIGDIR', str(Path(tempfile.gettempdir(), f'matplotlib-{getpass.getuser()}')))
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(_fail(error))
-    except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
-        sys.exit(130)
-
-
-def _fail(error):
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-
-
-def make_config(config_class, values):
-    """A dataclass from a checkpoint's dict. Raises ValueError that names fields which this code does not know."""
-    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
-    if unknown:
-        raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
-    return config_class(**values)
 
 
 def load_weights(module, state):
@@ -91,56 +11,6 @@ def load_weights(module, state):
     except RuntimeError as error:
         raise ValueError(f'its networks differ in size from what its settings say: {str(error).splitlines()[1].strip()}'
                          ) from error
-
-
-# ------------------------------------------------------------------------------------------ numbers, devices
-def set_seed(seed):
-    """Seed python, numpy and torch. Environments and samplers are seeded where they are made."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_state():
-    """-> states of python's, numpy's and torch's global generators, as tensors and builtins."""
-    version, python, gauss = random.getstate()
-    name, key, position, has_gauss, cached = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {'python': [version, list(python), gauss], 'torch': torch.get_rng_state(), 'cuda': cuda,
-            'numpy': [name, torch.from_numpy(key.astype(np.int64)), position, has_gauss, cached]}
-
-
-def restore_random_state(state):
-    """Continue the global generators where `random_state` found them."""
-    version, python, gauss = state['python']
-    random.setstate((version, tuple(python), gauss))
-    name, key, *rest = state['numpy']
-    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'])
-    if len(state['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state['cuda'])
-
-
-def choose_device(requested):
-    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises ValueError where the asked one is not there."""
-    available = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
-    if requested == 'auto':
-        requested = 'cuda' if available['cuda'] else 'cpu'  # these networks are too small for mps to pay
-    if not available.get(requested.split(':')[0], False):
-        raise ValueError(f'--device {requested} is not available here; use --device auto or --device cpu')
-    return torch.device(requested)
-
-
-def device_line(requested, device, backend):
-    """One line on where a run computes, why there, and how (`choose_backend`'s words)."""
-    if requested != 'auto':
-        reason = 'as asked'
-    elif device.type == 'cuda':
-        reason = torch.cuda.get_device_name(device)
-    else:
-        reason = 'no CUDA GPU here' + (', and mps does not pay for networks this small'
-                                       if torch.backends.mps.is_available() else '')
-    return f'device {device} ({reason}): {backend}'
 
 
 def duration(seconds):

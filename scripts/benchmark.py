@@ -4,7 +4,8 @@
     python scripts/benchmark.py --quick --only layer    # a few seconds
 
 Every time is the median over rounds; in each round everything that is compared runs once, so that whatever else the
-machine does falls on all alike. All run with the settings OPSO runs with, its matrix kernels included (kernels.py).
+machine does falls on all alike. All run with the settings OPSO runs with, its matrix kernels included
+(support/kernels.py).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from benchmark_acting import acting, evaluation, loading, online
 from benchmark_tools import ROOT  # noqa: F401  makes the modules beside README.md importable
 from benchmark_training import cuda, curve, layer, offline, parts
 
-from utils import run_main
+from support.flags import run_main
 
 SECTIONS = {f.__name__: f for f in (layer, curve, offline, parts, acting, online, evaluation, loading, cuda)}
 

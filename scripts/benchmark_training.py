@@ -14,8 +14,7 @@ from benchmark_peers import (
 )
 from benchmark_tools import STATES, Row, interleaved, make_offline
 
-from model import Mamba2
-from scan import choose_backend, load_mamba_ssm_scan
+from mamba import Mamba2, choose_backend, load_mamba_ssm_scan
 
 
 def layer_step(layer, batch, length, device='cpu'):

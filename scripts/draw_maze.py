@@ -16,9 +16,10 @@ from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from rollouts import evaluate  # noqa: E402
-from runs import load_checkpoint  # noqa: E402
+from support.devices import choose_device  # noqa: E402
+from support.files import load_checkpoint  # noqa: E402
+from support.flags import flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
-from utils import choose_device, flag, parse_flags, run_main  # noqa: E402
 from videos import record  # noqa: E402
 
 

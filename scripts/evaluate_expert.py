@@ -20,8 +20,8 @@ from collect_dataset import DATASETS_DIR, CollectConfig, Collector, split_name  
 
 from ogbench_utils import make_env  # noqa: E402
 from rollouts import evaluate  # noqa: E402
-from runs import write_atomic  # noqa: E402
-from utils import run_main  # noqa: E402
+from support.files import write_atomic  # noqa: E402
+from support.flags import run_main  # noqa: E402
 
 
 class Expert:

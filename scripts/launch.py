@@ -21,10 +21,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
-from runs import read_csv, write_atomic  # noqa: E402
-from stats import bootstrap_interval, iqm  # noqa: E402
-from utils import run_main  # noqa: E402
+from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
+from support.files import write_atomic  # noqa: E402
+from support.flags import run_main  # noqa: E402
+from support.metrics import read_csv  # noqa: E402
+from support.stats import bootstrap_interval, iqm  # noqa: E402
 from workers import cpu_cores  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}

@@ -20,10 +20,11 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from plot_runs import read_metric  # noqa: E402
 
-from figures import plot_bands  # noqa: E402
-from runs import read_csv, write_atomic  # noqa: E402
-from stats import mean_std  # noqa: E402
-from utils import run_main  # noqa: E402
+from support.figures import plot_bands  # noqa: E402
+from support.files import write_atomic  # noqa: E402
+from support.flags import run_main  # noqa: E402
+from support.metrics import read_csv  # noqa: E402
+from support.stats import mean_std  # noqa: E402
 
 BEGIN, END = '<!-- made by scripts/make_tables.py -->', '<!-- end of what scripts/make_tables.py made -->'
 METRIC = 'evaluation/overall_success'

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from figures import plot_bands  # noqa: E402
-from runs import read_csv  # noqa: E402
-from stats import bootstrap_interval, iqm, last_three_mean, mean_std  # noqa: E402
-from utils import run_main  # noqa: E402
+from support.figures import plot_bands  # noqa: E402
+from support.flags import run_main  # noqa: E402
+from support.metrics import read_csv  # noqa: E402
+from support.stats import bootstrap_interval, iqm, last_three_mean, mean_std  # noqa: E402
 
 
 def find_runs(patterns):

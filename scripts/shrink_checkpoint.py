@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from runs import load_checkpoint, save_checkpoint  # noqa: E402
-from utils import run_main  # noqa: E402
+from support.files import load_checkpoint, save_checkpoint  # noqa: E402
+from support.flags import run_main  # noqa: E402
 
 
 def shrink(content):

@@ -23,7 +23,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from runs import load_checkpoint, read_csv  # noqa: E402
+from support.files import load_checkpoint  # noqa: E402
+from support.metrics import read_csv  # noqa: E402
 
 DATA = ['--dataset', 'antmaze-medium-navigate-mini-v0']
 TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64', '--context_length', '20',

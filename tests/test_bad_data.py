@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import offline_trainer
 from ogbench_utils import load_trajectories
+from support.flags import run_main
 from trajectories import load_dataset
-from utils import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ['--d_model', '32', '--headdim', '16', '--context_length', '5', '--batch_size', '2', '--num_updates', '1']

@@ -5,7 +5,7 @@ import pytest
 import evaluate
 import offline_trainer
 import online_trainer
-from utils import run_main
+from support.flags import run_main
 
 OFFLINE = [
     ('--dataset antmaze-medium-navigat-v0', ['antmaze-medium-navigat-v0', 'nearest: antmaze-medium-navigate-v0']),

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from scan import choose_backend
-from utils import device_line, duration, expected_time
+from mamba import choose_backend
+from support.devices import device_line
+from utils import duration, expected_time
 
 
 def test_device_line_names_device_reason_and_backend(monkeypatch):
@@ -28,7 +29,7 @@ def test_a_missing_mamba_ssm_is_said_with_the_way_to_get_it(monkeypatch):
     def missing():
         raise ModuleNotFoundError("No module named 'mamba_ssm'", name='mamba_ssm')
 
-    monkeypatch.setattr('scan.load_mamba_ssm_scan', missing)
+    monkeypatch.setattr('mamba.load_mamba_ssm_scan', missing)
     backend, why = choose_backend('auto', 'cuda')
     assert backend == 'torch' and why == ('torch SSD on cuda; mamba-ssm is not installed, requirements-cuda.txt says '
                                           'how')
@@ -41,7 +42,7 @@ def package(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (tmp_path / 'mamba_ssm' / '__init__.py').write_text('import selective_scan_cuda\n')
     (folder / 'ssd_combined.py').write_text('def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size):\n'
-                                            '    from scan import ssd_scan\n'
+                                            '    from mamba import ssd_scan\n'
                                             '    return ssd_scan(x, dt, A, B.squeeze(2), C.squeeze(2), chunk_size)\n')
     info = tmp_path / 'mamba_ssm-2.3.2.dist-info'
     info.mkdir()

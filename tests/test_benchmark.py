@@ -9,7 +9,7 @@ import torch
 from benchmark_peers import CausalTransformer, gru, transformers_mamba2
 from benchmark_tools import Row, interleaved
 
-from model import Mamba2
+from mamba import Mamba2
 
 
 def test_functions_take_turns_and_medians_count(monkeypatch):

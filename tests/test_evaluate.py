@@ -12,7 +12,7 @@ import evaluate
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
-from runs import save_checkpoint
+from support.files import save_checkpoint
 
 ANT = 'antmaze-medium-navigate-v0'
 

@@ -16,24 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-import locks
 import offline_trainer
 import online_trainer
-import runs
-from locks import LOCK, lock_owner, run_lock
 from ogbench_utils import BUNDLED_NAME
 from online_agent import OnlineAgent
-from runs import (
-    CHECKPOINT_FORMAT,
-    MetricsLog,
-    load_checkpoint,
-    read_csv,
-    remove_leftovers,
-    save_checkpoint,
-    write_atomic,
-)
+from support import files, locks
+from support.files import CHECKPOINT_FORMAT, load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
+from support.flags import run_main
+from support.locks import LOCK, lock_owner, run_lock
+from support.metrics import MetricsLog, read_csv
 from trajectories import load_dataset
-from utils import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '32', '--context_length', '20',
@@ -117,7 +109,7 @@ def test_a_full_disk_keeps_the_last_good_file(folder, monkeypatch):
             self.file.write(data[:len(data) // 2])
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(runs, 'open', lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
+    monkeypatch.setattr(files, 'open', lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r'last.pth cannot be written \(No space left on device\), its last') as caught:
         save_checkpoint(folder / 'last.pth', {'value': 2})
     assert '--resume' in str(caught.value)
@@ -213,9 +205,10 @@ def test_a_malicious_checkpoint_is_refused_and_runs_nothing(folder, capsys):
 
 
 def test_every_load_in_the_project_is_a_safe_one():
-    files = [*ROOT.glob('*.py'), *(ROOT / 'scripts').glob('*.py'), *(ROOT / 'tests').glob('*.py')]
+    folders = (ROOT, ROOT / 'support', ROOT / 'scripts', ROOT / 'tests')
+    paths = [path for folder in folders for path in folder.glob('*.py')]
     seen = 0
-    for path in files:
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
             needed = {'torch.load': ('weights_only', True), 'np.load': ('allow_pickle', False)}.get(name)

@@ -1,6 +1,7 @@
 """Who may import whom: one direction, from the trainers down to the agents and on to the leaves."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -9,62 +10,84 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {path.stem: path for folder in (ROOT, ROOT / 'scripts') for path in sorted(folder.glob('*.py'))}
+FILES = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
+    for folder in (ROOT, ROOT / 'support', ROOT / 'scripts')
+    for path in sorted(folder.glob('*.py'))
+}
+SUPPORT = {name for name in FILES if name.startswith('support.')}
+ROOT_MODULES = {name for name in FILES if '.' not in name}
+# module -> the modules of the root that it may import; `support` is open to all of them
 ALLOWED = {
-    'threads': set(),
     'utils': set(),
-    'locks': set(),
-    'trackers': set(),
-    'runs': {'locks', 'trackers', 'utils'},
-    'kernels': set(),
-    'parallel': set(),
-    'scan': set(),
-    'model': {'kernels', 'scan', 'threads'},
-    'stats': set(),
-    'figures': {'runs', 'stats'},
+    'mamba': set(),
+    'model': {'mamba'},
     'ogbench_utils': set(),
     'trajectories': {'ogbench_utils', 'utils'},
     'workers': {'ogbench_utils'},
     'rollouts': {'ogbench_utils', 'utils', 'workers'},
-    'offline_agent': {'model', 'parallel', 'utils'},
+    'offline_agent': {'model', 'utils'},
     'latents': {'utils'},
-    'online_agent': {'kernels', 'offline_agent', 'model', 'utils'},
-    'maze_figures': {'figures', 'ogbench_utils', 'rollouts'},
+    'online_agent': {'offline_agent', 'model', 'utils'},
+    'maze_figures': {'ogbench_utils', 'rollouts'},
     'videos': {'ogbench_utils'},
-    'offline_trainer': {'figures', 'maze_figures', 'offline_agent', 'ogbench_utils', 'parallel', 'runs', 'scan',
-                        'threads', 'trajectories', 'utils'},
-    'online_trainer': {'figures', 'latents', 'maze_figures', 'online_agent', 'offline_agent', 'ogbench_utils',
-                       'rollouts', 'runs', 'scan', 'threads', 'trajectories', 'utils', 'videos', 'workers'},
+    'offline_trainer': {'maze_figures', 'offline_agent', 'ogbench_utils', 'mamba', 'trajectories', 'utils'},
+    'online_trainer': {'latents', 'maze_figures', 'online_agent', 'offline_agent', 'ogbench_utils', 'rollouts',
+                       'mamba', 'trajectories', 'utils', 'videos', 'workers'},
+    'evaluate': {'maze_figures', 'mamba', 'ogbench_utils', 'online_agent', 'rollouts', 'utils', 'videos', 'workers'},
 }
 
 
 def imported(source):
-    """Top-level names of all modules that a source text imports, inside functions as well."""
+    """Names of all modules that a source text imports, inside functions as well; `from support import x` gives
+    support.x."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split('.')[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, 'the modules lie side by side: no relative imports'
-            names.add(node.module.split('.')[0])
+            if node.module == 'support':
+                names |= {f'support.{alias.name}' for alias in node.names}
+            else:
+                names.add(node.module)
     return names
 
 
+def imported_by(name):
+    return imported(FILES[name].read_text(encoding='utf-8'))
+
+
 def test_imports_are_found():
-    source = 'import a.b, c\nfrom d.e import f\ndef g():\n    import h\nclass I:\n    from j import k'
-    assert imported(source) == {'a', 'c', 'd', 'h', 'j'}
+    source = ('import a.b, c\nfrom d.e import f\ndef g():\n    import h\n'
+              'from support import i\nclass I:\n    from j import k')
+    assert imported(source) == {'a.b', 'c', 'd.e', 'h', 'support.i', 'j'}
+
+
+def test_every_module_of_the_root_is_in_the_table():
+    assert set(ALLOWED) == ROOT_MODULES
 
 
 @pytest.mark.parametrize('name', ALLOWED)
 def test_modules_import_downwards_only(name):
-    local = imported(FILES[name].read_text(encoding='utf-8')) & set(FILES)
+    local = imported_by(name) & ROOT_MODULES
     assert local <= ALLOWED[name], f'{name}.py must not import {sorted(local - ALLOWED[name])}'
 
 
+def test_the_table_has_no_circle():
+    order = graphlib.TopologicalSorter(ALLOWED).static_order()
+    assert set(order) == set(ALLOWED)
+
+
+@pytest.mark.parametrize('name', sorted(SUPPORT))
+def test_support_knows_nothing_of_the_root(name):
+    assert not imported_by(name) & ROOT_MODULES
+
+
 def test_nothing_but_tests_imports_a_trainer():
-    for name, path in FILES.items():
-        trainers = imported(path.read_text(encoding='utf-8')) & {'offline_trainer', 'online_trainer'}
-        assert not trainers, f'{name}.py imports {sorted(trainers)}'
+    for name in FILES:
+        trainers = imported_by(name) & {'offline_trainer', 'online_trainer'}
+        assert not trainers, f'{name} imports {sorted(trainers)}'
 
 
 @pytest.mark.parametrize('name', ['offline_trainer', 'online_trainer', 'evaluate', 'model'])

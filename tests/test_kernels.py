@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import kernels
+from support import kernels
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import launch
 import numpy as np
 import pytest
 
-from runs import read_csv
+from support.metrics import read_csv
 
 FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launch.ROOT / 'datasets'),
          '--max_trajectories', '4', '--batch_size', '2', '--context_length', '10', '--d_model', '32', '--headdim', '16',

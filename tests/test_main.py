@@ -22,8 +22,9 @@ import online_trainer
 import workers
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
-from runs import check_unchanged, new_run_dir, read_csv
-from utils import run_main
+from support.flags import run_main
+from support.metrics import read_csv
+from support.runs import check_unchanged, new_run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, HUMANOID = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0'

@@ -6,10 +6,10 @@ import torch
 from matplotlib.colors import to_hex
 
 import maze_figures
-from figures import FAILURE, GOOD, TASK_COLORS
 from maze_figures import Maze, Probe, TrainingPictures, draw_latents, draw_paths, draw_proposals, draw_values
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
+from support.figures import FAILURE, GOOD, TASK_COLORS
 
 ANT = 'antmaze-medium-navigate-v0'
 

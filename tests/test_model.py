@@ -8,8 +8,8 @@ import types
 import pytest
 import torch
 
-from model import GoalValue, InverseDynamics, Mamba2, Proposer
-from scan import choose_backend, ssd_reference, ssd_scan
+from mamba import Mamba2, choose_backend, ssd_reference, ssd_scan
+from model import GoalValue, InverseDynamics, Proposer
 
 DIM = 5  # of an observation
 
@@ -214,7 +214,7 @@ def test_a_kernel_that_cannot_run_is_not_taken(monkeypatch, error):
     def fail():
         raise error
 
-    monkeypatch.setattr('scan.load_mamba_ssm_scan', fail)
+    monkeypatch.setattr('mamba.load_mamba_ssm_scan', fail)
     backend, why = choose_backend('auto', 'cuda')
     assert backend == 'torch' and 'mamba_ssm not usable' in why and (str(error) or 'AssertionError') in why
     with pytest.raises(ValueError, match='--mamba_backend mamba_ssm cannot be used'):

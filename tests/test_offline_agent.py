@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from offline_agent import OfflineAgent
-from runs import load_checkpoint, save_checkpoint
+from support.files import load_checkpoint, save_checkpoint
 from utils import expectile_loss, linear_schedule, mean_of, soft_update
 
 OBJECTIVES = {  # -> the networks that it trains

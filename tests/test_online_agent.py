@@ -10,7 +10,7 @@ import torch
 from latents import LatentStore
 from model import InverseDynamics
 from online_agent import OnlineAgent
-from runs import load_checkpoint, save_checkpoint
+from support.files import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32

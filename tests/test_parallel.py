@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import parallel
-from runs import load_checkpoint, read_csv
+from support import parallel
+from support.files import load_checkpoint
+from support.metrics import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(ROOT / 'datasets'),

@@ -10,7 +10,7 @@ import pytest
 
 from offline_agent import OfflineAgent
 from online_agent import OnlineAgent, OnlineConfig
-from runs import save_checkpoint
+from support.files import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {name: (ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.ko.md')}

@@ -10,8 +10,8 @@ import numpy as np
 import plot_runs
 import pytest
 
-import figures
-from stats import last_three_mean, on_common_steps
+from support import figures
+from support.stats import last_three_mean, on_common_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, LARGE = 'antmaze-medium-navigate-v0', 'antmaze-large-navigate-v0'

@@ -21,8 +21,9 @@ import ogbench_utils
 import online_trainer
 from latents import LatentStore
 from offline_agent import OfflineAgent, OfflineConfig
-from runs import load_checkpoint, read_csv
-from utils import run_main
+from support.files import load_checkpoint
+from support.flags import run_main
+from support.metrics import read_csv
 
 if not hasattr(os, 'fork'):
     pytest.skip('needs os.fork', allow_module_level=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runs import load_checkpoint, save_checkpoint
+from support.files import load_checkpoint, save_checkpoint
 from trajectories import ReplayBuffer, TrajectoryDataset, load_dataset
 
 LENGTHS = (40, 2, 23, 9, 31)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stats import bootstrap_interval, iqm, paired_comparison, wilson_interval
+from support.stats import bootstrap_interval, iqm, paired_comparison, wilson_interval
 
 
 def test_wilson_interval():

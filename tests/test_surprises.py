@@ -11,7 +11,8 @@ import pytest
 
 import offline_trainer
 from ogbench_utils import BUNDLED_NAME
-from runs import load_checkpoint, read_csv
+from support.files import load_checkpoint
+from support.metrics import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '32', '--context_length', '20',

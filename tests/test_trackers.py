@@ -8,9 +8,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-import trackers
-from runs import MetricsLog, read_csv
-from utils import run_main
+from support import trackers
+from support.flags import run_main
+from support.metrics import MetricsLog, read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 

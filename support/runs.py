@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder and lock, files that are never half-written, checkpoints, metrics.
+"""What a run leaves behind: its folder and lock, the signals that stop it, its checkpoints.
 
 Both trainers work inside `open_run`, so that a run ends in one of these ways only: finished; stopped by a signal,
 saved and with the command that resumes it on the screen; or with one error line and the last good checkpoint.
@@ -6,7 +6,6 @@ saved and with the command that resumes it on the screen; or with one error line
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -16,92 +15,22 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-import warnings
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from locks import LOCK, lock_owner, process_alive, run_lock
-from trackers import INSTALL, check_trackers, open_trackers
-from utils import random_state, restore_random_state
+from support.devices import random_state, restore_random_state
+from support.files import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
+from support.locks import LOCK, lock_owner, run_lock
+from support.metrics import MetricsLog
+from support.trackers import INSTALL, check_trackers, open_trackers
 
-CHECKPOINT_FORMAT = 3
-REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
+ROOT = Path(__file__).resolve().parents[1]
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
               'device', 'mamba_backend', 'env_processes', 'save_dir', 'resume',
               'maze_figures', 'video', 'tensorboard', 'wandb')
-
-
-# ---------------------------------------------------------------------------------------------------- files
-def write_atomic(path, write):
-    """Call write(file) on a temporary binary file beside `path`, flush it to disk, then put it in place: `path` is
-    always whole, the old content or the new. Raises OSError that names `path` where the disk is full or the like."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            kept = ', its last good version is kept' if path.exists() else ''
-            raise OSError(f'{path} cannot be written ({error.strerror or error}){kept}; free some space or mend the '
-                          'folder, then go on with --resume') from error
-        raise
-
-
-def remove_leftovers(folder):
-    """Delete the temporary files of processes that were killed while writing."""
-    for path in Path(folder).glob('*.tmp*'):
-        pid = path.name.rpartition('.tmp')[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not process_alive(int(pid))):
-            path.unlink(missing_ok=True)
-
-
-def save_checkpoint(path, content):
-    """Write a dict of tensors and builtins that `load_checkpoint` can read without running any code."""
-    buffer = io.BytesIO()  # torch's own writer turns a full disk into errors that do not say so
-    torch.save({'format': CHECKPOINT_FORMAT, **content}, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
-
-
-def load_checkpoint(path, kind=None):
-    """-> the saved dict, on the CPU. Raises FileNotFoundError, or ValueError that names what is wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no checkpoint at {path}')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about files that are refused anyway
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds here; all mean that this file cannot be used
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} is not a readable OPSO checkpoint ({reason})') from error
-    if not isinstance(content, dict) or content.get('format') != CHECKPOINT_FORMAT:
-        found = content.get('format') if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}')
-    if kind and content.get('kind') != kind:
-        raise ValueError(f"{path} is an {content.get('kind')} checkpoint, an {kind} one is needed")
-    if missing := [name for name in REQUIRED.get(kind, ()) if name not in content]:
-        raise ValueError(f'{path} is not a whole checkpoint: {", ".join(missing)} missing')
-    return content
-
-
-@contextlib.contextmanager
-def about(path):
-    """Puts the name of a file before what a ValueError inside says about its content."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
 
 
 # -------------------------------------------------------------------------------------------------- folders
@@ -140,8 +69,8 @@ def write_config(folder, *configs, **extra):
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    git = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'],
-                         capture_output=True, text=True) if (Path(__file__).parent / '.git').exists() else None
+    git = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', 'HEAD'],
+                         capture_output=True, text=True) if (ROOT / '.git').exists() else None
     content = {'argv': sys.argv, 'flags': {k: v for c in configs for k, v in dataclasses.asdict(c).items()},
                'versions': versions, 'git_commit': git.stdout.strip() if git else None, **extra}
     write_atomic(Path(folder) / 'config.json', lambda file: file.write(json.dumps(content, indent=2).encode()))
@@ -288,63 +217,3 @@ def _from_here(path):
         return os.path.relpath(path)
     except ValueError:  # another drive
         return str(path)
-
-
-# -------------------------------------------------------------------------------------------------- metrics
-class MetricsLog:
-    """A CSV that takes new columns at any time. `start_step`: rows after it are dropped (a resumed run)."""
-
-    def __init__(self, path, start_step=0):
-        self.path, self.rows, self.columns = Path(path), [], ['step', 'time']
-        self.trackers = []  # functions (step, metrics) that get every row too
-        if self.path.exists():
-            self.rows = [row | {'step': int(row['step'])} for row in read_csv(self.path) if row['step'] <= start_step]
-            for row in self.rows:
-                self._add_columns(row)
-        self.begin = time.time() - max((row['time'] for row in self.rows), default=0.0)
-        self._rewrite()
-
-    def _add_columns(self, row):
-        new = [name for name in row if name not in self.columns]
-        self.columns += new
-        return bool(new)
-
-    def _rewrite(self):
-        lines = [','.join(self.columns), *(self._line(row) for row in self.rows)]
-        write_atomic(self.path, lambda file: file.write(('\n'.join(lines) + '\n').encode()))
-
-    def _line(self, row):
-        return ','.join('' if row.get(name) is None else repr(row[name]) for name in self.columns)
-
-    def log(self, step, metrics):
-        """Add one row of numbers, on disk when this returns. Raises OSError where it cannot be written."""
-        row = {'step': int(step), 'time': round(time.time() - self.begin, 2),
-               **{name: float(value) for name, value in metrics.items()}}
-        self.rows.append(row)
-        if self._add_columns(row):
-            self._rewrite()
-        else:
-            try:
-                with open(self.path, 'a') as file:
-                    file.write(self._line(row) + '\n')
-            except OSError as error:
-                raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then go on with '
-                              '--resume') from error
-        for track in self.trackers:
-            track(row['step'], {name: row[name] for name in metrics})
-
-
-def read_csv(path):
-    """-> list of dicts of floats; empty cells are left out, and so is a last line that a kill cut short.
-
-    Raises ValueError that names a line which is damaged otherwise.
-    """
-    header, *lines = Path(path).read_text(encoding='utf-8', errors='replace').split('\n')[:-1] or ['']
-    columns, rows = header.split(','), []
-    for number, line in enumerate(lines, 2):
-        cells = line.split(',')
-        try:
-            rows.append({name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell})
-        except ValueError:
-            raise ValueError(f'{path}, line {number} is damaged: mend or delete it') from None
-    return rows

@@ -3,8 +3,8 @@
 import gc
 import itertools
 
-from runs import write_atomic
-from stats import bootstrap_interval, on_common_steps
+from support.files import write_atomic
+from support.stats import bootstrap_interval, on_common_steps
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')

@@ -1,0 +1,79 @@
+"""Command-line flags that are the fields of a dataclass, and how a script ends."""
+
+import argparse
+import dataclasses
+import getpass
+import math
+import operator
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+def flag(default, help, **options):
+    """A dataclass field that `add_flags` turns into a command-line flag; options: `choices`, `type`, and the range that
+    `check_ranges` knows: `least`, `most` (included), `above`, `below` (excluded)."""
+    return dataclasses.field(default=default, metadata={'help': help, **options})
+
+
+def add_flags(parser, config_class):
+    """One `--flag_name` (or `--flag-name`) for each field of a dataclass, its default shown in --help."""
+    group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
+    for field in dataclasses.fields(config_class):
+        options = {'default': field.default, 'help': f"{field.metadata['help']} (default: {field.default})"}
+        if isinstance(field.default, bool):
+            options['action'] = argparse.BooleanOptionalAction
+        else:
+            options['type'] = field.metadata.get('type', type(field.default))
+            if 'choices' in field.metadata:
+                options['choices'] = field.metadata['choices']
+        names = dict.fromkeys([f'--{field.name}', f"--{field.name.replace('_', '-')}"])
+        group.add_argument(*names, dest=field.name, **options)
+
+
+def check_ranges(*configs):
+    """Raise ValueError for a number outside the range of its flag, NaN and infinity among them."""
+    tests = {'least': (operator.ge, 'at least'), 'most': (operator.le, 'at most'), 'above': (operator.gt, 'above'),
+             'below': (operator.lt, 'below')}
+    for field, value in ((f, getattr(c, f.name)) for c in configs for f in dataclasses.fields(c)):
+        for name, (holds, words) in tests.items():
+            if name in field.metadata and not (holds(value, field.metadata[name]) and math.isfinite(value)):
+                raise ValueError(f'--{field.name} {value}: must be {words} {field.metadata[name]}')
+        if field.metadata.get('choices') and value not in field.metadata['choices']:
+            raise ValueError(f'--{field.name} {value}: must be one of {", ".join(field.metadata["choices"])}')
+
+
+def parse_flags(description, *config_classes, argv=None):
+    """-> one instance of each dataclass, filled from the command line (unknown flags end the program)."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for config_class in config_classes:
+        add_flags(parser, config_class)
+    values = vars(parser.parse_args(argv))
+    return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in config_classes]
+
+
+def run_main(main):
+    """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
+    # matplotlib would keep its list of fonts in the home directory
+    os.environ.setdefault('MPLCONFIGDIR', str(Path(tempfile.gettempdir(), f'matplotlib-{getpass.getuser()}')))
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(_fail(error))
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error):
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+def make_config(config_class, values):
+    """A dataclass from a checkpoint's dict. Raises ValueError that names fields which this code does not know."""
+    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
+    if unknown:
+        raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
+    return config_class(**values)
