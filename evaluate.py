@@ -14,17 +14,18 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
+from environments import num_tasks, open_envs
 from mamba import choose_backend
 from maze_figures import Maze, draw_paths
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
-from support.files import about, load_checkpoint, write_atomic
+from support.files import load_checkpoint, naming_file, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
+from support.kernels import prepare_cpu
 from support.stats import paired_comparison, wilson_interval
 from videos import record
-from workers import open_envs
 
 
 @dataclasses.dataclass
@@ -34,8 +35,6 @@ class EvaluateConfig:
     dataset: str = flag('', 'evaluate in the environment of this dataset instead of the one trained in')
     episodes_per_task: int = flag(50, 'episodes of each of the five tasks', least=1)
     num_envs: int = flag(8, 'episodes run side by side', least=1)
-    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
-                              least=0)
     seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint',
                      least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
@@ -50,9 +49,10 @@ def run(config):
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
-    contents = [load_checkpoint(path, 'online') for path in (config.checkpoint, config.compare) if path]
-    dataset = config.dataset or contents[0]['dataset']
-    metrics, episodes = measure(config, config.checkpoint, contents[0], dataset)
+    checkpoint = load_checkpoint(config.checkpoint, 'online')
+    other = load_checkpoint(config.compare, 'online') if config.compare else None
+    dataset = config.dataset or checkpoint['dataset']
+    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset)
     print(f'{"":10s} success   95 % interval   mean length')
     for name, part in parts(episodes):
         rate, low, high = (metrics[f'evaluation/{name}_{key}'] for key in ('success', 'low', 'high'))
@@ -63,7 +63,7 @@ def run(config):
     maze = Maze(make_env(dataset))
     draw_paths(maze, episodes, pictures[0], f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}')
     if config.compare:
-        others, other_episodes = measure(config, config.compare, contents[1], dataset)
+        others, other_episodes = measure(config, config.compare, other, dataset)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_paths.png'))
         draw_paths(maze, other_episodes, pictures[1], f'{dataset}, success {others["evaluation/overall_success"]:.0%}')
@@ -75,19 +75,21 @@ def run(config):
     return metrics
 
 
-def measure(config, path, content, dataset):
+def measure(config, path, checkpoint, dataset):
     """Evaluate one checkpoint -> (metrics with intervals, episodes)."""
     set_seed(config.seed)
     device = choose_device(config.device)
+    prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
-    with about(path):
-        agent = OnlineAgent.from_checkpoint(content['agent'], device, backend)
-    envs = open_envs(dataset, config.num_envs, config.env_processes, make_env)
+    with naming_file(path):
+        agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
+    envs = open_envs(dataset, config.num_envs, make_env)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
                          f'the environment has {envs[0].observation_space.shape[0]}')
     n = config.episodes_per_task
-    with tqdm(total=5 * n, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
+    total = num_tasks(envs[0]) * n
+    with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
         metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
     for name, part in parts(episodes):
         low, high = wilson_interval(sum(e['success'] for e in part), len(part))
@@ -98,7 +100,8 @@ def measure(config, path, content, dataset):
 
 def parts(episodes):
     """-> [(name, its episodes)] for each task and all of them together."""
-    return [(f'task{k}', [e for e in episodes if e['task'] == k]) for k in range(1, 6)] + [('overall', episodes)]
+    tasks = sorted({episode['task'] for episode in episodes})
+    return [(f'task{k}', [e for e in episodes if e['task'] == k]) for k in tasks] + [('overall', episodes)]
 
 
 def compare(path, episodes, other_episodes):

@@ -108,7 +108,7 @@ def choose_backend(requested, device):
             results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
         if not all(torch.allclose(a, b, rtol=2e-2, atol=1e-3) for a, b in zip(*results, strict=True)):
             raise RuntimeError('its result differs from the torch backend on this GPU')
-    except (ImportError, OSError, RuntimeError, AssertionError, NameError) as error:
+    except Exception as error:  # Triton's compilers raise kinds of their own; whatever it is, torch does the work
         reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
             raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '

@@ -16,8 +16,7 @@ import time
 import numpy as np
 import torch
 
-from ogbench_utils import make_env
-from rollouts import episode_seed, reset_env
+from ogbench_utils import episode_seed, make_env, reset_env
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
@@ -129,7 +128,7 @@ class Probe:
 
     @staticmethod
     def encode(agent, observations):
-        return agent.targets['encoder'].encode_goal(torch.as_tensor(observations, device=agent.device))
+        return agent.targets['encoder'].encode_slow(torch.as_tensor(observations, device=agent.device))
 
     @staticmethod
     def embed(agent, z):

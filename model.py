@@ -18,9 +18,7 @@ import torch
 from torch import nn
 
 from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
-from support.kernels import GELU, choose_matmul_kernels
-
-choose_matmul_kernels()
+from support.kernels import GELU
 
 
 def mlp(sizes):
@@ -57,10 +55,11 @@ class MambaEncoder(nn.Module):
     def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
                  context_length=100, backend='torch'):
         super().__init__()
+        self.d_model = d_model
         self.context_length = context_length
         self.register_buffer('mean', torch.zeros(observation_dim))
         self.register_buffer('std', torch.ones(observation_dim))
-        self.register_buffer('goal_weight', torch.ones(observation_dim))
+        self.register_buffer('slowness', torch.ones(observation_dim))
         self.input = nn.Linear(observation_dim, d_model)
         self.layers = nn.ModuleList(Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
@@ -71,14 +70,14 @@ class MambaEncoder(nn.Module):
         for layer in self.layers:
             layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
 
-    def set_statistics(self, mean, std, goal_weight=None):
-        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `goal_weight`
-        (S,): how much of each dimension `encode_goal` sees, default all of it."""
+    def set_statistics(self, mean, std, slowness=None):
+        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `slowness`
+        (S,): how much of each dimension `encode_slow` sees, default all of it."""
         mean, std = (torch.as_tensor(t, dtype=torch.float32) for t in (mean, std))
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-        if goal_weight is not None:
-            self.goal_weight.copy_(torch.as_tensor(goal_weight))
+        if slowness is not None:
+            self.slowness.copy_(torch.as_tensor(slowness))
 
     def normalize(self, observations):
         return (observations - self.mean) / self.std
@@ -90,12 +89,12 @@ class MambaEncoder(nn.Module):
             h = h + layer(norm(h))
         return self.final_norm(h)
 
-    def encode_goal(self, goals):
-        """(..., S) raw goal observations -> z_g (..., D): each a sequence of length one, seen through `goal_weight`."""
-        return self._encode_single(self.normalize(goals) * self.goal_weight)
+    def encode_slow(self, observations):
+        """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen through `slowness`."""
+        return self._encode_single(self.normalize(observations) * self.slowness)
 
-    def encode_state(self, observations):
-        """(..., S) raw observations -> f(s_t) (..., D): each a sequence of length one, all of it."""
+    def encode_full(self, observations):
+        """(..., S) raw states -> f(s_t) (..., D): each a sequence of length one, all of it."""
         return self._encode_single(self.normalize(observations))
 
     def _encode_single(self, normalized):

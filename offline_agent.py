@@ -1,7 +1,7 @@
 """OPSO's first half: everything that is learned from trajectories of states, without actions or rewards.
 
-One method per objective (README, "Objectives"), each `(latents, batch) -> (loss, info)`; `total_loss` adds them
-up and is what `update` differentiates and what validation calls. The batch is `trajectories.TrajectoryDataset`'s.
+One method per objective (docs/method.md), each `(latents, batch) -> (loss, info)`; `total_loss` adds them up and is
+what `update` differentiates and what validation calls. The batch is a `trajectories.WindowBatch`.
 """
 
 import copy
@@ -21,6 +21,8 @@ from utils import expectile_loss, load_weights, soft_update
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
     context_length: int = flag(100, 'states the encoder remembers', least=1)
+    sequence_windows: int = flag(16, 'windows of a batch whose whole sequence is encoded, for next-state prediction '
+                                     'from f(s_<=t); all of them with --head_memory history', least=0)
     head_memory: str = flag('state', 'what Q, V, proposer and inverse dynamics see of the past: state, f(s_t) alone, '
                             'or history, f of the last context_length states', choices=('state', 'history'))
     d_model: int = flag(128, 'size of a latent z', least=1)
@@ -68,6 +70,30 @@ class OfflineConfig:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclasses.dataclass
+class Latents:
+    """What the losses on transitions read, online as well as offline: latents (..., D), and embeddings of latents by
+    V's target network (M, ..., E), M members of the ensemble. Only z, z_next and z_goal carry gradients."""
+
+    z: torch.Tensor
+    z_next: torch.Tensor | None  # None, as z_goal and e_z_goal, in online updates without Q and V
+    z_goal: torch.Tensor | None
+    target_z: torch.Tensor  # z from the target encoder
+    proposer_goal: torch.Tensor  # from the target encoder
+    e_z: torch.Tensor
+    e_z_next: torch.Tensor
+    e_z_goal: torch.Tensor | None
+    e_proposer_goal: torch.Tensor
+
+
+@dataclasses.dataclass
+class WindowLatents(Latents):
+    """Latents of the P transitions in each of B windows, (B, P, D), and what next-state prediction reads besides."""
+
+    sequence: torch.Tensor  # (W, L, D) f(s_<=t) at every position of the first W windows
+    full: torch.Tensor  # (B, P, D) f(s_t), all of s_t
+
+
 class OfflineAgent:
     """Encoder, critic Q, value V, proposer and prediction heads, their targets and one Adam.
 
@@ -75,10 +101,14 @@ class OfflineAgent:
     """
 
     def __init__(self, observation_dim, config, device='cpu', backend='torch'):
-        self.observation_dim, self.config, self.device = observation_dim, config, torch.device(device)
-        c, d, h = config, config.d_model, config.hidden_dim
-        encoder = MambaEncoder(observation_dim, d, c.n_layers, c.d_state, c.d_conv, c.expand, c.headdim,
-                               c.context_length, backend)
+        self.observation_dim = observation_dim
+        self.config = config
+        self.device = torch.device(device)
+
+        d = config.d_model
+        h = config.hidden_dim
+        encoder = MambaEncoder(observation_dim, d, config.n_layers, config.d_state, config.d_conv, config.expand,
+                               config.headdim, config.context_length, backend)
         self.nets = nn.ModuleDict({
             'encoder': encoder,
             'critic': GoalValue(d, h, n_inputs=3),
@@ -102,9 +132,6 @@ class OfflineAgent:
         """Size of V's embedding, all members together."""
         return sum(e[-1].out_features for e in self.nets['value'].goal)
 
-    def to_device(self, batch):
-        return {name: value.to(self.device) for name, value in batch.items()}
-
     def set_statistics(self, mean, std, slowness):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target."""
         for encoder in (self.nets['encoder'], self.targets['encoder']):
@@ -112,45 +139,74 @@ class OfflineAgent:
 
     # ------------------------------------------------------------------------------------------- objectives
     def encode(self, batch):
-        """Encode a batch of windows once -> latents: `sequence` (B, L, D), f(s_<=t) at every position (of the
-        first context_length, with head_memory 'state'); z, z_next, z_goal, and target_z, target_z_next,
-        target_z_goal, proposer_goal from the target encoder, (B, P, D) each.
+        """Encode a WindowBatch once -> WindowLatents.
 
-        With head_memory 'state', z and z_next are encoded as goals are, sequences of length one seen through the
-        encoder's `goal_weight`, and `state` (B, P, D) is all of s_t: a V that sees the history
-        knows where its trajectory is heading, and cannot be optimistic about where others went from the same
-        state.
+        With head_memory 'state', z, z_next and z_goal are single states seen through the encoder's `slowness`, and
+        `full` is all of s_t: a V that sees the history knows where its trajectory is heading, and cannot be optimistic
+        about where others went from the same state. With 'history', z and z_next have seen their windows.
         """
-        observations, positions = batch['observations'], (batch['positions'], batch['next_positions'])
         if self.config.head_memory == 'history':
-            latents = {'sequence': self.encoder(observations)}
-            with torch.no_grad():
-                sequence = self.targets['encoder'](observations)
-            for prefix, source in (('', latents['sequence']), ('target_', sequence)):
-                latents[prefix + 'z'], latents[prefix + 'z_next'] = (_at(source, at) for at in positions)
-            latents['z_goal'] = self.encoder.encode_goal(batch['goals'])
-            latents['state'], states = latents['z'], []
-        else:  # next-state prediction alone needs the sequence, and no more than the context
-            latents = {'sequence': self.encoder(observations[:, :self.config.context_length])}
-            states = [_at(observations, at) for at in positions]
-            latents['state'] = self.encoder.encode_state(states[0])
-            z = self.encoder.encode_goal(torch.cat([*states, batch['goals']], 1))
-            latents['z'], latents['z_next'], latents['z_goal'] = z.chunk(3, 1)
+            return self._encode_histories(batch)
+        return self._encode_states(batch)
+
+    def _encode_states(self, batch):
+        states = _at(batch.observations, batch.positions)
+        next_states = _at(batch.observations, batch.next_positions)
+
+        # next-state prediction alone needs sequences, and no more than the context
+        windows = batch.observations[:self.config.sequence_windows, :self.config.context_length]
+        sequence = self.encoder(windows) if len(windows) else windows.new_zeros(0, 0, self.config.d_model)
+
+        z, z_next, z_goal = self.encoder.encode_slow(torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
+
         with torch.no_grad():
-            states = torch.cat([*states, batch['goals'], batch['proposer_goals']], 1)
-            z = self.targets['encoder'].encode_goal(states).split(batch['goals'].shape[1], 1)
-        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal')
-        return latents | dict(zip(names[-len(z):], z, strict=True))
+            everything = torch.cat([states, next_states, batch.goals, batch.proposer_goals], 1)
+            targets = self.targets['encoder'].encode_slow(everything).chunk(4, 1)
+
+        return WindowLatents(
+            z=z,
+            z_next=z_next,
+            z_goal=z_goal,
+            sequence=sequence,
+            full=self.encoder.encode_full(states),
+            **self._embedded(*targets),
+        )
+
+    def _encode_histories(self, batch):
+        sequence = self.encoder(batch.observations)
+        z = _at(sequence, batch.positions)
+
+        with torch.no_grad():
+            target_sequence = self.targets['encoder'](batch.observations)
+            goals = self.targets['encoder'].encode_slow(torch.cat([batch.goals, batch.proposer_goals], 1)).chunk(2, 1)
+            targets = [_at(target_sequence, batch.positions), _at(target_sequence, batch.next_positions), *goals]
+
+        return WindowLatents(
+            z=z,
+            z_next=_at(sequence, batch.next_positions),
+            z_goal=self.encoder.encode_slow(batch.goals),
+            sequence=sequence,
+            full=z,
+            **self._embedded(*targets),
+        )
+
+    @torch.no_grad()
+    def _embedded(self, target_z, target_z_next, target_z_goal, proposer_goal):
+        """The fields of Latents that come from the target networks; all embeddings are made in one call."""
+        stacked = torch.stack([target_z, target_z_next, target_z_goal, proposer_goal])
+        e_z, e_z_next, e_z_goal, e_proposer_goal = self.targets['value'].embed(stacked).unbind(1)
+        return {'target_z': target_z, 'proposer_goal': proposer_goal, 'e_z': e_z, 'e_z_next': e_z_next,
+                'e_z_goal': e_z_goal, 'e_proposer_goal': e_proposer_goal}
 
     def k_step_return(self, latents, batch):
         """R + gamma^k V_target(z_{t+k}, z_g) (...), no gradient; `discounts` is 0 where the goal was met."""
-        v_next = minus_distance(latents['e_z_next'], latents['e_z_goal']).mean(0)
-        return self.config.reward_scale * batch['rewards'] + batch['discounts'] * v_next
+        v_next = minus_distance(latents.e_z_next, latents.e_z_goal).mean(0)
+        return self.config.reward_scale * batch.rewards + batch.discounts * v_next
 
     def critic_loss(self, latents, batch):
         """Q(z_t, z_{t+k}, z_g) -> `k_step_return`."""
         target = self.k_step_return(latents, batch)
-        q = self.nets['critic'](latents['z'], latents['z_next'], latents['z_goal'])
+        q = self.nets['critic'](latents.z, latents.z_next, latents.z_goal)
         loss = (q - target).square().mean()
         return loss, {'critic_loss': loss, 'q_mean': q.mean()}
 
@@ -161,14 +217,14 @@ class OfflineAgent:
         that lags behind, values travel across a maze more slowly.
         """
         q = self.k_step_return(latents, batch)
-        v = self.nets['value'](latents['z'], latents['z_goal'])
+        v = self.nets['value'](latents.z, latents.z_goal)
         loss = expectile_loss(v, q, self.config.expectile)
         return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
 
     def infonce_loss(self, latents, batch):
         """Symmetric InfoNCE (van den Oord et al. 2018): z_t against goals from its own future; the rows of
         other windows are the negatives, since those of its own window may be futures of z_t as well."""
-        future, z, goal = (parallel.gather(value) for value in (batch['future'], latents['z'], latents['z_goal']))
+        future, z, goal = (parallel.gather(value) for value in (batch.future, latents.z, latents.z_goal))
         window = torch.arange(len(future), device=z.device).repeat_interleave(future.shape[1])
         future = future.flatten()
         z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1) for latent in (z, goal))
@@ -183,34 +239,40 @@ class OfflineAgent:
 
     def alignment_loss(self, latents, batch):
         """1 - cos(z_{t+k} - z_t, z_g - z_t) for goals in the future: latent moves point at the goal."""
-        cosine = F.cosine_similarity(latents['z_next'] - latents['z'], latents['z_goal'] - latents['z'], dim=-1)
-        weight = batch['future'].float()
+        cosine = F.cosine_similarity(latents.z_next - latents.z, latents.z_goal - latents.z, dim=-1)
+        weight = batch.future.float()
         loss = ((1 - cosine) * weight).sum() / parallel.mean(weight.sum()).clamp(min=1)
         return loss, {'alignment_loss': loss}
 
     def state_loss(self, latents, batch):
-        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the window, and from z. It is also
-        what keeps joint angles and velocities in z, which the inverse dynamics need."""
-        target = self.encoder.normalize(batch['observations'][:, 1:])
-        sequence = latents['sequence'][:, :target.shape[1]]
-        length = sequence.shape[1]
-        error = (self.nets['next_state'](sequence) - target[:, :length]).square().mean(-1)
-        valid = batch['valids'][:, 1:length + 1].float()
-        loss = (error * valid).sum() / parallel.mean(valid.sum()).clamp(min=1)
-        own = (self.nets['next_state'](latents['state']) - _at(target, batch['positions'])).square().mean()
-        return 0.5 * (loss + own), {'state_loss': 0.5 * (loss + own)}
+        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows, and from the single
+        states s_t. It is also what keeps joint angles and velocities in f(s_t), which the inverse dynamics need."""
+        target = self.encoder.normalize(batch.observations[:, 1:])
+        single = (self.nets['next_state'](latents.full) - _at(target, batch.positions)).square().mean()
+        windows = len(latents.sequence)
+        if not windows:
+            return single, {'state_loss': single}
+
+        length = min(latents.sequence.shape[1], target.shape[1])
+        predicted = self.nets['next_state'](latents.sequence[:, :length])
+        error = (predicted - target[:windows, :length]).square().mean(-1)
+        valid = batch.valids[:windows, 1:length + 1].float()
+        sequence = (error * valid).sum() / parallel.mean(valid.sum()).clamp(min=1)
+
+        loss = 0.5 * (sequence + single)
+        return loss, {'state_loss': loss}
 
     def reward_loss(self, latents, batch):
         """Binary cross-entropy of "z is at z_g": the reward of the goal and the end of the episode in one."""
-        logits = self.nets['reward'](torch.cat([latents['z'], latents['z_goal']], -1)).squeeze(-1)
-        loss = F.binary_cross_entropy_with_logits(logits, batch['at_goal'].float())
+        logits = self.nets['reward'](torch.cat([latents.z, latents.z_goal], -1)).squeeze(-1)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.at_goal.float())
         return loss, {'reward_loss': loss}
 
     def advantage_weight(self, latents):
         """How much better than the average row what the trajectory did next was for reaching its proposer goal;
         the mean is 1."""
-        goal = latents['e_proposer_goal']
-        return imitation_weight(gain(latents['e_z'], latents['e_z_next'], goal), self.config.proposer_temperature)
+        goal = latents.e_proposer_goal
+        return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal), self.config.proposer_temperature)
 
     def proposer_loss(self, latents, batch):
         """Move f_P(z, z_g) toward the latent k steps later (toward z_g where the goal is nearer), weighted by the
@@ -218,31 +280,33 @@ class OfflineAgent:
         policy (Park et al. 2023, eq. 5). The distance is taken in V's embedding: in z itself it is mostly joint
         angles, which nobody can foretell. No gradient into z or V.
         """
-        goal, weight = latents['e_proposer_goal'], self.advantage_weight(latents)
-        proposed = self.nets['proposer'](latents['target_z'], latents['proposer_goal'])
-        target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, latents['e_z_next'])
+        goal, weight = latents.e_proposer_goal, self.advantage_weight(latents)
+        proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
+        target = torch.where(batch.proposer_near.unsqueeze(-1), goal, latents.e_z_next)
         error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}
 
-    @torch.no_grad()
-    def embed_targets(self, latents):
-        """Add e_z, e_z_next, e_z_goal, e_proposer_goal, e_z_ahead, e_z_soon: target embeddings (n_ensemble, ..., E),
-        each made once, of those of these latents that are there."""
-        names = ('target_z', 'target_z_next', 'target_z_goal', 'proposer_goal', 'z_ahead', 'z_soon')
-        names = [name for name in names if name in latents]
-        embedded = self.targets['value'].embed(torch.stack([latents[name] for name in names]))
-        latents.update({f'e_{name.removeprefix("target_")}': embedded[:, i] for i, name in enumerate(names)})
-
     def total_loss(self, batch):
         """-> (loss, info); pure: the same batch gives the same number, and nothing changes but gradients."""
-        c, latents, total, info = self.config, self.encode(batch), 0.0, {}
-        self.embed_targets(latents)
-        for objective, weight in ((self.proposer_loss, 1), (self.critic_loss, 1), (self.value_loss, 1),
-                                  (self.infonce_loss, c.infonce_weight), (self.alignment_loss, c.alignment_weight),
-                                  (self.state_loss, c.state_weight), (self.reward_loss, c.reward_weight)):
+        config = self.config
+        objectives = (
+            (self.proposer_loss, 1),
+            (self.critic_loss, 1),
+            (self.value_loss, 1),
+            (self.infonce_loss, config.infonce_weight),
+            (self.alignment_loss, config.alignment_weight),
+            (self.state_loss, config.state_weight),
+            (self.reward_loss, config.reward_weight),
+        )
+
+        latents = self.encode(batch)
+        total = 0.0
+        info = {}
+        for objective, weight in objectives:
             loss, numbers = objective(latents, batch)
-            total, info = total + weight * loss, info | numbers
+            total = total + weight * loss
+            info |= numbers
         return total, info | {'total_loss': total}
 
     # ----------------------------------------------------------------------------------------------- updates
@@ -264,31 +328,31 @@ class OfflineAgent:
         return norm
 
     # ------------------------------------------------------------------------------------------- checkpoints
-    def checkpoint(self):
-        """-> tensors and builtins from which `from_checkpoint` rebuilds this agent exactly."""
+    def state_dict(self):
+        """-> tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
         return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
                 'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'step': self.step}
 
-    def restore(self, content):
-        """Load what `checkpoint` returned. Raises ValueError that names the sizes that differ."""
-        if content['observation_dim'] != self.observation_dim:
-            raise ValueError(f"the checkpoint is for observations of {content['observation_dim']} dimensions, "
+    def load_state_dict(self, state):
+        """Load what `state_dict` returned. Raises ValueError that names the sizes that differ."""
+        if state['observation_dim'] != self.observation_dim:
+            raise ValueError(f"the checkpoint is for observations of {state['observation_dim']} dimensions, "
                              f'this environment or dataset has {self.observation_dim}')
-        load_weights(self.nets, content['nets'])
-        load_weights(self.targets, content['targets'])
-        if content['optimizer'] is not None:
-            self.optimizer.load_state_dict(content['optimizer'])
-        self.step = content['step']
+        load_weights(self.nets, state['nets'])
+        load_weights(self.targets, state['targets'])
+        if state['optimizer'] is not None:
+            self.optimizer.load_state_dict(state['optimizer'])
+        self.step = state['step']
 
     @classmethod
-    def from_checkpoint(cls, content, device='cpu', backend='torch'):
-        agent = cls(content['observation_dim'], make_config(OfflineConfig, content['config']), device, backend)
-        agent.restore(content)
+    def from_state_dict(cls, state, device='cpu', backend='torch'):
+        agent = cls(state['observation_dim'], make_config(OfflineConfig, state['config']), device, backend)
+        agent.load_state_dict(state)
         return agent
 
 
-def gain(e_z, e_later, e_goal):
+def advantage(e_z, e_later, e_goal):
     """V(z_later, z_g) - V(z, z_g) from embeddings (n_ensemble, ..., E) -> (...), mean of the members."""
     return (minus_distance(e_later, e_goal) - minus_distance(e_z, e_goal)).mean(0)
 

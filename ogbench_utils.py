@@ -35,6 +35,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 from tqdm import tqdm
 
+from support.locks import file_lock
+
 DATASETS = tuple(f'{maze}-{size}-{kind}-v0' for maze, kinds in (('antmaze', 3), ('humanoidmaze', 2))
                  for size in ('medium', 'large') for kind in ('navigate', 'stitch', 'explore')[:kinds])
 MAZE = re.compile('((point|ant|humanoid)maze-(medium|large|giant|teleport))-(navigate|stitch|explore)-v0')
@@ -113,9 +115,9 @@ def download(file_name, data_dir, urls):
     for url in (f'{base.rstrip("/")}/{file_name}' for base in urls):
         for wait in (*RETRY_WAITS, None):
             try:
-                if not path.is_file():  # another run may be downloading the same dataset
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    _fetch(url, path.with_name(f'{file_name}.part')).replace(path)
+                with file_lock(path, lambda: print(f'waiting for another process that downloads {path}')):
+                    if not path.is_file():  # the other one may have done it
+                        _fetch(url, path.with_name(f'{file_name}.part')).replace(path)
                 return path
             except (OSError, HTTPException, ValueError) as error:
                 absent |= getattr(error, 'code', 0) == 404

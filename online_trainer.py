@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
-from latents import LatentStore
+from environments import num_tasks, open_envs
 from mamba import choose_backend
 from maze_figures import Maze, draw_paths
 from offline_agent import OfflineAgent
@@ -20,26 +22,27 @@ from ogbench_utils import episode_seed, make_env, parse_name
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
-from support.figures import plot_curves
-from support.files import about, load_checkpoint
+from support.figures import TASK_COLORS, Panel, plot_curves
+from support.files import load_checkpoint, naming_file
 from support.flags import check_ranges, flag, parse_flags, run_main
-from support.runs import Stopped, open_run
+from support.kernels import prepare_cpu
+from support.runs import RunConfig, Stopped, open_run
 from trajectories import ReplayBuffer, load_dataset
 from utils import as_floats, expected_time, mean_of
 from videos import record
-from workers import open_envs
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class TrainConfig(RunConfig):
     """environment, budget, exploration and files of the online half"""
-    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name; it names the environment too')
+
+    # the data of the offline half, unless the user insists on other
+    dataset_path: str = flag('', 'npz file with the offline states; default: the very file of the offline run')
+    data_dir: str = flag('', 'folder to take the dataset from by its name, instead of the file of the offline run')
+    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used', least=0)
+
     offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
                                        'offline run of --dataset')
-    dataset_path: str = flag('', 'npz file with the offline states; default: what the offline run used')
-    data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
-    dataset_url: str = flag('', 'base URL of a mirror to download from')
-    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used', least=0)
     max_episodes: int = flag(1000, 'episodes to collect', least=1)
     max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides',
                           least=0)
@@ -47,8 +50,6 @@ class TrainConfig:
     random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
                                     'whoever walks well uses its ends', above=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
-    env_processes: int = flag(0, 'processes for the environments; 0: one per core, at most 4; results are the same',
-                              least=0)
     initial_updates: int = flag(8000, 'gradient steps after the random steps', least=1)
     update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
@@ -60,13 +61,28 @@ class TrainConfig:
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
-    seed: int = flag(0, 'seed of everything random', least=0, most=2**32 - 1)
-    device: str = flag('auto', 'auto, cpu, cuda or mps')
-    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
-    tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
-    wandb: bool = flag(False, 'log to Weights & Biases as well; needs its package')
-    save_dir: str = flag('', 'run folder; default online_checkpoints/<dataset>/seed<seed>, a new one each time')
-    resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
+
+
+def task_columns():
+    return {f'task {k}': f'evaluation/task{k}_success' for k in range(1, len(TASK_COLORS) + 1)}
+
+
+PANELS = (
+    Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | task_columns()),
+    Panel('success of training episodes', {'mean': 'collect/success'}),
+    Panel('episode reward', {'mean': 'collect/reward'}),
+    Panel('episode length', {'mean': 'collect/length'}),
+    Panel('labeler', {'train': 'training/labeler_loss'}, log_scale=True),
+    Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
+    Panel('epsilon', {'mean': 'collect/epsilon'}),
+    Panel('action noise', {'mean': 'collect/action_noise'}),
+    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}),
+    Panel('proposer', {'train': 'training/proposer_loss'}, log_scale=True),
+    Panel('critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, log_scale=True,
+          optional=True),  # --value_interval
+    Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
+    Panel('environment steps per second', {'mean': 'time/steps_per_second'}),
+)
 
 
 def check_flags(config, agent_config):
@@ -74,10 +90,12 @@ def check_flags(config, agent_config):
     check_ranges(config, agent_config)
     parse_name(config.dataset)
     for name in ('max_steps', 'random_steps'):
-        if 0 < (value := getattr(config, name)) < config.num_envs:
+        value = getattr(config, name)
+        if 0 < value < config.num_envs:
             raise ValueError(f'--{name} {value}: must be 0 or at least --num_envs {config.num_envs}')
     for name in ('epsilon', 'action_noise'):
-        start, end = (getattr(config, f'{name}_{which}') for which in ('start', 'end'))
+        start = getattr(config, f'{name}_start')
+        end = getattr(config, f'{name}_end')
         if end > start:
             raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
 
@@ -91,25 +109,58 @@ def newest_offline_run(dataset):
     return found[-1]
 
 
-def draw(folder, log, config):
-    panels = [
-        ('evaluated success rate', {'mean': 'evaluation/overall_success'}
-         | {f'task {k}': f'evaluation/task{k}_success' for k in range(1, 6)}, False),
-        ('success of training episodes', {'mean': 'collect/success'}, False),
-        ('episode reward', {'mean': 'collect/reward'}, False),
-        ('episode length', {'mean': 'collect/length'}, False),
-        ('inverse dynamics, one step', {'train': 'training/labeler_loss'}, True),
-        ('inverse dynamics, policy', {'train': 'training/inverse_dynamics_error'}, True),
-        ('epsilon', {'mean': 'collect/epsilon'}, False),
-        ('action noise', {'mean': 'collect/action_noise'}, False),
-        ('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, False),
-        ('proposer', {'train': 'training/proposer_loss'}, True),
-        ('gradient norm', {'train': 'training/grad_norm'}, True),
-        ('environment steps per second', {'mean': 'time/steps_per_second'}, False)]
-    if any('training/critic_loss' in row for row in log.rows):  # --value_interval
-        panels[-2] = 'critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, True
-    plot_curves(log.rows, panels, folder / 'online_training_curves.png', 'environment steps',
-                f'OPSO online, {config.dataset}, seed {config.seed}')
+@dataclasses.dataclass
+class Origin:
+    """Where a run comes from: its offline checkpoint, and which data that was trained on."""
+
+    source: str  # absolute path of the offline checkpoint
+    data: dict  # dataset, path, max_trajectories and fingerprint, as the offline trainer wrote them
+    agent: dict  # the offline agent's state_dict
+
+
+def find_origin(config, saved):
+    """-> Origin. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
+    if saved:
+        return Origin(saved['source'], saved['data'], saved['agent']['offline'])
+
+    source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
+    checkpoint = load_checkpoint(source, 'offline')
+    data = checkpoint['data']
+    if data['dataset'] != config.dataset:
+        raise ValueError(f"{source} was trained on {data['dataset']}, --dataset is {config.dataset}: they must be the "
+                         'same')
+    return Origin(str(source.resolve()), data, checkpoint['agent'])
+
+
+def load_offline_data(config, origin, **sampling):
+    """-> (TrajectoryDataset, DataSource) of the file that the offline half was trained on, or of another that the
+    user insists on (--dataset_path, --data_dir, --dataset_url).
+
+    Raises FileNotFoundError or ValueError where that file is gone or has changed: what was found where, and how to
+    insist. Imitating other data than V was trained on would fail silently.
+    """
+    known = origin.data
+    insists = config.dataset_path or config.data_dir or config.dataset_url
+    path = config.dataset_path
+    if not insists:
+        path = known['path']
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'{path}, the data of {origin.source}, is not there any more; name it with '
+                                    '--dataset_path FILE, or its folder with --data_dir FOLDER')
+
+    count = config.max_trajectories or known['max_trajectories']
+    data, _, source = load_dataset(config.dataset, path, config.data_dir or 'datasets', config.dataset_url, count,
+                                   **sampling)
+
+    found = data.fingerprint()
+    same_count = count == known['max_trajectories']
+    if same_count and found != known['fingerprint']:
+        difference = f"{origin.source} was trained on {known['fingerprint']}; {source.path} has {found}"
+        if not insists:
+            raise ValueError(f'{difference}. The file has changed: to train on it all the same, give --dataset_path '
+                             f'{source.path}')
+        print(f'warning: other data than offline, as asked: {difference}', file=sys.stderr)
+    return data, source
 
 
 def train(config, agent_config):
@@ -117,143 +168,226 @@ def train(config, agent_config):
     check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
+    prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
+
     with open_run('online', __file__, config, agent_config) as run:
-        if run.saved:  # the offline run's file is not needed any more
-            source, pretrained = run.saved['source'], run.saved['agent']['offline']
-            data_flags = run.saved['data']
-        else:
-            source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
-            content = load_checkpoint(source, 'offline')
-            pretrained, data_flags = content['agent'], content['data']
-            if data_flags['dataset'] != config.dataset:
-                raise ValueError(f"{source} was trained on {data_flags['dataset']}, --dataset is {config.dataset}: "
-                                 'they must be the same')
-        with about(source):
-            offline = OfflineAgent.from_checkpoint(pretrained, device, backend)
-        envs = open_envs(config.dataset, config.num_envs, config.env_processes, make_env)
+        origin = find_origin(config, run.saved)
+        with naming_file(origin.source):
+            offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
+
+        envs = open_envs(config.dataset, config.num_envs, make_env)
         if envs[0].observation_space.shape != (offline.observation_dim,):
-            raise ValueError(f'{source} was trained on observations of {offline.observation_dim} dimensions, '
+            raise ValueError(f'{origin.source} was trained on observations of {offline.observation_dim} dimensions, '
                              f'{config.dataset} has {envs[0].observation_space.shape[0]}')
+
         sampling = offline.config.sampling()
         with run.stop.at_once():
-            data, _, note = load_dataset(
-                config.dataset, config.dataset_path or data_flags['dataset_path'], config.data_dir,
-                config.dataset_url, config.max_trajectories or data_flags['max_trajectories'], **sampling)
-        agent = OnlineAgent(offline, envs[0].action_space.shape[0], agent_config)
+            data, data_source = load_offline_data(config, origin, **sampling)
+        space = envs[0].action_space
+        agent = OnlineAgent(offline, space.low, space.high, agent_config)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
-        trained = (*agent.nets.parameters(), *(agent.heads.parameters() if agent_config.value_interval else ()))
-        print(f'offline checkpoint: {source} ({offline.step:,} updates)\n{note}\n'
-              f'{device_line(config.device, device, why)}\n{len(data.starts):,} trajectories, {len(data):,} states of '
-              f'{offline.observation_dim} dimensions; {agent.action_dim} actions; '
-              f'{sum(p.numel() for p in trained):,} trained parameters\nrun folder: {run.folder}')
-        log = learn(run, config, agent, data, replay, envs, {'source': str(Path(source).resolve()), 'data': data_flags})
-        final = log.rows[-1]
-        print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} '
-              f'environment steps: {final["evaluation/overall_success"]:.1%}\n'
-              f'curves: {run.folder / "online_training_curves.png"}; evaluation paths: '
-              f'{run.folder / "maze_paths.png"}\ncheckpoints: {run.folder / "last.pth"}, '
-              f'{run.folder / "best_model.pth"} (highest evaluated success)\n'
-              f'next: python evaluate.py --checkpoint {run.folder / "last.pth"}')
+        print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
+
+        training = OnlineTraining(run, config, agent, data, replay, envs, origin)
+        training.loop()
+        print_results(run, config, training)
     return run.folder / 'last.pth'
 
 
-def learn(run, config, agent, data, replay, envs, origin):
-    """Rounds of episodes, updates and evaluation until the budget is spent -> MetricsLog; goes on where `run.saved`
-    ended: between two rounds, or among the updates of `work`, the round in progress."""
-    collector, rng, best, work = Collector(config, envs, agent), np.random.default_rng([config.seed, 4]), -1.0, None
-    if run.saved:
-        agent.restore(run.saved['agent'])
-        replay.restore(run.saved['replay'])
-        collector.restore(run.saved['collector'])
-        rng.bit_generator.state = run.saved['rng']
-        best, work = run.saved['best'], run.saved['work']
-    log = run.begin('online.csv', collector.steps - bool(work), data.fingerprint(),
-                    offline_checkpoint=origin['source'])
-
-    def save(name='last.pth', **extra):
-        run.save(origin | {'dataset': config.dataset, 'agent': agent.checkpoint()} | extra, name)
-
-    def save_all():
-        save(replay=replay.content(), collector=collector.content(), rng=rng.bit_generator.state, best=best, work=work)
-
-    maze = Maze(make_env(config.dataset))
-    if collector.done and not work:
-        print(f'this run is finished: {collector.episodes:,} episodes, {collector.steps:,} environment steps; '
-              '--max_episodes and --max_steps can be raised')
-        draw(run.folder, log, config)
-        return log
-    with run.stop.at_once():
-        store, own = LatentStore(data, agent), LatentStore(replay, agent)
-    unit, total, done = (('step', config.max_steps, collector.steps) if config.max_steps
-                         else ('episode', config.max_episodes, collector.episodes))
-    progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
-    rounds = 0
-    try:
-        while work or not collector.done:
-            rounds, first, clock = rounds + 1, progress.n, time.perf_counter()
-            if not work:
-                with run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
-                    work = collect(config, collector, agent, replay, progress)
-                own.refresh(work.pop('dropped'))
-            update(run, agent, store, own, rng, work)
-            row, interval = work['row'] | mean_of(work['infos'], 'training/'), config.eval_interval or float('inf')
-            if collector.done or collector.steps // interval > work['before'] // interval:
-                with run.stop.at_once():
-                    metrics, episodes = run_evaluation(config, agent, envs, collector.done)
-                row |= metrics
-                draw_paths(maze, episodes, run.folder / 'maze_paths.png',
-                           f'{config.dataset}, {collector.steps:,} steps')
-                if config.video and collector.done:
-                    record(config.dataset, episodes, run.folder / 'videos')
-                progress.set_postfix_str(f"success {row['evaluation/overall_success']:.0%}")
-            success, work = row.get('evaluation/overall_success', -1.0), None
-            log.log(collector.steps, row)
-            if success >= max(best, 0.0):
-                best = success
-                save('best_model.pth', success=success)  # first: a kill in between repeats it
-            save_all()
-            draw(run.folder, log, config)
-            if rounds == 2 and not collector.done:  # the first round is unlike the others: random steps
-                progress.write(expected_time(first, progress.n, total, time.perf_counter() - clock))
-            run.stop.check()
-    except Stopped:
-        if work:
-            save_all()
-        draw(run.folder, log, config)
-        raise
-    finally:
-        progress.close()
-    return log
+def print_banner(run, origin, agent, data, data_source, device):
+    trained = [*agent.trained.parameters()]
+    if agent.config.value_interval:
+        trained += agent.values.parameters()
+    print(f'offline checkpoint: {origin.source} ({agent.offline.step:,} updates)')
+    print(data_source.note)
+    print(device)
+    print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.offline.observation_dim} dimensions; '
+          f'{agent.action_dim} actions; {sum(p.numel() for p in trained):,} trained parameters')
+    print(f'run folder: {run.folder}')
 
 
-def collect(config, collector, agent, replay, progress):
-    """Add one round of episodes to `replay` -> what is to be done about them, in builtins for a checkpoint."""
-    before, (epsilon, noise) = collector.steps, collector.schedules()
-    row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
-    dropped = 0
-    for episode in collector.round(progress, row):
-        if episode['length']:  # 0: a fault at its first step
-            dropped += replay.add(episode['observations'], episode['actions'])
-    steps = collector.steps - before
-    updates = round(config.update_ratio * steps) if agent.step else config.initial_updates
-    return {'row': row, 'before': before, 'updates': updates, 'infos': [], 'dropped': dropped}
+def print_results(run, config, training):
+    last = run.folder / 'last.pth'
+    final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
+    print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '
+          f'steps: {final["evaluation/overall_success"]:.1%}')
+    print(f'curves: {run.folder / "online_training_curves.png"}; evaluation paths: {run.folder / "maze_paths.png"}')
+    print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
+    print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
 
 
-def update(run, agent, store, own, rng, work):
-    """The gradient steps that `work` still lacks; numbers go to its `infos`. Raises `Stopped` between two of them."""
-    for _ in tqdm(range(work['updates'] - len(work['infos'])), 'updates', leave=False, dynamic_ncols=True,
-                  mininterval=1.0):
-        batch = agent.sample(store, own, rng)
-        work['infos'].append(as_floats(agent.update(batch)))
-        run.check_finite(agent.step, work['infos'][-1], batch)
-        run.stop.check()
+@dataclasses.dataclass
+class Round:
+    """A round in progress: its episodes are in the replay, and some of the gradient steps on them are done."""
+
+    first_step: int  # environment steps before it
+    updates_due: int  # gradient steps in all
+    row: dict  # numbers of the collection, for the CSV
+    infos: list = dataclasses.field(default_factory=list)  # numbers of the gradient steps done
 
 
-def run_evaluation(config, agent, envs, final):
-    count = config.final_eval_episodes if final else config.eval_episodes
-    with tqdm(total=5 * count, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
-        return evaluate(agent, envs, count, episode_seed(config.seed, 5), progress)
+class OnlineTraining:
+    """Rounds of episodes, updates and evaluation until the budget is spent. Goes on where `run.saved` ended: between
+    two rounds, or among the updates of the round in progress."""
+
+    def __init__(self, run, config, agent, data, replay, envs, origin):
+        self.run = run
+        self.config = config
+        self.agent = agent
+        self.replay = replay
+        self.envs = envs
+        self.origin = origin
+
+        self.collector = Collector(config, envs, agent)
+        self.rng = np.random.default_rng([config.seed, 4])
+        self.best = -1.0
+        self.round = None
+        if run.saved:
+            self.load_state_dict(run.saved)
+
+        last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
+        self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
+        self.maze = Maze(make_env(config.dataset))
+        with run.stop.at_once():
+            self.batches = agent.open_batches(data, replay)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+    def loop(self):
+        """Collect, refresh, update until none is due, evaluate if due, finish the round."""
+        if self.collector.done and not self.round:
+            self.finish_without_rounds()
+            return
+
+        rounds = 0
+        self.open_progress()
+        try:
+            while self.round or not self.collector.done:
+                done_before = self.progress.n
+                begin = time.perf_counter()
+
+                if not self.round:
+                    with self.run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
+                        self.collect_and_refresh()
+                self.update()
+                metrics = self.evaluate_if_due()
+                self.finish_round(metrics)
+
+                rounds += 1
+                if rounds == 2 and not self.collector.done:  # the first round is unlike the others: random steps
+                    seconds = time.perf_counter() - begin
+                    self.progress.write(expected_time(done_before, self.progress.n, self.progress.total, seconds))
+                self.run.stop.check()
+        except Stopped:
+            if self.round:
+                self.save_all()
+            self.draw_curves()
+            raise
+        finally:
+            self.progress.close()
+
+    def open_progress(self):
+        if self.config.max_steps:
+            unit, total, done = 'step', self.config.max_steps, self.collector.steps
+        else:
+            unit, total, done = 'episode', self.config.max_episodes, self.collector.episodes
+        self.progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
+
+    def collect_and_refresh(self):
+        """Add one round of episodes to the replay, and their latents to what batches are drawn from."""
+        first_step = self.collector.steps
+        collected = self.collector.round(self.progress)
+
+        dropped = 0
+        for episode in collected.episodes:
+            if episode['length']:  # 0: a fault at its first step
+                actions = self.agent.scale_to_unit(episode['actions'])
+                dropped += self.replay.add(episode['observations'], actions)
+
+        due = round(self.config.update_ratio * collected.steps) if self.agent.step else self.config.initial_updates
+        self.batches.refresh(dropped)
+        self.round = Round(first_step, due, collected.numbers)
+
+    def update(self):
+        """The gradient steps that the round still lacks. Raises `Stopped` between two of them."""
+        missing = self.round.updates_due - len(self.round.infos)
+        for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+            batch = self.batches.sample(self.rng)
+            self.round.infos.append(as_floats(self.agent.update(batch)))
+            self.run.check_finite(self.agent.step, self.round.infos[-1], batch.row_numbers())
+            self.run.stop.check()
+
+    def evaluate_if_due(self):
+        """-> metrics of an evaluation, {} where none is due: every `eval_interval` steps and at the end."""
+        interval = self.config.eval_interval
+        crossed = interval and self.collector.steps // interval > self.round.first_step // interval
+        if not (self.collector.done or crossed):
+            return {}
+
+        with self.run.stop.at_once():
+            return self.evaluate(final=self.collector.done)
+
+    def evaluate(self, final):
+        """Run an evaluation and draw its paths -> metrics."""
+        count = self.config.final_eval_episodes if final else self.config.eval_episodes
+        total = num_tasks(self.envs[0]) * count
+        with tqdm(total=total, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
+            seed = episode_seed(self.config.seed, 5)
+            metrics, episodes = evaluate(self.agent, self.envs, count, seed, progress)
+
+        title = f'{self.config.dataset}, {self.collector.steps:,} steps'
+        draw_paths(self.maze, episodes, self.run.folder / 'maze_paths.png', title)
+        if self.config.video and final:
+            record(self.config.dataset, episodes, self.run.folder / 'videos')
+        return metrics
+
+    def finish_round(self, metrics):
+        """Log the round, keep the best model, save and draw."""
+        row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
+        self.round = None
+        self.log.log(self.collector.steps, row)
+
+        if metrics:
+            success = metrics['evaluation/overall_success']
+            self.progress.set_postfix_str(f'success {success:.0%}')
+            if success >= max(self.best, 0.0):
+                self.best = success
+                self.save('best_model.pth', success=success)  # first: a kill in between repeats it
+        self.save_all()
+        self.draw_curves()
+
+    def finish_without_rounds(self):
+        """The budget is spent already: say so, and evaluate where the run was stopped before its last evaluation."""
+        print(f'this run is finished: {self.collector.episodes:,} episodes, {self.collector.steps:,} environment '
+              'steps; --max_episodes and --max_steps can be raised')
+        if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
+            self.log.log(self.collector.steps, self.evaluate(final=True))
+            self.save_all()
+        self.draw_curves()
+
+    # ----------------------------------------------------------------------------------------------- files
+    def draw_curves(self):
+        plot_curves(self.log.rows, PANELS, self.run.folder / 'online_training_curves.png', 'environment steps',
+                    f'OPSO online, {self.config.dataset}, seed {self.config.seed}')
+
+    def save(self, name, **extra):
+        checkpoint = {'dataset': self.config.dataset, 'source': self.origin.source, 'data': self.origin.data,
+                      'agent': self.agent.state_dict()}
+        self.run.save(checkpoint | extra, name)
+
+    def save_all(self):
+        """last.pth, with all that a resumed run needs."""
+        self.save('last.pth', replay=self.replay.state_dict(), collector=self.collector.state_dict(),
+                  rng=self.rng.bit_generator.state, best=self.best,
+                  round=dataclasses.asdict(self.round) if self.round else None)
+
+    def load_state_dict(self, saved):
+        self.agent.load_state_dict(saved['agent'])
+        self.replay.load_state_dict(saved['replay'])
+        self.collector.load_state_dict(saved['collector'])
+        self.rng.bit_generator.state = saved['rng']
+        self.best = saved['best']
+        self.round = Round(**saved['round']) if saved['round'] else None
 
 
 def main(argv=None):

@@ -1,5 +1,7 @@
 """Small tools that both halves of OPSO share: losses, schedules, averages of numbers."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -57,6 +59,29 @@ def as_floats(info):
     be called at once: thousands of small tensors that are kept break the memory between them into pieces too small
     for the next batch."""
     return dict(zip(info, torch.stack(list(info.values())).tolist(), strict=True))
+
+
+@dataclasses.dataclass
+class TensorBatch:
+    """A dataclass of tensors (or None) with one row per sample."""
+
+    def to(self, device):
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, rows):
+        """The same batch with some of its rows only (a slice)."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def row_numbers(self):
+        """{name: int array} of the fields that say where the samples lie in their data."""
+        return {field.name: getattr(self, field.name).cpu().numpy() for field in dataclasses.fields(self)
+                if field.name.endswith('rows')}
+
+    def _map(self, function):
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(**{name: function(value) if isinstance(value, torch.Tensor) else value
+                             for name, value in values.items()})
 
 
 class RowQueue:

@@ -19,12 +19,15 @@ from pathlib import Path
 
 import torch
 from benchmark_acting import acting, evaluation, loading, online
+from benchmark_threads import threads
 from benchmark_tools import ROOT  # noqa: F401  makes the modules beside README.md importable
 from benchmark_training import cuda, curve, layer, offline, parts
 
 from support.flags import run_main
+from support.kernels import choose_matmul_kernels
 
-SECTIONS = {f.__name__: f for f in (layer, curve, offline, parts, acting, online, evaluation, loading, cuda)}
+SECTIONS = {f.__name__: f for f in (threads, layer, curve, offline, parts, acting, online,
+                                    evaluation, loading, cuda)}
 
 
 def seconds_text(seconds):
@@ -67,6 +70,7 @@ def main(argv=None):
     if options.device.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError('--device cuda: torch sees no CUDA device here')
     torch.set_num_threads(options.threads)
+    choose_matmul_kernels()
     rows, begin = [], time.perf_counter()
     if options.markdown:
         print('| what | ours | ratio: time of the peer over ours | goal | remarks |\n|---|---|---|---|---|')

@@ -1,5 +1,6 @@
 """The benchmark's sections that need latents, environments or files; `benchmark.py` runs them."""
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -8,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_tools import ACTIONS, ENV, ROOT, STATES, Row, interleaved, make_online
-
-from latents import LatentStore
 
 
 def acting(options):
@@ -51,72 +50,44 @@ def act_step(agent, n):
 
 
 def online(options):
-    """Without the cache, the latents of every batch are encoded anew: windows with head_memory history; and V's
-    embeddings of them as well, where they would be cached (value_interval 0)."""
-    for memory, interval in (('state', 0), ('state', 4), ('history', 0)):
-        agent, data, replay = make_online(interval, head_memory=memory)
-        stores, rng = (LatentStore(data, agent), LatentStore(replay, agent)), np.random.default_rng(0)
+    """Latents and embeddings from the cache, and computed anew for every batch, as with data too large to keep."""
+    for interval in (0, 4):
+        agent, data, replay = make_online(interval)
+        kept = agent.open_batches(data, replay)
+        fresh = agent.open_batches(data, replay)
+        fresh.offline_store = agent.latent_store(data, cached=False)
+        rng = np.random.default_rng(0)
 
-        def cached(agent=agent, stores=stores, rng=rng):
-            for _ in range(4):  # Q, V and proposer are part of one in four, or of none
-                agent.update(agent.sample(*stores, rng))
+        def updates(batches, agent=agent, rng=rng):
+            for _ in range(4):  # Q and V are part of one in four, or of none
+                agent.update(batches.sample(rng))
 
-        def encoded(agent=agent, data=data, cached=cached, memory=memory, interval=interval):
-            for _ in range(4):
-                encode_batch(agent, data, memory, not interval)
-            cached()
-
-        times = interleaved({'ours': cached, 'encoded': encoded}, options.rounds(3 if memory == 'history' else 6))
-        one, other = times['ours'] / 4, times['encoded'] / 4
-        yield Row(f'online update of 800 transitions, head_memory {memory}, value_interval {interval}', one,
-                  {'without cached latents': other}, '5x', f'{1 / one:.0f} updates per second')
-
-
-@torch.no_grad()
-def encode_batch(agent, data, memory, embed):
-    """What one update would have to encode: z, z', a later z', z_g and the proposer's goal of each row."""
-    c = agent.offline.config
-    rows = agent.config.batch_size * c.context_length
-    if memory == 'state':
-        z = agent.encoder.encode_goal(torch.from_numpy(data.observations[:5 * rows]))
-        if embed:
-            agent.offline.targets['value'].embed(z)
-        return
-    agent.encoder.encode_goal(torch.from_numpy(data.observations[:2 * rows]))
-    windows = data_windows(data, rows, c.context_length)
-    for _ in range(3):  # each of z, z' and the later z' sees its own past
-        for i in range(0, rows, 100):
-            agent.encoder(windows[i:i + 100])
-
-
-def data_windows(data, count, length):
-    return torch.from_numpy(np.lib.stride_tricks.sliding_window_view(
-        data.observations[:count + length - 1], length, 0).transpose(0, 2, 1).copy())
+        functions = {'ours': functools.partial(updates, kept), 'fresh': functools.partial(updates, fresh)}
+        times = interleaved(functions, options.rounds(6))
+        one = times['ours'] / 4
+        yield Row(f'online update of 800 transitions, value_interval {interval}', one,
+                  {'without cached latents': times['fresh'] / 4}, '', f'{1 / one:.0f} updates per second')
 
 
 def evaluation(options):
-    """Environment steps of lock-step episodes; the same episodes, bit by bit, in every arrangement of 8."""
-    from ogbench_utils import make_env
+    """Environment steps of lock-step episodes, beside one environment at a time."""
+    from environments import open_envs
     from rollouts import run_episodes
-    from workers import EnvWorkers, cpu_cores, safe_envs
 
     agent = make_online()[0]
-    processes = min(4, cpu_cores())
-    alone, side_by_side = safe_envs(lambda: make_env(ENV), 1), safe_envs(lambda: make_env(ENV), 8)
-    spread = EnvWorkers(ENV, 8, processes) if processes > 1 else side_by_side
-    jobs, steps = [(n % 5 + 1, n) for n in range(8)], 400 if options.quick else 1600
+    alone = open_envs(ENV, 1)
+    side_by_side = open_envs(ENV, 8)
+    jobs = [(n % 5 + 1, n) for n in range(8)]
+    steps = 400 if options.quick else 1600
 
     def run(envs):
         return [episode for episode in run_episodes(envs, jobs, agent, max_steps=steps)]
 
-    episodes = [run(side_by_side), run(spread)]
-    same = all(np.array_equal(a['observations'], b['observations']) for a, b in zip(*episodes, strict=True))
-    times = interleaved({'ours': lambda: run(spread), 'one': lambda: run(alone), 'list': lambda: run(side_by_side)},
-                        options.rounds(5), warmup=0)
-    yield Row(f'evaluation, {processes} processes of 8 environments, per step', times['ours'] / steps,
-              {'one environment at a time': times['one'] / steps, '8 in one process': times['list'] / steps}, '1.7x',
-              f"episodes {'identical' if same else 'DIFFERENT'} to those of one process; "
-              f"5 x 20 episodes of 1,000 steps: {1e5 / 60 * times['ours'] / steps:.1f} minutes at most")
+    times = interleaved({'ours': lambda: run(side_by_side), 'one': lambda: run(alone)}, options.rounds(5), warmup=0)
+    minutes = 1e5 / 60 * times['ours'] / steps
+    yield Row('evaluation of 8 environments, per step', times['ours'] / steps,
+              {'one environment at a time': times['one'] / steps}, '1.7x',
+              f'5 x 20 episodes of 1,000 steps: {minutes:.1f} minutes at most')
 
 
 LOADERS = {

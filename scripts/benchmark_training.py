@@ -84,10 +84,10 @@ def offline(options):
     windows = torch.from_numpy(data.observations[:16 * 102].reshape(16, 102, STATES))
 
     def ours():
-        agent.update(agent.to_device(data.sample(16, rng)))
+        agent.update(data.sample(16, rng))
 
     def ours_everywhere():
-        every.update(every.to_device(all_data.sample(16, rng)))
+        every.update(all_data.sample(16, rng))
 
     def seed():
         theirs.update(windows[:, :100], windows[:, 1:101], windows[:, 2:])
@@ -107,18 +107,14 @@ def parts(options):
     agent, data = make_offline()
     rng, nets, targets = np.random.default_rng(0), agent.nets, agent.targets
     batch = data.sample(16, rng)
-    with torch.no_grad():
-        latents = agent.encode(batch)
 
     def encoder():
-        sum(value.sum() for value in agent.encode(batch).values() if value.requires_grad).backward()
+        sum(value.sum() for value in vars(agent.encode(batch)).values() if value.requires_grad).backward()
 
     @torch.no_grad()
-    def target_encoder():
-        targets['encoder'].encode_goal(torch.cat([batch['goals']] * 4))
-
-    def target_heads():
-        agent.embed_targets(latents)
+    def target_networks():
+        z = targets['encoder'].encode_slow(torch.cat([batch.goals] * 4))
+        targets['value'].embed(z)
 
     def sampling():
         data.sample(16, rng)
@@ -129,8 +125,8 @@ def parts(options):
     def whole():
         agent.update(batch)
 
-    pieces = {'whole': whole, 'encoder': encoder, 'targets': target_encoder, 'target heads': target_heads,
-              'sampling': sampling, 'optimiser': optimiser}
+    pieces = {'whole': whole, 'encoder': encoder, 'targets': target_networks, 'sampling': sampling,
+              'optimiser': optimiser}
     times, flops = interleaved(pieces, options.rounds(9)), {}
     for name, piece in pieces.items():
         with FlopCounterMode(display=False) as counter:
@@ -138,7 +134,6 @@ def parts(options):
         flops[name] = counter.get_total_flops()
     for table in (times, flops):
         table['encoder'] -= table['targets']  # which `encode` runs as well
-        table['targets'] += table['target heads']
         table['heads'] = table['whole'] - sum(table[name] for name in ('encoder', 'targets', 'optimiser'))
     total = times['whole'] + times['sampling']
     note = ', '.join(f'{name} {times[name] / total:.0%} (of the arithmetic {flops[name] / flops["whole"]:.0%})'
@@ -175,7 +170,7 @@ def cuda(options):
     functions, agents = {}, {}
     for name in {'torch', backend}:
         agents[name], data = make_offline(device, name)
-        batch = agents[name].to_device(data.sample(16, np.random.default_rng(0)))
+        batch = data.sample(16, np.random.default_rng(0)).to(agents[name].device)
         functions[name] = lambda agent=agents[name], batch=batch: agent.update(batch)
     from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as counter:

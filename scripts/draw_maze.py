@@ -19,6 +19,7 @@ from rollouts import evaluate  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
+from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from videos import record  # noqa: E402
 
@@ -42,12 +43,14 @@ def run(config):
     """-> list of the pictures' paths."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of a run')
-    content, device = load_checkpoint(config.checkpoint), choose_device(config.device)
-    online = content['kind'] == 'online'
-    name = config.dataset or (content['dataset'] if online else content['data']['dataset'])
-    agent = (OnlineAgent if online else OfflineAgent).from_checkpoint(content['agent'], device)
+    checkpoint = load_checkpoint(config.checkpoint)
+    device = choose_device(config.device)
+    prepare_cpu(device)
+    online = checkpoint['kind'] == 'online'
+    name = config.dataset or checkpoint['data']['dataset']
+    agent = (OnlineAgent if online else OfflineAgent).from_state_dict(checkpoint['agent'], device)
     offline, envs = agent.offline if online else agent, [make_env(name) for _ in range(8 if online else 1)]
-    path = config.dataset_path or ('' if online else content['data']['dataset_path'])
+    path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     data = load_dataset(name, path, config.data_dir, '', config.max_trajectories)[0]
     folder = Path(config.output or Path(config.checkpoint).parent)
     maze = Maze(envs[0])

@@ -21,12 +21,14 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from support.threads import cores  # noqa: E402
+
 from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 from support.stats import bootstrap_interval, iqm  # noqa: E402
-from workers import cpu_cores  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
 
@@ -43,8 +45,6 @@ def run_all(script, seeds, save_dir, flags, cores):
     together = min(len(seeds), cores)
     threads = str(max(1, cores // together))
     environment = {**os.environ, 'OMP_NUM_THREADS': threads}
-    if script == 'online_trainer.py' and '--env_processes' not in flags:
-        flags = [*flags, '--env_processes', threads]
     waiting, running, codes = list(seeds), {}, {}
     save_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -154,7 +154,7 @@ def main(argv=None):
     parser.add_argument('script', choices=SCRIPTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='(default: 0 1 2)')
     parser.add_argument('--save_dir', required=True, help='folder of the runs and of what is made of them')
-    parser.add_argument('--cores', type=int, default=cpu_cores(), help='cores to use in all (default: %(default)s)')
+    parser.add_argument('--cores', type=int, default=cores(), help='cores to use in all (default: %(default)s)')
     parser.add_argument('--only_report', action='store_true', help='train nothing, sum up what is there')
     options, flags = parser.parse_args(argv[:split]), argv[split + 1:]
     if options.cores < 1 or len(set(options.seeds)) < len(options.seeds):

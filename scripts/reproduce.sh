@@ -46,7 +46,7 @@ run() {
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $flags \
         --save_dir "$offline" $(resume "$offline")
     # shellcheck disable=SC2086
-    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --env_processes 1 $6 \
+    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" $6 \
         --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     # seed 12345: no start, goal or noise of the training episodes
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345

@@ -16,14 +16,14 @@ from support.files import load_checkpoint, save_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402
 
 
-def shrink(content):
+def shrink(checkpoint):
     """An online checkpoint -> what of it acts; equal tensors are one object, which torch writes once."""
-    agent, offline = dict(content['agent']), dict(content['agent']['offline'])
-    targets, averaged = half(offline['targets']), half(agent['averaged'])
-    proposer = {name: value for name, value in averaged.items() if name.startswith('proposer.')}
+    agent, offline = dict(checkpoint['agent']), dict(checkpoint['agent']['offline'])
+    targets, acting = half(offline['targets']), half(agent['acting'])
+    proposer = {name: value for name, value in acting.items() if name.startswith('proposer.')}
     offline.update(nets=half(offline['nets']) | targets | proposer, targets=targets, optimizer=None)
-    agent.update(offline=offline, nets=half(agent['nets']) | averaged, averaged=averaged, optimizer=None)
-    return {'kind': content['kind'], 'dataset': content['dataset'], 'agent': agent}
+    agent.update(offline=offline, trained=half(agent['trained']) | acting, acting=acting, optimizer=None)
+    return {'kind': checkpoint['kind'], 'dataset': checkpoint['dataset'], 'data': checkpoint['data'], 'agent': agent}
 
 
 def half(weights):

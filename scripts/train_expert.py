@@ -10,8 +10,8 @@ Why the reward is not OGBench's own, stand * (1 + 100 dxy . direction): it is ne
 episode of the humanoid begins. Ours also pays for the height of the head, so that getting up has a gradient. What a
 policy is judged by stays OGBench's: `scripts/evaluate_expert.py`, success in the maze.
 
-Files in results/experts/<robot>/: checkpoint.pth (all that --resume needs) and curve.csv; with --export also weights for
-the collector (datasets/<robot>_expert.npz).
+Files in results/experts/<robot>/: checkpoint.pth (all that --resume needs) and curve.csv; with --export also the
+weights for the collector (datasets/<robot>_expert.npz).
 """
 
 import argparse

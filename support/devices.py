@@ -34,13 +34,24 @@ def restore_random_state(state):
 
 
 def choose_device(requested):
-    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises ValueError where the asked one is not there."""
-    available = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
+    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> torch.device. Raises ValueError where the asked one is not there."""
+    cuda = torch.cuda.is_available()
     if requested == 'auto':
-        requested = 'cuda' if available['cuda'] else 'cpu'  # these networks are too small for mps to pay
-    if not available.get(requested.split(':')[0], False):
-        raise ValueError(f'--device {requested} is not available here; use --device auto or --device cpu')
-    return torch.device(requested)
+        return torch.device('cuda' if cuda else 'cpu')  # these networks are too small for mps to pay
+
+    ways_out = 'use --device auto or --device cpu'
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise ValueError(f'--device {requested}: there is no such kind of device; {ways_out}') from None
+
+    available = {'cpu': True, 'cuda': cuda, 'mps': torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise ValueError(f'--device {requested} is not available here; {ways_out}')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f'--device {requested} is not available here, there are {torch.cuda.device_count()} GPUs, '
+                         f'counted from 0; {ways_out}')
+    return device
 
 
 def device_line(requested, device, backend):

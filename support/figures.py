@@ -1,5 +1,6 @@
 """Pictures of logged numbers, by matplotlib without a display; colours that all pictures share."""
 
+import dataclasses
 import gc
 import itertools
 
@@ -27,19 +28,33 @@ def save(figure, path, dpi=150):
     gc.collect()  # a figure is full of cycles: the rare automatic collection lets a long run grow by 8 MB per picture
 
 
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One plot among many: columns of the CSV by label. A panel whose columns are all missing is left out if it is
+    optional."""
+
+    title: str
+    columns: dict
+    log_scale: bool = False
+    optional: bool = False
+
+
 def plot_curves(rows, panels, path, xlabel, title):
-    """Draw one panel per entry of `panels` = [(title, {label: column}, log_scale), …] from logged rows."""
+    """Draw one plot for each `Panel` from logged rows (dicts of numbers)."""
     from matplotlib.ticker import MaxNLocator
 
     colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': INK}
     colors |= {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
     others = TASK_COLORS[1:]
     many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
+    known = {name for row in rows for name in row}
+    panels = [panel for panel in panels if not panel.optional or known & set(panel.columns.values())]
     n_columns = 4
     n_rows = -(-len(panels) // n_columns)
     figure, axes = pyplot().subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
                                 layout='constrained')
-    for axis, (name, columns, log_scale) in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        columns = panel.columns
         for i, (label, column) in enumerate(columns.items()):
             points = [(row['step'], row[column]) for row in rows if column in row]
             if points:
@@ -48,11 +63,12 @@ def plot_curves(rows, panels, path, xlabel, title):
                           color=colors.get(label, others[i % len(others)]),
                           marker=marker, ms=3, zorder=2 + (label == 'mean'))
         values = [y for line in axis.lines for y in line.get_ydata()]
-        if log_scale and values and max(values) > 20 * min(values) > 0:  # under a decade or so, linear reads better
+        # under a decade or so, linear reads better
+        if panel.log_scale and values and max(values) > 20 * min(values) > 0:
             axis.set_yscale('log')
         axis.xaxis.set_major_locator(MaxNLocator(4))
         _thousands(axis)
-        axis.set_title(name, fontsize=9)
+        axis.set_title(panel.title, fontsize=9)
         axis.tick_params(which='both', labelsize=7)
         if len(columns) > 2 and axis.lines:  # room for the legend
             low, high = axis.get_ylim()

@@ -1,16 +1,14 @@
 """Files that are never half-written, and checkpoints that run no code when they are read."""
 
 import contextlib
-import io
 import os
+import time
 import warnings
 from pathlib import Path
 
 import torch
 
-from support.locks import process_alive
-
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 
 
@@ -39,15 +37,52 @@ def remove_leftovers(folder):
     """Delete the temporary files of processes that were killed while writing."""
     for path in Path(folder).glob('*.tmp*'):
         pid = path.name.rpartition('.tmp')[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not process_alive(int(pid))):
+        if pid.isdigit() and (int(pid) == os.getpid() or not _may_be_writing(int(pid), path)):
             path.unlink(missing_ok=True)
+
+
+def _may_be_writing(pid, path):
+    if os.name == 'nt':  # there, os.kill(pid, 0) would end the process; nothing takes longer to write than this
+        return time.time() - path.stat().st_mtime < 600
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def save_checkpoint(path, content):
     """Write a dict of tensors and builtins that `load_checkpoint` can read without running any code."""
-    buffer = io.BytesIO()  # torch's own writer turns a full disk into errors that do not say so
-    torch.save({'format': CHECKPOINT_FORMAT, **content}, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+    checkpoint = {'format': CHECKPOINT_FORMAT, **content}
+    write_atomic(path, lambda file: _torch_save(checkpoint, file))
+
+
+def _torch_save(checkpoint, file):
+    """torch.save straight into a file, without a copy of everything in memory. torch turns an error of the file into
+    one of its own that does not say what was wrong: the file's is raised instead."""
+    errors = []
+
+    class Remembering:
+        def write(self, data):
+            try:
+                return file.write(data)
+            except OSError as error:
+                errors.append(error)
+                raise
+
+        def flush(self):
+            file.flush()
+
+    try:
+        torch.save(checkpoint, Remembering())
+    except RuntimeError as error:
+        if errors:
+            raise errors[0] from error
+        raise
+    if errors:
+        raise errors[0]
 
 
 def load_checkpoint(path, kind=None):
@@ -64,7 +99,8 @@ def load_checkpoint(path, kind=None):
         raise ValueError(f'{path} is not a readable OPSO checkpoint ({reason})') from error
     if not isinstance(content, dict) or content.get('format') != CHECKPOINT_FORMAT:
         found = content.get('format') if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}')
+        raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}: train again, or '
+                         'use the version of OPSO that wrote it')
     if kind and content.get('kind') != kind:
         raise ValueError(f"{path} is an {content.get('kind')} checkpoint, an {kind} one is needed")
     if missing := [name for name in REQUIRED.get(kind, ()) if name not in content]:
@@ -73,7 +109,7 @@ def load_checkpoint(path, kind=None):
 
 
 @contextlib.contextmanager
-def about(path):
+def naming_file(path):
     """Puts the name of a file before what a ValueError inside says about its content."""
     try:
         yield

@@ -55,20 +55,27 @@ def parse_flags(description, *config_classes, argv=None):
 
 def run_main(main):
     """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
-    # matplotlib would keep its list of fonts in the home directory
-    os.environ.setdefault('MPLCONFIGDIR', str(Path(tempfile.gettempdir(), f'matplotlib-{getpass.getuser()}')))
     try:
+        keep_out_of_home()
         main()
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(_fail(error))
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
 
 
-def _fail(error):
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+def keep_out_of_home():
+    """matplotlib would keep its list of fonts in the home directory, which may be missing or read-only; each user gets
+    a folder among the temporary ones instead. In a container the user id need not have a name."""
+    if 'MPLCONFIGDIR' in os.environ:
+        return
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # the kinds depend on the version of Python
+        user = str(os.getuid()) if hasattr(os, 'getuid') else 'user'
+    os.environ['MPLCONFIGDIR'] = str(Path(tempfile.gettempdir(), f'matplotlib-{user}'))
 
 
 def make_config(config_class, values):

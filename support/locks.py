@@ -1,59 +1,30 @@
-"""A folder belongs to one process at a time: a lock file that names its owner and is taken over when that is gone."""
+"""A folder belongs to one process at a time. The system's own file locks hold it (filelock), so that it is free again
+when a process dies, however it dies; a file beside the lock names the owner, for the message to the next one."""
 
 import contextlib
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 
-LOCK = 'run.lock'
+from filelock import FileLock, Timeout
+
+LOCK = '.lock'  # held by the system; stays when it is free, since deleting a lock file would break the lock
+OWNER = 'run.lock'  # who holds it, as JSON; there while a run is in progress, or after it was killed
 
 
-def process_alive(pid):
-    """Does a process with this number run on this machine?"""
-    if sys.platform == 'win32':  # there, os.kill(pid, 0) sends a Ctrl-C
-        import ctypes
-        query_limited_information, still_active = 0x1000, 259
-        kernel, code = ctypes.windll.kernel32, ctypes.c_ulong()
-        handle = kernel.OpenProcess(query_limited_information, False, pid)
-        if not handle:
-            return False
-        kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-        kernel.CloseHandle(handle)
-        return code.value == still_active
-    if pid < 1:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return _birth(pid) != 'zombie'
-
-
-def _birth(pid):
-    """When a process was born, in a form that only it has; '' where the system does not tell (not Linux)."""
-    try:
-        state, *fields = Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()
-        boot = Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()
-    except OSError:
-        return ''
-    return 'zombie' if state == 'Z' else f'{boot} {fields[18]}'
-
-
-def lock_owner(path):
-    """-> dict(pid, host, since, birth) of the process that holds a lock file, or None: no file, or its process is
-    gone. A process of another machine counts as there."""
-    try:
-        owner = json.loads(path.read_text(encoding='utf-8'))
-        pid, host, birth = int(owner['pid']), owner['host'], owner['birth']
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not filled: killed after creating it
+def lock_owner(folder):
+    """-> dict(pid, host, since) of the process that holds `folder`, or None."""
+    folder = Path(folder)
+    if not (folder / LOCK).exists():
         return None
-    gone = host == socket.gethostname() and (not process_alive(pid) or birth != _birth(pid))
-    return None if gone else owner
+
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return _read_owner(folder)
 
 
 @contextlib.contextmanager
@@ -65,58 +36,60 @@ def run_lock(folder):
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    _acquire(folder)
+
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
+        lock.acquire()
+    except Timeout:
+        owner = _read_owner(folder)
+        raise ValueError(f"{folder} is in use by process {owner['pid']} on {owner['host']} since {owner['since']} "
+                         f'({OWNER}): wait for it, or name another --save_dir') from None
+
+    try:
+        _write_owner(folder)
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
         with contextlib.suppress(OSError):  # not empty: the usual case
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
             for path in made:
                 path.rmdir()
 
 
-def _acquire(folder):
-    path = folder / LOCK
-    mine = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': time.strftime('%Y-%m-%d %H:%M:%S'),
-            'birth': _birth(os.getpid())}
-    for _ in range(3):
-        try:
-            return _create(path, json.dumps(mine))
-        except FileExistsError:
-            _clear_stale(path)
-    raise ValueError(f'{folder} is being taken by another process right now; name another --save_dir')
-
-
-def _create(path, text):
-    """Write `text` to a new file `path`, there with all of it or not at all; FileExistsError if there is one."""
-    draft = path.with_name(f'{path.name}.tmp{os.getpid()}')
-    draft.write_text(text, encoding='utf-8')
+@contextlib.contextmanager
+def file_lock(path, waiting):
+    """Hold a lock beside the file `path` while one process makes it; others wait, after calling waiting()."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=0)
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with open(path, 'x', encoding='utf-8') as file:
-            file.write(text)
+        lock.acquire()
+    except Timeout:
+        waiting()
+        lock.acquire(timeout=-1)
+
+    try:
+        yield
     finally:
-        draft.unlink()
+        lock.release()
 
 
-def _clear_stale(path):
-    """Remove the lock of a process that is gone; ValueError if its owner lives."""
-    _refuse(path)
-    # by way of another name: of two processes that find the same stale lock, none may delete the other's new one
-    aside = path.with_name(f'{path.name}.tmp{os.getpid()}')
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(path, aside)
-        if lock_owner(aside):
-            os.replace(aside, path)
-            _refuse(path)
-        aside.unlink()
+def _write_owner(folder):
+    owner = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')}
+    draft = folder / f'{OWNER}.tmp{os.getpid()}'
+    draft.write_text(json.dumps(owner), encoding='utf-8')
+    os.replace(draft, folder / OWNER)
 
 
-def _refuse(lock):
-    if owner := lock_owner(lock):
-        raise ValueError(f"{lock.parent} is in use by process {owner['pid']} on {owner['host']} since "
-                         f"{owner['since']}: wait for it, name another --save_dir or, if it is certainly gone, "
-                         f'delete {lock}')
+def _read_owner(folder):
+    """The owner has the lock a moment before it has written who it is, and a killed one may have left anything."""
+    unknown = {'pid': '(unknown)', 'host': 'this or another machine', 'since': 'a moment ago'}
+    for _ in range(20):
+        try:
+            owner = json.loads((folder / OWNER).read_text(encoding='utf-8'))
+            return unknown | {name: owner[name] for name in unknown}
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.01)
+    return unknown

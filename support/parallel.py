@@ -8,7 +8,9 @@ the batch-wide number here.
 """
 
 import contextlib
+import io
 import os
+import signal
 
 import torch
 import torch.distributed as dist
@@ -51,11 +53,16 @@ def alone():
         _alone = False
 
 
-def share(batch):
-    """This process's rows of a dict of tensors whose first axis is the batch."""
-    n = world_size()
-    size = len(next(iter(batch.values()))) // n
-    return {name: value[rank() * size:(rank() + 1) * size] for name, value in batch.items()} if n > 1 else batch
+def my_rows(size):
+    """-> slice of this process's rows of a batch of `size`."""
+    share = size // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+def ignore_signals():
+    """For the processes behind process 0: they stop when it does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def mean(value):
@@ -111,11 +118,18 @@ def average_gradients(parameters):
 
 
 def from_first(content=None):
-    """What process 0 passes (tensors and builtins), in every process."""
-    box = [content]
-    if world_size() > 1:
-        dist.broadcast_object_list(box)
-    return box[0]
+    """What process 0 passes (tensors and builtins), in every process, on the CPU. Tensors travel as bytes: sent as they
+    are, every process would put them on the GPU of process 0."""
+    if world_size() == 1:
+        return content
+
+    buffer = io.BytesIO()
+    if rank() == 0:
+        torch.save(content, buffer)
+    box = [buffer.getvalue()]
+    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else None
+    dist.broadcast_object_list(box, device=device)
+    return torch.load(io.BytesIO(box[0]), map_location='cpu', weights_only=True)
 
 
 def any_stops(stops):

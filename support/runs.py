@@ -19,18 +19,37 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from support.devices import random_state, restore_random_state
 from support.files import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
-from support.locks import LOCK, lock_owner, run_lock
+from support.flags import flag
+from support.locks import lock_owner, run_lock
 from support.metrics import MetricsLog
 from support.trackers import INSTALL, check_trackers, open_trackers
 
 ROOT = Path(__file__).resolve().parents[1]
 FREE_FLAGS = ('num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
               'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: contents are compared
-              'device', 'mamba_backend', 'env_processes', 'save_dir', 'resume',
+              'device', 'mamba_backend', 'save_dir', 'resume',
               'maze_figures', 'video', 'tensorboard', 'wandb')
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """data, files and machine of a run"""
+    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name; it names the environment too')
+    dataset_path: str = flag('', 'npz file to use instead of searching by name')
+    data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
+    dataset_url: str = flag('', 'base URL of a mirror to download from')
+    max_trajectories: int = flag(0, 'use this many trajectories; 0 uses all', least=0)
+    seed: int = flag(0, 'seed of everything random', least=0, most=2**32 - 1)
+    device: str = flag('auto', 'auto, cpu, cuda or mps')
+    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
+    wandb: bool = flag(False, 'log to Weights & Biases as well; needs its package')
+    save_dir: str = flag('', 'run folder; default <half>_checkpoints/<dataset>/seed<seed>, a new one each time')
+    resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
 
 
 # -------------------------------------------------------------------------------------------------- folders
@@ -46,7 +65,7 @@ def new_run_dir(root, dataset, seed, save_dir='', resume=False):
         return Path(save_dir)
     base, number = Path(root) / dataset / f'seed{seed}', 1
     folder = following = base
-    while (following / 'config.json').exists() or not resume and lock_owner(following / LOCK):
+    while (following / 'config.json').exists() or not resume and lock_owner(following):
         folder, number = following, number + 1
         following = base.with_name(f'{base.name}-run{number}')
     return folder if resume else following
@@ -160,20 +179,25 @@ class Run:
                                  'be used and evaluated, but not continued')
             check_unchanged(self.saved['flags'], self.flags)
 
-    def begin(self, csv_name, step, data, **extra):
+    def start_logging(self, csv_name, step, data, **extra):
         """Write config.json and open the CSV, rows after `step` dropped -> MetricsLog. `data` describes what is
-        trained on; a resumed run must have the same. All random generators go on where they were saved."""
+        trained on; a resumed run must have the same. All random generators go on where they were saved, with as many
+        threads, on which the order of sums depends."""
         if self.saved:
             if self.saved['fingerprint'] != data:
                 raise ValueError(f'--resume needs the data that the run was started with: {self.saved["fingerprint"]}; '
                                  f'this is {data}')
             restore_random_state(self.saved['random'])
+            if 'OMP_NUM_THREADS' not in os.environ:
+                torch.set_num_threads(self.saved['threads'])
+
         self.data = data
         write_config(self.folder, *self.configs, **extra)
         self.log = MetricsLog(self.folder / csv_name, step)
         names = [name for name in INSTALL if self.flags[name]]
         title = f'{self.kind} {self.folder.parent.name} {self.folder.name}'
         self.log.trackers = open_trackers(names, self.folder, title, self.flags, step)
+
         if self.saved and len(self.log.rows) != self.saved['rows']:
             print(f'warning: {self.log.path} has {len(self.log.rows)} of the {self.saved["rows"]} rows that were '
                   'logged before', file=sys.stderr)
@@ -182,17 +206,18 @@ class Run:
     def save(self, content, name='last.pth'):
         """Write a checkpoint with all that `--resume` compares and restores."""
         save_checkpoint(self.folder / name, {'kind': self.kind, 'flags': self.flags, 'fingerprint': self.data,
-                                             'rows': len(self.log.rows), 'random': random_state(), **content})
+                                             'rows': len(self.log.rows), 'random': random_state(),
+                                             'threads': torch.get_num_threads(), **content})
 
-    def check_finite(self, step, info, batch):
-        """Stop a run whose numbers went wrong: raises FloatingPointError that names the term, the update, the file
-        with the batch's rows and the checkpoint to go back to."""
+    def check_finite(self, step, info, rows):
+        """Stop a run whose numbers went wrong: raises FloatingPointError that names the term, the update, the file with
+        the batch's `rows` ({name: int array}) and the checkpoint to go back to."""
         if math.isfinite(float(info['total_loss'] + info['grad_norm'])):
             return
+
         bad = [name for name, value in info.items() if not math.isfinite(float(value))]
         wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # the terms come before their total
         path = self.folder / f'nonfinite_update{step}.npz'
-        rows = {name: value.cpu().numpy() for name, value in batch.items() if name.endswith('rows') or name == 'own'}
         write_atomic(path, lambda file: np.savez(file, step=step, **rows))
         last = self.folder / 'last.pth'
         raise FloatingPointError(

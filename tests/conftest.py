@@ -1,17 +1,19 @@
 """Tiny networks and data for the tests; the factories are fixtures, so that no test file imports another."""
 
+import os
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from latents import LatentStore
 from model import MambaEncoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
 from trajectories import ReplayBuffer, TrajectoryDataset
 
+os.environ['OMP_NUM_THREADS'] = '1'  # of the programs that tests start: the order of sums depends on it
 torch.set_num_threads(1)
 
 DIM, ACTION_DIM = 5, 3
@@ -148,7 +150,8 @@ def make_online(make_agent):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)
         flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4} | changes
-        return OnlineAgent(offline, action_dim, OnlineConfig(**{'online_share': 0.25, **flags}))
+        config = OnlineConfig(**{'online_share': 0.25, **flags})
+        return OnlineAgent(offline, -np.ones(action_dim), np.ones(action_dim), config)
 
     return make
 
@@ -172,11 +175,11 @@ def either_agent(make_agent, make_online, request):
 
 
 @pytest.fixture
-def make_stores(make_dataset, make_replay):
-    """make_stores(agent) -> its LatentStores of offline states and of its own episodes."""
-    return lambda agent: (LatentStore(make_dataset(), agent), LatentStore(make_replay((40, 8, 25)), agent))
+def make_batches(make_dataset, make_replay):
+    """make_batches(agent) -> OnlineBatches of offline states and of its own episodes."""
+    return lambda agent: agent.open_batches(make_dataset(), make_replay((40, 8, 25)))
 
 
 @pytest.fixture
-def stores(agent, make_stores):
-    return make_stores(agent)
+def batches(agent, make_batches):
+    return make_batches(agent)

@@ -37,7 +37,6 @@ ONLINE = [
     ('--action_noise_end 0.3', ['--action_noise_end 0.3', '--action_noise_start 0.2']),
     ('--epsilon_start 1.5', ['--epsilon_start 1.5', 'at most 1']),
     ('--num_envs 0', ['--num_envs 0', 'at least 1']),
-    ('--env_processes -1', ['--env_processes -1', 'at least 0']),
     ('--max_steps 5', ['--max_steps 5', '--num_envs 8']),
     ('--random_steps -8', ['--random_steps -8', 'at least 0']),
     ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),

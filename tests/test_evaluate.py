@@ -39,15 +39,15 @@ def checkpoints(make_config, tmp_path, monkeypatch):
     paths = []
     for sign in (1, -1):
         agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
-        torch.nn.init.constant_(agent.averaged['inverse_dynamics'].net[-1].weight, 0.0)
-        torch.nn.init.constant_(agent.averaged['inverse_dynamics'].net[-1].bias, sign * 0.5)
+        torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].weight, 0.0)
+        torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')
-        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.checkpoint()})
+        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict()})
     return paths
 
 
 def run(checkpoint, *flags):
-    fast = ['--episodes_per_task', '3', '--env_processes', '1']  # in this process, where make_env is replaced
+    fast = ['--episodes_per_task', '3']  # in this process, where make_env is replaced
     evaluate.main(['--checkpoint', str(checkpoint), *fast, *map(str, flags)])
     return json.loads((checkpoint.parent / 'evaluation.json').read_text())
 
@@ -92,7 +92,7 @@ def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
 def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
     path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
     assert path.stat().st_size < 5e6
-    evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--env_processes', '1', '--seed', '0',
+    evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--seed', '0',
                    '--output', str(tmp_path / 'evaluation.json')])
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())
     assert metrics['evaluation/overall_success'] >= 0.5, 'of about 0.9'

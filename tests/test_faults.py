@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from environments import SafeEnv, open_envs
 from ogbench_utils import make_env, reset_env
 from rollouts import Collector, evaluate, run_episodes
-from workers import SafeEnv, safe_envs
 
 BOX = types.SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,), seed=lambda seed: None)
 
@@ -54,7 +54,7 @@ def boom(*where):
 
 def episodes_of(trouble, count, n_envs=1):
     log = []
-    envs = safe_envs(lambda: Toy(log, trouble), n_envs)
+    envs = open_envs('', n_envs, lambda dataset: Toy(log, trouble))
     return [*run_episodes(envs, ((1, seed) for seed in range(count)), Agent())], log
 
 
@@ -97,7 +97,7 @@ def test_faults_are_counted_over_all_environments():
 
 def test_evaluation_counts_a_fault_as_failure():
     log = []
-    envs = safe_envs(lambda: Toy(log, boom((2, 1))), 1)
+    envs = open_envs('', 1, lambda dataset: Toy(log, boom((2, 1))))
     metrics = evaluate(Agent(), envs, 1, seed=0)[0]
     assert metrics['evaluation/task2_success'] == 0 and metrics['evaluation/overall_success'] == 0.8
 
@@ -109,7 +109,7 @@ def test_collected_rounds_show_faults():
     agent, log, rows = Agent(), [], [{}, {}]
     agent.act = lambda observations, goals, state, *_: (
         np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))
-    collector = Collector(config, safe_envs(lambda: Toy(log, boom((2, 4))), 1), agent)
+    collector = Collector(config, open_envs('', 1, lambda dataset: Toy(log, boom((2, 4)))), agent)
     for row in rows:
         collector.round(types.SimpleNamespace(update=lambda n: None), row)
     assert rows[0]['collect/faults'] == 1 and 'collect/faults' not in rows[1]

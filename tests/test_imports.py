@@ -24,17 +24,18 @@ ALLOWED = {
     'model': {'mamba'},
     'ogbench_utils': set(),
     'trajectories': {'ogbench_utils', 'utils'},
-    'workers': {'ogbench_utils'},
-    'rollouts': {'ogbench_utils', 'utils', 'workers'},
+    'environments': {'ogbench_utils'},
+    'rollouts': {'environments', 'ogbench_utils', 'utils'},
     'offline_agent': {'model', 'utils'},
-    'latents': {'utils'},
-    'online_agent': {'offline_agent', 'model', 'utils'},
-    'maze_figures': {'ogbench_utils', 'rollouts'},
+    'online_batches': {'utils'},
+    'online_agent': {'offline_agent', 'online_batches', 'model', 'utils'},
+    'maze_figures': {'ogbench_utils'},
     'videos': {'ogbench_utils'},
     'offline_trainer': {'maze_figures', 'offline_agent', 'ogbench_utils', 'mamba', 'trajectories', 'utils'},
-    'online_trainer': {'latents', 'maze_figures', 'online_agent', 'offline_agent', 'ogbench_utils', 'rollouts',
-                       'mamba', 'trajectories', 'utils', 'videos', 'workers'},
-    'evaluate': {'maze_figures', 'mamba', 'ogbench_utils', 'online_agent', 'rollouts', 'utils', 'videos', 'workers'},
+    'online_trainer': {'environments', 'maze_figures', 'online_agent', 'offline_agent', 'ogbench_utils', 'rollouts',
+                       'mamba', 'trajectories', 'utils', 'videos'},
+    'evaluate': {'environments', 'maze_figures', 'mamba', 'ogbench_utils', 'online_agent', 'rollouts', 'utils',
+                 'videos'},
 }
 
 
@@ -91,16 +92,31 @@ def test_nothing_but_tests_imports_a_trainer():
 
 
 @pytest.mark.parametrize('name', ['offline_trainer', 'online_trainer', 'evaluate', 'model'])
-def test_torch_finds_sleeping_threads_when_it_loads(name):
-    """OpenMP reads OMP_WAIT_POLICY once, while torch is imported: what is set later does nothing."""
+def test_torch_finds_threads_that_spin_for_a_short_time_when_it_loads(name):
+    """OpenMP reads GOMP_SPINCOUNT once, while torch is imported: what is set later does nothing."""
     code = f"""
 import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == 'torch':
-            sys.exit(40 + (os.environ.get('OMP_WAIT_POLICY') == 'PASSIVE'))
+            sys.exit(40 + (os.environ.get('GOMP_SPINCOUNT') == '2000'))
 sys.meta_path.insert(0, Watch())
 import {name}
 """
-    environment = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
+    environment = {key: value for key, value in os.environ.items() if key != 'GOMP_SPINCOUNT'}
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment).returncode == 41
+
+
+def test_importing_the_model_changes_no_setting_of_torch():
+    """Matrix kernels and threads are settings of the whole process: programs choose them, an import may not."""
+    code = """
+import support.threads
+import torch
+def settings():
+    return torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+before = settings()
+import model, offline_agent, online_agent
+assert settings() == before, (settings(), before)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

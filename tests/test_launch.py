@@ -74,7 +74,7 @@ def test_cores_are_shared(tmp_path, monkeypatch):
     launch.run_all('online_trainer.py', [0, 1, 2], tmp_path, ['--offline_checkpoint', 'x/seed{seed}/last.pth'], 4)
     launch.run_all('offline_trainer.py', [7], tmp_path, [], 4)
     assert [threads for _, threads in started] == ['1', '1', '1', '4']
-    assert 'x/seed2/last.pth' in started[2][0] and started[2][0][-6:-4] == ['--env_processes', '1']
+    assert 'x/seed2/last.pth' in started[2][0]
     assert started[3][0] == [sys.executable, str(launch.ROOT / 'offline_trainer.py'), '--seed', '7', '--save_dir',
                              str(tmp_path / 'seed7')]
 

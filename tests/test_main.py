@@ -19,7 +19,6 @@ import maze_figures
 import offline_trainer
 import ogbench_utils
 import online_trainer
-import workers
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from support.flags import run_main
@@ -43,7 +42,6 @@ ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200,
 
 @pytest.fixture
 def short_episodes(monkeypatch, make_short_env):
-    monkeypatch.setattr(workers, 'cpu_cores', lambda: 1)  # in this process, where they can be replaced
     for script in (online_trainer, evaluate):
         monkeypatch.setattr(script, 'make_env', make_short_env)
 
@@ -52,7 +50,7 @@ def short_episodes(monkeypatch, make_short_env):
 def no_curves(monkeypatch):
     """Drawing takes most of the time of such short runs."""
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'draw', lambda *args: None)
+        monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
     monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: None)
     monkeypatch.setattr(online_trainer, 'draw_paths', lambda *args: None)
 

@@ -1,6 +1,8 @@
 """The offline objectives, one by one and together, their gradients, targets and checkpoints."""
 
 import copy
+import dataclasses
+from types import SimpleNamespace as Fields
 
 import numpy as np
 import pytest
@@ -43,14 +45,8 @@ def snapshot(agent):
                           'optimizer': agent.optimizer.state_dict(), 'step': agent.step})
 
 
-def encode(agent, batch):
-    latents = agent.encode(batch)
-    agent.embed_targets(latents)
-    return latents
-
-
 def objective(agent, name, batch):
-    return getattr(agent, f'{name}_loss')(encode(agent, batch), batch)[0]
+    return getattr(agent, f'{name}_loss')(agent.encode(batch), batch)[0]
 
 
 def cancels(name):
@@ -85,10 +81,8 @@ def test_expectile_loss_by_hand():
 def test_critic_target_by_hand(agent, stub, make_config):
     """Q(z, z', z_g) -> reward_scale R + discounts mean V(z', z_g), V from the target's embeddings."""
     z = torch.randn(2, 3, 32)
-    latents = {name: z + i for i, name in enumerate(('z', 'z_next', 'z_goal'))}
-    latents |= {'e_z_next': far(1.0, 3.0), 'e_z_goal': far(0.0, 0.0)}  # V: -1 and -3
-    batch = {'rewards': torch.tensor([[-1.0, -2.0, 0.0]] * 2),
-             'discounts': torch.tensor([[0.5, 0.25, 0.0]] * 2)}
+    latents = Fields(z=z, z_next=z + 1, z_goal=z + 2, e_z_next=far(1.0, 3.0), e_z_goal=far(0.0, 0.0))  # V: -1 and -3
+    batch = Fields(rewards=torch.tensor([[-1.0, -2.0, 0.0]] * 2), discounts=torch.tensor([[0.5, 0.25, 0.0]] * 2))
     agent.config = make_config(reward_scale=0.1)
     seen = {}
 
@@ -101,24 +95,25 @@ def test_critic_target_by_hand(agent, stub, make_config):
     targets = torch.tensor([-0.1 - 0.5 * 2, -0.2 - 0.25 * 2, 0.0])
     expected = 0.5 * (targets.square().mean() + (0.5 - targets).square().mean())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert seen['critic'] == (latents['z'], latents['z_next'], latents['z_goal'])
+    assert seen['critic'] == (latents.z, latents.z_next, latents.z_goal)
     assert info['q_mean'].item() == 0.25
 
 
 def test_a_goal_that_was_met_does_not_bootstrap(agent, batch):
-    latents, losses = encode(agent, batch), []
+    latents, losses = agent.encode(batch), []
     for share in (0, 1):
         for far_away in (0, 1e6):
-            latents['e_z_next'] = latents['e_z_goal'] + far_away
-            losses.append(agent.critic_loss(latents, batch | {'discounts': share * batch['discounts']})[0].item())
+            latents.e_z_next = latents.e_z_goal + far_away
+            changed = dataclasses.replace(batch, discounts=share * batch.discounts)
+            losses.append(agent.critic_loss(latents, changed)[0].item())
     assert losses[0] == losses[1] and losses[3] > 10 * losses[2]
 
 
 def test_value_target_by_hand(agent, stub):
     """V(z, z_g) -> what Q is trained toward, by the expectile."""
-    latents = {name: torch.randn(2, 3, 32) for name in ('z', 'z_goal')}
-    latents |= {'e_z_next': far(1.0, 3.0), 'e_z_goal': far(0.0, 0.0)}  # V: -1 and -3
-    batch = {'rewards': torch.full((2, 3), 80.0), 'discounts': torch.full((2, 3), 1.0)}
+    latents = Fields(z=torch.randn(2, 3, 32), z_goal=torch.randn(2, 3, 32),
+                     e_z_next=far(1.0, 3.0), e_z_goal=far(0.0, 0.0))  # V: -1 and -3
+    batch = Fields(rewards=torch.full((2, 3), 80.0), discounts=torch.full((2, 3), 1.0))
     seen = {}
 
     def value(*inputs):
@@ -128,33 +123,44 @@ def test_value_target_by_hand(agent, stub):
     agent.nets['value'] = stub(value)
     loss, info = agent.value_loss(latents, batch)  # 0.05 * 80 - 2 = 2
     assert loss.item() == pytest.approx(0.5 * (0.9 * 1 + 0.1 * 4))  # one member 1 below the target, one 2 above
-    assert seen['value'] == (latents['z'], latents['z_goal'])
+    assert seen['value'] == (latents.z, latents.z_goal)
     assert (info['v_min'].item(), info['v_mean'].item(), info['v_max'].item()) == (1.0, 2.5, 4.0)
 
 
 def test_proposer_target_by_hand(either_agent, batch):
     """The target of f_P is z', or the goal where it is nearer, both in V's embedding; its weight is
     min(exp(temperature (V(z', z_g) - V(z, z_g))), 100) over the mean. All but f_P are targets."""
-    agent, latents = either_agent, encode(either_agent, batch)
+    agent, latents = either_agent, either_agent.encode(batch)
     agent.config.proposer_temperature = 10.0
-    z, z_next, goal = latents['target_z'], latents['target_z_next'], latents['proposer_goal']
+    z, goal = latents.target_z, latents.proposer_goal
+    z_next = target_latents(agent, batch)['z_next']
     V = agent.targets['value']
     loss, info = agent.proposer_loss(latents, batch)
     weight = (10 * (V(z_next, goal) - V(z, goal)).mean(0)).exp().clamp(max=100)
     assert weight.max() == 100 and weight.min() < 0.1
-    target = torch.where(batch['proposer_near'].unsqueeze(-1), goal, z_next)
+    target = torch.where(batch.proposer_near.unsqueeze(-1), goal, z_next)
     error = (V.embed(agent.nets['proposer'](z, goal)) - V.embed(target)).square().sum(-1).mean(0)
     assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-4)
     assert info['proposer_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
 
 
+def target_latents(agent, batch):
+    """z, z_next, z_goal and proposer_goal by the target encoder, (B, P, D) each."""
+    encoder = agent.targets['encoder']
+    history = agent.config.head_memory == 'history'
+    encoded = (encoder if history else encoder.encode_slow)(batch.observations)
+    rows = torch.arange(len(encoded))[:, None]
+    return {'z': encoded[rows, batch.positions], 'z_next': encoded[rows, batch.next_positions],
+            'z_goal': encoder.encode_slow(batch.goals), 'proposer_goal': encoder.encode_slow(batch.proposer_goals)}
+
+
 def test_target_embeddings_are_the_target_values(either_agent, batch):
-    latents = encode(either_agent, batch)
-    for name in ('z', 'z_next', 'z_goal', 'proposer_goal'):
-        raw = latents[name if name == 'proposer_goal' else f'target_{name}']
-        torch.testing.assert_close(latents[f'e_{name}'], either_agent.targets['value'].embed(raw))
-        assert not latents[f'e_{name}'].requires_grad
-    assert either_agent.embedding_dim == len(latents['e_z']) * latents['e_z'].shape[-1]
+    latents = either_agent.encode(batch)
+    for name, raw in target_latents(either_agent, batch).items():
+        embedded = getattr(latents, f'e_{name}')
+        torch.testing.assert_close(embedded, either_agent.targets['value'].embed(raw))
+        assert not embedded.requires_grad
+    assert either_agent.embedding_dim == len(latents.e_z) * latents.e_z.shape[-1]
 
 
 def test_infonce_by_hand(agent):
@@ -170,14 +176,14 @@ def test_infonce_by_hand(agent):
         forward = torch.stack([F.cosine_similarity(z[w, p], goal[o], dim=0) / 0.1 for o in others])
         backward = torch.stack([F.cosine_similarity(z[o], goal[w, p], dim=0) / 0.1 for o in others])
         losses += [-forward.log_softmax(0)[own] / 2, -backward.log_softmax(0)[own] / 2]
-    loss, _ = agent.infonce_loss({'z': z, 'z_goal': goal}, {'future': future})
+    loss, _ = agent.infonce_loss(Fields(z=z, z_goal=goal), Fields(future=future))
     assert loss.item() == pytest.approx(sum(losses).item() / 4, rel=1e-5)
-    matched, info = agent.infonce_loss({'z': z, 'z_goal': z}, {'future': future})
+    matched, info = agent.infonce_loss(Fields(z=z, z_goal=z), Fields(future=future))
     assert matched < 0.05 and info['infonce_accuracy'] == 1
 
 
 def test_a_batch_without_future_goals_is_harmless(agent, batch):
-    batch['future'] = torch.zeros_like(batch['future'])
+    batch.future = torch.zeros_like(batch.future)
     for name in ('infonce', 'alignment'):
         assert objective(agent, name, batch).item() == 0
     loss, info = agent.total_loss(batch)
@@ -190,10 +196,10 @@ def test_alignment_by_hand(agent):
     z, step = torch.randn(2, 2, 32), torch.randn(2, 2, 32)
     future = torch.tensor([[True, True], [True, False]])
     for goal, expected in ((z + 3 * step, 0), (z - step, 2)):
-        latents = {'z': z, 'z_next': z + step, 'z_goal': goal}
-        assert agent.alignment_loss(latents, {'future': future})[0].item() == pytest.approx(expected, abs=1e-5)
+        latents = Fields(z=z, z_next=z + step, z_goal=goal)
+        assert agent.alignment_loss(latents, Fields(future=future))[0].item() == pytest.approx(expected, abs=1e-5)
     goal = z + step * torch.tensor([[1.0, -1], [1, -1]]).unsqueeze(-1)  # the last one is not in the future
-    loss, _ = agent.alignment_loss({'z': z, 'z_next': z + step, 'z_goal': goal}, {'future': future})
+    loss, _ = agent.alignment_loss(Fields(z=z, z_next=z + step, z_goal=goal), Fields(future=future))
     assert loss.item() == pytest.approx(2 / 3, rel=1e-5)
 
 
@@ -201,30 +207,54 @@ def test_state_loss_by_hand(agent, stub, batch):
     """Half of it over every position of the context that has a next state, half over the sampled ones; the error
     is s_{t+1} - 0 here. What lies beyond the context is not encoded."""
     agent.nets['next_state'] = stub(lambda z: torch.zeros(*z.shape[:-1], 5))
-    latents = encode(agent, batch)
-    normal = agent.encoder.normalize(batch['observations'])
+    latents = agent.encode(batch)
+    normal = agent.encoder.normalize(batch.observations)
     context = slice(1, agent.config.context_length + 1)
-    everywhere = normal[:, context][batch['valids'][:, context]].square().mean()
-    assert latents['sequence'].shape[1] == agent.config.context_length < normal.shape[1]
-    sampled = torch.stack([normal[b, batch['positions'][b] + 1] for b in range(5)]).square().mean()
+    everywhere = normal[:, context][batch.valids[:, context]].square().mean()
+    assert latents.sequence.shape[1] == agent.config.context_length < normal.shape[1]
+    sampled = torch.stack([normal[b, batch.positions[b] + 1] for b in range(5)]).square().mean()
     expected = (everywhere + sampled) / 2
     assert agent.state_loss(latents, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_state_loss_predicts_from_the_sequence_and_from_z(agent, stub, batch):
+def test_state_loss_predicts_from_the_sequence_and_from_single_states(agent, stub, batch):
     asked = []
     agent.nets['next_state'] = stub(lambda z: (asked.append(z), torch.zeros(*z.shape[:-1], 5))[1])
-    latents = encode(agent, batch)
+    latents = agent.encode(batch)
     agent.state_loss(latents, batch)
-    assert torch.equal(asked[0], latents['sequence']) and asked[1] is latents['state']
+    assert asked[0] is latents.full and torch.equal(asked[1], latents.sequence)
+
+
+@pytest.mark.parametrize('windows', [0, 2])
+def test_sequences_of_some_windows_only(make_agent, batch, windows):
+    """`sequence_windows` changes next-state prediction alone; without any, it predicts from single states."""
+    whole, agent = make_agent(), make_agent(sequence_windows=windows)
+    latents = agent.encode(batch)
+    torch.testing.assert_close(latents.sequence, whole.encode(batch).sequence[:windows].reshape(latents.sequence.shape))
+    ours, theirs = agent.total_loss(batch)[1], whole.total_loss(batch)[1]
+    differing = {name for name, value in ours.items() if not torch.allclose(value, theirs[name], atol=1e-6)}
+    assert differing == {'state_loss', 'total_loss'}
+
+    target = agent.encoder.normalize(batch.observations)
+    rows = torch.arange(len(target))[:, None]
+    single = (agent.nets['next_state'](latents.full) - target[rows, batch.positions + 1]).square().mean()
+    if windows:
+        part = batch[:windows]
+        alone = make_agent().total_loss(part)[1]['state_loss']
+        rows = rows[:windows]
+        alone_single = (agent.nets['next_state'](latents.full[:windows])
+                        - target[rows, part.positions + 1]).square().mean()
+        torch.testing.assert_close(ours['state_loss'], alone + 0.5 * (single - alone_single))
+    else:
+        torch.testing.assert_close(ours['state_loss'], single)
 
 
 def test_padding_does_not_matter(either_agent, batch):
     agent = either_agent
-    padding = ~batch['valids']
+    padding = ~batch.valids
     assert padding.any()
     before = agent.total_loss(batch)[1]
-    batch['observations'][padding] += 100
+    batch.observations[padding] += 100
     after = agent.total_loss(batch)[1]
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -232,7 +262,7 @@ def test_padding_does_not_matter(either_agent, batch):
 
 def test_reward_loss_by_hand(agent, stub, batch):
     agent.nets['reward'] = stub(lambda x: torch.full((*x.shape[:-1], 1), 2.0))
-    share = batch['at_goal'].float().mean().item()
+    share = batch.at_goal.float().mean().item()
     expected = share * np.log1p(np.exp(-2)) + (1 - share) * np.log1p(np.exp(2))
     assert objective(agent, 'reward', batch).item() == pytest.approx(expected, rel=1e-5)
 
@@ -241,23 +271,24 @@ def test_reward_loss_by_hand(agent, stub, batch):
 def test_encode_takes_the_asked_positions(either_agent, batch):
     """z is f of the state alone, or of the history up to it, as head_memory says; goals are states alone."""
     agent, latents = either_agent, either_agent.encode(batch)
-    length = batch['observations'].shape[1] if agent.config.head_memory == 'history' else agent.config.context_length
-    torch.testing.assert_close(latents['sequence'], agent.encoder(batch['observations'])[:, :length])
-    for prefix, encoder in (('', agent.encoder), ('target_', agent.targets['encoder'])):
-        if agent.config.head_memory == 'history':
-            encoded = encoder(batch['observations'])
-        else:
-            encoded = encoder.encode_goal(batch['observations'])
-            if not prefix:
-                own = encoder.encode_state(batch['observations'])
-                own = torch.stack([own[b, batch['positions'][b]] for b in range(5)])
-                torch.testing.assert_close(latents['state'], own)
-        for b in range(5):
-            for name, positions in (('z', 'positions'), ('z_next', 'next_positions')):
-                torch.testing.assert_close(latents[prefix + name][b], encoded[b, batch[positions][b]])
-        torch.testing.assert_close(latents[f'{prefix}z_goal'], encoder.encode_goal(batch['goals']))
-    goals = agent.targets['encoder'].encode_goal(batch['proposer_goals'])
-    torch.testing.assert_close(latents['proposer_goal'], goals)
+    history = agent.config.head_memory == 'history'
+    length = batch.observations.shape[1] if history else agent.config.context_length
+    torch.testing.assert_close(latents.sequence, agent.encoder(batch.observations)[:, :length])
+
+    rows = torch.arange(5)[:, None]
+    encoded = (agent.encoder if history else agent.encoder.encode_slow)(batch.observations)
+    torch.testing.assert_close(latents.z, encoded[rows, batch.positions])
+    torch.testing.assert_close(latents.z_next, encoded[rows, batch.next_positions])
+    torch.testing.assert_close(latents.z_goal, agent.encoder.encode_slow(batch.goals))
+    if history:
+        assert latents.full is latents.z
+    else:
+        full = agent.encoder.encode_full(batch.observations)
+        torch.testing.assert_close(latents.full, full[rows, batch.positions])
+
+    targets = target_latents(agent, batch)
+    torch.testing.assert_close(latents.target_z, targets['z'])
+    torch.testing.assert_close(latents.proposer_goal, targets['proposer_goal'])
 
 
 def test_statistics_reach_the_target_too(agent, make_dataset):
@@ -265,7 +296,7 @@ def test_statistics_reach_the_target_too(agent, make_dataset):
     slowness = make_dataset().slowness()
     assert slowness.min() < 0.9
     for encoder in (agent.encoder, agent.targets['encoder']):
-        np.testing.assert_allclose(encoder.goal_weight, slowness, rtol=1e-5)
+        np.testing.assert_allclose(encoder.slowness, slowness, rtol=1e-5)
         np.testing.assert_allclose(encoder.mean, mean, rtol=1e-5)
         np.testing.assert_allclose(encoder.std, std, rtol=1e-5)
 
@@ -303,14 +334,14 @@ def test_gradients_reach_what_an_objective_trains_and_nothing_else(either_agent,
 
 def test_target_latents_carry_no_gradient(either_agent, batch):
     latents = either_agent.encode(batch)
-    assert {name for name, value in latents.items() if not value.requires_grad} == {
-        'target_z', 'target_z_next', 'target_z_goal', 'proposer_goal'}
+    assert {name for name, value in vars(latents).items() if value.requires_grad} == {
+        'z', 'z_next', 'z_goal', 'sequence', 'full'}
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_each_objective_can_be_learned(agent, make_dataset, name):
     batch = make_dataset().sample(12, np.random.default_rng(0))
-    assert batch['future'].any(1).sum() > 8  # among few windows InfoNCE has little to tell apart
+    assert batch.future.any(1).sum() > 8  # among few windows InfoNCE has little to tell apart
     optimizer, losses = torch.optim.Adam(agent.nets.parameters(), 3e-3), []
     for _ in range(40):
         loss = objective(agent, name, batch)
@@ -352,9 +383,9 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(agent, make_data
     data, rng = make_dataset(), np.random.default_rng(0)
     for _ in range(3):
         agent.update(data.sample(5, rng))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'data': {}, 'agent': agent.checkpoint()})
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'data': {}, 'agent': agent.state_dict()})
     torch.manual_seed(99)  # a fresh network must not depend on it
-    loaded = OfflineAgent.from_checkpoint(load_checkpoint(tmp_path / 'last.pth', 'offline')['agent'])
+    loaded = OfflineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'offline')['agent'])
     assert loaded.config == agent.config and loaded.step == 3
     assert_same(snapshot(loaded), snapshot(agent))
     for _ in range(2):
@@ -365,7 +396,7 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(agent, make_data
 
 def test_restore_refuses_other_observations(agent, make_config):
     with pytest.raises(ValueError, match='5 dimensions.* 7'):
-        OfflineAgent(7, make_config()).restore(agent.checkpoint())
+        OfflineAgent(7, make_config()).load_state_dict(agent.state_dict())
 
 
 # ------------------------------------------------------------------------------------------------ small tools

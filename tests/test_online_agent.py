@@ -1,13 +1,13 @@
 """Acting, the two inverse dynamics, batches and checkpoints of the online half."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import shrink_checkpoint
 import torch
 
-from latents import LatentStore
 from model import InverseDynamics
 from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
@@ -17,12 +17,14 @@ DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
 
 
 @pytest.fixture(params=[True, False], ids=['values', 'no_values'])
-def batch(agent, stores, request):
-    """A batch for each kind of update."""
-    agent.step = 0 if request.param else 1
-    batch = agent.sample(*stores, np.random.default_rng(0))
-    assert batch['train_values'] is request.param
-    return batch
+def train_values(request):
+    """Each kind of update."""
+    return request.param
+
+
+@pytest.fixture
+def batch(batches):
+    return batches.sample(np.random.default_rng(0))
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def embed_as_is(agent, stub):
 
 def snapshot(agent):
     return copy.deepcopy({
-        'nets': agent.nets.state_dict(), 'averaged': agent.averaged.state_dict(),
+        'trained': agent.trained.state_dict(), 'acting': agent.acting.state_dict(),
         'offline': agent.offline.nets.state_dict(), 'step': agent.step,
         'targets': agent.offline.targets.state_dict(), 'optimizer': agent.optimizer.state_dict()})
 
@@ -65,7 +67,7 @@ def test_goal_biased_proposals(agent):
 def test_proposals_without_and_with_some_epsilon(agent):
     z, z_goal = torch.randn(500, D), torch.randn(500, D)
     with torch.no_grad():
-        proposed = agent.averaged['proposer'](z, z_goal)
+        proposed = agent.acting['proposer'](z, z_goal)
         z_next, biased = agent.propose(z, z_goal)
         assert torch.equal(z_next, proposed) and not biased.any()
         z_next, biased = agent.propose(z, z_goal, epsilon=0.3, rng=np.random.default_rng(0))
@@ -97,17 +99,17 @@ def test_acting_sees_what_the_cached_latents_hold(make_watched, memory, states):
     episode, other, goals = states(40), states(40, seed=1), states(2, seed=2)
     data = TrajectoryDataset(np.concatenate([episode, other[:17], other[17:]]), np.array([0, 40, 57]),
                              np.array([39, 56, 79]), context_length=CONTEXT, transition_steps=STEPS)
-    store = LatentStore(data, agent)
+    store = agent.latent_store(data)
     state, acted = agent.initial_state(2), []
     for t in range(40):
         if t == 17:
             state = agent.reset_state(state, np.array([False, True]))
         actions, state = agent.act(np.stack([episode[t], other[t]]), goals, state)
         acted.append(10 * actions)
-    expected = store.z if memory == 'history' else agent.encoder.encode_state(torch.from_numpy(data.observations))
+    expected = store.z if memory == 'history' else agent.encoder.encode_full(torch.from_numpy(data.observations))
     expected = expected.view(2, 40, D).transpose(0, 1)
     torch.testing.assert_close(torch.from_numpy(np.stack(acted)), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(store.z_goal, agent.encoder.encode_goal(torch.from_numpy(data.observations)),
+    torch.testing.assert_close(store.z_goal, agent.encoder.encode_slow(torch.from_numpy(data.observations)),
                                rtol=1e-4, atol=1e-5)
     assert torch.allclose(store.z, store.z_goal, atol=1e-4) == (memory == 'state')
 
@@ -116,10 +118,10 @@ def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
     observations, goals = states(4), states(4, seed=1)
     agent = make_watched(1)
     state = agent.initial_state(4)
-    z = agent.encoder.encode_goal(torch.from_numpy(observations))
-    z_goal = agent.encoder.encode_goal(torch.from_numpy(goals))
+    z = agent.encoder.encode_slow(torch.from_numpy(observations))
+    z_goal = agent.encoder.encode_slow(torch.from_numpy(goals))
     actions, _ = agent.act(observations, goals, state)
-    expected = (0.1 * agent.averaged['proposer'](z, z_goal)).clamp(-1, 1)
+    expected = (0.1 * agent.acting['proposer'](z, z_goal)).clamp(-1, 1)
     torch.testing.assert_close(torch.from_numpy(actions), expected.detach(), rtol=1e-4, atol=1e-5)
     actions, state = agent.act(observations, goals, state, epsilon=1.0, rng=np.random.default_rng(0))
     alpha = torch.from_numpy(np.random.default_rng(0).uniform(0.2, 1.0, (4, 1))).float()
@@ -134,7 +136,7 @@ def test_a_goal_changed_in_mid_episode_is_encoded_again(make_watched, states):
         if t == 2:
             goals[1] = 7  # in the caller's array, as the environments' loop does
         actions, state = agent.act(states(3, seed=t), goals, state)
-        expected = 0.1 * agent.encoder.encode_goal(torch.from_numpy(goals))
+        expected = 0.1 * agent.encoder.encode_slow(torch.from_numpy(goals))
         torch.testing.assert_close(torch.from_numpy(actions), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -147,45 +149,50 @@ def test_the_agent_starts_from_the_averaged_networks(make_agent, make_online, ma
     agent = make_online(offline=offline)
     for name, value in averaged.items():
         assert torch.equal(offline.nets.state_dict()[name], value)
-    kept = agent.averaged['proposer'].state_dict()
+    kept = agent.acting['proposer'].state_dict()
     assert all(torch.equal(kept[name], value) for name, value in proposer.items())
 
 
-def test_total_loss_is_pure(agent, batch, assert_same):
+def test_total_loss_is_pure(agent, batch, train_values, assert_same):
     agent.update(batch)
-    before, rng, keys = snapshot(agent), torch.get_rng_state(), set(batch)
-    first, second = agent.total_loss(batch), agent.total_loss(batch)
+    before = snapshot(agent)
+    kept = copy.deepcopy(batch)
+    rng = torch.get_rng_state()
+    first = agent.total_loss(batch, train_values)
+    second = agent.total_loss(batch, train_values)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
     names = {'labeler_loss', 'inverse_dynamics_loss', 'proposer_loss'}
-    names |= {'critic_loss', 'value_loss'} if batch['train_values'] else set()
+    names |= {'critic_loss', 'value_loss'} if train_values else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
     assert_same(snapshot(agent), before)
-    assert torch.equal(torch.get_rng_state(), rng) and set(batch) == keys
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert_same(vars(batch), vars(kept))
 
 
-@pytest.mark.parametrize('interval', [1, 3])
-def test_update_freezes_the_encoder_and_moves_the_rest(make_online, stores, interval):
+@pytest.mark.parametrize('interval', [1, 3, 4])
+def test_update_freezes_the_encoder_and_moves_the_rest(make_online, make_batches, interval):
     """Both inverse dynamics and the proposer in every update; Q, V and targets in one of `value_interval`, and not
     even by Adam's momentum in the others."""
     agent, rng = make_online(value_interval=interval), np.random.default_rng(0)
-    heads = {f'{k}.{name}' for k, net in agent.heads.items() for name, _ in net.named_parameters()}
+    batches = make_batches(agent)
+    heads = {f'{k}.{name}' for k, net in agent.values.items() for name, _ in net.named_parameters()}
     cancels = {f'value.goal.{i}.6.bias' for i in (0, 1)}  # V compares two embeddings, so its last bias drops out
     assert cancels <= heads
     for step in range(5):
-        before, batch = snapshot(agent), agent.sample(*stores, rng)
+        before, batch = snapshot(agent), batches.sample(rng)
         trained, rate = step % interval == 0, agent.offline.config.target_rate
         info = agent.update(batch)
-        assert batch['train_values'] is trained and agent.step == step + 1
+        assert ('value_loss' in info) is trained and agent.step == step + 1
         assert not any(value.requires_grad for value in info.values())
         moved = {name for name, p in agent.offline.nets.named_parameters()
                  if not name.startswith('proposer') and not torch.equal(p, before['offline'][name])}
         assert moved | cancels == heads if trained else not moved
-        assert all(not torch.equal(p, before['nets'][name]) for name, p in agent.nets.named_parameters())
-        for name, p in agent.averaged.named_parameters():  # what acts follows slowly
-            new = agent.nets.get_parameter(name)
-            torch.testing.assert_close(p, before['averaged'][name].lerp(new, agent.config.policy_rate))
+        assert all(not torch.equal(p, before['trained'][name]) for name, p in agent.trained.named_parameters())
+        for name, p in agent.acting.named_parameters():  # what acts follows slowly
+            new = agent.trained.get_parameter(name)
+            torch.testing.assert_close(p, before['acting'][name].lerp(new, agent.config.acting_rate))
         for name, p in agent.offline.targets.named_parameters():
             old, new = before['targets'][name], agent.offline.nets.get_parameter(name)
             if name.startswith('encoder') or not trained:
@@ -195,133 +202,136 @@ def test_update_freezes_the_encoder_and_moves_the_rest(make_online, stores, inte
                 assert name in cancels or not torch.equal(p, old)
 
 
-def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, stores):
+def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, make_batches):
     """Adam's first step is the learning rate wherever the gradient is not tiny."""
     agent = make_online(offline=make_agent(lr=1e-4), lr=1e-2)
     before = snapshot(agent)
-    agent.update(agent.sample(*stores, np.random.default_rng(0)))
-    for kind, nets, lr in (('nets', agent.nets, 1e-2), ('offline', agent.offline.nets, 1e-4)):
-        for name in {'nets': nets, 'offline': agent.heads}[kind]:
+    agent.update(make_batches(agent).sample(np.random.default_rng(0)))
+    for kind, nets, lr in (('trained', agent.trained, 1e-2), ('offline', agent.offline.nets, 1e-4)):
+        for name in {'trained': nets, 'offline': agent.values}[kind]:
             steps = [(p - before[kind][f'{name}.{key}']).abs().max().item()
                      for key, p in nets[name].named_parameters()]
             assert max(steps) == pytest.approx(lr, rel=0.01), name
 
 
 @pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics', 'proposer'])
-def test_each_net_has_its_own_loss(agent, batch, trained):
-    agent.total_loss(batch)[1][f'{trained}_loss'].backward()
-    everything = {**agent.nets, **agent.offline.nets}
+def test_each_net_has_its_own_loss(agent, batch, train_values, trained):
+    agent.total_loss(batch, train_values)[1][f'{trained}_loss'].backward()
+    everything = {**agent.trained, **agent.offline.nets}
     reached = {name for name, net in everything.items()
                if any(p.grad is not None and (p.grad != 0).any() for p in net.parameters())}
     assert reached == {trained}
 
 
 def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch, stub):
-    agent.nets['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
-    agent.nets['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: torch.zeros(len(z), ACTION_DIM))
+    agent.trained['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
+    agent.trained['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: torch.zeros(len(z), ACTION_DIM))
     mean, std = agent.encoder.mean, agent.encoder.std  # the labeler reads states as the encoder does
-    labels = ((2 * batch['next_states'] - batch['states'] - mean) / std)[:, :ACTION_DIM]
-    torch.testing.assert_close(agent.label(batch['states'], batch['next_states']), labels, rtol=1e-4, atol=1e-5)
-    assert (labels.abs() > 1).any() and 0 < batch['own'].sum() < len(labels)
-    actions = torch.where(batch['own'][:, None], batch['actions'], labels.clamp(-1, 1))
+    labels = ((2 * batch.next_states - batch.states - mean) / std)[:, :ACTION_DIM]
+    torch.testing.assert_close(agent.label(batch.states, batch.next_states), labels, rtol=1e-4, atol=1e-5)
+    assert (labels.abs() > 1).any() and 0 < batch.is_online.sum() < len(labels)
+    actions = torch.where(batch.is_online[:, None], batch.actions, labels.clamp(-1, 1))
     error = agent.total_loss(batch)[1]['inverse_dynamics_error']
     assert error.item() == pytest.approx(actions.square().mean().item(), rel=1e-5)
 
 
-def test_the_policy_imitates_from_real_and_proposed_latents_by_advantage(agent, batch, stub):
-    """z' is z_ahead or the proposer's; weights are min(exp(20 A), 100) over their mean."""
+def test_imitation_is_of_real_and_proposed_latents_weighted_by_advantage(agent, make_batches, stub):
+    """z' is a later latent of the trajectory or the proposer's; weights are min(exp(20 A), 100) over their mean."""
     embed_as_is(agent, stub)
-    agent.nets['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
-    agent.nets['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
-    z, z_next, goal = batch['z'], batch['z_next'], batch['proposer_goal']
+    batch = make_batches(agent).sample(np.random.default_rng(0))
+    agent.trained['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
+    agent.trained['inverse_dynamics'] = stub(lambda z, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
+    z, z_next, goal = batch.z, batch.z_next, batch.proposer_goal
     with torch.no_grad():
-        proposed = agent.averaged['proposer'](z, goal)
-        z_target = torch.where(batch['use_proposal'][:, None], proposed, batch['z_ahead'])
-        error = (((z_target - z) + 2 * (goal - z))[:, :ACTION_DIM] - batch['actions']).square().mean(-1)
+        proposed = agent.acting['proposer'](z, goal)
+        z_target = torch.where(batch.use_proposal[:, None], proposed, batch.e_z_ahead[0])
+        error = (((z_target - z) + 2 * (goal - z))[:, :ACTION_DIM] - batch.actions).square().mean(-1)
         advantage = (goal - z).norm(dim=-1) - (goal - z_next).norm(dim=-1)
         info = agent.total_loss(batch)[1]
     weight = (20 * advantage).exp().clamp(max=100)
-    assert weight.max() == 100 and weight.min() < 0.5 and 0 < batch['use_proposal'].sum() < len(z)
+    assert weight.max() == 100 and weight.min() < 0.5 and 0 < batch.use_proposal.sum() < len(z)
     assert info['inverse_dynamics_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
     assert info['inverse_dynamics_loss'].item() == pytest.approx(
         (weight * error).sum().item() / weight.sum().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize('memory, interval', [('state', 0), ('state', 1), ('history', 0)])
-def test_the_policy_can_weigh_by_progress_toward_the_latent_that_it_is_given(
-        make_online, make_agent, make_stores, memory, interval):
+def test_imitation_can_be_weighted_by_progress_toward_the_latent_that_is_given(
+        make_online, make_agent, make_batches, memory, interval):
     """How much nearer to z' than now the trajectory is `progress_steps` on, in standard deviations, or at its end."""
     agent = make_online(offline=make_agent(head_memory=memory), value_interval=interval, progress_steps=3,
                         progress_temperature=2.5, online_share=0.5)
-    stores = make_stores(agent)
-    batch, given = agent.sample(*stores, np.random.default_rng(0)), {}
-    rows, half = batch['rows'].numpy(), len(batch['rows']) // 2
-    soon = torch.cat([store.z[np.minimum(at + 3, store.dataset.end_of[at])]
+    batches = make_batches(agent)
+    batch, given = batches.sample(np.random.default_rng(0)), {}
+    rows, half = batch.rows.numpy(), len(batch.rows) // 2
+    stores = batches.offline_store, batches.online_store
+    soon = torch.cat([store.read(np.minimum(at + 3, store.dataset.end_of[at]))[0]
                       for store, at in zip(stores, (rows[:half], rows[half:]), strict=True)])
-    original = agent.policy_weight
-    agent.policy_weight = lambda latents, e_next: given.update(
-        e_next=e_next, weight=original(latents, e_next)) or given['weight']
+    original = agent.imitation_weights
+    agent.imitation_weights = lambda batch, e_next: given.update(
+        e_next=e_next, weight=original(batch, e_next)) or given['weight']
     agent.total_loss(batch)
     with torch.no_grad():
-        e_z, e_soon = agent.offline.targets['value'].embed(torch.stack([batch['z'], soon])).unbind(1)
+        e_z, e_soon = agent.offline.targets['value'].embed(torch.stack([batch.z, soon])).unbind(1)
         progress = ((e_z - given['e_next']).norm(dim=-1) - (e_soon - given['e_next']).norm(dim=-1)).mean(0)
     weight = (2.5 * (progress - progress.mean()) / progress.std()).exp().clamp(max=100)
     torch.testing.assert_close(given['weight'], weight / weight.mean(), rtol=0.02, atol=1e-4)
     assert given['weight'].min() < 0.1 and given['weight'].max() > 3
-    one = {'e_z': torch.zeros(2, 1, 4), 'e_z_soon': torch.ones(2, 1, 4)}
+    one = dataclasses.replace(batch, e_z=torch.zeros(2, 1, 4), e_z_soon=torch.ones(2, 1, 4))
     assert original(one, torch.ones(2, 1, 4)).item() == 1, 'a single transition has no deviation'
 
 
 def test_the_inverse_dynamics_reads_embeddings_relative_to_now(agent, batch, stub):
     read = {}
-    agent.nets['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
-    z, z_next, z_goal = batch['z'], batch['z_next'], batch['z_goal']
+    agent.trained['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
+    z, z_next, z_goal = batch.z, batch.z_next, batch.z_goal
     embedded = [agent.offline.targets['value'].embed(latent) for latent in (z, z_next, z_goal)]
-    agent.infer_action(z, *embedded, averaged=False)
+    agent.infer_action(z, *embedded, agent.trained)
     e_z, e_next, e_goal = (torch.cat([*e], -1) for e in embedded)  # members side by side
     for got, expected in zip(read['inputs'], (z, e_next - e_z, e_goal - e_z), strict=True):
         torch.testing.assert_close(got, expected)
     assert e_z.shape[-1] == agent.offline.embedding_dim
 
 
-def test_the_labeler_learns_linear_dynamics(make_online, make_replay):
+def test_the_labeler_learns_linear_dynamics(make_online, make_replay, make_dataset):
     """Twenty episodes of s' = s + M a are enough to tell the actions of episodes that it has not seen."""
-    agent, rng = make_online(), np.random.default_rng(0)
+    agent, rng = make_online(batch_size=22), np.random.default_rng(0)
     M = rng.standard_normal((ACTION_DIM, DIM))
 
-    def make_store(count):
+    def open_batches(count):
         replay = make_replay(())
         for _ in range(count):
             actions = rng.uniform(-1, 1, (30, ACTION_DIM)).astype(np.float32)
             walk = np.concatenate([rng.standard_normal((1, DIM)), actions @ M]).cumsum(0)
             replay.add(walk.astype(np.float32), actions)
-        return LatentStore(replay, agent)
+        return agent.open_batches(make_dataset(), replay)
 
-    train, test = make_store(20), make_store(5)
-    optimizer = torch.optim.Adam(agent.nets.parameters(), 3e-3)
+    train, test = open_batches(20), open_batches(5)
+    optimizer = torch.optim.Adam(agent.trained.parameters(), 3e-3)
     for _ in range(300):
-        loss, _ = agent.labeler_loss(train.sample_steps(256, rng))
+        loss, _ = agent.labeler_loss(train.sample(rng))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    steps = test.sample_steps(1000, rng)
-    labels = agent.label(steps['own_states'], steps['own_next_states'])
-    error = (labels - steps['own_actions']).square().mean()
+    batch = test.sample(rng)
+    labels = agent.label(batch.online_states, batch.online_next_states)
+    error = (labels - batch.online_actions).square().mean()
     assert error.item() < 0.2 / 3  # R2 above 0.8: the variance of uniform actions is 1/3
 
 
-def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, stores, assert_same):
+def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, batches, assert_same):
     agent, plain = make_online(labeler_dropout=0.5), make_online(labeler_dropout=0.0)
     assert_same(snapshot(agent), snapshot(plain))
-    steps = stores[1].sample_steps(50, np.random.default_rng(0))
+    batch = batches.sample(np.random.default_rng(0))
     rng = torch.get_rng_state()
-    losses = [agent.labeler_loss(steps | {'dropout_seed': seed})[0].item() for seed in (1, 1, *range(2, 100))]
+    losses = [agent.labeler_loss(dataclasses.replace(batch, dropout_seed=seed))[0].item()
+              for seed in (1, 1, *range(2, 100))]
     assert losses[0] == losses[1] != losses[2] and torch.equal(torch.get_rng_state(), rng)
-    states, next_states = steps['own_states'], steps['own_next_states']
+    states, next_states = batch.online_states, batch.online_next_states
     labels = agent.label(states, next_states)
     for other in (agent, plain):
         assert torch.equal(labels, other.label(states, next_states))
-    assert plain.labeler_loss(steps)[0].item() == (labels - steps['own_actions']).square().mean().item()
+    assert plain.labeler_loss(batch)[0].item() == (labels - batch.online_actions).square().mean().item()
     net, seen = InverseDynamics(2, 1, 4000), []
     net.net[3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for options in ({'dropout': 0.25, 'generator': torch.Generator().manual_seed(0)}, {}):
@@ -331,64 +341,83 @@ def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, stor
     torch.testing.assert_close(seen[0][kept], seen[1][kept] / 0.75)
 
 
-def test_a_batch_mixes_the_stores_by_their_share(make_online, stores, assert_same):
-    agent = make_online(online_share=0.25, proposal_share=0.7, batch_size=50)
-    batch = agent.sample(*stores, np.random.default_rng(0))
-    assert batch.keys() == {
-        'z', 'z_next', 'z_goal', 'z_ahead', 'proposer_goal', 'states', 'next_states', 'rewards', 'discounts',
-        'at_goal', 'future', 'proposer_near', 'own', 'actions', 'use_proposal', 'train_values', 'own_states',
-        'own_next_states', 'own_actions', 'rows', 'next_rows', 'goal_rows', 'proposer_goal_rows', 'own_rows',
-        'dropout_seed'}
-    sizes = {len(value) for name, value in batch.items() if name not in ('train_values', 'dropout_seed')}
+@pytest.mark.parametrize('interval', [0, 2])
+def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, assert_same, interval):
+    agent = make_online(online_share=0.25, proposal_share=0.7, batch_size=50, value_interval=interval)
+    batches = make_batches(agent)
+    batch = batches.sample(np.random.default_rng(0))
+    sizes = {value.shape[1] if name.startswith('e_') else len(value)
+             for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert sizes == {50 * CONTEXT}
-    assert batch['own'].sum() == 150
-    sizes = {int(agent.sample(*stores, np.random.default_rng(i))['use_proposal'].sum()) for i in range(5)}
+    missing = {name for name, value in vars(batch).items() if value is None}
+    assert missing == {'e_z_soon'} | (set() if interval else {'z_next', 'z_goal', 'e_z_goal'})
+    assert batch.is_online.sum() == 150
+    sizes = {int(batches.sample(np.random.default_rng(i)).use_proposal.sum()) for i in range(5)}
     assert sizes == {round(0.7 * 50 * CONTEXT)}, 'matrices of other sizes would be compiled anew'
-    assert {1, 0} == set(batch['use_proposal'][:20].tolist()), 'in random order'
-    again = agent.sample(*stores, np.random.default_rng(0))
-    assert_same(batch, again)
+    assert {1, 0} == set(batch.use_proposal[:20].tolist()), 'in random order'
+    assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 
 
-@pytest.mark.parametrize('interval, trained', [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (4, [0, 4])])
-def test_values_are_trained_in_one_update_of_value_interval(make_online, stores, interval, trained):
-    agent, marked = make_online(value_interval=interval), []
-    for agent.step in range(7):
-        marked.append(agent.sample(*stores, np.random.default_rng(0))['train_values'])
-    assert marked == [step in trained for step in range(7)]
+@pytest.mark.parametrize('low, high', [(-1, 1), (-0.4, 0.4), ([0, -2, 1], [1, 2, 5])])
+def test_actions_have_the_bounds_of_the_action_space(make_online, states, low, high):
+    """The same networks in other units: what is -1 to 1 inside is low to high outside."""
+    low, high = (np.broadcast_to(np.float32(bound), ACTION_DIM) for bound in (low, high))
+    unit = make_online()
+    agent = OnlineAgent(unit.offline, low, high, unit.config)
+    agent.load_state_dict(unit.state_dict())
+    observations, goals = states(200), states(200, seed=1)
+
+    def act(agent):
+        return agent.act(observations, goals, agent.initial_state(200), noise=2.0, rng=np.random.default_rng(0))[0]
+
+    actions = act(agent)
+    np.testing.assert_allclose(actions, (high + low) / 2 + (high - low) / 2 * act(unit), rtol=1e-5, atol=1e-6)
+    assert (actions >= low).all() and (actions <= high).all()
+    assert (actions == low).any(0).all() and (actions == high).any(0).all()
+    np.testing.assert_allclose(agent.scale_to_unit(actions), act(unit), atol=1e-5)
+    loaded = OnlineAgent.from_state_dict(agent.state_dict())
+    assert np.array_equal(act(loaded), actions)
+
+
+@pytest.mark.parametrize('high', [[1, np.inf, 1], [1, -1, 1]])
+def test_action_spaces_without_bounds_are_refused(make_online, high):
+    unit = make_online()
+    with pytest.raises(ValueError, match='finite bounds'):
+        OnlineAgent(unit.offline, -np.ones(ACTION_DIM), np.array(high), unit.config)
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
 def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
-        either_agent, make_stores, states, assert_same, tmp_path):
+        either_agent, make_batches, states, assert_same, tmp_path):
     agent, rng = either_agent, np.random.default_rng(0)
-    stores = make_stores(agent)
+    batches = make_batches(agent)
     for _ in range(3):
-        agent.update(agent.sample(*stores, rng))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.checkpoint()})
+        agent.update(batches.sample(rng))
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict()})
     torch.manual_seed(99)  # fresh networks must not depend on it
-    loaded = OnlineAgent.from_checkpoint(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
+    loaded = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
     assert loaded.config == agent.config and loaded.step == 3 and loaded.action_dim == ACTION_DIM
     assert_same(snapshot(loaded), snapshot(agent))
-    again = [LatentStore(store.dataset, loaded) for store in stores]
+    again = loaded.open_batches(batches.offline_store.dataset, batches.online_store.dataset)
     for seed in (1, 2):  # one update without Q, V and proposer, one with them
-        assert_same(agent.update(agent.sample(*stores, np.random.default_rng(seed))),
-                    loaded.update(loaded.sample(*again, np.random.default_rng(seed))))
+        assert_same(agent.update(batches.sample(np.random.default_rng(seed))),
+                    loaded.update(again.sample(np.random.default_rng(seed))))
     assert_same(snapshot(loaded), snapshot(agent))
     observations, goals = states(4), states(4, seed=1)
     assert np.array_equal(*(a.act(observations, goals, a.initial_state(4))[0] for a in (agent, loaded)))
 
 
 def test_a_shrunk_checkpoint_acts_like_the_whole_one(
-        either_agent, make_stores, make_replay, states, tmp_path, monkeypatch):
+        either_agent, make_batches, make_replay, states, tmp_path, monkeypatch):
     agent, small = either_agent, tmp_path / 'small.pth'
-    stores = make_stores(agent)
+    batches = make_batches(agent)
     for seed in range(5):  # averages and what they are averages of differ
-        agent.update(agent.sample(*stores, np.random.default_rng(seed)))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'agent': agent.checkpoint(),
-                                            'replay': make_replay((40,)).content()})
+        agent.update(batches.sample(np.random.default_rng(seed)))
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'data': {}, 'agent': agent.state_dict(),
+                                            'replay': make_replay((40,)).state_dict()})
     monkeypatch.setattr('sys.argv', ['', '--checkpoint', str(tmp_path / 'last.pth'), '--output', str(small)])
     shrink_checkpoint.main()
-    loaded = OnlineAgent.from_checkpoint(load_checkpoint(small, 'online')['agent'])
+    loaded = OnlineAgent.from_state_dict(load_checkpoint(small, 'online')['agent'])
     observations, goals = states(64), states(64, seed=1)
     actions = [a.act(observations, goals, a.initial_state(64))[0] for a in (agent, loaded)]
     np.testing.assert_allclose(*actions, atol=0.01)

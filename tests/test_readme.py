@@ -56,7 +56,7 @@ def test_library_code_runs(make_config, tmp_path, monkeypatch, capsys):
     agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
     path = tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1]
     path.parent.mkdir(parents=True)
-    save_checkpoint(path, {'kind': 'online', 'dataset': 'pointmaze-medium-navigate-v0', 'agent': agent.checkpoint()})
+    save_checkpoint(path, {'kind': 'online', 'dataset': 'pointmaze-medium-navigate-v0', 'agent': agent.state_dict()})
     monkeypatch.chdir(tmp_path)
     import ogbench_utils
     real = ogbench_utils.make_env

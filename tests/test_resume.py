@@ -19,7 +19,6 @@ from tqdm import tqdm
 import offline_trainer
 import ogbench_utils
 import online_trainer
-from latents import LatentStore
 from offline_agent import OfflineAgent, OfflineConfig
 from support.files import load_checkpoint
 from support.flags import run_main
@@ -32,8 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
                       '--batch_size 4 --num_updates 40 --val_interval 6 --log_interval 4 --val_batches 2')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 --initial_updates 12 '
-                     '--max_steps 450 --update_ratio 0.2 --eval_interval 150 --eval_episodes 1 --final_eval_episodes 2 '
-                     '--env_processes 1')
+                     '--max_steps 450 --update_ratio 0.2 --eval_interval 150 --eval_episodes 1 --final_eval_episodes 2')
 
 
 @pytest.fixture(scope='module')
@@ -307,11 +305,11 @@ def test_latents_do_not_depend_on_when_they_were_made(make_online, make_replay):
     for memory in ('state', 'history'):
         agent.offline.config.head_memory = memory
         replay = make_replay((2,))
-        store = LatentStore(replay, agent)
+        store = agent.latent_store(replay)
         for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
             for other in lengths:
                 replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
                            np.zeros((other - 1, 3), np.float32))
             store.refresh()
-        again = LatentStore(replay, agent)
+        again = agent.latent_store(replay)
         assert torch.equal(store.z, again.z) and torch.equal(store.z_goal, again.z_goal)

@@ -1,11 +1,14 @@
 """Windows, hindsight goals and rewards of `TrajectoryDataset`; episodes in `ReplayBuffer`; `load_dataset`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+import trajectories
 from support.files import load_checkpoint, save_checkpoint
-from trajectories import ReplayBuffer, TrajectoryDataset, load_dataset
+from trajectories import ReplayBuffer, TrajectoryDataset, load_dataset, slowness_summary
 
 LENGTHS = (40, 2, 23, 9, 31)
 TRAJECTORY = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # row -> trajectory
@@ -14,9 +17,6 @@ END_OF = ENDS[TRAJECTORY]  # row -> last row of its trajectory
 ROWS = np.arange(len(TRAJECTORY))
 CONTEXT, STEPS = 12, 4
 LENGTH = CONTEXT + STEPS  # of a window
-KEYS = {'observations', 'valids', 'positions', 'next_positions', 'rewards', 'discounts', 'at_goal', 'future',
-        'proposer_near', 'goals', 'proposer_goals', 'rows', 'goal_rows', 'proposer_goal_rows'}
-
 
 def make_tagged(**changes):
     """A state is (its trajectory, its row), so that a batch says where everything comes from."""
@@ -27,8 +27,9 @@ def make_tagged(**changes):
 
 def draw_batch(size=300, seed=0, **changes):
     """-> a batch as numpy arrays, and the rows (B, P) that its transitions start from."""
-    batch = {k: v.numpy() for k, v in make_tagged(**changes).sample(size, np.random.default_rng(seed)).items()}
-    return batch, np.take_along_axis(batch['observations'][..., 1], batch['positions'], 1).astype(int)
+    tensors = make_tagged(**changes).sample(size, np.random.default_rng(seed))
+    batch = SimpleNamespace(**{name: tensor.numpy() for name, tensor in vars(tensors).items()})
+    return batch, np.take_along_axis(batch.observations[..., 1], batch.positions, 1).astype(int)
 
 
 def draw_transitions(size=20_000, seed=0, **changes):
@@ -41,8 +42,8 @@ def draw_transitions(size=20_000, seed=0, **changes):
 # --------------------------------------------------------------------------------------------------- windows
 def test_windows_stay_inside_a_trajectory_and_have_a_context_where_they_can():
     batch, _ = draw_batch(2000)
-    trajectory, rows = np.moveaxis(batch['observations'], -1, 0).astype(int)
-    valids, first, end = batch['valids'], rows[:, :1], END_OF[rows[:, :1]]
+    trajectory, rows = np.moveaxis(batch.observations, -1, 0).astype(int)
+    valids, first, end = batch.valids, rows[:, :1], END_OF[rows[:, :1]]
     assert trajectory.shape == valids.shape == (2000, LENGTH) and valids.dtype == bool
     assert (trajectory == trajectory[:, :1]).all()
     assert (rows == np.minimum(first + np.arange(LENGTH), end)).all()
@@ -61,7 +62,7 @@ def test_how_often_rows_near_a_border_are_drawn(length):
     data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]), np.array([origins]), c,
                              transition_steps=25, positions_per_window=0)
     batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(origins)
-    drawn = (batch['observations'][:, :1, 0] + batch['positions']).int().numpy()
+    drawn = (batch.observations[:, :1, 0] + batch.positions).int().numpy()
     weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / origins)
     border = np.minimum(rows, origins - 1 - rows)
     expected = np.where(border < c, (c + 1 + 2 * border) / (2 * c), 1)
@@ -83,13 +84,13 @@ def test_short_and_long_trajectories_are_drawn_as_often():
 
 def test_transitions_are_k_steps_or_up_to_the_end():
     batch, rows = draw_batch()
-    positions, following = batch['positions'], batch['next_positions']
+    positions, following = batch.positions, batch.next_positions
     assert positions.shape == (300, 6) and positions.dtype == following.dtype == np.int64
     assert positions.min() == 0 and positions.max() == CONTEXT - 1 and following.max() == LENGTH - 1
-    states = np.take_along_axis(batch['observations'], following[..., None], 1).astype(int)
+    states = np.take_along_axis(batch.observations, following[..., None], 1).astype(int)
     assert (states[..., 0] == TRAJECTORY[rows]).all()
     assert (states[..., 1] == np.minimum(rows + STEPS, END_OF[rows])).all()
-    assert np.take_along_axis(batch['valids'], following, 1).all()
+    assert np.take_along_axis(batch.valids, following, 1).all()
 
 
 def test_every_state_that_has_a_next_one_is_drawn_and_no_end_ever():
@@ -100,10 +101,10 @@ def test_every_state_that_has_a_next_one_is_drawn_and_no_end_ever():
 @pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than there are
 def test_every_position_of_a_window_can_be_asked_for(count):
     batch, rows = draw_batch(positions_per_window=count)
-    first = batch['observations'][:, 0, 1].astype(int)
+    first = batch.observations[:, 0, 1].astype(int)
     long = np.array(LENGTHS)[TRAJECTORY[first]] > CONTEXT
     assert long.any() and not long.all()
-    assert (batch['positions'][long] == np.arange(CONTEXT)).all()
+    assert (batch.positions[long] == np.arange(CONTEXT)).all()
     for row in rows[~long]:  # repeats the last one that has a next state
         end = END_OF[row[0]]
         assert set(row) == set(range(row[0], end)) and row[0] == end - LENGTHS[TRAJECTORY[end]] + 1
@@ -112,12 +113,12 @@ def test_every_position_of_a_window_can_be_asked_for(count):
 def test_a_batch_is_state_only_and_ready_for_the_networks(make_replay):
     for data in (make_tagged(), make_replay()):
         batch = data.sample(3, np.random.default_rng(0))
-        assert set(batch) == KEYS
-        assert all(isinstance(value, torch.Tensor) for value in batch.values())
-        kinds = {name: value.dtype for name, value in batch.items() if value.is_floating_point()}
+        tensors = vars(batch)
+        assert 'actions' not in tensors and all(isinstance(value, torch.Tensor) for value in tensors.values())
+        kinds = {name: value.dtype for name, value in tensors.items() if value.is_floating_point()}
         assert kinds == dict.fromkeys(('observations', 'rewards', 'discounts', 'goals', 'proposer_goals'),
                                       torch.float32)
-        assert batch['goals'].shape == batch['proposer_goals'].shape == (3, 6, data.observations.shape[1])
+        assert batch.goals.shape == batch.proposer_goals.shape == (3, 6, data.observations.shape[1])
 
 
 def test_a_batch_depends_on_the_generator_alone():
@@ -126,16 +127,16 @@ def test_a_batch_depends_on_the_generator_alone():
     first, second = data.sample(5, rng), data.sample(5, rng)
     rng.bit_generator.state = state
     again = data.sample(5, rng)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first['observations'], second['observations'])
-    assert not torch.equal(first['goals'], second['goals'])
+    assert all(torch.equal(value, getattr(again, name)) for name, value in vars(first).items())
+    assert not torch.equal(first.observations, second.observations)
+    assert not torch.equal(first.goals, second.goals)
 
 
 # ---------------------------------------------------------------------------------------- goals and rewards
 def test_goals_are_the_current_state_ahead_or_anywhere():
     batch, rows = draw_batch(3000)
-    trajectory, goals = np.moveaxis(batch['goals'], -1, 0).astype(int)
-    current, future = batch['at_goal'], batch['future']
+    trajectory, goals = np.moveaxis(batch.goals, -1, 0).astype(int)
+    current, future = batch.at_goal, batch.future
     assert not (current & future).any()
     assert (goals[current] == rows[current]).all()
     assert (goals[future] > rows[future]).all() and (trajectory[future] == TRAJECTORY[rows[future]]).all()
@@ -147,7 +148,7 @@ def test_goals_are_the_current_state_ahead_or_anywhere():
 @pytest.mark.parametrize('current, random', [(0.2, 0.3), (0.0, 0.0), (0.3, 0.7), (1.0, 0.0), (0.0, 1.0)])
 def test_shares_of_goals_are_the_flags(current, random):
     batch, _ = draw_transitions(current_goals=current, random_goals=random)
-    shares = batch['at_goal'].mean(), batch['future'].mean()
+    shares = batch.at_goal.mean(), batch.future.mean()
     assert np.abs(np.subtract(shares, (current, 1 - current - random))).max() < 0.015
     for share, expected in zip(shares, (current, 1 - current - random), strict=True):
         assert (share == 0) == (expected < 1e-9)
@@ -155,7 +156,7 @@ def test_shares_of_goals_are_the_flags(current, random):
 
 def test_future_goals_are_geometric_among_the_states_that_are_left():
     data, rng = make_tagged(current_goals=0, random_goals=0), np.random.default_rng(0)
-    distance = data.sample_transitions(np.full(20_000, 20), rng)['goal_rows'] - 20  # 19 states are left
+    distance = data.sample_transitions(np.full(20_000, 20), rng).goal_rows - 20  # 19 states are left
     frequency = np.bincount(distance, minlength=20) / 20_000
     expected = np.array([0, *0.9 ** np.arange(19)])
     expected /= expected.sum()
@@ -174,31 +175,31 @@ def simulate(row, goal, next_row):
 
 def test_rewards_and_discounts_are_those_of_walking_to_the_goal():
     batch, rows = draw_transitions(4000)
-    goals = np.where(batch['at_goal'] | batch['future'], batch['goal_rows'], -1)  # -1: never met
-    walked = [simulate(*numbers) for numbers in zip(rows, goals, batch['next_rows'], strict=True)]
+    goals = np.where(batch.at_goal | batch.future, batch.goal_rows, -1)  # -1: never met
+    walked = [simulate(*numbers) for numbers in zip(rows, goals, batch.next_rows, strict=True)]
     rewards, discounts = np.array(walked).T
-    np.testing.assert_allclose(batch['rewards'], rewards, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(batch['discounts'], discounts, rtol=1e-5, atol=1e-6)
-    on_the_way = batch['future'] & (goals < batch['next_rows'])
-    beyond = batch['future'] & (goals > batch['next_rows'])
-    assert min(on_the_way.sum(), beyond.sum(), (goals == batch['next_rows']).sum()) > 100
-    assert (batch['rewards'][batch['at_goal']] == 0).all()
+    np.testing.assert_allclose(batch.rewards, rewards, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(batch.discounts, discounts, rtol=1e-5, atol=1e-6)
+    on_the_way = batch.future & (goals < batch.next_rows)
+    beyond = batch.future & (goals > batch.next_rows)
+    assert min(on_the_way.sum(), beyond.sum(), (goals == batch.next_rows).sum()) > 100
+    assert (batch.rewards[batch.at_goal] == 0).all()
 
 
 def test_proposer_goals_are_uniform_over_the_future():
     data, rng = make_tagged(proposer_random_goals=0), np.random.default_rng(0)
     batch = data.sample_transitions(np.full(20_000, 19), rng)  # 20 states follow
-    count = np.bincount(batch['proposer_goal_rows'], minlength=len(ROWS))
+    count = np.bincount(batch.proposer_goal_rows, minlength=len(ROWS))
     assert (count[:20] == 0).all() and (count[40:] == 0).all()
     assert np.abs(count[20:40] - 1000).max() < 160  # 5 standard deviations
-    assert (batch['proposer_near'] == (batch['proposer_goal_rows'] <= 19 + STEPS)).all()
+    assert (batch.proposer_near == (batch.proposer_goal_rows <= 19 + STEPS)).all()
 
 
 @pytest.mark.parametrize('share', [0.2, 1.0])
 def test_proposer_goals_from_anywhere_are_never_near(share):
     batch, rows = draw_transitions(proposer_random_goals=share)
-    goals, near = batch['proposer_goal_rows'], batch['proposer_near']
-    assert (goals[near] > rows[near]).all() and (goals[near] <= batch['next_rows'][near]).all()
+    goals, near = batch.proposer_goal_rows, batch.proposer_near
+    assert (goals[near] > rows[near]).all() and (goals[near] <= batch.next_rows[near]).all()
     elsewhere = (TRAJECTORY[goals] != TRAJECTORY[rows]) | (goals <= rows)
     assert not (near & elsewhere).any()
     behind = np.mean([1 - (END_OF[row] - row) / len(ROWS) for row in rows])  # chance that any row is elsewhere
@@ -302,13 +303,13 @@ def test_replay_goes_through_a_checkpoint(tmp_path):
     episodes = [episode(n, rng) for n in (12, 9, 7, 11)]
     for e in episodes[:3]:
         replay.add(*e)
-    save_checkpoint(tmp_path / 'last.pth', {'replay': replay.content()})
+    save_checkpoint(tmp_path / 'last.pth', {'replay': replay.state_dict()})
     loaded = ReplayBuffer(3, 2, capacity=30)
-    loaded.restore(load_checkpoint(tmp_path / 'last.pth')['replay'])
+    loaded.load_state_dict(load_checkpoint(tmp_path / 'last.pth')['replay'])
     assert_holds(loaded, episodes[:3])
     assert loaded.add(*episodes[3]) == 12
     assert_holds(loaded, episodes[1:])
-    ReplayBuffer(3, 2).restore(ReplayBuffer(3, 2).content())
+    ReplayBuffer(3, 2).load_state_dict(ReplayBuffer(3, 2).state_dict())
 
 
 @pytest.mark.parametrize('states, actions', [(1, 0), (5, 5), (5, 3), (11, 10)])  # 11 rows do not fit
@@ -329,7 +330,7 @@ def test_replay_samples_and_describes_filled_rows_only(make_replay):
     known = {tuple(row) for row in replay.observations[:58].tolist()}
     batch = replay.sample(200, np.random.default_rng(0))
     for name in ('observations', 'goals', 'proposer_goals'):
-        assert {tuple(row) for row in batch[name].flatten(0, 1).tolist()} <= known
+        assert {tuple(row) for row in getattr(batch, name).flatten(0, 1).tolist()} <= known
 
 
 # -------------------------------------------------------------------------------------------- load_dataset
@@ -347,10 +348,11 @@ def write_npz(path, count, offset=0):
 def test_load_dataset_takes_the_validation_file(tmp_path):
     path = write_npz(tmp_path / 'some.npz', 20)
     write_npz(tmp_path / 'some-val.npz', 4, offset=1000)
-    train, val, note = load_dataset(NAME, path, max_trajectories=7, context_length=3, transition_steps=2)
+    train, val, source = load_dataset(NAME, path, max_trajectories=7, context_length=3, transition_steps=2)
     assert train.observations[:, 0].tolist() == list(range(21))
     assert val.observations[:, 0].tolist() == list(range(1000, 1012))
-    assert 'some.npz' in note and 'held out' not in note
+    assert source.path == str((tmp_path / 'some.npz').resolve())
+    assert 'some.npz' in source.note and 'held out' not in source.note
     for data in (train, val):
         assert (data.context_length, data.transition_steps) == (3, 2)
         assert data.ends.tolist() == list(range(2, len(data), 3))
@@ -358,14 +360,14 @@ def test_load_dataset_takes_the_validation_file(tmp_path):
 
 @pytest.mark.parametrize('count, held', [(20, 2), (9, 1), (2, 1)])
 def test_load_dataset_holds_out_the_last_tenth(tmp_path, count, held):
-    train, val, note = load_dataset(NAME, write_npz(tmp_path / 'some.npz', count), context_length=3)
+    train, val, source = load_dataset(NAME, write_npz(tmp_path / 'some.npz', count), context_length=3)
     border = 3 * (count - held)
     assert train.observations[:, 0].tolist() == list(range(border))
     assert val.observations[:, 0].tolist() == list(range(border, 3 * count))
     assert train.ends.tolist() == list(range(2, border, 3)) and val.ends.tolist() == list(range(2, 3 * held, 3))
-    assert f'the last {held} trajectories are held out' in note
+    assert f'the last {held} trajectories are held out' in source.note
     assert train.context_length == val.context_length == 3
-    assert set(val.sample(5, np.random.default_rng(0))['observations'][..., 0].unique().int().tolist()) <= set(
+    assert set(val.sample(5, np.random.default_rng(0)).observations[..., 0].unique().int().tolist()) <= set(
         range(border, 3 * count))
 
 
@@ -382,3 +384,49 @@ def test_slowness_tells_what_lasts_from_what_returns():
     ends = np.arange(199, 4000, 200)
     slowness = TrajectoryDataset(observations.astype(np.float32), ends - 199, ends).slowness()
     assert slowness[0] == 1 and slowness[1] < 0.01 and 0 <= slowness[2] < 0.01
+
+
+def make_trajectories(count=20, length=200, **dimensions):
+    """TrajectoryDataset whose dimensions are arrays (count, length)."""
+    observations = np.stack([np.broadcast_to(value, (count, length)) for value in dimensions.values()], -1)
+    ends = np.arange(length - 1, count * length, length)
+    observations = observations.reshape(-1, len(dimensions)).astype(np.float32)
+    return TrajectoryDataset(observations, ends - length + 1, ends)
+
+
+def test_what_never_changes_within_a_trajectory_is_not_slow():
+    """A mass or an identifier differs between trajectories only: V must not see it instead of the place."""
+    rng = np.random.default_rng(0)
+    place = np.cumsum(rng.standard_normal((20, 200)), 1)
+    noise = rng.standard_normal((20, 200))
+    identifier = np.arange(20)[:, None]
+    alone = make_trajectories(place=place, noise=noise).slowness()
+    slowness = make_trajectories(identifier=identifier, place=place, noise=noise).slowness()
+    assert slowness[0] == 0
+    np.testing.assert_allclose(slowness[1:], alone)
+
+
+def test_no_time_scale_is_longer_than_the_trajectories():
+    """A dimension that hardly changes within a trajectory would have a time scale of a million steps."""
+    rng = np.random.default_rng(0)
+    place = np.cumsum(rng.standard_normal((20, 200)), 1)
+    nearly = 1000 * np.arange(20)[:, None] + 1e-2 * place
+    slowness = make_trajectories(nearly=nearly, place=place).slowness()
+    assert slowness[0] == 1 and slowness[1] > 0.01
+
+
+def test_the_summary_of_slowness_warns_where_one_dimension_holds_nearly_all():
+    line, warning = slowness_summary(np.array([0.001, 1.0, 0.5]))
+    assert '1: 1' in line and not warning
+    line, warning = slowness_summary(np.array([0.001, 1.0, 0.05]))
+    assert 'dimension 1 ' in warning and '95%' in warning and '--no-slow_goals' in warning
+    assert not slowness_summary(np.ones(1))[1]
+
+
+def test_statistics_are_those_of_numpy_whatever_the_pieces(monkeypatch):
+    rng = np.random.default_rng(0)
+    data = make_trajectories(7, 150, a=1000 + rng.standard_normal((7, 150)), b=rng.standard_normal((7, 150)))
+    monkeypatch.setattr(trajectories, 'ROWS_AT_ONCE', 64)
+    mean, std = data.statistics()
+    np.testing.assert_allclose(mean, data.observations.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(std, data.observations.std(0, dtype=np.float64), rtol=1e-9)

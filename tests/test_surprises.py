@@ -80,9 +80,9 @@ def watched_runs(tmp_path_factory, short_episodes):
     cwd.mkdir()
     commands = {
         'offline_trainer.py': ['--dataset', BUNDLED_NAME, *OFFLINE],
-        'online_trainer.py': ['--dataset', BUNDLED_NAME, *ONLINE, '--env_processes', '1'],
-        'evaluate.py': ['--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth', '--episodes_per_task', '1',
-                        '--env_processes', '1']}
+        'online_trainer.py': ['--dataset', BUNDLED_NAME, *ONLINE],
+        'evaluate.py': ['--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth',
+                        '--episodes_per_task', '1']}
     return cwd, {script: watched(script, *flags, cwd=cwd, variables=short_episodes)
                  for script, flags in commands.items()}
 
@@ -121,7 +121,7 @@ def test_the_seed_fixes_everything(watched_runs, short_episodes, assert_same):
     cwd = watched_runs[0]
     again = cwd.parent / 'again'
     again.mkdir()
-    for script, flags in (('offline_trainer.py', OFFLINE), ('online_trainer.py', [*ONLINE, '--env_processes', '2'])):
+    for script, flags in (('offline_trainer.py', OFFLINE), ('online_trainer.py', ONLINE)):
         subprocess.run([sys.executable, ROOT / script, '--dataset', BUNDLED_NAME, *flags], cwd=again, check=True,
                        capture_output=True, env=os.environ | short_episodes | {'PYTHONHASHSEED': '7'})
     for root, csv in (('offline_checkpoints', 'train.csv'), ('online_checkpoints', 'online.csv')):

@@ -1,0 +1,187 @@
+"""Cached latents: those of acting, kept up to date, and the batches drawn from them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import online_batches
+from online_batches import OnlineBatches
+
+ACTION_DIM, STEPS, D = 3, 4, 32
+
+
+@pytest.mark.parametrize('capacity', [1000, 60])
+def test_refreshing_equals_encoding_from_scratch(either_agent, make_replay, capacity, states):
+    agent = either_agent
+    rng, replay, lost = np.random.default_rng(0), make_replay((), capacity), 0
+    store = agent.latent_store(replay)
+    assert len(store.z) == 0
+    for lengths in ((14,), (5, 20), (), (2, 13, 9), (31,), (40, 11)):
+        dropped = sum(replay.add(states(n, seed=n), rng.uniform(-1, 1, (n - 1, ACTION_DIM))) for n in lengths)
+        store.refresh(dropped)
+        lost += dropped
+        scratch = agent.latent_store(replay)
+        assert len(store.z) == len(store.z_goal) == len(replay)
+        torch.testing.assert_close(store.z, scratch.z, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(store.z_goal, scratch.z_goal, rtol=1e-5, atol=1e-5)
+        assert (store.z.square().mean(-1) > 0.5).all()  # normalised latents: no row was left out
+    assert (lost > 0) == (capacity == 60)
+
+
+def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_replay, states):
+    agent = either_agent
+    replay = make_replay((12,), capacity=20)
+    store = agent.latent_store(replay)
+    store.refresh(sum(replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM))) for n in (15, 10)))
+    scratch = agent.latent_store(replay)
+    torch.testing.assert_close(store.z, scratch.z)
+    torch.testing.assert_close(store.z_goal, scratch.z_goal)
+
+
+def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch, states):
+    agent, replay = make_online(), make_replay(())
+    store, sizes = agent.latent_store(replay), set()
+    encode_slow = agent.encoder.encode_slow
+    monkeypatch.setattr(agent.encoder, 'encode_slow', lambda states: sizes.add(len(states)) or encode_slow(states))
+    for n in (2, 40, 77, 128, 129, 200):
+        replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM), np.float32))
+    store.refresh()
+    assert sizes == {128, 256} and len(store.z) == len(replay)
+
+
+def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch, states):
+    encoder, replay = either_agent.encoder, make_replay((30, 30))
+    store, encoded = either_agent.latent_store(replay), []
+
+    def watch(function):
+        def watched(observations):
+            encoded.append(observations.flatten(0, -2))
+            return function(observations)
+        return watched
+
+    for name in ('forward', 'encode_slow'):
+        monkeypatch.setattr(encoder, name, watch(getattr(encoder, name)))
+    new = states(20, seed=5)
+    replay.add(new, np.zeros((19, ACTION_DIM), np.float32))
+    store.refresh()
+    rows, padding = {tuple(row) for row in torch.cat(encoded).tolist()}, (0,) * new.shape[1]
+    assert rows - {padding} == {tuple(row) for row in new.tolist()}
+
+
+@pytest.mark.parametrize('context', [12, 7, 3, 2, 1])
+def test_cached_histories_are_those_of_steps(make_agent, make_online, make_dataset, context):
+    agent = make_online(offline=make_agent(head_memory='history', context_length=context))
+    encoder, data = agent.encoder, make_dataset(context_length=context)
+    store = agent.latent_store(data)
+    for start, end in zip(data.starts, data.ends, strict=True):
+        state = encoder.initial_state(1)
+        for row in range(start, end + 1):
+            z, state = encoder.step(torch.from_numpy(data.observations[row:row + 1]), state)
+            torch.testing.assert_close(store.z[row], z[0], rtol=1e-4, atol=1e-4, msg=f'row {row - start}')
+
+
+class TaggedStore:
+    """Latents are row numbers, and 1,000 more as goals; embeddings are the same, of one member."""
+
+    device = torch.device('cpu')
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def states(self, rows):
+        return torch.from_numpy(self.dataset.observations[rows])
+
+    def read(self, rows, as_goals=False):
+        tags = torch.from_numpy(rows + 1000 * np.broadcast_to(as_goals, rows.shape)).float()[:, None]
+        return tags, tags[None]
+
+
+@pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
+def tagged(request, make_dataset, make_replay):
+    """-> (the dataset that all of a batch comes from, OnlineBatches of 3,000 of its transitions)."""
+    stores = TaggedStore(make_dataset()), TaggedStore(make_replay((40, 8, 25)))
+    batches = OnlineBatches(*stores, size=3000, action_dim=ACTION_DIM, online_share=request.param, with_values=True,
+                            progress_steps=3)
+    return stores[int(request.param)].dataset, batches
+
+
+def test_samples_are_transitions_of_one_trajectory(tagged):
+    data, batches = tagged
+    batch = batches.sample(np.random.default_rng(0))
+    rows, later, goal, proposer_goal = (
+        value[:, 0].numpy().astype(int) for value in (batch.z, batch.z_next, batch.z_goal, batch.proposer_goal))
+    ahead, soon = (value[0, :, 0].numpy().astype(int) for value in (batch.e_z_ahead, batch.e_z_soon))
+    end = data.end_of[rows]
+    assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
+    assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
+    assert np.array_equal(batch.next_states, data.observations[rows + 1])
+    assert (later == np.minimum(rows + STEPS, end)).all() and (soon == np.minimum(rows + 3, end)).all()
+    assert goal.min() >= 1000 and proposer_goal.min() >= 1000
+    for name in ('z', 'z_next', 'z_goal'):
+        assert torch.equal(getattr(batch, f'e_{name}')[0], getattr(batch, name))
+    assert torch.equal(batch.e_proposer_goal[0], batch.proposer_goal)
+
+    near = batch.proposer_near.numpy()
+    is_goal = ahead >= 1000  # the goal comes first, and is what the inverse dynamics shall reach
+    assert 100 < is_goal.sum() < 1500 and near[is_goal].all()
+    assert (ahead[is_goal] == proposer_goal[is_goal]).all()
+    place = np.where(is_goal, ahead - 1000, ahead)
+    assert (rows < place).all() and (place <= np.minimum(rows + STEPS, end)).all()
+    assert set((place - rows)[~is_goal]) == set(range(1, STEPS + 1))
+    passed = near & ~is_goal  # the goal lies behind z_ahead
+    assert passed.sum() > 100 and (proposer_goal[passed] - 1000 > ahead[passed]).all()
+
+
+def test_samples_have_the_agents_own_actions_only(tagged):
+    data, batches = tagged
+    batch = batches.sample(np.random.default_rng(0))
+    assert batch.is_online.dtype == torch.bool and batch.actions.shape == (3000, ACTION_DIM)
+    assert batch.actions.dtype == torch.float32
+    if batches.online_share:
+        assert batch.is_online.all() and np.array_equal(batch.actions, data.actions[batch.rows])
+    else:
+        assert not batch.is_online.any() and not batch.actions.any()
+
+    own = batches.online_store.dataset
+    rows = batch.online_rows.numpy()
+    assert set(rows) == set(own.origins)
+    assert np.array_equal(batch.online_states, own.observations[rows])
+    assert np.array_equal(batch.online_next_states, own.observations[rows + 1])
+    assert np.array_equal(batch.online_actions, own.actions[rows])
+
+
+@pytest.mark.parametrize('interval', [0, 4])
+def test_what_is_kept_changes_nothing(either_agent, make_online, make_dataset, make_replay, interval):
+    """Latents and embeddings from the cache are those that are computed for each batch."""
+    agent = make_online(offline=either_agent.offline, value_interval=interval)
+    data = make_dataset()
+    kept, fresh = agent.latent_store(data, cached=True), agent.latent_store(data, cached=False)
+    history = agent.offline.config.head_memory == 'history'
+    assert kept.cached and fresh.cached == history, 'a latent that remembers is always kept'
+    assert kept.keeps_embeddings == (not history and not interval)
+    rows = np.random.default_rng(0).integers(len(data), size=50)
+    for as_goals in (False, True, rows % 2 == 0):
+        for ours, theirs in zip(kept.read(rows, as_goals), fresh.read(rows, as_goals), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if history:
+        z, _ = kept.read(rows, rows % 2 == 0)
+        goals = agent.encoder.encode_slow(torch.from_numpy(data.observations[rows]))
+        torch.testing.assert_close(z[rows % 2 == 0], goals[rows % 2 == 0], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(z[rows % 2 == 1], goals[rows % 2 == 1], atol=1e-2)
+
+
+def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):
+    agent, data = make_online(), make_dataset()
+    assert agent.latent_store(data).cached
+    monkeypatch.setattr(online_batches, 'CACHE_BYTES', 1000)
+    assert not agent.latent_store(data).cached
+
+
+def test_an_update_with_resting_values_leaves_them(make_online, make_batches):
+    agent = make_online(value_interval=0)
+    before = copy.deepcopy(agent.offline.nets.state_dict())
+    agent.update(make_batches(agent).sample(np.random.default_rng(0)))
+    assert all(torch.equal(p, before[name]) for name, p in agent.offline.nets.state_dict().items()
+               if not name.startswith('proposer'))
