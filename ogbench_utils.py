@@ -18,6 +18,7 @@ import collections
 import difflib
 import lzma
 import math
+import os
 import re
 import socket
 import struct
@@ -63,6 +64,11 @@ def parse_name(name):
     raise ValueError(f'unknown --dataset {name}; nearest: {nearest} (a file goes to --dataset_path)')
 
 
+def expand(path):
+    """A path whose ~ is the home directory, where there is one (pathlib's own raises where there is none)."""
+    return Path(os.path.expanduser(path))
+
+
 class ContextTooLong(ValueError):
     """The file is good, but not for this --context_length."""
 
@@ -77,10 +83,10 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     parse_name(name)
     if dataset_url and not re.match('(https?|file)://', dataset_url):
         raise ValueError(f'--dataset_url {dataset_url}: give a base URL such as {OGBENCH_URL}')
-    folders = [Path(data_dir).expanduser(), Path('~/.ogbench/data').expanduser()]
+    folders = [expand(data_dir), expand('~/.ogbench/data')]
     folders += [BUNDLED_DIR] if name == BUNDLED_NAME else []
     places = [dataset_path] if dataset_path else [folder / f'{name}.npz' for folder in folders]
-    path = next((path for path in (Path(place).expanduser() for place in places) if path.is_file()), None)
+    path = next((path for path in (expand(place) for place in places) if path.is_file()), None)
     note, failure = f'dataset {path}', 'it is on no host'
     if not path and dataset_path:
         raise FileNotFoundError(f'--dataset_path {dataset_path}: no such file')
@@ -117,6 +123,7 @@ def download(file_name, data_dir, urls):
             try:
                 with file_lock(path, lambda: print(f'waiting for another process that downloads {path}')):
                     if not path.is_file():  # the other one may have done it
+                        path.parent.mkdir(parents=True, exist_ok=True)
                         _fetch(url, path.with_name(f'{file_name}.part')).replace(path)
                 return path
             except (OSError, HTTPException, ValueError) as error:
@@ -268,7 +275,7 @@ def list_datasets(data_dir):
     """Print one line for each of the ten datasets and the bundled one, from the files where they are here."""
     print(f'{"dataset":34s}{"trajectories":>12s}{"rows of each":>14s}{"observation":>13s}{"size":>10s}  where')
     for name in (*DATASETS, BUNDLED_NAME):
-        places = [Path(folder).expanduser() / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
+        places = [expand(folder) / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
         path = next(filter(Path.is_file, places), None)
         shape, size, where = official_shape(name), '-', f'not here: python ogbench_utils.py download {name}'
         if path:

@@ -5,7 +5,9 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
+import zlib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -60,10 +62,11 @@ def run_lock(folder):
 
 @contextlib.contextmanager
 def file_lock(path, waiting):
-    """Hold a lock beside the file `path` while one process makes it; others wait, after calling waiting()."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=0)
+    """Only one process of this user and machine at a time makes the file `path`; the others wait, after calling
+    waiting(). The lock lies among the temporary files, so that nothing stays beside `path`."""
+    user = os.getuid() if hasattr(os, 'getuid') else 0
+    name = zlib.crc32(str(Path(path).resolve()).encode())
+    lock = FileLock(Path(tempfile.gettempdir(), f'opso-{user}-{name:08x}.lock'), timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
     """A working directory, and nothing drawn."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'draw', lambda *_: None)
+        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
     return tmp_path
 
 

@@ -127,8 +127,8 @@ def read_config(path, script, argv):
 def test_offline_run_leaves_what_it_promises(pipeline, data_path):
     folder, _, (output, *_) = pipeline
     assert sorted(path.name for path in folder.iterdir()) == [
-        'best_model.pth', 'config.json', 'last.pth', 'maze_latents.png', 'maze_proposals.png', 'maze_values.png',
-        'train.csv', 'training_curves.png']
+        '.lock', 'best_model.pth', 'config.json', 'last.pth', 'maze_latents.png', 'maze_proposals.png',
+        'maze_values.png', 'train.csv', 'training_curves.png']
     rows = read_csv(folder / 'train.csv')
     assert [row['step'] for row in rows] == [2, 3, 4, 6]
     for row in rows:
@@ -154,6 +154,7 @@ def test_offline_run_leaves_what_it_promises(pipeline, data_path):
 def test_online_run_leaves_what_it_promises(pipeline):
     offline, folder, (_, output, _) = pipeline
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith('evaluation')) == [
+        '.lock',
         'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv', 'online_training_curves.png']
     rows = read_csv(folder / 'online.csv')
     assert [row['step'] for row in rows] == [200, 400]
@@ -179,7 +180,7 @@ def test_online_run_leaves_what_it_promises(pipeline):
     assert config['offline_checkpoint'] == str(offline / 'last.pth')
     for name in ('online_training_curves', 'maze_paths', 'evaluation_paths'):
         assert_is_plot(folder / f'{name}.png')
-    assert f'offline checkpoint: {Path("offline_checkpoints", ANT, "seed0", "last.pth")} (6 updates)' in output
+    assert f'offline checkpoint: {offline / "last.pth"} (6 updates)' in output
 
 
 def test_evaluation_is_printed_and_written(pipeline):
@@ -201,7 +202,7 @@ def test_online_takes_the_newest_offline_run_of_the_dataset(pipeline, folder, no
         shutil.copy(pipeline[0] / 'last.pth', run)
         os.utime(run, (1e9 - age, 1e9 - age))
     online_trainer.main([*ONLINE, '--random_steps', '40', '--max_steps', '40', '--max_trajectories', '2'])
-    assert f'offline checkpoint: {runs[1]} (' in capsys.readouterr().out
+    assert f'offline checkpoint: {folder / runs[1]} (' in capsys.readouterr().out
     config = json.loads(Path('online_checkpoints', ANT, 'seed0', 'config.json').read_text())
     assert config['offline_checkpoint'] == str(folder / runs[1])
 

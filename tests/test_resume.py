@@ -49,7 +49,7 @@ def quick(monkeypatch, tmp_path, make_short_env):
     """No curves, short episodes, a folder of its own."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'draw', lambda folder, *_: (folder / 'curves.png').touch())
+        monkeypatch.setattr(script, 'plot_curves', lambda rows, panels, path, *_: path.with_name('curves.png').touch())
     monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
@@ -60,7 +60,7 @@ def whole(tmp_path_factory, data_path, make_short_env):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_trainer, 'make_env', make_short_env)
         for script in (offline_trainer, online_trainer):
-            patch.setattr(script, 'draw', lambda *_: None)
+            patch.setattr(script, 'plot_curves', lambda *_: None)
         flags = {offline_trainer: [*OFFLINE, '--dataset_path', str(data_path)],
                  online_trainer: [*ONLINE, '--offline_checkpoint', str(folder / 'offline' / 'last.pth')]}
         for script, name in ((offline_trainer, 'offline'), (online_trainer, 'online')):
@@ -183,7 +183,7 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
             online_trainer.main([*flags, '--save_dir', str(folder), *['--resume'][:number > 1]])
         content = load_checkpoint(folder / 'last.pth')
         assert end.value.code == 130 and content['agent']['step'] == number
-    assert seen == list(range(15)) and len(content['work']['infos']) == 3  # 12 updates in the first round
+    assert seen == list(range(15)) and len(content['round']['infos']) == 3  # 12 updates in the first round
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', update)
     evaluate = online_trainer.evaluate
     monkeypatch.setattr(online_trainer, 'evaluate', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9))
