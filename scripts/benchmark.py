@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 from benchmark_acting import acting, evaluation, loading, online
-from benchmark_threads import threads
+from benchmark_threads import arithmetic, threads
 from benchmark_tools import ROOT  # noqa: F401  makes the modules beside README.md importable
 from benchmark_training import cuda, curve, layer, offline, parts
 
 from support.flags import run_main
 from support.kernels import choose_matmul_kernels
 
-SECTIONS = {f.__name__: f for f in (threads, layer, curve, offline, parts, acting, online,
+SECTIONS = {f.__name__: f for f in (threads, arithmetic, layer, curve, offline, parts, acting, online,
                                     evaluation, loading, cuda)}
 
 

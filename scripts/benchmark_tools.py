@@ -61,7 +61,7 @@ def make_offline(device='cpu', backend='torch', **changes):
 
 def make_online(value_interval=0, **changes):
     agent, data = make_offline(**changes)
-    online = OnlineAgent(agent, ACTIONS, OnlineConfig(value_interval=value_interval))
+    online = OnlineAgent(agent, -np.ones(ACTIONS), np.ones(ACTIONS), OnlineConfig(value_interval=value_interval))
     replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)
     for _ in range(10):
         actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)

@@ -10,7 +10,7 @@ These are settings of the whole process. Programs choose them (`prepare_cpu`); i
 
 import contextlib
 
-from support.threads import free_cores
+from support.threads import share_cores
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +22,30 @@ PROBE_SHAPES = ((2048, 128, 256), (1600, 128, 552), (128, 1600, 552), (256, 2048
 
 
 def prepare_cpu(device):
-    """To be called by a program before it trains or evaluates: on a CPU, choose the matrix kernels, and leave cores
-    that are busy with other jobs to these. `device`: a torch.device; nothing happens for others than a CPU."""
+    """To be called by a program before it trains or evaluates: on a CPU, choose the matrix kernels, and share the cores
+    with other jobs. `device`: a torch.device; nothing happens for others than a CPU."""
     if device.type != 'cpu':
         return
 
     choose_matmul_kernels()
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), free_cores())))
+    share_cores()
 
 
 def choose_matmul_kernels():
-    """Let torch take oneDNN for matrix products if it computes them in float32 -> whether it does so now."""
+    """Let torch take oneDNN for matrix products if it computes them in float32 -> whether it does so now.
+
+    `torch.set_float32_matmul_precision` is the one switch after which torch's own readings agree; after
+    `torch.backends.mkldnn.matmul.fp32_precision` alone, `torch.get_float32_matmul_precision` and torch.compile raise.
+    It would allow TF32 to CUDA tensors of this process, too.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
 
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision('medium')
     accurate = all(_relative_error(*shape) < 1e-5 for shape in PROBE_SHAPES)  # bfloat16: 3e-3
 
     if not accurate:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision('highest')
     return accurate
 
 
@@ -57,16 +61,15 @@ def _relative_error(rows, inner, columns):
 @contextlib.contextmanager
 def small_products():
     """Inside, matrix products are MKL's again, whose calls cost less: better for a few dozen rows."""
-    before = torch.get_float32_matmul_precision()
-    if before != 'medium':
-        yield
-        return
-
-    torch.set_float32_matmul_precision('highest')
+    products = getattr(torch.backends.mkldnn, 'matmul', None)  # its reading works whatever else the user has set
+    before = products and products.fp32_precision
+    if before == 'bf16':
+        products.fp32_precision = 'ieee'
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if before == 'bf16':
+            products.fp32_precision = before
 
 
 class GELU(nn.Module):

@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,22 +88,6 @@ def test_nothing_but_tests_imports_a_trainer():
     for name in FILES:
         trainers = imported_by(name) & {'offline_trainer', 'online_trainer'}
         assert not trainers, f'{name} imports {sorted(trainers)}'
-
-
-@pytest.mark.parametrize('name', ['offline_trainer', 'online_trainer', 'evaluate', 'model'])
-def test_torch_finds_threads_that_spin_for_a_short_time_when_it_loads(name):
-    """OpenMP reads GOMP_SPINCOUNT once, while torch is imported: what is set later does nothing."""
-    code = f"""
-import os, sys
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name == 'torch':
-            sys.exit(40 + (os.environ.get('GOMP_SPINCOUNT') == '2000'))
-sys.meta_path.insert(0, Watch())
-import {name}
-"""
-    environment = {key: value for key, value in os.environ.items() if key != 'GOMP_SPINCOUNT'}
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment).returncode == 41
 
 
 def test_importing_the_model_changes_no_setting_of_torch():

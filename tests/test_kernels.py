@@ -1,8 +1,11 @@
-"""The faster matrix kernels are taken only where they compute in float32."""
+"""The faster matrix kernels are taken only where they compute in float32, and only when a program asks for them."""
 
 import pytest
 import torch
 
+import evaluate
+import offline_trainer
+import online_trainer
 from support import kernels
 
 
@@ -10,9 +13,8 @@ from support import kernels
 def precision():
     if not hasattr(torch.backends.mkldnn, 'matmul'):
         pytest.skip('this torch has no switch for the precision of CPU matrix products')
-    before = torch.backends.mkldnn.matmul.fp32_precision
     yield torch.backends.mkldnn.matmul
-    torch.backends.mkldnn.matmul.fp32_precision = before
+    torch.set_float32_matmul_precision('highest')  # as in all other tests
 
 
 def test_products_stay_float32(precision):
@@ -24,15 +26,62 @@ def test_products_stay_float32(precision):
 
 @pytest.mark.parametrize('error, taken', [(1e-7, True), (3e-3, False)])
 def test_permission_is_taken_back_where_it_costs_precision(precision, monkeypatch, error, taken):
-    """A processor that really multiplies in bfloat16 is played by `torch.Tensor.__matmul__` with an error."""
+    """A processor that really multiplies in bfloat16, in products as large as those of training only, is played by
+    `torch.Tensor.__matmul__` with an error."""
     matmul = torch.Tensor.__matmul__
 
     def rounded(a, b):
-        return matmul(a, b) * (1 + error * (a.dtype == torch.float32 and precision.fp32_precision == 'bf16'))
+        allowed = precision.fp32_precision == 'bf16' and len(a) >= 512
+        return matmul(a, b) * (1 + error * (a.dtype == torch.float32 and allowed))
 
     monkeypatch.setattr(torch.Tensor, '__matmul__', rounded)
     assert kernels.choose_matmul_kernels() == taken
     assert precision.fp32_precision == ('bf16' if taken else 'ieee')
+    assert torch.get_float32_matmul_precision() == ('medium' if taken else 'highest')
+
+
+def test_torch_can_still_say_its_precision(precision):
+    """torch.compile asks for both, and ends in an error where one of them raises."""
+    kernels.choose_matmul_kernels()
+    with kernels.small_products():
+        pass
+    assert torch.get_float32_matmul_precision() in ('medium', 'highest')
+    assert torch.backends.cuda.matmul.allow_tf32 in (True, False)
+
+
+def test_small_products_whatever_else_is_set(precision):
+    """A user of torch's newer settings only; torch cannot say its precision then."""
+    torch.backends.cuda.matmul.fp32_precision = 'tf32'
+    try:
+        with kernels.small_products():
+            pass
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = 'ieee'
+
+
+def test_other_devices_keep_their_precision(precision):
+    torch.set_float32_matmul_precision('highest')
+    kernels.prepare_cpu(torch.device('cuda'))
+    assert torch.get_float32_matmul_precision() == 'highest'
+
+
+class Chosen(Exception):
+    """Raised instead of choosing."""
+
+
+@pytest.mark.parametrize('program', [offline_trainer, online_trainer, evaluate])
+def test_programs_choose_their_kernels(monkeypatch, tmp_path, program):
+    def choose(device):
+        assert device.type == 'cpu'
+        raise Chosen
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, 'prepare_cpu', choose)
+    with pytest.raises(Chosen):
+        if program is evaluate:
+            evaluate.measure(evaluate.EvaluateConfig(device='cpu'), 'x.pth', {}, 'antmaze-medium-navigate-v0')
+        else:
+            program.main(['--device', 'cpu'])
 
 
 def test_small_products_put_back_what_was_chosen(precision):

@@ -209,7 +209,18 @@ def test_a_cpu_gets_the_torch_backend():
         choose_backend('mamba_ssm', torch.device('cpu'))
 
 
-@pytest.mark.parametrize('error', [ImportError('no such library'), AssertionError()])
+class CompilationError(Exception):
+    """As Triton's, which is a plain Exception."""
+
+
+@pytest.mark.parametrize('error', [
+    ImportError('no such library'),
+    AssertionError(),
+    AttributeError("module 'triton' has no attribute 'next_power_of_2'"),
+    TypeError('unexpected keyword'),
+    KeyError('num_warps'),
+    CompilationError('at 12:4: dot'),
+])
 def test_a_kernel_that_cannot_run_is_not_taken(monkeypatch, error):
     def fail():
         raise error
@@ -219,6 +230,16 @@ def test_a_kernel_that_cannot_run_is_not_taken(monkeypatch, error):
     assert backend == 'torch' and 'mamba_ssm not usable' in why and (str(error) or 'AssertionError') in why
     with pytest.raises(ValueError, match='--mamba_backend mamba_ssm cannot be used'):
         choose_backend('mamba_ssm', 'cuda')
+
+
+@pytest.mark.parametrize('stop', [KeyboardInterrupt, SystemExit])
+def test_the_probe_lets_a_stop_through(monkeypatch, stop):
+    def interrupted():
+        raise stop
+
+    monkeypatch.setattr('mamba.load_mamba_ssm_scan', interrupted)
+    with pytest.raises(stop):
+        choose_backend('auto', 'cuda')
 
 
 @pytest.mark.parametrize('function, accepted', [
