@@ -56,9 +56,9 @@ class StateMap:
         self._routes = collections.OrderedDict()
 
     @classmethod
-    def from_data(cls, data, mean, scale, hop=None, nodes=0, seed=0):
+    def from_data(cls, data, mean, scale, hop=0, nodes=0, seed=0):
         """The map of a `TrajectoryDataset`. `mean`, `scale` (S,) place its states, see above; `hop`: steps along an
-        edge, by default a share of the data's `transition_steps`; `nodes`: how many, 0 for as many as cover the data
+        edge, 0 for a share of the data's `transition_steps`; `nodes`: how many, 0 for as many as cover the data
         (`COVERAGE`)."""
         rng = np.random.default_rng([seed, 7])
         hop = hop or max(1, round(HOP_SHARE * data.transition_steps))
@@ -118,14 +118,14 @@ class StateMap:
         """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
         return np.stack([self.route(node) for node in self.locate(goals)])
 
-    def path(self, observation, goal):
-        """-> list of nodes from that of `observation` (S,) to that of `goal` (S,); empty where there is none."""
-        start, end = self.locate(np.stack([observation, goal]))
-        if min(start, end) < 0:
+    def path(self, start, goal):
+        """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for
+        either."""
+        if min(start, goal) < 0:
             return []
-        _, following = dijkstra(self._reversed, indices=end, return_predecessors=True)
+        _, following = dijkstra(self._reversed, indices=goal, return_predecessors=True)
         nodes = [int(start)]
-        while nodes[-1] != end:
+        while nodes[-1] != goal:
             if following[nodes[-1]] < 0:
                 return []
             nodes.append(int(following[nodes[-1]]))
@@ -188,7 +188,7 @@ def cluster(places, nodes, spacing, rng):
 
 
 def find_edges(places, labels, end_of, hop):
-    """-> sources, targets (E,) int32 and costs (E,) float64 of the edges that the trajectories walked.
+    """-> sources, targets (E,) int32 and costs (E,) float32 of the edges that the trajectories walked.
 
     A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
     the trajectory dwells there. Where a trajectory jumps (a teleporter), no edge leads over the jump but one from each
@@ -248,4 +248,4 @@ def edge_costs(walked, jumped, hop):
     sources, targets, costs = sources[order], targets[order], costs[order]
     first = np.ones(len(costs), bool)  # an edge both walked and jumped: the cheaper way
     first[1:] = (np.diff(sources) != 0) | (np.diff(targets) != 0)
-    return sources[first].astype(np.int32), targets[first].astype(np.int32), costs[first]
+    return sources[first].astype(np.int32), targets[first].astype(np.int32), costs[first].astype(np.float32)

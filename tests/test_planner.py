@@ -75,14 +75,14 @@ def test_distances_are_about_the_steps_walked():
 
 def test_path_is_the_route_followed():
     state_map = make_map(*around_the_wall(), nodes=40)
-    start, goal = np.array([0, 0], np.float32), np.array([1, 0], np.float32)
+    start, goal, far = state_map.locate(np.array([[0, 0], [1, 0], [90, 0]], np.float32))
     path = state_map.path(start, goal)
-    way = follow(state_map, start, goal)
-    assert path[0] == state_map.locate(start[None])[0]
-    assert path[-1] == state_map.locate(goal[None])[0]
+    way = follow(state_map, (0, 0), (1, 0))
+    assert path[0] == start
+    assert path[-1] == goal
     np.testing.assert_array_equal(state_map.states[path[:len(way)]], way)
     assert state_map.path(goal, start) == []
-    assert state_map.path(start, goal + 100) == []
+    assert state_map.path(start, far) == state_map.path(far, goal) == []
 
 
 def test_goal_and_state_far_from_all_nodes_have_no_plan():
