@@ -2,6 +2,7 @@
 
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
+    python evaluate.py --checkpoint A/last.pth --compare A/last.pth --no-compare_plan    what does the plan do?
     python evaluate.py --checkpoint A/last.pth --video                 one video per task
 """
 
@@ -39,7 +40,10 @@ class EvaluateConfig:
                      least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
+    plan: bool | None = flag(None, 'act by plans on the map of the data, or not (default: as it was trained)',
+                             type=bool)
     compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
+    compare_plan: bool | None = flag(None, 'the same as --plan, for --compare', type=bool)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
 
@@ -52,7 +56,7 @@ def run(config):
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
-    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset)
+    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
     print(f'{"":10s} success   95 % interval   mean length')
     for name, part in parts(episodes):
         rate, low, high = (metrics[f'evaluation/{name}_{key}'] for key in ('success', 'low', 'high'))
@@ -63,7 +67,7 @@ def run(config):
     maze = Maze(make_env(dataset))
     draw_paths(maze, episodes, pictures[0], f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}')
     if config.compare:
-        others, other_episodes = measure(config, config.compare, other, dataset)
+        others, other_episodes = measure(config, config.compare, other, dataset, config.compare_plan)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_paths.png'))
         draw_paths(maze, other_episodes, pictures[1], f'{dataset}, success {others["evaluation/overall_success"]:.0%}')
@@ -75,14 +79,15 @@ def run(config):
     return metrics
 
 
-def measure(config, path, checkpoint, dataset):
-    """Evaluate one checkpoint -> (metrics with intervals, episodes)."""
+def measure(config, path, checkpoint, dataset, plan=None):
+    """Evaluate one checkpoint, with or without plans (None: as trained) -> (metrics with intervals, episodes)."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
     with naming_file(path):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
+    switch_plan(agent, plan, path)
     envs = open_envs(dataset, config.num_envs, make_env)
     if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
@@ -94,8 +99,20 @@ def measure(config, path, checkpoint, dataset):
     for name, part in parts(episodes):
         low, high = wilson_interval(sum(e['success'] for e in part), len(part))
         metrics |= {f'evaluation/{name}_low': low, f'evaluation/{name}_high': high}
-    metrics |= {'checkpoint': str(path), 'dataset': dataset, 'episodes_per_task': n, 'seed': config.seed}
+    metrics |= {'checkpoint': str(path), 'dataset': dataset, 'episodes_per_task': n, 'seed': config.seed,
+                'plan': agent.plans}
     return metrics, episodes
+
+
+def switch_plan(agent, plan, path):
+    """Let the agent of the checkpoint `path` plan or not; None leaves it as it was trained. ValueError if it cannot."""
+    if plan is not None:
+        agent.config.plan = plan
+    if plan and agent.state_map is None:
+        raise ValueError(f'--plan: {path} has no map of the data, it is of an older version; '
+                         f'python scripts/add_map.py --checkpoint {path} adds one')
+    if plan and not agent.plans:
+        raise ValueError(f'--plan: {path} was trained with --head_memory history, which has no plan')
 
 
 def parts(episodes):

@@ -22,6 +22,7 @@ from torch import nn
 from model import EncoderState, InverseDynamics
 from offline_agent import Latents, OfflineAgent, advantage, imitation_weight
 from online_batches import LatentStore, OnlineBatches
+from planner import AT_GOAL, NO_PATH, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, soft_update
@@ -49,6 +50,8 @@ class OnlineConfig:
                                   "for data that wanders, as explore); 0: by the proposer's weight", least=0)
     progress_temperature: float = flag(1.5, "with progress_steps, a pair's weight: min(exp(temperature * progress), "
                                             '100), progress in standard deviations', least=0)
+    plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
+                            "proposer's only where no path leads; with --head_memory state")
 
 
 class ActState(NamedTuple):
@@ -58,6 +61,7 @@ class ActState(NamedTuple):
     goals: torch.Tensor  # (B, S) raw
     z_goal: torch.Tensor  # (B, D)
     e_goal: torch.Tensor  # (M, B, E) its embeddings
+    routes: np.ndarray | None  # (B, K + 1) ways to the goals on the map (`StateMap.route`); None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
@@ -65,7 +69,8 @@ class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
     trained: labeler, inverse_dynamics, proposer. acting: moving averages of the last two. values: critic and value,
-    trained only with `value_interval`. action_low, action_high: bounds (A,) of the environment's actions.
+    trained only with `value_interval`. action_low, action_high: bounds (A,) of the environment's actions. state_map:
+    the StateMap on which it plans, None until `set_map` or `build_map`; z_nodes (K, D): the latents of its nodes.
     """
 
     def __init__(self, offline, action_low, action_high, config):
@@ -99,7 +104,25 @@ class OnlineAgent:
         self.optimizer = torch.optim.Adam([
             {'params': self.trained.parameters(), 'lr': config.lr},
             {'params': self.values.parameters(), 'lr': offline.config.lr}], fused=True)
+        self.state_map = None
+        self.z_nodes = None
         self.step = 0
+
+    def build_map(self, data, seed=0, hop=0, nodes=0):
+        """Make the StateMap of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it. `hop`,
+        `nodes`: 0 for what `StateMap.from_data` chooses."""
+        mean, std, slowness = (t.cpu().numpy() for t in (self.encoder.mean, self.encoder.std, self.encoder.slowness))
+        self.set_map(StateMap.from_data(data, mean, slowness / std, hop, nodes, seed))
+
+    @torch.no_grad()
+    def set_map(self, state_map):
+        self.state_map = state_map
+        self.z_nodes = self.encoder.encode_slow(torch.from_numpy(state_map.states).to(self.device))
+
+    @property
+    def plans(self):
+        """Does acting follow the map? Not with memory: the latent of a node has no past."""
+        return self.config.plan and self.state_map is not None and self.offline.config.head_memory == 'state'
 
     def open_batches(self, data, replay):
         """-> OnlineBatches of the offline data and the agent's own episodes (a ReplayBuffer)."""
@@ -130,7 +153,7 @@ class OnlineAgent:
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
-        return ActState(self.encoder.initial_state(batch_size), goals, *self._encode_goals(goals),
+        return ActState(self.encoder.initial_state(batch_size), goals, *self._encode_goals(goals), None,
                         np.zeros(batch_size, bool))
 
     @torch.no_grad()
@@ -142,10 +165,15 @@ class OnlineAgent:
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
         return state._replace(encoder=state.encoder.reset(torch.as_tensor(rows, device=self.device)))
 
-    def propose(self, z, z_goal, epsilon=0.0, rng=None):
+    def propose(self, z, z_goal, epsilon=0.0, rng=None, ahead=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
-        z + alpha (z_g - z), alpha ~ U(0.2, 1)."""
+        z + alpha (z_g - z), alpha ~ U(0.2, 1). `ahead` (B,) int, the plan: the node that z' is instead of the
+        proposer's, AT_GOAL for z_g, or NO_PATH."""
         z_next = self.acting['proposer'](z, z_goal)
+        if ahead is not None:
+            ahead = torch.as_tensor(ahead, dtype=torch.long, device=self.device).unsqueeze(-1)
+            z_next = torch.where(ahead == NO_PATH, z_next, self.z_nodes[ahead.squeeze(-1).clamp(min=0)])
+            z_next = torch.where(ahead == AT_GOAL, z_goal, z_next)
         biased = np.zeros(len(z), bool)
 
         if epsilon > 0:
@@ -163,11 +191,18 @@ class OnlineAgent:
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
         deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
         """
+        raw_observations, raw_goals = observations, goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         if not torch.equal(goals, state.goals):
             z_goal, e_goal = self._encode_goals(goals)
-            state = state._replace(goals=goals.clone(), z_goal=z_goal, e_goal=e_goal)
+            routes = self.state_map.routes(raw_goals) if self.plans else None
+            state = state._replace(goals=goals.clone(), z_goal=z_goal, e_goal=e_goal, routes=routes)
+
+        ahead = None
+        if state.routes is not None:
+            nodes = self.state_map.locate(raw_observations)
+            ahead = state.routes[np.arange(len(nodes)), nodes]
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             if self.offline.config.head_memory == 'history':
@@ -177,7 +212,7 @@ class OnlineAgent:
                 z, memory = self.encoder.encode_slow(observations), state.encoder
                 full = self.encoder.encode_full(observations)
 
-            z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
+            z_next, biased = self.propose(z, state.z_goal, epsilon, rng, ahead)
             e_z, e_next = self.offline.targets['value'].embed(torch.stack([z, z_next])).unbind(1)
             actions = self.infer_action(full, e_z, e_next, state.e_goal).cpu().numpy()
 
@@ -310,6 +345,7 @@ class OnlineAgent:
             'trained': self.trained.state_dict(),
             'acting': self.acting.state_dict(),
             'optimizer': self.optimizer.state_dict(),
+            'map': self.state_map.state_dict() if self.state_map else None,
         }
 
     def load_state_dict(self, state):
@@ -320,6 +356,8 @@ class OnlineAgent:
         if state['optimizer'] is not None:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
+        if state.get('map') is not None:  # checkpoints from before there were maps have none
+            self.set_map(StateMap.from_state_dict(state['map']))
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):

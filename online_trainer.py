@@ -186,6 +186,9 @@ def train(config, agent_config):
             data, data_source = load_offline_data(config, origin, **sampling)
         space = envs[0].action_space
         agent = OnlineAgent(offline, space.low, space.high, agent_config)
+        if not run.saved:  # else it is part of what was saved
+            with run.stop.at_once():
+                agent.build_map(data, config.seed)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
         print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
 
@@ -204,6 +207,8 @@ def print_banner(run, origin, agent, data, data_source, device):
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.offline.observation_dim} dimensions; '
           f'{agent.action_dim} actions; {sum(p.numel() for p in trained):,} trained parameters')
+    if agent.state_map:
+        print(f"map of the data: {agent.state_map}; {'plans' if agent.plans else 'does not plan'} on it")
     print(f'run folder: {run.folder}')
 
 

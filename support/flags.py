@@ -21,8 +21,10 @@ def add_flags(parser, config_class):
     """One `--flag_name` (or `--flag-name`) for each field of a dataclass, its default shown in --help."""
     group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
     for field in dataclasses.fields(config_class):
-        options = {'default': field.default, 'help': f"{field.metadata['help']} (default: {field.default})"}
-        if isinstance(field.default, bool):
+        options = {'default': field.default, 'help': field.metadata['help']}
+        if field.default is not None:  # else the help says what happens without it
+            options['help'] += f' (default: {field.default})'
+        if bool in (type(field.default), field.metadata.get('type')):
             options['action'] = argparse.BooleanOptionalAction
         else:
             options['type'] = field.metadata.get('type', type(field.default))

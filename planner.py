@@ -1,0 +1,251 @@
+"""Planning on the data's own map: what a regression smooths over, trajectories that were walked cannot.
+
+V says how far apart two places are in time, but as a smooth function it sees through thin walls, and whoever climbs it
+stays behind one. A `StateMap` is a graph instead: its nodes are clusters of states, its edges lead where trajectories
+of the data went within `hop` steps, and the way to a goal is a shortest path (SoRB, Eysenbach et al. 2019, and SGM,
+Laskin et al. 2020, plan so with actions and learned distances; here neither is needed).
+
+    nodes     k-means over states seen through the encoder's slowness: a node is a place, not a posture
+    edges     u -> v: somewhere in the data a state of u was followed, `hop` steps later, by one of v
+    cost      the observed steps; more for an edge that was hardly ever seen or that depends on luck (`edge_costs`)
+    distance  Dijkstra's, from the goal's node over reversed edges; kept for the goals asked for last
+"""
+
+import collections
+import warnings
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial import KDTree
+
+NO_PATH, AT_GOAL = -1, -2  # in `StateMap.route`, instead of the next node
+
+HOP_SHARE = 0.6  # of `transition_steps`, the farthest z' that I is trained on: 15 of 25, measured in results/README
+COVERAGE = 0.2  # mean distance of states to their node, in median displacements over a hop
+FEWEST_NODES, MOST_NODES = 250, 4000
+CLUSTERED_STATES = 40_000  # drawn from the data for k-means
+FAR = 2.0  # a state further than so many node radii from every node is not on the map
+PROVEN = 2  # crossings that make an edge an ordinary one
+UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
+JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
+KEPT_GOALS = 128  # routes that a map remembers
+
+
+class StateMap:
+    """A graph of the states of the data and the shortest paths on it.
+
+    mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
+    data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node; sources, targets
+    (E,) nodes and costs (E,) of the edges, in environment steps.
+    """
+
+    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, hop):
+        self.mean, self.scale = mean, scale
+        self.centers, self.states, self.radius = centers, states, float(radius)
+        self.sources, self.targets, self.costs = sources, targets, costs
+        self.hop = int(hop)
+
+        self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
+        self._tree = KDTree(centers[:, self._seen])
+        # coo_array would add up the costs of an edge given twice; `from_data` gives each one once
+        shape = len(centers), len(centers)
+        self._reversed = coo_array((costs, (targets, sources)), shape=shape).tocsr()
+        self._routes = collections.OrderedDict()
+
+    @classmethod
+    def from_data(cls, data, mean, scale, hop=0, nodes=0, seed=0):
+        """The map of a `TrajectoryDataset`. `mean`, `scale` (S,) place its states, see above; `hop`: steps along an
+        edge, 0 for a share of the data's `transition_steps`; `nodes`: how many, 0 for as many as cover the data
+        (`COVERAGE`)."""
+        rng = np.random.default_rng([seed, 7])
+        hop = hop or max(1, round(HOP_SHARE * data.transition_steps))
+        observations = data.observations[:len(data)]
+        mean, scale = (np.asarray(a, np.float32) for a in (mean, scale))
+        places = (observations - mean) * scale
+
+        chosen = places
+        if len(places) > CLUSTERED_STATES:
+            chosen = places[rng.choice(len(places), CLUSTERED_STATES, replace=False)]
+        spacing = COVERAGE * typical_displacement(places, data.end_of, hop)
+        centers = cluster(chosen, nodes, spacing, rng)
+
+        seen = scale > 1e-3 * scale.max()
+        distances, labels = KDTree(centers[:, seen]).query(places[:, seen])
+        nearest = np.lexsort((distances, labels))  # by node, the nearest state of each first
+        rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
+        radius = np.quantile(distances, 0.999)
+        edges = find_edges(places, labels, data.end_of, hop)
+        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, hop)
+
+    def __len__(self):
+        return len(self.centers)
+
+    def locate(self, observations):
+        """observations (B, S) raw -> nodes (B,), the nearest ones; -1 for states that are far from all of them."""
+        places = (np.asarray(observations, np.float32) - self.mean) * self.scale
+        distances, nodes = self._tree.query(places[:, self._seen])
+        return np.where(distances <= FAR * self.radius, nodes, -1)
+
+    def distances(self, node):
+        """-> (K,) steps from every node to `node`, inf where no path leads."""
+        return dijkstra(self._reversed, indices=node)
+
+    def route(self, node):
+        """The way to the goal's `node` (-1: it is off the map) -> (K + 1,) int: from each node the next one to head
+        for, AT_GOAL within one hop of the goal, NO_PATH where none leads there; the last entry, which index -1 finds,
+        is for whoever is off the map."""
+        node = int(node)
+        if node in self._routes:
+            self._routes.move_to_end(node)
+            return self._routes[node]
+
+        route = np.full(len(self) + 1, NO_PATH, np.int32)
+        if node >= 0:
+            distances, following = dijkstra(self._reversed, indices=node, return_predecessors=True)
+            connected = np.isfinite(distances)
+            route[:-1][connected] = following[connected]
+            route[:-1][distances <= self.hop] = AT_GOAL
+
+        self._routes[node] = route
+        if len(self._routes) > KEPT_GOALS:
+            self._routes.popitem(last=False)
+        return route
+
+    def routes(self, goals):
+        """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
+        return np.stack([self.route(node) for node in self.locate(goals)])
+
+    def path(self, start, goal):
+        """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for
+        either."""
+        if min(start, goal) < 0:
+            return []
+        _, following = dijkstra(self._reversed, indices=goal, return_predecessors=True)
+        nodes = [int(start)]
+        while nodes[-1] != goal:
+            if following[nodes[-1]] < 0:
+                return []
+            nodes.append(int(following[nodes[-1]]))
+        return nodes
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+    def state_dict(self):
+        """-> tensors and numbers from which `from_state_dict` rebuilds this map exactly."""
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
+        return arrays | {'radius': self.radius, 'hop': self.hop}
+
+    @classmethod
+    def from_state_dict(cls, saved):
+        arrays = {name: saved[name].cpu().numpy() for name in ARRAYS}
+        return cls(**arrays, radius=saved['radius'], hop=saved['hop'])
+
+    @property
+    def nbytes(self):
+        """Bytes of its arrays, which is what it adds to a checkpoint."""
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
+
+    def __str__(self):
+        return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, '
+                f'{self.nbytes / 2**20:.1f} MiB')
+
+
+ARRAYS = 'mean', 'scale', 'centers', 'states', 'sources', 'targets', 'costs'  # of a StateMap
+
+
+def typical_displacement(places, end_of, hop):
+    """Median distance between two states of a trajectory `hop` steps apart; 0 without such pairs."""
+    rows = np.flatnonzero(np.arange(len(places)) + hop <= end_of)
+    rows = rows[::max(1, len(rows) // 50_000)]
+    if not len(rows):
+        return 0.0
+    return float(np.median(np.linalg.norm(places[rows + hop] - places[rows], axis=1)))
+
+
+def cluster(places, nodes, spacing, rng):
+    """k-means -> centers (K, S), K at most `nodes`; with `nodes` 0, K such that the mean distance of a state to its
+    center is about `spacing`, between FEWEST_NODES and MOST_NODES, never more than there are different states."""
+    different = len(np.unique(places, axis=0))
+    most = min(nodes or MOST_NODES, different)
+    count = min(nodes or 2 * FEWEST_NODES, most)
+    for _ in range(4):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # an empty cluster keeps its center; `_drop_empty` removes it
+            centers, labels = kmeans2(places, count, iter=8, minit='points', seed=rng)
+        if nodes or not spacing:
+            break
+        mean_distance = np.linalg.norm(places - centers[labels], axis=1).mean()
+        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count == FEWEST_NODES):
+            break
+        wanted = int(np.clip(count * (mean_distance / spacing) ** 2, FEWEST_NODES, MOST_NODES))  # places form areas
+        wanted = min(wanted, most)
+        if wanted == count:
+            break
+        count = wanted
+    return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
+
+
+def find_edges(places, labels, end_of, hop):
+    """-> sources, targets (E,) int32 and costs (E,) float32 of the edges that the trajectories walked.
+
+    A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
+    the trajectory dwells there. Where a trajectory jumps (a teleporter), no edge leads over the jump but one from each
+    node before it to the node of the landing.
+    """
+    t = np.arange(len(labels))
+    step = np.linalg.norm(places[1:] - places[:-1], axis=1)
+    inside = t[:-1] < end_of[:-1]
+    jumps = np.zeros(len(labels), bool)
+    if inside.any():
+        jumps[:-1] = inside & (step > JUMP * np.quantile(step[inside], 0.99))
+    jumps_before = np.concatenate([[0], np.cumsum(jumps)])
+
+    rows = t[t + hop <= end_of]
+    rows = rows[jumps_before[rows] == jumps_before[rows + hop]]
+    walked = _count_crossings(rows, labels[rows], labels[np.minimum(rows + hop, len(labels) - 1)])
+
+    take_off = np.flatnonzero(jumps)
+    before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
+    same = (before >= 0) & (end_of[np.maximum(before, 0)] == end_of[take_off][:, None])
+    same &= jumps_before[np.maximum(before, 0)] == jumps_before[take_off][:, None]
+    landing = np.broadcast_to(take_off[:, None] + 1, before.shape)[same]
+    jumped = _count_crossings(before[same], labels[before[same]], labels[landing])
+    return edge_costs(walked, jumped, hop)
+
+
+def _count_crossings(rows, sources, targets):
+    """-> sources, targets, crossings (E,) of the different pairs of nodes, without those from a node to itself."""
+    order = np.argsort(rows)
+    rows, sources, targets = rows[order], sources[order], targets[order]
+    begins = np.ones(len(rows), bool)
+    begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
+    begins &= sources != targets
+    pairs = np.stack([sources[begins], targets[begins]], 1).reshape(-1, 2)
+    pairs, crossings = np.unique(pairs, axis=0, return_counts=True)
+    return pairs[:, 0], pairs[:, 1], crossings
+
+
+def edge_costs(walked, jumped, hop):
+    """Costs in steps of edges given as (sources, targets, crossings) -> sources, targets, costs of all, each once.
+
+    Where to walk is the walker's choice, so a walked edge costs its steps, `UNPROVEN_COST` times that if it was
+    crossed fewer than `PROVEN` times. Where a jump lands is not: it costs its expected attempts, the steps divided
+    by the share of the jumps from that node that landed there.
+    """
+    sources, targets, crossings = walked
+    walk_costs = hop * np.where(crossings >= PROVEN, 1.0, UNPROVEN_COST)
+
+    jump_sources, jump_targets, landings = jumped
+    total = np.bincount(jump_sources, landings) if len(landings) else np.zeros(0)
+    jump_costs = hop * total[jump_sources] / landings
+
+    sources = np.concatenate([sources, jump_sources])
+    targets = np.concatenate([targets, jump_targets])
+    costs = np.concatenate([walk_costs, jump_costs])
+    order = np.lexsort((costs, targets, sources))
+    sources, targets, costs = sources[order], targets[order], costs[order]
+    first = np.ones(len(costs), bool)  # an edge both walked and jumped: the cheaper way
+    first[1:] = (np.diff(sources) != 0) | (np.diff(targets) != 0)
+    return sources[first].astype(np.int32), targets[first].astype(np.int32), costs[first].astype(np.float32)

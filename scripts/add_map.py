@@ -1,0 +1,61 @@
+"""Give an online checkpoint the map of its data, on which it plans (planner.py): for checkpoints from before there were
+maps, or to try another map. Nothing in it is retrained.
+
+    python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+
+from online_agent import OnlineAgent  # noqa: E402
+from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
+from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
+from trajectories import load_dataset  # noqa: E402
+
+
+@dataclasses.dataclass
+class MapConfig:
+    """which checkpoint, which data, which map"""
+    checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
+    output: str = flag('', 'file to write; default: the checkpoint itself')
+    dataset_path: str = flag('', 'npz file of the states; default: the file that the offline run used')
+    hop: int = flag(0, "steps along an edge; 0: a share of the run's --transition_steps", least=0)
+    nodes: int = flag(0, 'nodes of the map; 0: as many as cover the data', least=0)
+    seed: int = flag(0, 'seed of the clusters', least=0)
+
+
+def run(config):
+    """-> path of the checkpoint with the map."""
+    if not config.checkpoint:
+        raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
+    check_ranges(config)
+    checkpoint = load_checkpoint(config.checkpoint, 'online')
+    with naming_file(config.checkpoint):
+        agent = OnlineAgent.from_state_dict(checkpoint['agent'])
+
+    known = checkpoint['data']
+    data, _, source = load_dataset(known['dataset'], config.dataset_path or known['path'], 'datasets', '',
+                                   known['max_trajectories'], **agent.offline.config.sampling())
+    print(source.note)
+
+    begin = time.perf_counter()
+    agent.build_map(data, config.seed, hop=config.hop, nodes=config.nodes)
+    print(f'{agent.state_map}; built in {time.perf_counter() - begin:.1f} s')
+
+    output = Path(config.output or config.checkpoint)
+    checkpoint['agent'] |= {'map': agent.state_map.state_dict()}
+    save_checkpoint(output, checkpoint)
+    print(f'written: {output}')
+    return output
+
+
+def main(argv=None):
+    run(*parse_flags(__doc__.splitlines()[0], MapConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)

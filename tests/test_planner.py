@@ -1,0 +1,241 @@
+"""The map of the data: nodes, edges, costs and ways, on mazes small enough to know the answer."""
+
+import numpy as np
+import pytest
+import torch
+
+import planner
+from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges
+from trajectories import TrajectoryDataset
+
+HOP = 4
+
+
+def walk(*corners, speed=0.25):
+    """States (T, 2) of a walk along straight lines between corners."""
+    pieces = []
+    for a, b in zip(corners[:-1], corners[1:], strict=True):
+        a, b = np.array(a, float), np.array(b, float)
+        steps = round(np.abs(b - a).max() / speed)
+        pieces.append(a + (b - a) * np.arange(steps)[:, None] / steps)
+    return np.concatenate([*pieces, [corners[-1]]]).astype(np.float32)
+
+
+def dataset(*trajectories, **options):
+    ends = np.cumsum([len(states) for states in trajectories]) - 1
+    starts = np.append(0, ends[:-1] + 1)
+    return TrajectoryDataset(np.concatenate(trajectories), starts, ends, context_length=8, **options)
+
+
+def make_map(*trajectories, hop=HOP, **options):
+    data = dataset(*trajectories)
+    return StateMap.from_data(data, np.zeros(2), np.ones(2), hop=hop, **options)
+
+
+def around_the_wall():
+    """Up one corridor, over, and down the next: start and end lie side by side, a wall between them."""
+    return [walk((0, 0), (0, 10), (1, 10), (1, 0)) for _ in range(3)]
+
+
+def follow(state_map, start, goal, most=100):
+    """The states of the nodes that an agent would head for, one after the other, until it is at the goal."""
+    route = state_map.routes(np.array([goal], np.float32))[0]
+    node = state_map.locate(np.array([start], np.float32))[0]
+    states = [state_map.states[node]]
+    for _ in range(most):
+        if route[node] == AT_GOAL:
+            return np.array(states)
+        assert route[node] >= 0, 'the plan breaks off'
+        node = route[node]
+        states.append(state_map.states[node])
+    raise AssertionError('the plan does not arrive')
+
+
+def test_plan_goes_around_a_wall():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    way = follow(state_map, (0, 0), (1, 0))
+    assert way[:, 1].max() > 9  # up to the end of the wall and down again, though the goal is one unit away
+    sideways = np.abs(np.diff(way[:, 0])) > 0.2
+    assert way[1:][sideways][:, 1].min() > 8.5  # and through the opening only
+
+
+def test_edges_lead_where_trajectories_went_and_not_back():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    route = state_map.routes(np.array([[0, 0]], np.float32))[0]
+    node = state_map.locate(np.array([[1, 0]], np.float32))[0]
+    assert route[node] == NO_PATH  # nobody ever walked from the end to the start
+
+
+def test_distances_are_about_the_steps_walked():
+    state_map = make_map(*around_the_wall(), nodes=80)
+    start, end = state_map.locate(np.array([[0, 0], [1, 0]], np.float32))
+    steps = len(walk((0, 0), (0, 10), (1, 10), (1, 0))) - 1
+    assert steps - 2 * HOP <= state_map.distances(end)[start] <= 1.3 * steps
+
+
+def test_path_is_the_route_followed():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    start, goal, far = state_map.locate(np.array([[0, 0], [1, 0], [90, 0]], np.float32))
+    path = state_map.path(start, goal)
+    way = follow(state_map, (0, 0), (1, 0))
+    assert path[0] == start
+    assert path[-1] == goal
+    np.testing.assert_array_equal(state_map.states[path[:len(way)]], way)
+    assert state_map.path(goal, start) == []
+    assert state_map.path(start, far) == state_map.path(far, goal) == []
+
+
+def test_goal_and_state_far_from_all_nodes_have_no_plan():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    far = np.array([[50.0, 50.0]], np.float32)
+    assert state_map.locate(far)[0] == -1
+    assert (state_map.routes(far) == NO_PATH).all()
+    route = state_map.routes(np.array([[1, 0]], np.float32))[0]
+    assert route[state_map.locate(far)[0]] == NO_PATH  # the goal is known, the state is not
+    assert route[state_map.locate(np.array([[0, 0]], np.float32))[0]] >= 0
+
+
+def test_disconnected_maps():
+    here, there = walk((0, 0), (0, 10), (0, 0)), walk((50, 0), (50, 10), (50, 0))
+    state_map = make_map(here, here, there, there, nodes=20)
+    route = state_map.routes(np.array([[0, 5]], np.float32))[0]
+    islands = state_map.centers[:, 0] > 25
+    assert islands.any() and not islands.all()
+    assert (route[:-1][islands] == NO_PATH).all()
+    assert (route[:-1][~islands] != NO_PATH).all()
+
+
+def test_one_trajectory_is_enough_for_a_way():
+    """Its edges were crossed once; unproven ones cost more but lead on."""
+    state_map = make_map(walk((0, 0), (0, 10), (1, 10), (1, 0)), nodes=30)
+    assert follow(state_map, (0, 0), (1, 0))[:, 1].max() > 9
+    assert (state_map.costs == planner.UNPROVEN_COST * HOP).all()
+
+
+def test_proven_way_is_preferred_to_a_shorter_one_seen_once():
+    usual = [walk((0, 0), (0, 4), (6, 4), (6, 0)) for _ in range(3)]
+    state_map = make_map(*usual, walk((0, 0), (6, 0)), nodes=60)
+    assert follow(state_map, (0, 0), (6, 0))[:, 1].max() > 3
+    state_map = make_map(*usual, *[walk((0, 0), (6, 0)) for _ in range(2)], nodes=60)
+    assert follow(state_map, (0, 0), (6, 0))[:, 1].max() < 1
+
+
+def test_dwelling_is_one_crossing():
+    """Ten states in u followed by ten in v are one visit, not ten."""
+    labels = np.repeat([0, 1], 10)
+    places = np.linspace(0, 1, 20)[:, None]
+    _, _, costs = find_edges(places, labels, np.full(20, 19), hop=2)
+    np.testing.assert_array_equal(costs, [planner.UNPROVEN_COST * 2])
+
+
+def test_no_edge_leads_from_one_trajectory_into_the_next():
+    first, second = walk((0, 0), (0, 5)), walk((10, 0), (10, 5))
+    state_map = make_map(first, second, first, second, nodes=20)
+    apart = state_map.states[state_map.sources][:, 0] != state_map.states[state_map.targets][:, 0]
+    assert len(state_map.costs) and not apart.any()
+
+
+def test_jump_costs_its_expected_attempts():
+    """A teleporter that lands at one place in three of four times and at another in one."""
+    lucky, usual = [0, 1, 2, 7], [0, 1, 2, 5]
+    places = np.array([0.0, 1.0, 2.0, 0, 0, 100.0, 0, 200.0])
+    labels = np.array(usual * 3 + lucky)
+    ends = np.repeat(np.arange(3, 16, 4), 4)
+    walk_far = np.arange(0.0, 500.0)  # so that jumps are rare
+    positions = np.concatenate([places[labels], walk_far])[:, None]
+    labels = np.concatenate([labels, np.full(500, 8)])
+    ends = np.concatenate([ends, np.full(500, 515)])
+    sources, targets, costs = find_edges(positions, labels, ends, hop=2)
+    cost = dict(zip(zip(sources.tolist(), targets.tolist(), strict=True), costs.tolist(), strict=True))
+    assert cost[2, 5] == pytest.approx(2 * 4 / 3)
+    assert cost[2, 7] == pytest.approx(2 * 4)
+    assert (1, 5) in cost and (0, 5) not in cost  # from within a hop of the landing, no further
+
+
+def test_walked_edge_beats_the_same_one_by_luck():
+    walked = np.array([0]), np.array([1]), np.array([5])
+    jumped = np.array([0, 0]), np.array([1, 2]), np.array([1, 9])
+    sources, targets, costs = edge_costs(walked, jumped, hop=10)
+    np.testing.assert_array_equal(targets, [1, 2])
+    np.testing.assert_allclose(costs, [10, 10 / 0.9])
+
+
+def test_rare_landing_is_not_relied_on():
+    """Walking takes 30 steps; a teleporter that brings one there in one of ten times takes 40 as expected."""
+    by_foot = walk((0, 0), (0, 6), speed=0.2)
+    sources, targets, costs = edge_costs(
+        (np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([5, 5, 5])),
+        (np.array([0, 0]), np.array([3, 4]), np.array([1, 9])), hop=10)
+    centers = by_foot[::len(by_foot) // 4][:5]
+    state_map = StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, sources, targets,
+                         costs, hop=10)
+    assert state_map.route(3)[0] == 1
+    assert state_map.route(4)[0] == 4 or state_map.route(4)[0] == AT_GOAL
+
+
+def test_fewer_states_than_nodes():
+    data = dataset(np.array([[0, 0], [1, 0], [2, 0]], np.float32))
+    state_map = StateMap.from_data(data, np.zeros(2), np.ones(2), hop=1, nodes=50)
+    assert len(state_map) == 3
+    assert follow(state_map, (0, 0), (2, 0))[-1][0] >= 1
+
+
+def test_trajectories_shorter_than_a_hop_have_a_map_without_edges():
+    state_map = make_map(np.array([[0, 0], [1, 0]], np.float32), np.array([[5, 0], [6, 0]], np.float32), hop=10)
+    assert len(state_map.costs) == 0
+    assert (state_map.routes(np.zeros((1, 2), np.float32))[0] != AT_GOAL).sum() == len(state_map)  # all but its node
+
+
+def test_as_many_nodes_as_cover_the_data():
+    rng = np.random.default_rng(0)
+    small = rng.uniform(0, 1, (4000, 2)).astype(np.float32)
+    counts = [len(cluster(small * side, 0, 0.02, np.random.default_rng(0))) for side in (1, 1.5)]
+    assert 1.7 < counts[1] / counts[0] < 2.9  # 2.25 times the area
+    centers = cluster(small, 0, 0.02, np.random.default_rng(0))
+    distance = planner.KDTree(centers).query(small)[0].mean()
+    assert 0.8 * 0.02 < distance < 1.2 * 0.02
+
+
+def test_states_of_nodes_are_states_of_the_data():
+    trajectories = around_the_wall()
+    state_map = make_map(*trajectories, nodes=25)
+    data = {tuple(row) for row in np.concatenate(trajectories).tolist()}
+    assert all(tuple(row) in data for row in state_map.states.tolist())
+    np.testing.assert_array_equal(state_map.locate(state_map.states), np.arange(len(state_map)))
+
+
+def test_scale_decides_what_a_place_is():
+    """A posture that changes all the time does not tell places apart where its scale is 0."""
+    rng = np.random.default_rng(0)
+    way = walk((0, 0), (10, 0))
+    noisy = [np.stack([way[:, 0], 100 * rng.standard_normal(len(way))], 1).astype(np.float32) for _ in range(4)]
+    state_map = StateMap.from_data(dataset(*noisy), np.zeros(2), np.array([1.0, 0.0]), hop=HOP, nodes=20)
+    goal = np.array([[9, -500]], np.float32)
+    route = state_map.routes(goal)[0]
+    assert route[state_map.locate(np.array([[0, 777]], np.float32))[0]] >= 0
+
+
+def test_same_seed_same_map_and_round_trip(tmp_path, assert_same):
+    first, second = (make_map(*around_the_wall(), nodes=40) for _ in range(2))
+    assert_same(first.state_dict(), second.state_dict())
+    torch.save(first.state_dict(), tmp_path / 'map.pth')
+    loaded = StateMap.from_state_dict(torch.load(tmp_path / 'map.pth', weights_only=True))
+    assert_same(first.state_dict(), loaded.state_dict())
+    goals = np.array([[1, 0], [0, 5]], np.float32)
+    np.testing.assert_array_equal(first.routes(goals), loaded.routes(goals))
+
+
+def test_routes_are_kept_but_not_without_bound(monkeypatch):
+    monkeypatch.setattr(planner, 'KEPT_GOALS', 3)
+    state_map = make_map(*around_the_wall(), nodes=40)
+    kept = state_map.route(0)
+    assert state_map.route(0) is kept
+    for node in range(1, 10):
+        state_map.route(node)
+    assert len(state_map._routes) == 3
+    np.testing.assert_array_equal(state_map.route(0), kept)
+
+
+def test_default_hop_is_a_share_of_what_i_was_trained_on():
+    data = dataset(*around_the_wall(), transition_steps=10)
+    assert StateMap.from_data(data, np.zeros(2), np.ones(2)).hop == 6
