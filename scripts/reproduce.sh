@@ -58,7 +58,7 @@ run() {
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
-for dataset in antmaze-medium-navigate-v0 antmaze-medium-stitch-v0 antmaze-large-navigate-v0; do # what is imitated
+for dataset in antmaze-medium-navigate-v0 antmaze-large-navigate-v0; do # what is imitated, once for each maze
     for noise in 0 0.2; do
         experiment=expert-noise-$noise output=results/expert-noise-$noise/$dataset/seed0/evaluation.json
         [ -z "$only_experiment" ] || [ "$only_experiment" = "$experiment" ] || continue
@@ -77,8 +77,6 @@ for seed in 0 1 2; do
     run main antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
     run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' '--eval_interval 10000'
 done
-
-run no-steps antmaze-medium-navigate-v0 0 8 same '--random_steps 8 --initial_updates 1' # where the curve begins
 
 ablate() { # name, flags of the offline half or `same`, flags of the online half: beside main on the same data
     run "$1" antmaze-medium-stitch-v0 0 50000 "$2" "--eval_interval 0 $3"

@@ -15,6 +15,7 @@ from support.stats import last_three_mean, on_common_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, LARGE = 'antmaze-medium-navigate-v0', 'antmaze-large-navigate-v0'
+DATA = '`antmaze-medium-navigate` (our expert)'
 
 
 def script(name, *flags, cwd=None):
@@ -37,7 +38,8 @@ def write_run(folder, successes, episodes=50, csv=True):
 @pytest.fixture
 def page(tmp_path):
     """READMEs with markers and old tables, and results of three runs."""
-    for name in make_tables.WORDS:
+    (tmp_path / 'results').mkdir()
+    for name in (*make_tables.WORDS, make_tables.DETAILS):
         (tmp_path / name).write_text(f'before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n', encoding='utf-8')
     write_run(tmp_path / 'results' / 'main' / ANT / 'seed0', [0.2, 0.5, 0.8])
     write_run(tmp_path / 'results' / 'main' / ANT / 'seed1', [0.2, 0.6, 0.7, 0.9])
@@ -54,15 +56,17 @@ def test_the_tables_in_the_readmes_are_up_to_date():
 def test_tables_come_from_the_files(page):
     assert script('make_tables', '--root', page, '--check')[0] == 1, 'the old tables'
     code, out, error = script('make_tables', '--root', page)
-    assert code == 0 and 'README.md, README.ko.md' in out, error
+    assert code == 0 and 'README.md, README.ko.md, results/README.md' in out, error
     text = (page / 'README.md').read_text(encoding='utf-8')
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
-    row, curve, other = (line for line in text.splitlines() if line.startswith(f'| `{ANT}`'))
-    assert row.startswith(f'| `{ANT}` | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
-    assert f'| `no-alignment` | – | `{ANT}` | 60.0 | -25.0 | 20,000 | 1 × 5 × 20 |' in text
-    assert curve == f'| `{ANT}` | 20 | 65 |', 'two seeds at 10,000 and half-way from 20,000 to 30,000 steps'
-    assert other == f'| `{ANT}`, `no-alignment` | 40 | – |'
-    assert LARGE not in text
+    row, = (line for line in text.splitlines() if line.startswith(f'| {DATA}'))
+    assert row.startswith(f'| {DATA} | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
+    details = (page / 'results' / 'README.md').read_text(encoding='utf-8')
+    line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
+    assert line in details, 'seed 0 beside seed 0 of main, not beside the mean of its seeds'
+    assert f'| {DATA} | 20 |' in details, 'two seeds at 10,000 steps; at 50,000 there was no evaluation'
+    assert f'| {DATA}, `no-alignment` | 40 |' in details and '50,000' not in details
+    assert LARGE not in text + details
     assert (page / 'assets' / 'success_curves.png').stat().st_size > 20_000
     assert script('make_tables', '--root', page, '--check')[0] == 0
     (page / 'results' / 'main' / ANT / 'seed1' / 'evaluation.json').unlink()
@@ -74,7 +78,25 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
     write_run(page / 'results' / 'main' / LARGE / 'seed0b', [0.5], csv=False)
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text(encoding='utf-8')
-    assert f'| `{LARGE}` | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
+    assert f'| {DATA.replace("medium", "large")} | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
+
+
+def test_updates_of_both_halves_are_told(page):
+    for seed, updates in (('seed0', 1000), ('seed1', 3000)):
+        flags = {'random_steps': 10_000, 'initial_updates': updates, 'update_ratio': 0.2}
+        path = page / 'results' / 'main' / ANT / seed / 'config_online.json'
+        path.write_text(json.dumps({'argv': ['online_trainer.py'], 'flags': flags}))
+    assert script('make_tables', '--root', page)[0] == 0
+    assert '| 2,000 + 7,000 |' in (page / 'README.md').read_text(), '1,000 + 4,000 and 3,000 + 6,000'
+
+
+def test_one_measurement_of_the_demonstrator_is_shown_once(page):
+    for name in (ANT, ANT.replace('navigate', 'stitch'), LARGE):
+        write_run(page / 'results' / 'expert-noise-0.2' / name / 'seed0', [0.9], episodes=60, csv=False)
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert details.count('| `antmaze-medium` | 0.2 | 90.0 | 300 |') == 1
+    assert details.count('| `antmaze-large` | 0.2 | 90.0 | 300 |') == 1
 
 
 def test_flags_that_are_not_the_defaults_are_told(page):
@@ -89,10 +111,11 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     write('seed1', offline='--no-slow_goals --num_updates 9 --expectile=0.8', online='--save_dir x --progress_steps 5')
     write('seed0', experiment='no-alignment', offline='--alignment_weight 0 --seed 0', online='--max_steps 5')
     assert script('make_tables', '--root', page)[0] == 0
-    assert f'| `no-alignment` | `--alignment_weight 0` | `{ANT}` |' in (page / 'README.md').read_text()
+    details = (page / 'results' / 'README.md').read_text()
+    assert f'| `no-alignment` | `--alignment_weight 0` | {DATA} |' in details
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     assert line == ('All with the default flags, except '
-                    f'`{ANT}`, `{LARGE}`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
+                    '`antmaze-medium-navigate`, `antmaze-large-navigate`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
 
 
 def test_references_stand_beside_the_curves_in_their_colours(monkeypatch):
