@@ -5,6 +5,7 @@
     draw_latents    the latents in two dimensions, coloured by place: does the encoder tell places apart?
     draw_paths      evaluation episodes: where do the failed ones end?
     draw_episode    policy proposals and goal-biased ones along one episode
+    draw_plan       the map of the data (planner.py), steps to each goal on it, and the way that it plans
 
 Everything is measured at real observations of the data (`Probe`), so joint angles and speeds are plausible ones;
 places without data stay empty. A latent is f(s_t), a sequence of length one, for `--head_memory history` too.
@@ -21,6 +22,7 @@ from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
 WALL, FLOOR = '#c8ccd2', '#ffffff'
+EDGE, PLAN = '#8a8f98', '#D55E00'  # of the map of the data
 TEXT, SMALL = 11, 10  # points, in figures about six inches wide
 NEIGHBOURS = 8  # embedded observations over which a decoded proposal is averaged
 
@@ -345,4 +347,47 @@ def draw_episode(probe, agent, episode, path, title, every=25):
                     headwidth=4, headlength=4.5, headaxislength=4, zorder=4)
         axis.plot(*xy.T, 'o', color=INK, ms=2.5, zorder=5)
         axis.set_title(name, fontsize=TEXT)
+    save(figure, path)
+
+
+def draw_plan(maze, state_map, path, title):
+    """The `StateMap` of the data: its edges, its nodes coloured by their cost to each task's goal, in hops, and the
+    plan from the task's start. Crosses: nodes from which no path leads there. A hop is a little longer than what is walked
+    in its steps, since it leads from anywhere in one node to anywhere in the next."""
+    from matplotlib.collections import LineCollection
+    figure, axes = _panels(maze, title)
+    xy = state_map.states[:, :2]
+    edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
+    goals = state_map.locate(maze.goal_observations)
+    # a task is known by the place where it starts, so that any node there will do
+    starts = [int(np.linalg.norm(xy - start, axis=1).argmin()) for start in maze.starts]
+    hops = [state_map.distances(goal) / state_map.hop if goal >= 0 else np.full(len(xy), np.inf) for goal in goals]
+    finite = np.concatenate(hops)
+    finite = finite[np.isfinite(finite)]
+    most = np.quantile(finite, 0.98) if len(finite) else 1.0
+
+    for task, (axis, distance) in enumerate(zip(axes[:-1], hops, strict=False), 1):
+        maze.draw(axis, task)
+        axis.add_collection(LineCollection(edges, colors=EDGE, linewidths=0.25, alpha=0.35, zorder=2, rasterized=True))
+        reached = np.isfinite(distance)
+        image = axis.scatter(*xy[reached].T, c=distance[reached], cmap='viridis_r', vmin=0, vmax=most, s=4, lw=0,
+                             zorder=3)
+        axis.plot(*xy[~reached].T, 'x', color=INK, ms=2.5, mew=0.7, zorder=3)
+
+        way = state_map.path(starts[task - 1], goals[task - 1])
+        axis.plot(*xy[way].T, '-', color='white', lw=3.2, zorder=4)
+        axis.plot(*xy[way].T, '-o', color=PLAN, lw=1.6, ms=2.6, zorder=5)
+        length = f'{len(way) - 1} hops' if way else 'no path'
+        axis.set_title(f'task {task}: {length}', fontsize=TEXT)
+
+    key = axes[-1]
+    key.axis('off')
+    bar = figure.colorbar(image, cax=key.inset_axes((0.12, 0.04, 0.08, 0.82)))
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(labelsize=SMALL)
+    key.text(0.12, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=key.transAxes)
+    entries = [('start', 'o', 'white'), ('goal', '*', '#F0E442'), ('plan', '--', PLAN), ('edges', '--', EDGE)]
+    if not all(np.isfinite(distance).all() for distance in hops):
+        entries.append(('no path', 'x', INK))
+    _key(key, entries, bbox_to_anchor=(0.44, 0.45), loc='center left')
     save(figure, path)

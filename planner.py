@@ -38,8 +38,8 @@ class StateMap:
     """A graph of the states of the data and the shortest paths on it.
 
     mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
-    data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node; sources, targets
-    (E,) nodes and costs (E,) of the edges, in environment steps.
+    data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node, at least the usual
+    gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps.
     """
 
     def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, hop):
@@ -76,7 +76,8 @@ class StateMap:
         distances, labels = KDTree(centers[:, seen]).query(places[:, seen])
         nearest = np.lexsort((distances, labels))  # by node, the nearest state of each first
         rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
-        radius = np.quantile(distances, 0.999)
+        # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
+        radius = max(np.quantile(distances, 0.999), typical_gap(centers))
         edges = find_edges(places, labels, data.end_of, hop)
         return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, hop)
 
@@ -162,6 +163,13 @@ def typical_displacement(places, end_of, hop):
     if not len(rows):
         return 0.0
     return float(np.median(np.linalg.norm(places[rows + hop] - places[rows], axis=1)))
+
+
+def typical_gap(centers):
+    """Median distance from a center to its nearest neighbour; 0 for a single one."""
+    if len(centers) < 2:
+        return 0.0
+    return float(np.median(KDTree(centers).query(centers, k=2)[0][:, 1]))
 
 
 def cluster(places, nodes, spacing, rng):

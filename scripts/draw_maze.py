@@ -1,4 +1,4 @@
-"""Draw what a checkpoint knows on its maze: values, proposals, latents; of an online one also its paths.
+"""Draw what a checkpoint knows on its maze: values, proposals, latents; of an online one also its paths and plans.
 
     python scripts/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
 """
@@ -11,7 +11,7 @@ from PIL import Image  # matplotlib brings it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths  # noqa: E402
+from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths, draw_plan  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
@@ -63,6 +63,9 @@ def run(config):
         best_first = sorted(episodes, key=lambda e: (-e['success'], e['length']))
         example = best_first[sum(bool(e['success']) for e in episodes) // 2]  # a solved one of median length
         draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
+        if agent.state_map:
+            pictures.append(folder / 'maze_plan.png')
+            draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
         if config.video:
             pictures += [path.replace(path.with_stem('episode'))
                          for path in record(name, [example], folder, size=160, every=24)]

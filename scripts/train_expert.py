@@ -41,25 +41,26 @@ HIDDEN = 256
 
 # ------------------------------------------------------------------------------------------------------ robots
 class HumanoidTask:
-    """OGBench's humanoid, told where to walk. Half of the episodes begin standing and end in a fall; the other half
-    begin as in the maze, in a random pose in the air, and go on whatever happens."""
+    """OGBench's humanoid, told where to walk. `begins_standing`: its episodes begin upright and end in a fall; the
+    others begin as in the maze, in a random pose in the air, and go on whatever happens.
+
+    The choice is made once for each robot and not at each episode: a walk that ends after 20 decisions and a night on
+    the ground of 300 would leave one decision in sixteen to the walk."""
 
     action_repeat = 2
     episode_decisions = 300
     resample_decisions = (40, 160)  # a direction holds for 2 to 8 seconds
     privileged_dim = 2
 
-    def __init__(self, seed):
+    def __init__(self, seed, begins_standing):
         from ogbench.online_locomotion.humanoid import HumanoidEnv
 
         self.env = HumanoidEnv()
         self.env.reset(seed=seed)
         self.rng = np.random.default_rng(seed)
-        self.begins_standing = True
+        self.begins_standing = begins_standing
 
     def reset(self):
-        self.begins_standing = self.rng.random() < 0.5
-
         if self.begins_standing:
             qpos = self.env.init_qpos.copy()
             qpos[2] = 1.3
@@ -107,7 +108,7 @@ class AntTask:
     resample_decisions = (20, 100)
     privileged_dim = 0
 
-    def __init__(self, seed):
+    def __init__(self, seed, begins_standing):
         from ogbench.online_locomotion.ant import AntEnv
 
         self.env = AntEnv(terminate_when_unhealthy=False)
@@ -154,8 +155,8 @@ def yaw_quaternion(angle):
 class DirectedRobot:
     """One robot with a direction that changes. `step` repeats an action and restarts a finished episode itself."""
 
-    def __init__(self, robot, seed):
-        self.task = TASKS[robot](seed)
+    def __init__(self, robot, seed, begins_standing=True):
+        self.task = TASKS[robot](seed, begins_standing)
         self.rng = np.random.default_rng([seed, 1])
         self.reset()
 
@@ -281,7 +282,8 @@ class Learner:
 
     def __init__(self, robot, flags):
         self.flags = flags
-        self.robots = [DirectedRobot(robot, 1000 * flags.seed + i) for i in range(flags.num_envs)]
+        standing = round(flags.standing_share * flags.num_envs)
+        self.robots = [DirectedRobot(robot, 1000 * flags.seed + i, i < standing) for i in range(flags.num_envs)]
         task = self.robots[0].task
         self.privileged_dim = task.privileged_dim
         input_dim = len(self.robots[0].observation())
@@ -427,6 +429,8 @@ def parse_args(argv=None):
     parser.add_argument('--robot', choices=sorted(TASKS), default='humanoid')
     parser.add_argument('--num_steps', type=int, default=20_000_000, help='control steps in all (default: 20 million)')
     parser.add_argument('--num_envs', type=int, default=32, help='robots side by side (default: 32)')
+    parser.add_argument('--standing_share', type=float, default=0.85,
+                        help='share of the humanoids whose episodes begin upright (default: 0.85)')
     parser.add_argument('--horizon', type=int, default=128, help='decisions of each between updates (default: 128)')
     parser.add_argument('--minibatch', type=int, default=1024, help='decisions in a gradient step (default: 1024)')
     parser.add_argument('--epochs', type=int, default=5, help='passes over what was collected (default: 5)')

@@ -6,10 +6,12 @@ import torch
 from matplotlib.colors import to_hex
 
 import maze_figures
-from maze_figures import Maze, Probe, TrainingPictures, draw_latents, draw_paths, draw_proposals, draw_values
+from maze_figures import Maze, Probe, TrainingPictures, draw_latents, draw_paths, draw_plan, draw_proposals, draw_values
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
+from planner import StateMap
 from support.figures import FAILURE, GOOD, TASK_COLORS
+from trajectories import TrajectoryDataset
 
 ANT = 'antmaze-medium-navigate-v0'
 
@@ -188,3 +190,33 @@ def test_pictures_of_a_training_are_rare_and_come_at_the_end(observations, tmp_p
     TrainingPictures(ANT, observations[:, :5], tmp_path).draw(None, 'title', last=True)
     TrainingPictures(ANT, observations - 1000, tmp_path).draw(None, 'title', last=True)
     assert len(drawn) == 5, 'data that do not belong to the environment, or lie outside its maze'
+
+
+def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):
+    """A map of random walks over the whole maze: short steps that enter no wall."""
+    rng = np.random.default_rng(0)
+    free = np.argwhere(~maze.fine_walls)
+    free_cells = {tuple(cell) for cell in free}
+    walks = []
+    for cell in free[rng.permutation(len(free))]:
+        cells = [tuple(cell)]
+        while len(cells) < 40:
+            step = ((0, 1), (0, -1), (1, 0), (-1, 0))[rng.integers(4)]
+            new = cells[-1][0] + step[0], cells[-1][1] + step[1]
+            cells.append(new if new in free_cells else cells[-1])
+        i, j = np.array(cells).T
+        states = np.zeros((len(cells), 29), np.float32)
+        states[:, :2] = maze.low + (np.stack([j, i], 1) + 0.5) * maze.unit / maze_figures.SPLIT
+        walks.append(states)
+    ends = np.cumsum([len(walk) for walk in walks]) - 1
+    data = TrajectoryDataset(np.concatenate(walks), np.append(0, ends[:-1] + 1), ends)
+    places_only = np.eye(29)[:2].sum(0)
+    state_map = StateMap.from_data(data, np.zeros(29), places_only, hop=4, nodes=400)
+
+    draw_plan(maze, state_map, 'x.png', 'title')
+    assert [title.split()[-1] for title in titles(figure())[:5]] == ['hops'] * 5
+    for task, axis in enumerate(figure().axes[:5]):
+        way = next(line for line in axis.lines if line.get_color() == maze_figures.PLAN).get_xydata()
+        assert np.linalg.norm(way[0] - maze.starts[task]) < maze.unit
+        assert np.linalg.norm(way[-1] - maze.goals[task]) < maze.unit
+        assert not maze.fine_walls[maze.fine_cell(way)].any()

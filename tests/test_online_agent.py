@@ -386,6 +386,88 @@ def test_action_spaces_without_bounds_are_refused(make_online, high):
         OnlineAgent(unit.offline, -np.ones(ACTION_DIM), np.array(high), unit.config)
 
 
+# -------------------------------------------------------------------------------------------------------- plan
+@pytest.fixture
+def planning(make_watched, make_dataset):
+    """An agent whose action is 0.1 z', with a map of the random walks."""
+    agent = make_watched(1)
+    agent.build_map(make_dataset((60, 60, 60)))
+    return agent
+
+
+def test_plan_is_the_latent_of_the_next_node(planning, make_dataset):
+    agent = planning
+    data = make_dataset((60, 60, 60))
+    observations, goals = data.observations[[0, 60]], data.observations[[59, 119]]
+    route = agent.state_map.routes(goals)[np.arange(2), agent.state_map.locate(observations)]
+    assert (route >= 0).all(), 'a trajectory leads from its start to its end'
+
+    actions, state = agent.act(observations, goals, agent.initial_state(2))
+    nodes = torch.from_numpy(agent.state_map.states[route])
+    np.testing.assert_allclose(actions, np.clip(0.1 * agent.encoder.encode_slow(nodes), -1, 1), rtol=1e-4, atol=1e-5)
+    again, _ = agent.act(observations, goals, state)  # the goals are known by now
+    assert np.array_equal(again, actions)
+
+
+def test_plan_ends_in_the_goal_itself(planning, make_dataset):
+    data = make_dataset((60, 60, 60))
+    goals = data.observations[[30, 90]] + np.float32(1e-3)
+    actions, _ = planning.act(data.observations[[30, 90]], goals, planning.initial_state(2))
+    z_goal = planning.encoder.encode_slow(torch.from_numpy(goals))
+    np.testing.assert_allclose(actions, np.clip(0.1 * z_goal, -1, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('where', ['no way', 'state off the map', 'goal off the map', 'switched off'])
+def test_without_a_path_the_proposer_decides(planning, make_dataset, where):
+    data = make_dataset((60, 60, 60))
+    observations, goals = data.observations[[0]], data.observations[[59]]
+    if where == 'no way':  # trajectories are walked in one direction
+        observations, goals = goals, observations
+        assert planning.state_map.routes(goals)[0][planning.state_map.locate(observations)[0]] == -1
+    elif where == 'state off the map':
+        observations = observations + 1e4
+    elif where == 'goal off the map':
+        goals = goals + 1e4
+    else:
+        planning.config.plan = False
+    actions, _ = planning.act(observations, goals, planning.initial_state(1))
+    z, z_goal = (planning.encoder.encode_slow(torch.from_numpy(np.float32(a))) for a in (observations, goals))
+    proposed = planning.acting['proposer'](z, z_goal).detach()
+    np.testing.assert_allclose(actions, np.clip(0.1 * proposed, -1, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_exploration_biases_plans_as_well(planning, make_dataset):
+    data = make_dataset((60, 60, 60))
+    observations, goals = data.observations[np.zeros(40, int)], data.observations[np.full(40, 59)]
+    plain, _ = planning.act(observations, goals, planning.initial_state(40))
+    rng = np.random.default_rng(0)
+    actions, state = planning.act(observations, goals, planning.initial_state(40), epsilon=0.5, rng=rng)
+    assert 5 < state.biased.sum() < 35
+    np.testing.assert_array_equal(np.any(actions != plain, 1), state.biased)
+
+
+def test_plan_and_map_survive_a_checkpoint(make_online, make_dataset, tmp_path):
+    agent = make_online()
+    data = make_dataset((60, 60, 60))
+    agent.build_map(data)
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict()})
+    loaded = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
+    assert loaded.plans
+    observations, goals = data.observations[[0, 60]], data.observations[[59, 119]]
+    assert np.array_equal(*(a.act(observations, goals, a.initial_state(2))[0] for a in (agent, loaded)))
+    older = agent.state_dict()
+    del older['map']
+    assert not OnlineAgent.from_state_dict(older).plans
+
+
+def test_memory_does_not_plan(make_online, make_agent, make_dataset, states):
+    agent = make_online(offline=make_agent(head_memory='history'))
+    without = agent.act(states(2), states(2, seed=1), agent.initial_state(2))[0]
+    agent.build_map(make_dataset((60, 60, 60)))
+    assert not agent.plans
+    assert np.array_equal(agent.act(states(2), states(2, seed=1), agent.initial_state(2))[0], without)
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(
         either_agent, make_batches, states, assert_same, tmp_path):

@@ -178,6 +178,7 @@ def test_fewer_states_than_nodes():
     state_map = StateMap.from_data(data, np.zeros(2), np.ones(2), hop=1, nodes=50)
     assert len(state_map) == 3
     assert follow(state_map, (0, 0), (2, 0))[-1][0] >= 1
+    assert state_map.locate(np.array([[0.1, 0], [9, 0]], np.float32)).tolist() == [0, -1]  # near is not on the spot
 
 
 def test_trajectories_shorter_than_a_hop_have_a_map_without_edges():
