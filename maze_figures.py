@@ -352,8 +352,8 @@ def draw_episode(probe, agent, episode, path, title, every=25):
 
 def draw_plan(maze, state_map, path, title):
     """The `StateMap` of the data: its edges, its nodes coloured by their cost to each task's goal, in hops, and the
-    plan from the task's start. Crosses: nodes from which no path leads there. A hop is a little longer than what is walked
-    in its steps, since it leads from anywhere in one node to anywhere in the next."""
+    plan from the task's start. Crosses: nodes from which no path leads there. A hop is a little longer than what is
+    walked in its steps, since it leads from anywhere in one node to anywhere in the next."""
     from matplotlib.collections import LineCollection
     figure, axes = _panels(maze, title)
     xy = state_map.states[:, :2]

@@ -34,7 +34,7 @@ def main():
     print(f'\ndone in {(time.time() - begin) / 60:.1f} minutes')
     rates = [float(last[f'evaluation/task{k}_success']) for k in range(1, 6)]
     print('success by task: ' + '  '.join(f'{k}: {rate:.0%}' for k, rate in enumerate(rates, 1)))
-    for path in (offline / 'training_curves.png', online / 'online_training_curves.png', online / 'best_model.pth'):
+    for path in (offline / 'training_curves.png', online / 'online_training_curves.png', online / 'last.pth'):
         print(path)
 
 

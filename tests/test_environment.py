@@ -63,7 +63,7 @@ def mamba_agent():
     torch.manual_seed(0)
     config = OfflineConfig(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32, transition_steps=4,
                            head_memory='history')
-    return OnlineAgent(OfflineAgent(29, config), 8, OnlineConfig(idm_hidden_dim=32))
+    return OnlineAgent(OfflineAgent(29, config), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32))
 
 
 def run(envs, jobs, agent=None, **options):

@@ -38,7 +38,7 @@ def checkpoints(make_config, tmp_path, monkeypatch):
     torch.manual_seed(0)
     paths = []
     for sign in (1, -1):
-        agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
+        agent = OnlineAgent(OfflineAgent(29, make_config()), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32))
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].weight, 0.0)
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')

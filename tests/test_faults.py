@@ -18,6 +18,7 @@ class Toy:
     def __init__(self, log, trouble):
         self.log, self.trouble = log, trouble
         self.observation_space, self.action_space = types.SimpleNamespace(shape=(3,)), BOX
+        self.unwrapped = types.SimpleNamespace(num_tasks=5)
         log.append('made')
 
     def reset(self, seed=None, options=None):
@@ -104,14 +105,14 @@ def test_evaluation_counts_a_fault_as_failure():
 
 def test_collected_rounds_show_faults():
     config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
-                                   epsilon_start=0,
-                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
-    agent, log, rows = Agent(), [], [{}, {}]
+                                   epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0,
+                                   schedule_episodes=1)
+    agent = Agent()
+    log = []
     agent.act = lambda observations, goals, state, *_: (
         np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))
     collector = Collector(config, open_envs('', 1, lambda dataset: Toy(log, boom((2, 4)))), agent)
-    for row in rows:
-        collector.round(types.SimpleNamespace(update=lambda n: None), row)
+    rows = [collector.round(types.SimpleNamespace(update=lambda n: None)).numbers for _ in range(2)]
     assert rows[0]['collect/faults'] == 1 and 'collect/faults' not in rows[1]
     assert rows[0]['collect/length'] == rows[1]['collect/length'] == 6  # of whole episodes
     assert collector.steps == 6 + 3 + 2 + 6  # one step of the twelve failed

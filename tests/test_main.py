@@ -294,7 +294,8 @@ def test_help_lists_every_flag_with_its_default(capsys, script, configs):
     assert end.value.code == 0
     for field in (field for config in configs for field in dataclasses.fields(config)):
         assert f'--{field.name}' in text and f'--{field.name.replace("_", "-")}' in text
-        assert ''.join(f"{field.metadata['help']} (default: {field.default})".split()) in text
+        default = '' if field.default is None else f' (default: {field.default})'
+        assert ''.join(f"{field.metadata['help']}{default}".split()) in text
 
 
 @pytest.mark.parametrize('flags, words', [

@@ -50,10 +50,9 @@ def test_nothing_that_only_unix_has(path):
     assert not problems(path.read_text(encoding='utf-8'))
 
 
-def test_make_targets_are_wrappers_that_the_readmes_spell_out():
+def test_make_targets_are_wrappers_that_the_docs_spell_out():
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
     targets = re.search(r'^\.PHONY:(.*)$', makefile, re.M)[1].split()
     assert {'demo', 'test', 'install', 'clean'} <= set(targets)
-    for name in ('README.md', 'README.ko.md'):
-        text = (ROOT / name).read_text(encoding='utf-8')
-        assert not [target for target in targets if f'| `make {target}` |' not in text], name
+    text = (ROOT / 'docs' / 'running.md').read_text(encoding='utf-8')
+    assert not [target for target in targets if f'| `make {target}` |' not in text]

@@ -1,4 +1,5 @@
-"""What the READMEs promise: their code runs, their commands and pictures exist, and the two say the same."""
+"""What the pages promise: their commands, flags, code, links and pictures exist, and the Korean front page says what the
+English one says."""
 
 import re
 import shlex
@@ -6,14 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from offline_agent import OfflineAgent
+from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineAgent, OnlineConfig
 from support.files import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = {name: (ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'README.ko.md')}
+FRONT = ('README.md', 'README.ko.md')
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
+         for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md')),
+                      ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
+SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|torchrun|sh) (?:.*? )?([\w/]+\.(?:py|sh))\b(.*)')
 
 
 def blocks(text, language=''):
@@ -21,48 +27,118 @@ def blocks(text, language=''):
 
 
 def commands(text):
-    """The lines of unnamed blocks that run a script of this project -> [[script, flag, ...]]."""
-    lines = [line.split(' #')[0] for block in blocks(text) for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if re.match(r'python \S+\.py', line)]
+    """Every command that runs a file of this project, fenced, indented or between backticks, with lines joined at
+    backslashes -> [(script, [word, ...])]."""
+    text = text.replace('\\\n', ' ')
+    quoted = re.findall(r'`([^`\n]+)`', text)
+    found = []
+    for line in [*text.splitlines(), *quoted]:
+        match = SCRIPT.match(re.split(r' #', line)[0].strip())
+        if match and '`' not in match[0]:
+            found.append((match[1], shlex.split(match[2])))
+    return found
 
 
-def test_both_readmes_have_the_same_code_commands_and_pictures():
-    english, korean = TEXTS.values()
-    assert blocks(english, 'python') == blocks(korean, 'python')
-    assert commands(english) == commands(korean)
-    pictures = [re.findall(r'src="([^"]+)"', text) for text in (english, korean)]
-    assert pictures[0] == pictures[1] and len(pictures[0]) > 5
-    assert all((ROOT / path).is_file() for path in pictures[0])
+def given_flags(words):
+    """The flags among the words of a command; what follows a lone -- belongs to another script."""
+    words = words[:words.index('--')] if '--' in words else words
+    return {word.split('=')[0] for word in words if word.startswith('--')}
 
 
-@pytest.mark.parametrize('name', TEXTS)
+def help_of(script, first=()):
+    done = subprocess.run([sys.executable, str(ROOT / script), *first, '--help'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_commands_are_found_wherever_they_stand():
+    text = ('```\npython a.py --x 1  # why\n```\n\n    OMP_NUM_THREADS=1\n    torchrun --nproc_per_node 2 b.py --y \\\n'
+            '        --z\n\nthen `sh scripts/c.sh main` or `scripts/d.py`, and `.venv/bin/python e.py -- --no`')
+    assert commands(text) == [('a.py', ['--x', '1']), ('b.py', ['--y', '--z']), ('scripts/c.sh', ['main']),
+                              ('e.py', ['--', '--no'])]
+    assert given_flags(['--a=1', 'b', '--', '--c']) == {'--a'}
+
+
+@pytest.mark.parametrize('name', PAGES)
 def test_flags_of_the_commands_exist(name):
     helps = {}
-    for script, *words in commands(TEXTS[name]):
-        flags = {word.split('=')[0] for word in words if word.startswith('--') and word != '--'}
-        words = ['list', '--help'] if script == 'ogbench_utils.py' else ['--help']
-        if script not in helps:
-            done = subprocess.run([sys.executable, str(ROOT / script), *words], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            helps[script] = done.stdout
-        if script == 'scripts/launch.py':  # what follows -- goes to the trainers
+    for script, words in commands(PAGES[name]):
+        assert (ROOT / script).is_file(), f'{script} does not exist'
+        if script.endswith('.sh'):
             continue
-        assert not [flag for flag in flags if not re.search(rf'{flag}\b', helps[script])], script
+        first = tuple(words[:1]) if script == 'ogbench_utils.py' else ()
+        if (script, first) not in helps:
+            helps[script, first] = help_of(script, first)
+        unknown = [flag for flag in given_flags(words) if not re.search(rf'{flag}\b', helps[script, first])]
+        assert not unknown, f'{script} has no {unknown}'
+
+
+def test_there_are_commands_to_check():
+    assert {len(commands(PAGES[name])) > 2 for name in ('README.md', 'README.ko.md', 'docs/running.md')} == {True}
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_flags_named_in_the_text_exist(name):
+    known = ''.join(help_of(script) for script in ('offline_trainer.py', 'online_trainer.py', 'evaluate.py'))
+    own = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('scripts/*.*'))
+    elsewhere = {'--help', '--resume', '--timeout', '--nproc_per_node'}
+    flags = set(re.findall(r'`(--[\w-]+)', PAGES[name])) - elsewhere
+    known_flags = set(re.findall(r'--[\w-]+', known + own))
+    assert not [flag for flag in flags if flag not in known_flags and not flag.startswith('--action_noise_')]
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_links_and_pictures_exist(name):
+    page = ROOT / name
+    targets = re.findall(r'\]\(([^)#]+?)(?:#[\w-]*)?\)', PAGES[name]) + re.findall(r'src="([^"]+)"', PAGES[name])
+    local = [target for target in targets if not target.startswith('http')]
+    assert not [target for target in local if not (page.parent / target).exists()]
+
+
+def test_both_front_pages_have_the_same_code_commands_and_pictures():
+    english, korean = (PAGES[name] for name in FRONT)
+    assert [re.sub(r' +#.*', '', block) for block in blocks(english)] == [
+        re.sub(r' +#.*', '', block) for block in blocks(korean)]
+    assert sorted(map(str, commands(english))) == sorted(map(str, commands(korean)))
+    pictures = [re.findall(r'src="([^"]+)"', text) for text in (english, korean)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) >= 4
+    links = [set(re.findall(r'\]\((https?[^)]+)\)', text)) for text in (english, korean)]
+    assert links[0] == links[1]
+
+
+def test_the_front_page_is_one_page():
+    assert len(PAGES['README.md'].splitlines()) <= 200
+
+
+def test_defaults_named_on_the_pages_are_the_defaults():
+    """`name` = value in the text of the method is what the code does."""
+    text = PAGES['docs/method.md']
+    defaults = {field: getattr(OfflineConfig(), field) for field in ('expectile', 'infonce_weight', 'alignment_weight',
+                                                                     'state_weight', 'reward_weight')}
+    weights = {row.split('|')[1].strip(): float(row.split('|')[3]) for row in text.splitlines()
+               if re.match(r'\| (InfoNCE|alignment|next state|reward/done) \|', row)}
+    assert weights == {'InfoNCE': defaults['infonce_weight'], 'alignment': defaults['alignment_weight'],
+                       'next state': defaults['state_weight'], 'reward/done': defaults['reward_weight']}
+    assert f'expectile {defaults["expectile"]}' in text
+    front = PAGES['README.md']
+    assert f'up to k = {OfflineConfig().transition_steps} steps' in front
+    assert f'`--expectile` (optimism: {OfflineConfig().expectile})' in front
 
 
 def test_library_code_runs(make_config, tmp_path, monkeypatch, capsys):
-    acting, encoding = blocks(TEXTS['README.md'], 'python')
-    assert len(acting.strip().splitlines()) <= 13
-    agent = OnlineAgent(OfflineAgent(29, make_config()), 8, OnlineConfig(idm_hidden_dim=32))
+    acting, encoding = blocks(PAGES['docs/running.md'], 'python')
+    agent = OnlineAgent(OfflineAgent(29, make_config()), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32))
     path = tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1]
     path.parent.mkdir(parents=True)
     save_checkpoint(path, {'kind': 'online', 'dataset': 'pointmaze-medium-navigate-v0', 'agent': agent.state_dict()})
     monkeypatch.chdir(tmp_path)
+
     import ogbench_utils
     real = ogbench_utils.make_env
     monkeypatch.setattr(ogbench_utils, 'make_env', lambda name: real('antmaze-medium-navigate-v0', max_episode_steps=5))
-    exec(compile(acting, 'README.md', 'exec'), {})
+    exec(compile(acting, 'docs/running.md', 'exec'), {})
     assert capsys.readouterr().out in ('success\n', 'failure\n')
+
     names = {}
-    exec(compile(encoding, 'README.md', 'exec'), names)
+    exec(compile(encoding, 'docs/running.md', 'exec'), names)
     assert names['z'].shape == (16, 128)

@@ -114,8 +114,8 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     details = (page / 'results' / 'README.md').read_text()
     assert f'| `no-alignment` | `--alignment_weight 0` | {DATA} |' in details
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
-    assert line == ('All with the default flags, except '
-                    '`antmaze-medium-navigate`, `antmaze-large-navigate`: `--no-slow_goals --expectile=0.8 --progress_steps 5`.')
+    flags = '`--no-slow_goals --expectile=0.8 --progress_steps 5`'
+    assert line == f'All with the default flags, except `antmaze-medium-navigate`, `antmaze-large-navigate`: {flags}.'
 
 
 def test_references_stand_beside_the_curves_in_their_colours(monkeypatch):
