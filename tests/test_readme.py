@@ -19,7 +19,7 @@ FRONT = ('README.md', 'README.ko.md')
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md')),
                       ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
-SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|torchrun|sh) (?:.*? )?([\w/]+\.(?:py|sh))\b(.*)')
+SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|torchrun|sh) (?:.*? )??([\w/]+\.(?:py|sh))\b(.*)')
 
 
 def blocks(text, language=''):
@@ -79,7 +79,8 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize('name', PAGES)
 def test_flags_named_in_the_text_exist(name):
-    known = ''.join(help_of(script) for script in ('offline_trainer.py', 'online_trainer.py', 'evaluate.py'))
+    known = ''.join(help_of(script) for script in (
+        'offline_trainer.py', 'online_trainer.py', 'evaluate.py', 'scripts/collect_dataset.py'))
     own = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('scripts/*.*'))
     elsewhere = {'--help', '--resume', '--timeout', '--nproc_per_node'}
     flags = set(re.findall(r'`(--[\w-]+)', PAGES[name])) - elsewhere
