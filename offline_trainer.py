@@ -1,6 +1,6 @@
 """Pretrain OPSO offline on trajectories of states: data -> agent -> update, validate, save, draw.
 
-    python offline_trainer.py --dataset antmaze-medium-navigate-v0 --max_trajectories 100 --num_epochs 200
+    python offline_trainer.py --dataset antmaze-medium-navigate-v0
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ class TrainConfig(RunConfig):
     """data, budget and files of offline pretraining"""
 
     batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
-    num_epochs: int = flag(200, 'passes over the windows (of context_length states) of the training trajectories',
-                           least=1)
-    num_updates: int = flag(0, 'gradient steps, instead of --num_epochs; 0 follows --num_epochs', least=0)
+    num_updates: int = flag(3000, 'gradient steps; those of the tables, whatever the size of the data', least=1)
+    num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, instead '
+                              'of --num_updates; 0 follows that', least=0)
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
@@ -118,7 +118,9 @@ def load_data(config, agent_config):
 
 def update_budget(config, data):
     """Gradient steps of the whole run."""
-    return config.num_updates or config.num_epochs * -(-data.num_windows // config.batch_size)
+    if config.num_epochs:
+        return config.num_epochs * -(-data.num_windows // config.batch_size)
+    return config.num_updates
 
 
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):

@@ -32,6 +32,7 @@ PROVEN = 2  # crossings that make an edge an ordinary one
 UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
 JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
 KEPT_GOALS = 128  # routes that a map remembers
+ROWS_AT_ONCE = 1 << 18
 
 
 class StateMap:
@@ -62,23 +63,36 @@ class StateMap:
         (`COVERAGE`)."""
         rng = np.random.default_rng([seed, 7])
         hop = hop or max(1, round(HOP_SHARE * data.transition_steps))
-        observations = data.observations[:len(data)]
+        observations = data.observations
+        count = len(data)
         mean, scale = (np.asarray(a, np.float32) for a in (mean, scale))
-        places = (observations - mean) * scale
 
-        chosen = places
-        if len(places) > CLUSTERED_STATES:
-            chosen = places[rng.choice(len(places), CLUSTERED_STATES, replace=False)]
-        spacing = COVERAGE * typical_displacement(places, data.end_of, hop)
-        centers = cluster(chosen, nodes, spacing, rng)
+        def place(rows):
+            return (observations[rows] - mean) * scale
 
+        chosen = rng.choice(count, CLUSTERED_STATES, replace=False) if count > CLUSTERED_STATES else np.arange(count)
+        # with fewer states to a node than a hop has steps, most hops would begin and end in nodes of their own
+        most = nodes or min(MOST_NODES, max(2, count // hop))
+        spacing = COVERAGE * typical_displacement(place, data.end_of, hop)
+        centers = cluster(place(chosen), nodes, spacing, rng, most)
+
+        # piece by piece: the places of all states would take as much memory as the data
         seen = scale > 1e-3 * scale.max()
-        distances, labels = KDTree(centers[:, seen]).query(places[:, seen])
+        tree = KDTree(centers[:, seen])
+        distances = np.empty(count, np.float32)
+        labels = np.empty(count, np.int32)
+        strides = np.zeros(count, np.float32)  # how far the step from each row leads
+        for begin in range(0, count, ROWS_AT_ONCE):
+            places = place(slice(begin, min(begin + ROWS_AT_ONCE + 1, count)))
+            rows = slice(begin, begin + ROWS_AT_ONCE)
+            distances[rows], labels[rows] = tree.query(places[:ROWS_AT_ONCE, seen])
+            strides[begin:begin + len(places) - 1] = np.linalg.norm(np.diff(places, axis=0), axis=1)
+
         nearest = np.lexsort((distances, labels))  # by node, the nearest state of each first
         rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
         # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
         radius = max(np.quantile(distances, 0.999), typical_gap(centers))
-        edges = find_edges(places, labels, data.end_of, hop)
+        edges = find_edges(strides, labels, data.end_of, hop)
         return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, hop)
 
     def __len__(self):
@@ -156,13 +170,14 @@ class StateMap:
 ARRAYS = 'mean', 'scale', 'centers', 'states', 'sources', 'targets', 'costs'  # of a StateMap
 
 
-def typical_displacement(places, end_of, hop):
-    """Median distance between two states of a trajectory `hop` steps apart; 0 without such pairs."""
-    rows = np.flatnonzero(np.arange(len(places)) + hop <= end_of)
+def typical_displacement(place, end_of, hop):
+    """Median distance between two states of a trajectory `hop` steps apart; 0 without such pairs. `place(rows)` gives
+    where some rows lie."""
+    rows = np.flatnonzero(np.arange(len(end_of)) + hop <= end_of)
     rows = rows[::max(1, len(rows) // 50_000)]
     if not len(rows):
         return 0.0
-    return float(np.median(np.linalg.norm(places[rows + hop] - places[rows], axis=1)))
+    return float(np.median(np.linalg.norm(place(rows + hop) - place(rows), axis=1)))
 
 
 def typical_gap(centers):
@@ -172,11 +187,11 @@ def typical_gap(centers):
     return float(np.median(KDTree(centers).query(centers, k=2)[0][:, 1]))
 
 
-def cluster(places, nodes, spacing, rng):
+def cluster(places, nodes, spacing, rng, most=MOST_NODES):
     """k-means -> centers (K, S), K at most `nodes`; with `nodes` 0, K such that the mean distance of a state to its
-    center is about `spacing`, between FEWEST_NODES and MOST_NODES, never more than there are different states."""
+    center is about `spacing`, at least FEWEST_NODES and at most `most`, never more than there are different states."""
     different = len(np.unique(places, axis=0))
-    most = min(nodes or MOST_NODES, different)
+    most = min(most, different)
     count = min(nodes or 2 * FEWEST_NODES, most)
     for _ in range(4):
         with warnings.catch_warnings():
@@ -185,9 +200,9 @@ def cluster(places, nodes, spacing, rng):
         if nodes or not spacing:
             break
         mean_distance = np.linalg.norm(places - centers[labels], axis=1).mean()
-        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count == FEWEST_NODES):
+        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count <= FEWEST_NODES):
             break
-        wanted = int(np.clip(count * (mean_distance / spacing) ** 2, FEWEST_NODES, MOST_NODES))  # places form areas
+        wanted = int(max(count * (mean_distance / spacing) ** 2, FEWEST_NODES))  # places form areas
         wanted = min(wanted, most)
         if wanted == count:
             break
@@ -195,24 +210,24 @@ def cluster(places, nodes, spacing, rng):
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def find_edges(places, labels, end_of, hop):
-    """-> sources, targets (E,) int32 and costs (E,) float32 of the edges that the trajectories walked.
+def find_edges(strides, labels, end_of, hop):
+    """strides (N,): the length of the step from each row to the next; labels (N,): the node of each row; end_of (N,):
+    the last row of its trajectory -> sources, targets (E,) int32 and costs (E,) float32 of the edges walked.
 
     A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
     the trajectory dwells there. Where a trajectory jumps (a teleporter), no edge leads over the jump but one from each
     node before it to the node of the landing.
     """
-    t = np.arange(len(labels))
-    step = np.linalg.norm(places[1:] - places[:-1], axis=1)
-    inside = t[:-1] < end_of[:-1]
+    t = np.arange(len(labels), dtype=np.int32)
+    inside = t < end_of
     jumps = np.zeros(len(labels), bool)
     if inside.any():
-        jumps[:-1] = inside & (step > JUMP * np.quantile(step[inside], 0.99))
-    jumps_before = np.concatenate([[0], np.cumsum(jumps)])
+        jumps = inside & (strides > JUMP * np.quantile(strides[inside], 0.99))
+    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
 
     rows = t[t + hop <= end_of]
     rows = rows[jumps_before[rows] == jumps_before[rows + hop]]
-    walked = _count_crossings(rows, labels[rows], labels[np.minimum(rows + hop, len(labels) - 1)])
+    walked = _count_crossings(rows, labels[rows], labels[rows + hop])
 
     take_off = np.flatnonzero(jumps)
     before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
@@ -225,14 +240,16 @@ def find_edges(places, labels, end_of, hop):
 
 def _count_crossings(rows, sources, targets):
     """-> sources, targets, crossings (E,) of the different pairs of nodes, without those from a node to itself."""
-    order = np.argsort(rows)
+    order = np.argsort(rows, kind='stable')
     rows, sources, targets = rows[order], sources[order], targets[order]
     begins = np.ones(len(rows), bool)
     begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
     begins &= sources != targets
-    pairs = np.stack([sources[begins], targets[begins]], 1).reshape(-1, 2)
-    pairs, crossings = np.unique(pairs, axis=0, return_counts=True)
-    return pairs[:, 0], pairs[:, 1], crossings
+
+    number = int(targets.max(initial=0)) + 1
+    pairs = sources[begins].astype(np.int64) * number + targets[begins]
+    pairs, crossings = np.unique(pairs, return_counts=True)
+    return pairs // number, pairs % number, crossings
 
 
 def edge_costs(walked, jumped, hop):

@@ -25,6 +25,16 @@ def acting(options):
         yield Row(f'act, batch of 8, head_memory {memory}', times['act 8'], {'one step of the ant': times['ant']},
                   'below one ant step', ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
                   + f"; {times['act 8'] / 8 / times['ant']:.0%} of the 8 steps that it decides")
+
+    agent, data, _ = make_online()
+    free = act_step(agent, 8)
+    free()
+    planning, _, _ = make_online()
+    planning.build_map(data)
+    times = interleaved({'plan': act_step(planning, 8), 'free': free}, options.rounds(20), calls=10)
+    yield Row('act, batch of 8, with a plan', times['plan'], {'without': times['free']}, 'at least 0.67x',
+              f'{len(planning.state_map):,} nodes; the first step to a new goal also searches the map')
+
     for context in (10, 100, 1000):
         agent = make_online(head_memory='history', context_length=context)[0]
         window = torch.randn(8, context, STATES)

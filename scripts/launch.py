@@ -1,6 +1,6 @@
 """Train several seeds as independent processes within a core budget, then sum their numbers up over the seeds.
 
-    python scripts/launch.py offline_trainer.py --seeds 0 1 2 --save_dir runs/medium -- --num_epochs 200
+    python scripts/launch.py offline_trainer.py --seeds 0 1 2 --save_dir runs/medium -- --num_updates 3000
     python scripts/launch.py online_trainer.py --seeds 0 1 2 --save_dir runs/medium-online -- \\
         --offline_checkpoint "runs/medium/seed{seed}/last.pth"
 

@@ -2,16 +2,19 @@
 
     python scripts/soak.py kills --count 50
     python scripts/soak.py memory
+    python scripts/soak.py size
 
 `kills`: both trainings are killed with SIGKILL at random moments, often while they save, and resumed until they end;
 after each kill last.pth must load, and the end must equal that of an undisturbed run bit for bit. `memory`: resident
-memory over 2,000 offline updates and 20,000 online environment steps, with all that a user's run does.
+memory over 2,000 offline updates and 20,000 online environment steps, with all that a user's run does. `size`: peak
+memory of both halves on made-up files of the size of the two largest official ones.
 """
 
 import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,9 +136,63 @@ def memory(kind, flags, folder):
     print(f'{kind}, resident MB at step: {sizes}', flush=True)
 
 
+# name, trajectories, rows of each, dimensions: antmaze-explore and humanoidmaze, as OGBench has them
+OFFICIAL = (('antmaze-medium-explore-v0', 10_000, 501, 29), ('humanoidmaze-medium-navigate-v0', 1_000, 2_001, 69))
+
+
+def write_walks(path, trajectories, rows, dimensions):
+    """A dataset of random walks that stay in a maze's range, uncompressed, written trajectory by trajectory."""
+    rng = np.random.default_rng(0)
+    observations = np.lib.format.open_memmap(path.with_suffix('.npy'), 'w+', np.float32,
+                                             (trajectories * rows, dimensions))
+    for i in range(trajectories):
+        walk = rng.uniform(0, 20, dimensions) + rng.normal(0, 0.2, (rows, dimensions)).cumsum(0)
+        observations[i * rows:(i + 1) * rows] = np.abs((walk + 20) % 40 - 20)  # reflected at 0 and 20
+    observations.flush()
+    terminals = np.zeros(trajectories * rows, bool)
+    terminals[rows - 1::rows] = True
+    np.savez(path, observations=observations, terminals=terminals)
+    path.with_suffix('.npy').unlink()
+
+
+def peak(script, *flags, folder):
+    """Peak resident memory in MB of a script run to its end (Linux)."""
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, cwd=folder)
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f'{script} failed: {error[-2000:]}')
+    return usage.ru_maxrss / 1024
+
+
+def size(name, trajectories, rows, dimensions, folder):
+    """Peak memory of both halves beside the bounds, 1.5 and 2 times the states' own bytes plus 700 MB."""
+    path = folder / f'{name}.npz'
+    write_walks(path, trajectories, rows, dimensions)
+    write_walks(folder / f'{name}-val.npz', trajectories // 10, rows, dimensions)
+    states = trajectories * rows * dimensions * 4 / 2**20
+    offline = folder / name / 'offline'
+
+    def show(half, megabytes, factor):
+        bound = factor * states + 700
+        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, at most {bound:.0f} wanted',
+              flush=True)
+        if megabytes > bound:
+            sys.exit('too much')
+
+    show('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path, '--num_updates', 40,
+                         '--val_interval', 20, '--save_dir', offline, folder=folder), 1.5)
+    show('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
+                        '--max_steps', 12_000, '--random_steps', 10_000, '--initial_updates', 40, '--update_ratio', 0,
+                        '--final_eval_episodes', 1, '--save_dir', folder / name / 'online', folder=folder), 2.0)
+    shutil.rmtree(folder / name)
+    path.unlink()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('kills', 'memory'))
+    parser.add_argument('what', choices=('kills', 'memory', 'size'))
     parser.add_argument('--count', type=int, default=50, help='kills of each training (default: %(default)s)')
     options = parser.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -143,6 +201,9 @@ def main():
         if options.what == 'kills':
             for kind in COMMANDS:
                 kills(kind, options.count, folder)
+        elif options.what == 'size':
+            for official in OFFICIAL:
+                size(*official, folder)
         else:
             memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
             memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',

@@ -16,7 +16,7 @@ OFFLINE = [
     ('--context_length -5', ['--context_length -5', 'at least 1']),
     ('--batch_size -1', ['--batch_size -1', 'at least 1']),
     ('--d_state 0', ['--d_state 0', 'at least 1']),
-    ('--num_updates -3', ['--num_updates -3', 'at least 0']),
+    ('--num_updates -3', ['--num_updates -3', 'at least 1']),
     ('--max_trajectories -1', ['--max_trajectories -1', 'at least 0']),
     ('--lr 0', ['--lr 0.0', 'above 0']),
     ('--lr nan', ['--lr nan']),

@@ -123,8 +123,8 @@ def test_proven_way_is_preferred_to_a_shorter_one_seen_once():
 def test_dwelling_is_one_crossing():
     """Ten states in u followed by ten in v are one visit, not ten."""
     labels = np.repeat([0, 1], 10)
-    places = np.linspace(0, 1, 20)[:, None]
-    _, _, costs = find_edges(places, labels, np.full(20, 19), hop=2)
+    strides = np.full(20, 0.05)
+    _, _, costs = find_edges(strides, labels, np.full(20, 19), hop=2)
     np.testing.assert_array_equal(costs, [planner.UNPROVEN_COST * 2])
 
 
@@ -142,10 +142,11 @@ def test_jump_costs_its_expected_attempts():
     labels = np.array(usual * 3 + lucky)
     ends = np.repeat(np.arange(3, 16, 4), 4)
     walk_far = np.arange(0.0, 500.0)  # so that jumps are rare
-    positions = np.concatenate([places[labels], walk_far])[:, None]
+    positions = np.concatenate([places[labels], walk_far])
+    strides = np.append(np.abs(np.diff(positions)), 0.0)
     labels = np.concatenate([labels, np.full(500, 8)])
     ends = np.concatenate([ends, np.full(500, 515)])
-    sources, targets, costs = find_edges(positions, labels, ends, hop=2)
+    sources, targets, costs = find_edges(strides, labels, ends, hop=2)
     cost = dict(zip(zip(sources.tolist(), targets.tolist(), strict=True), costs.tolist(), strict=True))
     assert cost[2, 5] == pytest.approx(2 * 4 / 3)
     assert cost[2, 7] == pytest.approx(2 * 4)
@@ -178,7 +179,8 @@ def test_fewer_states_than_nodes():
     state_map = StateMap.from_data(data, np.zeros(2), np.ones(2), hop=1, nodes=50)
     assert len(state_map) == 3
     assert follow(state_map, (0, 0), (2, 0))[-1][0] >= 1
-    assert state_map.locate(np.array([[0.1, 0], [9, 0]], np.float32)).tolist() == [0, -1]  # near is not on the spot
+    assert state_map.locate(np.array([[0.1, 0], [9, 0]], np.float32)).tolist() == [
+        state_map.locate(data.observations[:1])[0], -1]  # near is not on the spot
 
 
 def test_trajectories_shorter_than_a_hop_have_a_map_without_edges():
@@ -240,3 +242,15 @@ def test_routes_are_kept_but_not_without_bound(monkeypatch):
 def test_default_hop_is_a_share_of_what_i_was_trained_on():
     data = dataset(*around_the_wall(), transition_steps=10)
     assert StateMap.from_data(data, np.zeros(2), np.ones(2)).hop == 6
+
+
+def test_a_map_is_the_same_piece_by_piece(monkeypatch):
+    """Pieces of 97 rows, which end inside trajectories, give the map of one piece."""
+    rng = np.random.default_rng(0)
+    walks = [np.cumsum(rng.normal(0, 0.2, (150, 2)), 0).astype(np.float32) for _ in range(4)]
+    whole = make_map(*walks, nodes=20)
+    monkeypatch.setattr(planner, 'ROWS_AT_ONCE', 97)
+    pieces = make_map(*walks, nodes=20)
+    for name in planner.ARRAYS:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name), name)
+    assert len(whole.costs) > 20 and whole.radius == pieces.radius

@@ -1,5 +1,5 @@
-"""What the pages promise: their commands, flags, code, links and pictures exist, and the Korean front page says what the
-English one says."""
+"""What the pages promise: their commands, flags, code, links and pictures exist, and the Korean front page says what
+the English one says."""
 
 import re
 import shlex

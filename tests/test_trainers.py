@@ -16,9 +16,11 @@ import ogbench_utils
 import online_trainer
 import trajectories
 from mamba import choose_backend
+from offline_agent import OfflineConfig
 from support import parallel
 from support.devices import choose_device
 from support.files import load_checkpoint
+from support.flags import parse_flags
 from support.metrics import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -270,3 +272,17 @@ def test_the_banner_warns_where_one_dimension_is_all_that_is_slow(mine, quick, m
     monkeypatch.setattr(trajectories.TrajectoryDataset, 'slowness', lambda self: np.eye(29)[7])
     offline_trainer.main([*OFFLINE, '--data_dir', 'mine', '--save_dir', 'one'])
     assert 'warning: dimension 7 ' in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- budget
+def test_the_default_budget_is_in_updates_and_epochs_that_are_asked_for_are_made():
+    class Windows:
+        num_windows = 1010
+
+    def budget(*flags):
+        config, _ = parse_flags('', offline_trainer.TrainConfig, OfflineConfig, argv=flags)
+        return offline_trainer.update_budget(config, Windows)
+
+    assert budget() == 3000, 'whatever the size of the data'
+    assert budget('--num_epochs', '200', '--batch_size', '16') == 200 * 64
+    assert budget('--num_updates', '7') == 7
