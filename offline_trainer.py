@@ -34,8 +34,8 @@ class TrainConfig(RunConfig):
 
     batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
     num_updates: int = flag(3000, 'gradient steps; those of the tables, whatever the size of the data', least=1)
-    num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, instead '
-                              'of --num_updates; 0 follows that', least=0)
+    num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, '
+                              'instead of --num_updates; 0 follows that', least=0)
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)

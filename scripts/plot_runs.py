@@ -15,44 +15,56 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from support.figures import plot_bands  # noqa: E402
 from support.flags import run_main  # noqa: E402
-from support.metrics import read_csv  # noqa: E402
-from support.stats import bootstrap_interval, iqm, last_three_mean, mean_std  # noqa: E402
+from support.metrics import curve, read_csv  # noqa: E402
+from support.stats import last_three_mean, over_runs  # noqa: E402
 
 
 def find_runs(patterns):
     """-> {label: [CSV paths]}. Raises FileNotFoundError for a pattern that fits nothing."""
     groups = {}
-    for pattern in patterns:
-        label, equals, rest = pattern.rpartition('=')
-        paths = [_csv(Path(path)) for path in sorted(glob.glob(rest if equals else pattern))]
-        if not (paths := [path for path in paths if path]):
-            raise FileNotFoundError(f'{rest}: no run folder or CSV file fits')
+    for argument in patterns:
+        label, _, pattern = argument.rpartition('=')
+        found = [_csv(Path(path)) for path in sorted(glob.glob(pattern))]
+        paths = [path for path in found if path]
+        if not paths:
+            raise FileNotFoundError(f'{pattern}: no run folder or CSV file fits')
+
         for path in paths:
-            groups.setdefault(label if equals else path.parent.parent.name or str(path), []).append(path)
+            group = label or path.parent.parent.name or str(path)
+            groups.setdefault(group, []).append(path)
     return groups
 
 
 def _csv(path):
-    candidates = [path] if path.suffix == '.csv' else [path / 'online.csv', path / 'train.csv', path / 'offline.csv']
+    """The CSV of a run's folder, or `path` itself if it is one; None where there is none."""
+    names = ('online.csv', 'train.csv', 'offline.csv')
+    candidates = [path] if path.suffix == '.csv' else [path / name for name in names]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def read_metric(path, metric):
     """-> (steps, values) of the rows that have `metric`. Raises ValueError where none has, naming those there are."""
     rows = read_csv(path)
-    points = [(row['step'], row[metric]) for row in rows if metric in row]
-    if not points:
+    steps, values = curve(rows, metric)
+    if not steps:
         names = sorted({name for row in rows for name in row} - {'step', 'time'})
         raise ValueError(f'{path} has no {metric}; it has {", ".join(names)}')
-    return tuple(zip(*points, strict=True))
+    return steps, values
 
 
-def summary(runs):
-    """-> dict: mean and std over runs of the mean of each run's last three values, their IQM with its interval."""
-    finals = [last_three_mean(values) for _, values in runs]
-    low, high = bootstrap_interval(finals, iqm)
-    return dict(zip(('mean', 'std'), mean_std(finals), strict=True)) | {'iqm': float(iqm(finals)), 'low': float(low),
-                                                                       'high': float(high)}
+def print_table(groups, metric):
+    """One line per group: the mean of each run's last three values, over its runs."""
+    percent = 'success' in metric
+    scale = 100 if percent else 1
+    width = max(map(len, groups))
+
+    print(f'{metric}{", %" if percent else ""}: mean of the last three, over runs')
+    print(f'{"":{width}s}  runs   last step    mean +- std       IQM  95 % interval of the mean')
+    for label, runs in groups.items():
+        last_step = max(steps[-1] for steps, _ in runs)
+        s = over_runs([scale * last_three_mean(values) for _, values in runs])
+        print(f'{label:{width}s}  {len(runs):4d}  {last_step:10,.0f}  {s["mean"]:6.4g} +- {s["std"]:<5.3g}  '
+              f'{s["iqm"]:6.4g}  {s["low"]:.4g} to {s["high"]:.4g}')
 
 
 def main():
@@ -62,19 +74,15 @@ def main():
     parser.add_argument('--output', default='runs.png', help='picture (default: %(default)s)')
     parser.add_argument('--title', default='', help='title of the picture')
     flags = parser.parse_args()
-    groups = {label: [read_metric(path, flags.metric) for path in paths]
-              for label, paths in find_runs(flags.runs).items()}
+
+    groups = {}
+    for label, paths in find_runs(flags.runs).items():
+        groups[label] = [read_metric(path, flags.metric) for path in paths]
+    print_table(groups, flags.metric)
+
     percent = 'success' in flags.metric
-    scale = 100 if percent else 1
-    width = max(map(len, groups))
-    print(f'{flags.metric}{", %" if percent else ""}: mean of the last three, over runs\n'
-          f'{"":{width}s}  runs   last step    mean +- std     IQM (95 % interval)')
-    for label, runs in groups.items():
-        s = {name: scale * value for name, value in summary(runs).items()}
-        print(f'{label:{width}s}  {len(runs):4d}  {max(steps[-1] for steps, _ in runs):10,.0f}  {s["mean"]:6.4g} +- '
-              f'{s["std"]:<5.3g}  {s["iqm"]:6.4g} ({s["low"]:.4g} to {s["high"]:.4g})')
-    plot_bands(groups, flags.output, flags.metric.split('/')[-1].replace('_', ' ') + (', %' if percent else ''),
-               flags.title or 'mean and 95 % interval', percent=percent)
+    ylabel = flags.metric.split('/')[-1].replace('_', ' ') + (', %' if percent else '')
+    plot_bands(groups, flags.output, ylabel, flags.title or 'mean and 95 % interval', percent=percent)
     print(f'written: {flags.output}')
 
 

@@ -141,13 +141,16 @@ OFFICIAL = (('antmaze-medium-explore-v0', 10_000, 501, 29), ('humanoidmaze-mediu
 
 
 def write_walks(path, trajectories, rows, dimensions):
-    """A dataset of random walks that stay in a maze's range, uncompressed, written trajectory by trajectory."""
+    """A dataset of random walks in the plane that stay in a maze's range, with limbs that swing; uncompressed, written
+    trajectory by trajectory."""
     rng = np.random.default_rng(0)
     observations = np.lib.format.open_memmap(path.with_suffix('.npy'), 'w+', np.float32,
                                              (trajectories * rows, dimensions))
     for i in range(trajectories):
-        walk = rng.uniform(0, 20, dimensions) + rng.normal(0, 0.2, (rows, dimensions)).cumsum(0)
-        observations[i * rows:(i + 1) * rows] = np.abs((walk + 20) % 40 - 20)  # reflected at 0 and 20
+        states = observations[i * rows:(i + 1) * rows]
+        walk = rng.uniform(0, 20, 2) + rng.normal(0, 0.2, (rows, 2)).cumsum(0)
+        states[:, :2] = np.abs((walk + 20) % 40 - 20)  # reflected at 0 and 20
+        states[:, 2:] = rng.standard_normal((rows, dimensions - 2), np.float32)
     observations.flush()
     terminals = np.zeros(trajectories * rows, bool)
     terminals[rows - 1::rows] = True

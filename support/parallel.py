@@ -1,10 +1,10 @@
-"""Data-parallel training under torchrun: every process takes its share of one global batch, and the numbers are those
-of one process with the whole batch. In a program that torchrun did not start, all of this does nothing.
+"""Data-parallel training under torchrun. In a program that torchrun did not start, all of this does nothing.
 
     torchrun --nproc_per_node 2 offline_trainer.py --dataset antmaze-medium-navigate-v0
 
-Losses are means over the rows of a process; where one depends on other rows (a sum of weights, negatives), it asks for
-the batch-wide number here.
+Every process takes its share of one global batch, and the numbers are those of one process with the whole batch: losses
+are means over the rows of a process, and a loss that depends on other rows (a sum of weights, negatives) gets the
+batch-wide number from here.
 """
 
 import contextlib
@@ -15,23 +15,28 @@ import signal
 import torch
 import torch.distributed as dist
 
-_alone = False
+_alone = False  # see `alone`
 
 
 def world_size():
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    """Number of processes that train together; 1 without torchrun, and inside `alone`."""
+    if _alone or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def rank():
+    """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
 def processes(device):
-    """Join the other processes of torchrun for the time of this context -> the device of this process."""
+    """Join the other processes of torchrun inside this context -> the torch.device of this process."""
     if int(os.environ.get('WORLD_SIZE', 1)) < 2:
         yield device
         return
+
     if device.type == 'cuda':
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
         torch.cuda.set_device(device)
@@ -44,7 +49,7 @@ def processes(device):
 
 @contextlib.contextmanager
 def alone():
-    """Inside, this process computes as if there were no other."""
+    """Inside this context, the process computes as if there were no others."""
     global _alone
     _alone = True
     try:
@@ -54,49 +59,60 @@ def alone():
 
 
 def my_rows(size):
-    """-> slice of this process's rows of a batch of `size`."""
+    """-> slice of this process's rows of a batch of `size`, a multiple of the number of processes."""
     share = size // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def ignore_signals():
-    """For the processes behind process 0: they stop when it does."""
+    """For all processes but process 0: they stop when it does (see `any_stops`)."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def mean(value):
-    """Mean of a tensor without gradient over the processes."""
+    """Mean of a tensor over the processes; the result carries no gradient (with one process: the tensor itself)."""
     if world_size() == 1:
         return value
+
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
 
 
 def mean_info(info):
-    """Means over the processes of a dict of scalars; of *_min and *_max the least and the greatest."""
+    """Means over the processes of a dict of 0-d tensors; for names in _min and _max, the least and the greatest."""
     if world_size() == 1:
         return info
+
     values = torch.stack([value.detach() for value in info.values()])
-    every = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(every, values)
-    kinds = {'min': lambda v: v.amin(0), 'max': lambda v: v.amax(0)}
-    every = torch.stack(every)
-    return {name: kinds.get(name.rpartition('_')[2], lambda v: v.mean(0))(every[:, i]) for i, name in enumerate(info)}
+    gathered = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(gathered, values)
+    gathered = torch.stack(gathered)  # (processes, names)
+
+    result = {}
+    for i, name in enumerate(info):
+        if name.endswith('_min'):
+            result[name] = gathered[:, i].amin(0)
+        elif name.endswith('_max'):
+            result[name] = gathered[:, i].amax(0)
+        else:
+            result[name] = gathered[:, i].mean(0)
+    return result
 
 
 def gather(value):
-    """The rows of all processes, in order; the gradient goes back to the process a row came from."""
+    """The rows of all processes, in order of rank: (rows, ...) -> (processes x rows, ...). The gradient of a row goes
+    back to the process it came from."""
     return _Gather.apply(value) if world_size() > 1 else value
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value):
-        every = [torch.empty_like(value) for _ in range(world_size())]
-        dist.all_gather(every, value.contiguous())
-        return torch.cat(every)
+        gathered = [torch.empty_like(value) for _ in range(world_size())]
+        dist.all_gather(gathered, value.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -109,17 +125,22 @@ def average_gradients(parameters):
     """Replace the gradients by their means over the processes, in one exchange."""
     if world_size() == 1:
         return
+
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, part in zip(gradients, flat.split(sizes), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def from_first(content=None):
-    """What process 0 passes (tensors and builtins), in every process, on the CPU. Tensors travel as bytes: sent as they
-    are, every process would put them on the GPU of process 0."""
+    """-> what process 0 passes as `content` (tensors and builtins), in every process, on the CPU.
+
+    Tensors travel as bytes: sent as tensors, they would land on the GPU of process 0 in every process.
+    """
     if world_size() == 1:
         return content
 
@@ -127,14 +148,19 @@ def from_first(content=None):
     if rank() == 0:
         torch.save(content, buffer)
     box = [buffer.getvalue()]
-    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else None
+
+    device = None
+    if dist.get_backend() == 'nccl':
+        device = torch.device('cuda', torch.cuda.current_device())
     dist.broadcast_object_list(box, device=device)
     return torch.load(io.BytesIO(box[0]), map_location='cpu', weights_only=True)
 
 
 def any_stops(stops):
-    """Does any process want to stop? All get the same answer, so that none waits for one that has gone."""
+    """Does any process want to stop? All get the same answer, so that none waits for one that has left."""
     if world_size() == 1:
         return bool(stops)
+
     device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'
-    return bool(mean(torch.tensor(float(bool(stops)), device=device)))
+    share = mean(torch.tensor(float(bool(stops)), device=device))
+    return bool(share)

@@ -51,9 +51,10 @@ def test_aggregation_by_hand():
     tables = [[{'step': 10, 'time': 1.0, 'x': 1.0}, {'step': 10 + i, 'time': 2.0, 'evaluation/s': s}]
               for i, s in enumerate((0.0, 0.4, 0.6, 9.0))]
     x, line = launch.aggregate(tables)
-    assert (x['name'], x['mean'], x['low'], x['high']) == ('x', 1, 1, 1)
-    assert (line['step'], line['n'], line['mean'], line['iqm']) == (11.5, 4, 2.5, pytest.approx(0.5))
-    assert 0 <= line['low'] < 0.5 and 4 < line['high'] <= 9
+    assert (x.name, x.statistics['mean'], x.statistics['low'], x.statistics['high']) == ('x', 1, 1, 1)
+    assert (line.step, line.n) == (11.5, 4)
+    assert (line.statistics['mean'], line.statistics['iqm']) == (2.5, pytest.approx(0.5))
+    assert 0 <= line.statistics['low'] < 0.5 and 4 < line.statistics['high'] <= 9
     assert launch.judged([x, line]) == ['evaluation/s']
 
 

@@ -158,7 +158,7 @@ def test_plot_runs(page):
     code, out, error = script('plot_runs', labelled, runs, '--output', 'x.png', cwd=page)
     assert code == 0, error
     line, = (line for line in out.splitlines() if line.startswith('a = b '))
-    assert line.split() == ['a', '=', 'b', '2', '40,000', '61.67', '+-', '16.5', '61.67', '(50', 'to', '73.33)']
+    assert line.split() == ['a', '=', 'b', '2', '40,000', '61.67', '+-', '16.5', '61.67', '50', 'to', '73.33']
     line, = (line for line in out.splitlines() if line.startswith(ANT))
     assert line.split()[1] == '3', 'without a label, runs are grouped by the folder above'
     assert (page / 'x.png').stat().st_size > 15_000

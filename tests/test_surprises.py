@@ -137,7 +137,7 @@ def test_the_seed_fixes_everything(watched_runs, short_episodes, assert_same):
 
 
 def test_another_seed_is_another_run(watched_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(offline_trainer, 'draw', lambda *_: None)
+    monkeypatch.setattr(offline_trainer.OfflineTraining, 'draw_curves', lambda _: None)
     offline_trainer.main(['--dataset', BUNDLED_NAME, *OFFLINE, '--seed', '1', '--save_dir', str(tmp_path / 'run')])
     other = watched_runs[0] / 'offline_checkpoints' / BUNDLED_NAME / 'seed0'
     rows = [read_csv(run / 'train.csv') for run in (tmp_path / 'run', other)]
