@@ -53,30 +53,46 @@ def run(config):
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
+
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
-    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
-    print(f'{"":10s} success   95 % interval   mean length')
-    for name, part in parts(episodes):
-        rate, low, high = (metrics[f'evaluation/{name}_{key}'] for key in ('success', 'low', 'high'))
-        length = np.mean([e['length'] for e in part])
-        print(f'{name.replace("task", "task "):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    pictures = [output.with_name(f'{output.stem}_paths.png')]
     maze = Maze(make_env(dataset))
-    draw_paths(maze, episodes, pictures[0], f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}')
+
+    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
+    print_table(metrics, episodes)
+    pictures = [output.with_name(f'{output.stem}_paths.png')]
+    draw_paths(maze, episodes, pictures[0], title(dataset, metrics))
+
     if config.compare:
         others, other_episodes = measure(config, config.compare, other, dataset, config.compare_plan)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_paths.png'))
-        draw_paths(maze, other_episodes, pictures[1], f'{dataset}, success {others["evaluation/overall_success"]:.0%}')
+        draw_paths(maze, other_episodes, pictures[1], title(dataset, others))
+
     write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
     print('written: ' + ', '.join(map(str, [output, *pictures])))
+
     if config.video:
         for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos')):
             print(f'video: {path}')
     return metrics
+
+
+def title(dataset, metrics):
+    return f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}'
+
+
+def print_table(metrics, episodes):
+    """Success with its interval, by task and over all."""
+    print(f'{"":10s} success   95 % interval   mean length')
+    for name, part in parts(episodes):
+        rate = metrics[f'evaluation/{name}_success']
+        low = metrics[f'evaluation/{name}_low']
+        high = metrics[f'evaluation/{name}_high']
+        length = np.mean([episode.length for episode in part])
+        print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
 
 
 def measure(config, path, checkpoint, dataset, plan=None):
@@ -88,19 +104,27 @@ def measure(config, path, checkpoint, dataset, plan=None):
     with naming_file(path):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
     switch_plan(agent, plan, path)
+
     envs = open_envs(dataset, config.num_envs, make_env)
-    if envs[0].observation_space.shape[0] != agent.offline.observation_dim:
+    dimensions = envs[0].observation_space.shape[0]
+    if dimensions != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
-                         f'the environment has {envs[0].observation_space.shape[0]}')
+                         f'the environment has {dimensions}')
+
     n = config.episodes_per_task
     total = num_tasks(envs[0]) * n
     with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
         metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
+
     for name, part in parts(episodes):
-        low, high = wilson_interval(sum(e['success'] for e in part), len(part))
-        metrics |= {f'evaluation/{name}_low': low, f'evaluation/{name}_high': high}
-    metrics |= {'checkpoint': str(path), 'dataset': dataset, 'episodes_per_task': n, 'seed': config.seed,
-                'plan': agent.plans}
+        low, high = wilson_interval(sum(episode.success for episode in part), len(part))
+        metrics[f'evaluation/{name}_low'] = low
+        metrics[f'evaluation/{name}_high'] = high
+    metrics['checkpoint'] = str(path)
+    metrics['dataset'] = dataset
+    metrics['episodes_per_task'] = n
+    metrics['seed'] = config.seed
+    metrics['plan'] = agent.plans
     return metrics, episodes
 
 
@@ -117,18 +141,27 @@ def switch_plan(agent, plan, path):
 
 def parts(episodes):
     """-> [(name, its episodes)] for each task and all of them together."""
-    tasks = sorted({episode['task'] for episode in episodes})
-    return [(f'task{k}', [e for e in episodes if e['task'] == k]) for k in tasks] + [('overall', episodes)]
+    tasks = sorted({episode.task for episode in episodes})
+    by_task = [(f'task{k}', [episode for episode in episodes if episode.task == k]) for k in tasks]
+    return [*by_task, ('overall', episodes)]
+
+
+def spaced(name):
+    """'task1' -> 'task 1', as it is printed."""
+    return name.replace('task', 'task ')
 
 
 def compare(path, episodes, other_episodes):
     """Both checkpoints ran the same episodes -> dict of `paired_comparison`s by task and overall; also printed."""
-    print(f'\nminus {path}, on the same episodes\n{"":10s} difference   95 % interval     only this   only that   p')
+    print(f'\nminus {path}, on the same episodes')
+    print(f'{"":10s} difference   95 % interval     only this   only that   p')
+
     results = {'checkpoint': str(path)}
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
-        r = results[name] = paired_comparison([e['success'] for e in ours], [e['success'] for e in theirs])
-        print(f'{name.replace("task", "task "):10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - '
+        r = paired_comparison([episode.success for episode in ours], [episode.success for episode in theirs])
+        print(f'{spaced(name):10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - '
               f'{100 * r["high"]:+6.1f}   {r["only_ours"]:9d}   {r["only_theirs"]:9d}   {r["p_value"]:.3f}')
+        results[name] = r
     return results
 
 

@@ -31,34 +31,45 @@ def ssd_scan(x, dt, A, B, C, chunk_size=32):
     batch, length, heads, headdim = x.shape
     n = -(-length // chunk_size)
     size = -(-length // n)  # chunks of equal length, so that almost nothing is padded
-    if pad := n * size - length:  # dt = 0 leaves the state as it is: padding at the end changes nothing before it
-        x, dt, B, C = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, pad)) for t in (x, dt, B, C))
+    padding = n * size - length
+    if padding:  # dt = 0 leaves the state as it is: padding at the end changes nothing before it
+        x, dt, B, C = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)) for t in (x, dt, B, C))
+
+    # split into n chunks of Q = size positions
     dt = dt.view(batch, n, size, heads).transpose(2, 3)  # (B, n, H, Q)
     xdt = x.view(batch, n, size, heads, headdim).transpose(2, 3) * dt.unsqueeze(-1)  # (B, n, H, Q, P)
-    B, C = B.view(batch, n, 1, size, -1), C.view(batch, n, 1, size, -1)  # (B, n, 1, Q, N)
+    B = B.view(batch, n, 1, size, -1)  # (B, n, 1, Q, N)
+    C = C.view(batch, n, 1, size, -1)
     log_decay = torch.cumsum(dt * A[:, None], dim=-1)  # (B, n, H, Q)
-    # masked before the exponential: the upper triangle would overflow and its gradient would be NaN
+
+    # within a chunk; masked before the exponential: the upper triangle would overflow and its gradient would be NaN
     future = torch.full((size, size), -torch.inf, device=x.device).triu(1)
     decay = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).add_(future).exp_()
     y = ((C @ B.transpose(-1, -2)) * decay) @ xdt  # (B, n, H, Q, P)
-    if n > 1:
+
+    if n > 1:  # what earlier chunks add
         to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
         added = (B * to_end).transpose(-1, -2) @ xdt  # (B, n, H, N, P)
         keep = log_decay[..., -1].exp()[..., None, None]
-        state, states = torch.zeros_like(added[:, 0]), []
+
+        state = torch.zeros_like(added[:, 0])
+        states = []  # at the beginning of each chunk
         for kept, new in zip(keep.unbind(1), added.unbind(1), strict=True):
             states.append(state)
             state = torch.addcmul(new, kept, state)
         y = y + (C * log_decay.exp().unsqueeze(-1)) @ torch.stack(states, 1)
+
     return y.transpose(2, 3).reshape(batch, -1, heads, headdim)[:, :length]
 
 
 def ssd_reference(x, dt, A, B, C):
     """The same recurrence, one position after the other: slow, obviously right; tests compare with it."""
-    state, outputs = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[-1]), []
-    for t in range(x.shape[1]):
-        state = state * torch.exp(dt[:, t] * A)[..., None, None] + torch.einsum(
-            'bh,bhp,bn->bhpn', dt[:, t], x[:, t], B[:, t])
+    batch, length, heads, headdim = x.shape
+    state = x.new_zeros(batch, heads, headdim, B.shape[-1])
+    outputs = []
+    for t in range(length):
+        decay = torch.exp(dt[:, t] * A)[..., None, None]
+        state = state * decay + torch.einsum('bh,bhp,bn->bhpn', dt[:, t], x[:, t], B[:, t])
         outputs.append(torch.einsum('bhpn,bn->bhp', state, C[:, t]))
     return torch.stack(outputs, 1)
 
@@ -73,6 +84,7 @@ def load_mamba_ssm_scan():
         package = types.ModuleType('mamba_ssm')
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules['mamba_ssm'] = package
+
     try:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     finally:
@@ -93,30 +105,44 @@ def choose_backend(requested, device):
     asking for mamba_ssm where it cannot work raises ValueError with the reason.
     """
     device = torch.device(device)
-    name = f'torch SSD on {device}' + (f', {torch.get_num_threads()} threads' if device.type == 'cpu' else '')
+    name = f'torch SSD on {device}'
+    if device.type == 'cpu':
+        name += f', {torch.get_num_threads()} threads'
     if requested == 'torch' or (requested == 'auto' and device.type != 'cuda'):
         return 'torch', name
+
     try:
         if device.type != 'cuda':
             raise RuntimeError(f'its kernels run on CUDA tensors only, and the device is {device}')
-        scan, results = load_mamba_ssm_scan(), []
-        shapes = [(2, 70, 8, 32), (2, 70, 8), (8,), (2, 70, 16), (2, 70, 16)]
-        inputs = [torch.rand(shape, device=device) * 0.1 for shape in shapes]
-        for function in (ssd_scan, scan):
-            leaves = [t.clone().requires_grad_() for t in (*inputs[:2], -inputs[2], *inputs[3:])]
-            out = function(*leaves)
-            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-        if not all(torch.allclose(a, b, rtol=2e-2, atol=1e-3) for a, b in zip(*results, strict=True)):
-            raise RuntimeError('its result differs from the torch backend on this GPU')
+        scan = load_mamba_ssm_scan()
+        probe_scan(scan, device)
     except Exception as error:  # Triton's compilers raise kinds of their own; whatever it is, torch does the work
         reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
             raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
                              'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
-        missing = isinstance(error, ModuleNotFoundError) and error.name == 'mamba_ssm'
-        return 'torch', f'{name}; ' + ('mamba-ssm is not installed, requirements-cuda.txt says how' if missing else
-                                       f'mamba_ssm not usable: {reason}')
+        if isinstance(error, ModuleNotFoundError) and error.name == 'mamba_ssm':
+            return 'torch', f'{name}; mamba-ssm is not installed, requirements-cuda.txt says how'
+        return 'torch', f'{name}; mamba_ssm not usable: {reason}'
+
     return 'mamba_ssm', f'mamba_ssm {scan.version} on {device}'
+
+
+def probe_scan(scan, device):
+    """Raise RuntimeError unless `scan` agrees with `ssd_scan` on `device`, its gradients as well."""
+    x = torch.rand(2, 70, 8, 32, device=device) * 0.1
+    dt = torch.rand(2, 70, 8, device=device) * 0.1
+    A = torch.rand(8, device=device) * -0.1
+    B, C = torch.rand(2, 2, 70, 16, device=device) * 0.1
+
+    results = []
+    for function in (ssd_scan, scan):
+        leaves = [t.clone().requires_grad_() for t in (x, dt, A, B, C)]
+        y = function(*leaves)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+
+    if not all(torch.allclose(a, b, rtol=2e-2, atol=1e-3) for a, b in zip(*results, strict=True)):
+        raise RuntimeError('its result differs from the torch backend on this GPU')
 
 
 class GatedRMSNorm(nn.Module):
@@ -124,7 +150,8 @@ class GatedRMSNorm(nn.Module):
 
     def __init__(self, size, eps=1e-5):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, y, gate):
         return F.rms_norm(y * F.silu(gate), (y.shape[-1],), self.weight, self.eps)
@@ -142,12 +169,18 @@ class Mamba2(nn.Module):
         self.d_inner = expand * d_model
         if self.d_inner % headdim:
             raise ValueError(f'd_inner = expand * d_model = {self.d_inner} must be a multiple of headdim {headdim}')
-        self.d_state, self.d_conv, self.headdim, self.chunk_size = d_state, d_conv, headdim, chunk_size
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.headdim = headdim
+        self.chunk_size = chunk_size
         self.n_heads = self.d_inner // headdim
-        self.d_xbc = self.d_inner + 2 * d_state
+        self.d_xbc = self.d_inner + 2 * d_state  # x, B and C side by side
         self.scan = ssd_scan
+
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_xbc + self.n_heads, bias=False)
         self.conv1d = nn.Conv1d(self.d_xbc, self.d_xbc, d_conv, groups=self.d_xbc, padding=d_conv - 1)
+
+        # dt begins log-uniform between 0.001 and 0.1
         dt = torch.exp(torch.rand(self.n_heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         self.A_log = nn.Parameter(torch.empty(self.n_heads).uniform_(1, 16).log())
@@ -185,22 +218,26 @@ class Mamba2(nn.Module):
         """u (..., d_model), each row a sequence of length one -> (..., d_model). Equals `forward`, without
         the convolution's and the scan's overhead: from the zero state, y = (C . B) dt x."""
         gate, xbc, dt = self._split(u)
-        x, dt, B, C = self._heads(torch.addcmul(self.conv1d.bias, xbc, self.conv1d.weight[:, 0, -1]), dt)
+        convolved = torch.addcmul(self.conv1d.bias, xbc, self.conv1d.weight[:, 0, -1])
+        x, dt, B, C = self._heads(convolved, dt)
         y = ((B * C).sum(-1, keepdim=True) * dt).unsqueeze(-1) * x
         return self._output(y, x, gate)
 
     def initial_state(self, batch_size):
         """-> (conv (B, d_xbc, d_conv - 1), ssm (B, H, P, N)), all zero: nothing seen yet."""
         weight = self.out_proj.weight
-        return (weight.new_zeros(batch_size, self.d_xbc, self.d_conv - 1),
-                weight.new_zeros(batch_size, self.n_heads, self.headdim, self.d_state))
+        conv = weight.new_zeros(batch_size, self.d_xbc, self.d_conv - 1)
+        ssm = weight.new_zeros(batch_size, self.n_heads, self.headdim, self.d_state)
+        return conv, ssm
 
     def step(self, u, state):
         """u (B, d_model), state -> (output (B, d_model), new state): `forward`'s next position in O(1)."""
         conv, ssm = state
         gate, xbc, dt = self._split(u)
         window = torch.cat([conv, xbc.unsqueeze(-1)], -1)  # (B, d_xbc, d_conv)
-        x, dt, B, C = self._heads((window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias, dt)
+        convolved = (window * self.conv1d.weight[:, 0]).sum(-1) + self.conv1d.bias
+        x, dt, B, C = self._heads(convolved, dt)
+
         decay = torch.exp(dt * -torch.exp(self.A_log))[..., None, None]
         ssm = ssm * decay + (dt.unsqueeze(-1) * x).unsqueeze(-1) * B[:, None, None]
         y = (ssm @ C[:, None, :, None]).squeeze(-1)

@@ -11,19 +11,26 @@ Everything is measured at real observations of the data (`Probe`), so joint angl
 places without data stay empty. A latent is f(s_t), a sequence of length one, for `--head_memory history` too.
 """
 
-import heapq
+import dataclasses
 import time
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 
 from ogbench_utils import episode_seed, make_env, reset_env
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
-WALL, FLOOR = '#c8ccd2', '#ffffff'
-EDGE, PLAN = '#8a8f98', '#D55E00'  # of the map of the data
-TEXT, SMALL = 11, 10  # points, in figures about six inches wide
+WALL = '#c8ccd2'
+FLOOR = '#ffffff'
+EDGE = '#8a8f98'  # of the map of the data
+PLAN = '#D55E00'
+FAILED_PATH = '#444444'
+ENDS = (('start', 'o', 'white'), ('goal', '*', '#F0E442'))  # in every legend: label, marker, colour
+TEXT = 11  # points, in figures about six inches wide
+SMALL = 10
 NEIGHBOURS = 8  # embedded observations over which a decoded proposal is averaged
 
 
@@ -32,19 +39,56 @@ class Maze:
 
     def __init__(self, env):
         maze = env.unwrapped
-        self.walls, self.unit = maze.maze_map == 1, float(maze._maze_unit)
+        self.walls = maze.maze_map == 1  # (rows, columns)
+        self.unit = float(maze._maze_unit)
         self.low = np.array(maze.ij_to_xy((0, 0))) - self.unit / 2  # the outer corner of cell (0, 0)
-        self.starts, self.goals = (np.array([info[key] for info in maze.task_infos])
-                                   for key in ('init_xy', 'goal_xy'))
         self.fine_walls = self.walls.repeat(SPLIT, 0).repeat(SPLIT, 1)
-        random = np.random.get_state()  # a reset seeds numpy's generator; drawing must not change a training
-        self.goal_observations = np.stack([reset_env(env, task, episode_seed(0, 6, task))[1]
-                                           for task in range(1, len(self.goals) + 1)])
-        np.random.set_state(random)
-        self.distances = np.stack([self._distances(goal) for goal in self.goals])
+
+        self.starts = np.array([info['init_xy'] for info in maze.task_infos])
+        self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
+        self.goal_observations = self._goal_observations(env)
+        self.distances = self._walking_distances()
+
+    def _goal_observations(self, env):
+        """(tasks, S). A reset seeds numpy's generator, but drawing must not change a training."""
+        state = np.random.get_state()
+        goals = []
+        for task in range(1, len(self.goals) + 1):
+            _, goal = reset_env(env, task, episode_seed(0, 6, task))
+            goals.append(goal)
+        np.random.set_state(state)
+        return np.stack(goals)
+
+    def _walking_distances(self):
+        """(tasks, fine rows, fine columns): from each fine cell to each goal, inf in walls. Eight neighbours; a
+        diagonal step needs both corners free. Teleporters are not taken."""
+        shape = self.fine_walls.shape
+        free = ~self.fine_walls
+        number = np.arange(free.size).reshape(shape)
+        step = self.unit / SPLIT
+
+        sources = []
+        targets = []
+        lengths = []
+        for di, dj in ((0, 1), (1, 0), (1, 1), (1, -1)):  # the other four are these the other way round
+            rows = slice(0, shape[0] - di)
+            columns = slice(max(0, -dj), shape[1] - max(0, dj))
+            to_rows = slice(di, shape[0])
+            to_columns = slice(max(0, dj), shape[1] - max(0, -dj))
+            passable = (free[rows, columns] & free[to_rows, to_columns]
+                        & free[to_rows, columns] & free[rows, to_columns])
+            sources.append(number[rows, columns][passable])
+            targets.append(number[to_rows, to_columns][passable])
+            lengths.append(np.full(passable.sum(), step * np.hypot(di, dj)))
+
+        edges = (np.concatenate(lengths), (np.concatenate(sources), np.concatenate(targets)))
+        graph = csr_array(edges, shape=(free.size, free.size))
+        goals = number[self.fine_cell(self.goals)]
+        return dijkstra(graph, directed=False, indices=goals).reshape(-1, *shape)
 
     @property
     def extent(self):
+        """(left, right, bottom, top) in units of xy."""
         rows, columns = self.walls.shape
         return self.low[0], self.low[0] + columns * self.unit, self.low[1], self.low[1] + rows * self.unit
 
@@ -54,44 +98,41 @@ class Maze:
         rows, columns = np.array(self.walls.shape) * split
         return np.clip(cell[..., 1], 0, rows - 1), np.clip(cell[..., 0], 0, columns - 1)
 
-    def _distances(self, goal):
-        """Walking distance to `goal` from each fine cell, inf in walls (Dijkstra over eight neighbours; a
-        diagonal step needs both corners free). Teleporters are not taken."""
-        distance, step = np.full(self.fine_walls.shape, np.inf), self.unit / SPLIT
-        start = tuple(int(i) for i in self.fine_cell(goal))
-        distance[start], queue = 0.0, [(0.0, start)]
-        while queue:
-            d, (i, j) = heapq.heappop(queue)
-            if d > distance[i, j]:
-                continue
-            for di, dj in ((0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
-                if self.fine_walls[i + di, j] or self.fine_walls[i, j + dj] or self.fine_walls[i + di, j + dj]:
-                    continue
-                new = d + step * (di * di + dj * dj) ** 0.5
-                if new < distance[i + di, j + dj]:
-                    distance[i + di, j + dj] = new
-                    heapq.heappush(queue, (new, (i + di, j + dj)))
-        return distance
-
     def average(self, xy, values, split=SPLIT):
         """Mean of `values` (n,) in each cell of `unit` / `split` -> (rows, columns), NaN where there is none."""
         shape = np.array(self.walls.shape) * split
         cell = np.ravel_multi_index(self.fine_cell(xy, split), shape)
-        total, count = (np.bincount(cell, weights, minlength=shape.prod()) for weights in (values, None))
+        total = np.bincount(cell, values, minlength=shape.prod())
+        count = np.bincount(cell, minlength=shape.prod())
         return np.where(count > 0, total / np.maximum(count, 1), np.nan).reshape(shape)
 
     def draw(self, axis, task=None):
         """Walls, and the start (ring) and the goal (star) of a task, counted from 1."""
         from matplotlib.colors import ListedColormap
+
         axis.imshow(np.where(self.walls, 1.0, np.nan), extent=self.extent, origin='lower', zorder=1,
                     cmap=ListedColormap([WALL]), interpolation='nearest')
+
+        left, right, bottom, top = self.extent
+        margin = 0.7 * self.unit  # the inner part of the outer walls is enough
+        axis.set_xlim(left + margin, right - margin)
+        axis.set_ylim(bottom + margin, top - margin)
         axis.set(xticks=[], yticks=[], facecolor=FLOOR)
-        axis.set_xlim(self.extent[0] + 0.7 * self.unit, self.extent[1] - 0.7 * self.unit)  # half the outer walls do
-        axis.set_ylim(self.extent[2] + 0.7 * self.unit, self.extent[3] - 0.7 * self.unit)
         axis.spines[:].set_visible(False)
+
         if task is not None:
             axis.plot(*self.starts[task - 1], 'o', ms=6, mfc='white', mec=INK, mew=1.4, zorder=6)
             axis.plot(*self.goals[task - 1], '*', ms=12, mfc='#F0E442', mec=INK, mew=0.9, zorder=6)
+
+
+@dataclasses.dataclass
+class Knowledge:
+    """What an agent thinks of the n observations of a `Probe` and of the tasks' goals."""
+
+    z: np.ndarray  # (n, D) latents
+    embeddings: np.ndarray  # (n, E) V's embedding of them
+    values: np.ndarray  # (tasks, n)
+    proposed_xy: np.ndarray  # (tasks, n, 2) where f_P wants to go, decoded
 
 
 class Probe:
@@ -101,18 +142,23 @@ class Probe:
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(observations))[:300_000]
         i, j = maze.fine_cell(observations[rows, :2])
-        rows, cell = (a[~maze.fine_walls[i, j]] for a in (rows, i * maze.fine_walls.shape[1] + j))
+        free = ~maze.fine_walls[i, j]
+        rows = rows[free]
+        cell = (i * maze.fine_walls.shape[1] + j)[free]
+
         order = np.argsort(cell, kind='stable')
         cell = cell[order]
-        first = np.searchsorted(cell, cell)  # where each cell's rows begin
+        begin_of_cell = np.searchsorted(cell, cell)
+        rank_in_cell = np.arange(len(cell)) - begin_of_cell
+        kept = rows[order][rank_in_cell < per_cell]
+
         self.maze = maze
-        self.observations = np.ascontiguousarray(observations[rows[order][np.arange(len(cell)) - first < per_cell]])
+        self.observations = np.ascontiguousarray(observations[kept])
         self.xy = self.observations[:, :2]
 
     @torch.no_grad()
     def look(self, agent):
-        """-> what an `OfflineAgent` (of an online agent: its `offline`) thinks of these observations and the tasks'
-        goals: latents z (n, D), embeddings (n, E), values (tasks, n), proposed_xy (tasks, n, 2).
+        """-> the `Knowledge` of an `OfflineAgent` (of an online agent: its `offline`).
 
         A proposal has no position: only its distance to other latents in V's embedding means anything. It is
         decoded to the mean xy of the `NEIGHBOURS` observations of the probe whose embeddings are nearest.
@@ -120,13 +166,15 @@ class Probe:
         z = self.encode(agent, self.observations)
         z_goal = self.encode(agent, self.maze.goal_observations)
         embeddings = self.embed(agent, z)
-        values, proposed_xy = [], []
+
+        values = []
+        proposed_xy = []
         for goal in z_goal:
             goal = goal.expand_as(z)
+            proposed = self.embed(agent, agent.nets['proposer'](z, goal))
             values.append(agent.targets['value'](z, goal).mean(0).cpu().numpy())
-            proposed_xy.append(self.decode(embeddings, self.embed(agent, agent.nets['proposer'](z, goal))))
-        return {'z': z.cpu().numpy(), 'embeddings': embeddings.cpu().numpy(), 'values': np.stack(values),
-                'proposed_xy': np.stack(proposed_xy)}
+            proposed_xy.append(self.decode(embeddings, proposed))
+        return Knowledge(z.cpu().numpy(), embeddings.cpu().numpy(), np.stack(values), np.stack(proposed_xy))
 
     @staticmethod
     def encode(agent, observations):
@@ -139,40 +187,59 @@ class Probe:
 
     def decode(self, embeddings, queries):
         """queries (m, E) -> xy (m, 2), the mean over the nearest of the probe's `embeddings` (n, E)."""
-        nearest = torch.cdist(queries, embeddings).topk(min(NEIGHBOURS, len(embeddings)), largest=False).indices
+        count = min(NEIGHBOURS, len(embeddings))
+        nearest = torch.cdist(queries, embeddings).topk(count, largest=False).indices
         return self.xy[nearest.cpu().numpy()].mean(1)
 
 
 def _panels(maze, title, count=6, columns=3):
     """-> (figure, axes (count,)): a grid of mazes in letters large enough to be read at half a column."""
-    rows, (height, width) = -(-count // columns), maze.walls.shape
-    panel, head, gap = 2.0 * (height - 1.4) / (width - 1.4), 0.27, 0.06  # inches, as all here
-    size = 2.0 * columns + gap * (columns + 1), rows * (panel + head) + 0.3
-    figure = pyplot().figure(figsize=size)
-    figure.text(0.5, 1 - 0.16 / size[1], title, fontsize=TEXT, ha='center', va='center')
+    height, width = maze.walls.shape
+    rows = -(-count // columns)
+
+    # all in inches
+    gap = 0.06
+    heading = 0.3
+    panel_title = 0.27
+    panel_width = 2.0
+    panel_height = panel_width * (height - 1.4) / (width - 1.4)
+    figure_width = panel_width * columns + gap * (columns + 1)
+    figure_height = rows * (panel_height + panel_title) + heading
+
+    figure = pyplot().figure(figsize=(figure_width, figure_height))
+    figure.text(0.5, 1 - 0.16 / figure_height, title, fontsize=TEXT, ha='center', va='center')
+
     axes = []
     for k in range(count):
-        x, y = gap + k % columns * (2.0 + gap), size[1] - 0.3 - (k // columns + 1) * (panel + head) + gap
-        axes.append(figure.add_axes((x / size[0], y / size[1], 2.0 / size[0], panel / size[1])))
+        row, column = divmod(k, columns)
+        left = gap + column * (panel_width + gap)
+        bottom = figure_height - heading - (row + 1) * (panel_height + panel_title) + gap
+        box = (left / figure_width, bottom / figure_height, panel_width / figure_width, panel_height / figure_height)
+        axes.append(figure.add_axes(box))
     return figure, axes
 
 
 def draw_knowledge(probe, agent, folder, title):
     """maze_values.png, maze_proposals.png and maze_latents.png of an `OfflineAgent` in `folder` -> their paths."""
-    paths, look = [folder / f'maze_{name}.png' for name in ('values', 'proposals', 'latents')], probe.look(agent)
-    draw_values(probe, look, paths[0], f'Value, {title}', agent.config.reward_scale, agent.config.discount)
-    draw_proposals(probe, look, paths[1], f'Proposals, {title}')
-    draw_latents(probe, look, paths[2], f'Latents, {title}')
-    return paths
+    knowledge = probe.look(agent)
+    values, proposals, latents = (folder / f'maze_{name}.png' for name in ('values', 'proposals', 'latents'))
+
+    draw_values(probe, knowledge, values, f'Value, {title}', agent.config.reward_scale, agent.config.discount)
+    draw_proposals(probe, knowledge, proposals, f'Proposals, {title}')
+    draw_latents(probe, knowledge, latents, f'Latents, {title}')
+    return [values, proposals, latents]
 
 
 class TrainingPictures:
-    """`draw_knowledge` while training: at most once in `rarely` times as long as it takes, so that it costs little
+    """`draw_knowledge` while training, at most once in `rarity` times as long as it takes, so that it costs little
     however fast the updates are. Draws nothing where the data do not fit the environment of their name."""
 
-    def __init__(self, dataset, observations, folder, rarely=30):
-        self.folder, self.rarely, self.probe = folder, rarely, None
-        self.next = -float('inf')
+    def __init__(self, dataset, observations, folder, rarity=30):
+        self.folder = folder
+        self.rarity = rarity
+        self.next_time = -float('inf')
+        self.probe = None
+
         env = make_env(dataset)
         if env.observation_space.shape == observations.shape[1:]:
             self.probe = Probe(Maze(env), observations)
@@ -180,47 +247,56 @@ class TrainingPictures:
 
     def draw(self, agent, title, last=False):
         """Redraw if it is time to, or for the `last` time."""
+        if self.probe is None or not len(self.probe.xy):
+            return
+
         begin = time.perf_counter()
-        if self.probe is not None and len(self.probe.xy) and (last or begin > self.next):
+        if last or begin > self.next_time:
             draw_knowledge(self.probe, agent, self.folder, title)
             end = time.perf_counter()
-            self.next = end + self.rarely * (end - begin)
+            self.next_time = end + self.rarity * (end - begin)
 
 
-def draw_values(probe, look, path, title, reward_scale=0.05, discount=0.99):
+def draw_values(probe, knowledge, path, title, reward_scale=0.05, discount=0.99):
     """Heat maps of V(z, z_g), one per task, on one colour scale: equal colours are equal numbers of steps.
 
     In each title: the rank correlation of V with the walking distance (1: every place in the right order).
     Crosses: maze cells without a better neighbour, where whoever climbs V stays.
     """
+    from scipy.stats import spearmanr
+
     maze = probe.maze
     figure, axes = _panels(maze, title)
-    steps = steps_of(look['values'], reward_scale, discount)
+    steps = steps_of(knowledge.values, reward_scale, discount)
     most = np.quantile(steps, 0.98)
-    for task, (axis, values) in enumerate(zip(axes[:-1], look['values'], strict=False), 1):
+
+    for task, (axis, values) in enumerate(zip(axes[:-1], knowledge.values, strict=False), 1):
         image = axis.imshow(maze.average(probe.xy, steps[task - 1]), extent=maze.extent, origin='lower',
                             cmap='viridis_r', vmin=0, vmax=most)
         maze.draw(axis, task)
+
         traps = local_maxima(np.where(maze.walls, np.nan, maze.average(probe.xy, values, 1)))
         traps[maze.fine_cell(maze.goals[task - 1], 1)] = False
         i, j = np.nonzero(traps)
         axis.plot(maze.low[0] + (j + 0.5) * maze.unit, maze.low[1] + (i + 0.5) * maze.unit, 'x', ms=7, mew=2,
                   color=FAILURE, zorder=7)
-        order = rank_correlation(values, -maze.distances[task - 1][maze.fine_cell(probe.xy)])
+
+        distances = maze.distances[task - 1][maze.fine_cell(probe.xy)]
+        order = spearmanr(values, -distances).statistic
         axis.set_title(f'task {task}: order {order:.2f}', fontsize=TEXT)
-    key = axes[-1]
-    key.axis('off')
-    bar = figure.colorbar(image, cax=key.inset_axes((0.2, 0.02, 0.08, 0.86)))
-    bar.ax.invert_yaxis()
-    ticks = [t for t in bar.get_ticks() if 0 <= t <= most]
-    bar.set_ticks(ticks, labels=[f'{t:.0f}' for t in ticks])
-    bar.ax.tick_params(labelsize=SMALL)
-    values = bar.ax.secondary_yaxis('left')
-    values.set_yticks(ticks, [f'{value_of(t, reward_scale, discount):.1f}' for t in ticks], fontsize=SMALL)
-    key.text(0.18, 0.93, '$V$', fontsize=SMALL, ha='right', transform=key.transAxes)
-    key.text(0.3, 0.93, 'in steps', fontsize=SMALL, transform=key.transAxes)
-    _key(key, [('start', 'o', 'white'), ('goal', '*', '#F0E442'), ('trap', 'x', FAILURE),
-               ('no data', 's', 'white')], bbox_to_anchor=(0.48, 0.5), loc='center left')
+
+    legend = axes[-1]
+    legend.axis('off')
+    bar = _colorbar(figure, image, legend, (0.2, 0.02, 0.08, 0.86))
+    ticks = [tick for tick in bar.get_ticks() if 0 <= tick <= most]
+    bar.set_ticks(ticks, labels=[f'{tick:.0f}' for tick in ticks])
+    as_values = bar.ax.secondary_yaxis('left')
+    as_values.set_yticks(ticks, [f'{value_of(tick, reward_scale, discount):.1f}' for tick in ticks], fontsize=SMALL)
+    legend.text(0.18, 0.93, '$V$', fontsize=SMALL, ha='right', transform=legend.transAxes)
+    legend.text(0.3, 0.93, 'in steps', fontsize=SMALL, transform=legend.transAxes)
+
+    entries = [*ENDS, ('trap', 'x', FAILURE), ('no data', 's', 'white')]
+    _legend(legend, entries, bbox_to_anchor=(0.48, 0.5), loc='center left')
     save(figure, path)
 
 
@@ -235,13 +311,27 @@ def steps_of(values, reward_scale, discount, most=1000):
     return np.log(left) / np.log(discount)
 
 
-def _key(axis, entries, **options):
+def _colorbar(figure, image, axis, box):
+    """A colour bar with its least number above, in the part `box` (left, bottom, width, height) of an axis."""
+    bar = figure.colorbar(image, cax=axis.inset_axes(box))
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(labelsize=SMALL)
+    return bar
+
+
+def _legend(axis, entries, **options):
+    """entries: (label, marker, color); '--' as the marker gives a line."""
     from matplotlib.lines import Line2D
-    handles = [Line2D([], [], ls='', marker=marker, label=label, mfc=color, mec=color if marker == 'x' else INK,
-                      ms=11 if marker == '*' else 7, mew=2 if marker == 'x' else 1)
-               if len(marker) == 1 else Line2D([], [], color=color, lw=2, label=label)
-               for label, marker, color in entries]
-    axis.legend(handles=handles, fontsize=SMALL, frameon=False, **({'loc': 'center right'} | options))
+
+    handles = []
+    for label, marker, color in entries:
+        if marker == '--':
+            handles.append(Line2D([], [], color=color, lw=2, label=label))
+        else:
+            cross = marker == 'x'
+            handles.append(Line2D([], [], ls='', marker=marker, label=label, ms=11 if marker == '*' else 7, mfc=color,
+                                  mec=color if cross else INK, mew=2 if cross else 1))
+    axis.legend(handles=handles, fontsize=SMALL, frameon=False, **options)
 
 
 def local_maxima(grid):
@@ -251,41 +341,53 @@ def local_maxima(grid):
     return ~np.isnan(grid) & (grid >= around.max(0))
 
 
-def rank_correlation(a, b):
-    """Spearman's correlation of two arrays (n,) of finite numbers, without averaging ties."""
-    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
+def _arrows(axis, start, end, color, **options):
+    """Arrows from the places `start` (n, 2) to the places `end` (n, 2)."""
+    x, y = start.T
+    dx, dy = (end - start).T
+    axis.quiver(x, y, dx, dy, color=color, angles='xy', scale_units='xy', scale=1, headwidth=4, headlength=4.5,
+                headaxislength=4, **options)
 
 
-def draw_proposals(probe, look, path, title):
+def draw_proposals(probe, knowledge, path, title):
     """Arrows from places to where f_P(z, z_g) wants to be `transition_steps` later, decoded by `Probe.look`."""
-    maze, split = probe.maze, 2
+    maze = probe.maze
     figure, axes = _panels(maze, title)
-    for task, (axis, proposed) in enumerate(zip(axes[:-1], look['proposed_xy'], strict=False), 1):
+
+    def by_place(values):
+        return maze.average(probe.xy, values, 2).ravel()
+
+    for task, (axis, proposed) in enumerate(zip(axes[:-1], knowledge.proposed_xy, strict=False), 1):
         maze.draw(axis, task)
         distance = maze.distances[task - 1]
         closer = distance[maze.fine_cell(probe.xy)] - distance[maze.fine_cell(proposed)]
-        x, y, to_x, to_y, gain = (maze.average(probe.xy, a, split).ravel() for a in (
-            *probe.xy.T, *proposed.T, np.where(np.isfinite(closer), closer, 0.0)))
-        seen = ~np.isnan(x)
+        gain = by_place(np.where(np.isfinite(closer), closer, 0.0))
+
+        seen = ~np.isnan(gain)
+        start = np.stack([by_place(probe.xy[:, 0]), by_place(probe.xy[:, 1])], 1)
+        end = np.stack([by_place(proposed[:, 0]), by_place(proposed[:, 1])], 1)
         color = np.where(gain > 0, GOOD, FAILURE)
-        axis.quiver(x[seen], y[seen], (to_x - x)[seen], (to_y - y)[seen], color=color[seen], angles='xy',
-                    scale_units='xy', scale=1, width=0.01, headwidth=4, headlength=4.5, headaxislength=4, zorder=3)
+        _arrows(axis, start[seen], end[seen], color[seen], width=0.01, zorder=3)
         axis.set_title(f'task {task}: {np.mean(gain[seen] > 0):.0%} lead closer', fontsize=TEXT)
+
     axes[-1].axis('off')
-    _key(axes[-1], [('start', 'o', 'white'), ('goal', '*', '#F0E442'), ('leads closer', '--', GOOD),
-                    ('leads away', '--', FAILURE)], loc='center')
+    _legend(axes[-1], [*ENDS, ('leads closer', '--', GOOD), ('leads away', '--', FAILURE)], loc='center')
     save(figure, path)
 
 
 def place_colors(maze, xy):
     """A colour for each place: the corners of the maze are blue, red, green and yellow, mixed in between."""
     corners = np.array([[(0, 114, 178), (213, 94, 0)], [(0, 158, 115), (240, 228, 66)]]) / 255  # Okabe-Ito
-    low, high = maze.low + maze.unit, np.array(maze.extent[1::2]) - maze.unit
+    low = maze.low + maze.unit
+    high = np.array(maze.extent[1::2]) - maze.unit
     u, v = np.clip((np.asarray(xy) - low) / (high - low), 0, 1).T[..., None]
-    return (1 - v) * ((1 - u) * corners[0, 0] + u * corners[1, 0]) + v * ((1 - u) * corners[0, 1] + u * corners[1, 1])
+
+    bottom = (1 - u) * corners[0, 0] + u * corners[1, 0]
+    top = (1 - u) * corners[0, 1] + u * corners[1, 1]
+    return (1 - v) * bottom + v * top
 
 
-def draw_latents(probe, look, path, title):
+def draw_latents(probe, knowledge, path, title):
     """First two principal components of z and of V's embedding e(z), each point coloured by its place in the maze
     (left). In the titles: how far apart in the maze nearest neighbours are, in maze cells (median)."""
     colors = place_colors(probe.maze, probe.xy)
@@ -293,38 +395,46 @@ def draw_latents(probe, look, path, title):
     probe.maze.draw(axes[0])
     axes[0].scatter(*probe.xy.T, c=colors, s=3, lw=0, zorder=3)
     axes[0].set_title('place', fontsize=TEXT)
-    for axis, (name, points) in zip(axes[1:], (('$z$', look['z']), ('$e(z)$', look['embeddings'])), strict=True):
+
+    clouds = {'$z$': knowledge.z, '$e(z)$': knowledge.embeddings}
+    for axis, (name, points) in zip(axes[1:], clouds.items(), strict=True):
         points = points - points.mean(0)
-        variance, directions = np.linalg.eigh(points.T @ points)
-        share = variance[:-3:-1] / variance.sum()
-        axis.scatter(*(points @ directions[:, :-3:-1]).T, c=colors, s=3, lw=0)
-        near = torch.cdist(*(torch.from_numpy(points),) * 2).fill_diagonal_(torch.inf).argmin(1).numpy()
-        apart = np.median(np.linalg.norm(probe.xy[near] - probe.xy, axis=1)) / probe.maze.unit
+        variance, directions = np.linalg.eigh(points.T @ points)  # ascending
+        share = variance[-2:].sum() / variance.sum()
+        x, y = (points @ directions[:, [-1, -2]]).T
+        axis.scatter(x, y, c=colors, s=3, lw=0)
+
+        rows = torch.from_numpy(points)
+        nearest = torch.cdist(rows, rows).fill_diagonal_(torch.inf).argmin(1).numpy()
+        apart = np.median(np.linalg.norm(probe.xy[nearest] - probe.xy, axis=1)) / probe.maze.unit
         axis.set_title(f'{name}, nearest {apart:.2f} off', fontsize=TEXT)
+        axis.text(0.98, 0.02, f'{share:.0%} of variance', fontsize=SMALL, ha='right', transform=axis.transAxes)
         axis.margins(y=0.12)
-        axis.text(0.98, 0.02, f'{share.sum():.0%} of variance', fontsize=SMALL, ha='right', transform=axis.transAxes)
         axis.set(xticks=[], yticks=[])
     save(figure, path)
 
 
 def draw_paths(maze, episodes, path, title):
-    """Paths of evaluation `episodes` (`run_episodes`'s dicts), one panel per task."""
+    """Paths of evaluation episodes (`rollouts.Episode`), one panel per task."""
     figure, axes = _panels(maze, title)
     for task, axis in enumerate(axes[:-1], 1):
         maze.draw(axis, task)
-        part = sorted((e for e in episodes if e['task'] == task), key=lambda e: -e['success'])  # failures on top
-        for episode in part:
-            x, y = episode['observations'][:, :2].T
-            if episode['success']:
+        part = [episode for episode in episodes if episode.task == task]
+
+        for episode in sorted(part, key=lambda episode: -episode.success):  # failures on top
+            x, y = episode.observations[:, :2].T
+            if episode.success:
                 axis.plot(x, y, color=TASK_COLORS[task - 1], lw=1.0, alpha=0.75, zorder=3)
             else:
-                axis.plot(x, y, color='#444444', lw=0.8, alpha=0.8, zorder=4)
+                axis.plot(x, y, color=FAILED_PATH, lw=0.8, alpha=0.8, zorder=4)
                 axis.plot(x[-1], y[-1], 'x', color=FAILURE, ms=7, mew=2, zorder=5)
-        axis.set_title(f'task {task}: {sum(bool(e["success"]) for e in part)} of {len(part)} solved', fontsize=TEXT)
+
+        solved = sum(bool(episode.success) for episode in part)
+        axis.set_title(f'task {task}: {solved} of {len(part)} solved', fontsize=TEXT)
+
     axes[-1].axis('off')
-    _key(axes[-1], [('start', 'o', 'white'), ('goal', '*', '#F0E442'),
-                    ('solved', '--', TASK_COLORS[0]), ('failed', '--', '#444444'),
-                    ('its end', 'x', FAILURE)], loc='center')
+    entries = [*ENDS, ('solved', '--', TASK_COLORS[0]), ('failed', '--', FAILED_PATH), ('its end', 'x', FAILURE)]
+    _legend(axes[-1], entries, loc='center')
     save(figure, path)
 
 
@@ -334,19 +444,23 @@ def draw_episode(probe, agent, episode, path, title, every=25):
     goal-biased z + 0.6 (z_g - z), 0.6 being the mean of its alpha. Decoded as `Probe.look` does."""
     maze = probe.maze
     embeddings = probe.embed(agent, probe.encode(agent, probe.observations))
-    states = episode['observations'][:-1:every]
-    z, z_goal = probe.encode(agent, states), probe.encode(agent, episode['goal'][None])
-    proposals = {'policy: $f_P(z, z_g)$': (agent.nets['proposer'](z, z_goal.expand_as(z)), TASK_COLORS[0]),
-                 'biased: $z + 0.6\\,(z_g - z)$': (z + 0.6 * (z_goal - z), TASK_COLORS[1])}
-    figure, axes = _panels(maze, title, 2, 2)
-    for axis, (name, (proposed, color)) in zip(axes, proposals.items(), strict=True):
-        maze.draw(axis, episode['task'])
-        axis.plot(*episode['observations'][:, :2].T, color='#888888', lw=1.2, zorder=2)
-        xy, to = states[:, :2], probe.decode(embeddings, probe.embed(agent, proposed))
-        axis.quiver(*xy.T, *(to - xy).T, color=color, angles='xy', scale_units='xy', scale=1, width=0.011,
-                    headwidth=4, headlength=4.5, headaxislength=4, zorder=4)
-        axis.plot(*xy.T, 'o', color=INK, ms=2.5, zorder=5)
+    states = episode.observations[:-1:every]
+    z = probe.encode(agent, states)
+    z_goal = probe.encode(agent, episode.goal[None])
+
+    figure, (left, right) = _panels(maze, title, 2, 2)
+
+    def panel(axis, name, proposed, color):
+        maze.draw(axis, episode.task)
+        axis.plot(*episode.observations[:, :2].T, color='#888888', lw=1.2, zorder=2)
+        start = states[:, :2]
+        end = probe.decode(embeddings, probe.embed(agent, proposed))
+        _arrows(axis, start, end, color, width=0.011, zorder=4)
+        axis.plot(*start.T, 'o', color=INK, ms=2.5, zorder=5)
         axis.set_title(name, fontsize=TEXT)
+
+    panel(left, 'policy: $f_P(z, z_g)$', agent.nets['proposer'](z, z_goal.expand_as(z)), TASK_COLORS[0])
+    panel(right, 'biased: $z + 0.6\\,(z_g - z)$', z + 0.6 * (z_goal - z), TASK_COLORS[1])
     save(figure, path)
 
 
@@ -355,13 +469,16 @@ def draw_plan(maze, state_map, path, title):
     plan from the task's start. Crosses: nodes from which no path leads there. A hop is a little longer than what is
     walked in its steps, since it leads from anywhere in one node to anywhere in the next."""
     from matplotlib.collections import LineCollection
+
     figure, axes = _panels(maze, title)
     xy = state_map.states[:, :2]
     edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
     goals = state_map.locate(maze.goal_observations)
     # a task is known by the place where it starts, so that any node there will do
     starts = [int(np.linalg.norm(xy - start, axis=1).argmin()) for start in maze.starts]
-    hops = [state_map.distances(goal) / state_map.hop if goal >= 0 else np.full(len(xy), np.inf) for goal in goals]
+
+    unreachable = np.full(len(xy), np.inf)
+    hops = [state_map.distances(goal) / state_map.hop if goal >= 0 else unreachable for goal in goals]
     finite = np.concatenate(hops)
     finite = finite[np.isfinite(finite)]
     most = np.quantile(finite, 0.98) if len(finite) else 1.0
@@ -380,14 +497,12 @@ def draw_plan(maze, state_map, path, title):
         length = f'{len(way) - 1} hops' if way else 'no path'
         axis.set_title(f'task {task}: {length}', fontsize=TEXT)
 
-    key = axes[-1]
-    key.axis('off')
-    bar = figure.colorbar(image, cax=key.inset_axes((0.12, 0.04, 0.08, 0.82)))
-    bar.ax.invert_yaxis()
-    bar.ax.tick_params(labelsize=SMALL)
-    key.text(0.12, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=key.transAxes)
-    entries = [('start', 'o', 'white'), ('goal', '*', '#F0E442'), ('plan', '--', PLAN), ('edges', '--', EDGE)]
+    legend = axes[-1]
+    legend.axis('off')
+    _colorbar(figure, image, legend, (0.12, 0.04, 0.08, 0.82))
+    legend.text(0.12, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
+    entries = [*ENDS, ('plan', '--', PLAN), ('edges', '--', EDGE)]
     if not all(np.isfinite(distance).all() for distance in hops):
         entries.append(('no path', 'x', INK))
-    _key(key, entries, bbox_to_anchor=(0.44, 0.45), loc='center left')
+    _legend(legend, entries, bbox_to_anchor=(0.44, 0.45), loc='center left')
     save(figure, path)

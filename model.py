@@ -57,13 +57,16 @@ class MambaEncoder(nn.Module):
         super().__init__()
         self.d_model = d_model
         self.context_length = context_length
+
         self.register_buffer('mean', torch.zeros(observation_dim))
         self.register_buffer('std', torch.ones(observation_dim))
         self.register_buffer('slowness', torch.ones(observation_dim))
+
         self.input = nn.Linear(observation_dim, d_model)
         self.layers = nn.ModuleList(Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
         self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
+
         self.set_backend(backend)
 
     def set_backend(self, backend):
@@ -73,7 +76,8 @@ class MambaEncoder(nn.Module):
     def set_statistics(self, mean, std, slowness=None):
         """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `slowness`
         (S,): how much of each dimension `encode_slow` sees, default all of it."""
-        mean, std = (torch.as_tensor(t, dtype=torch.float32) for t in (mean, std))
+        mean = torch.as_tensor(mean, dtype=torch.float32)
+        std = torch.as_tensor(std, dtype=torch.float32)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
         if slowness is not None:
@@ -104,8 +108,9 @@ class MambaEncoder(nn.Module):
         return self.final_norm(h)
 
     def initial_state(self, batch_size):
-        return EncoderState(tuple(layer.initial_state(2 * batch_size) for layer in self.layers),
-                            torch.zeros(batch_size, dtype=torch.long, device=self.mean.device))
+        layers = tuple(layer.initial_state(2 * batch_size) for layer in self.layers)
+        count = torch.zeros(batch_size, dtype=torch.long, device=self.mean.device)
+        return EncoderState(layers, count)
 
     def step(self, observations, state):
         """(B, S), state -> (z (B, D), new state): O(1) however long the context.
@@ -113,9 +118,11 @@ class MambaEncoder(nn.Module):
         Equal to `forward` on the states since the older stream's last restart: all of the first
         `context_length` states, and between context_length / 2 and context_length states from then on.
         """
-        count, c = state.count, self.context_length
+        count = state.count
+        c = self.context_length
         restart = torch.cat([count % c == 0, count % c == c // 2])
         h = self.input(self.normalize(observations)).repeat(2, 1)
+
         layers = []
         for norm, layer, (conv, ssm) in zip(self.norms, self.layers, state.layers, strict=True):
             conv = conv.masked_fill(restart[:, None, None], 0)
@@ -123,9 +130,11 @@ class MambaEncoder(nn.Module):
             out, new = layer.step(norm(h), (conv, ssm))
             h = h + out
             layers.append(new)
-        z = self.final_norm(h).unflatten(0, (2, -1))
+
+        first, second = self.final_norm(h).unflatten(0, (2, -1))
         second_is_older = (count >= c) & (count % c < c // 2)
-        return torch.where(second_is_older[:, None], z[1], z[0]), EncoderState(tuple(layers), count + 1)
+        z = torch.where(second_is_older[:, None], second, first)
+        return z, EncoderState(tuple(layers), count + 1)
 
 
 # --------------------------------------------------------------------------------------------------- heads
@@ -146,16 +155,19 @@ class GoalValue(nn.Module):
         super().__init__()
         sizes = [latent_dim, hidden_dim, hidden_dim, embedding_dim]
         self.goal = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
-        sizes[0] *= n_inputs - 1
-        self.source = self.goal if n_inputs == 2 else nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
+        self.source = self.goal
+        if n_inputs == 3:
+            sizes[0] = 2 * latent_dim
+            self.source = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
 
     def embed(self, z):
         """z (..., D) -> e(z) (n_ensemble, ..., embedding_dim)."""
         return torch.stack([e(z) for e in self.goal])
 
     def forward(self, *latents):
-        source = torch.cat(latents[:-1], -1)
-        return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(latents[-1]))
+        *source, z_goal = latents
+        source = torch.cat(source, -1)
+        return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(z_goal))
 
 
 class Proposer(nn.Module):
@@ -186,5 +198,6 @@ class InverseDynamics(nn.Module):
         for layer in self.net:
             x = layer(x)
             if dropout and isinstance(layer, GELU):
-                x = x * torch.empty_like(x).bernoulli_(1 - dropout, generator=generator) / (1 - dropout)
+                kept = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
+                x = x * kept / (1 - dropout)
         return x

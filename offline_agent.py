@@ -229,7 +229,8 @@ class OfflineAgent:
         future = future.flatten()
         z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1) for latent in (z, goal))
         # all rows, with a mask: oneDNN would compile each new number of rows anew, and keep it in memory
-        logits, count = z @ goal.T / 0.1, future.sum().clamp(min=1)
+        logits = z @ goal.T / 0.1
+        count = future.sum().clamp(min=1)
         masked = (window[:, None] == window).fill_diagonal_(False) | ~future
         labels = torch.arange(len(z), device=z.device).where(future, -100)  # what cross_entropy leaves out
         sides = [side.masked_fill(masked, -1e9) for side in (logits, logits.T)]
@@ -280,9 +281,9 @@ class OfflineAgent:
         policy (Park et al. 2023, eq. 5). The distance is taken in V's embedding: in z itself it is mostly joint
         angles, which nobody can foretell. No gradient into z or V.
         """
-        goal, weight = latents.e_proposer_goal, self.advantage_weight(latents)
         proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
-        target = torch.where(batch.proposer_near.unsqueeze(-1), goal, latents.e_z_next)
+        target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal, latents.e_z_next)
+        weight = self.advantage_weight(latents)
         error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}

@@ -38,17 +38,28 @@ from tqdm import tqdm
 
 from support.locks import file_lock
 
-DATASETS = tuple(f'{maze}-{size}-{kind}-v0' for maze, kinds in (('antmaze', 3), ('humanoidmaze', 2))
-                 for size in ('medium', 'large') for kind in ('navigate', 'stitch', 'explore')[:kinds])
+DATASETS = (
+    'antmaze-medium-navigate-v0',
+    'antmaze-medium-stitch-v0',
+    'antmaze-medium-explore-v0',
+    'antmaze-large-navigate-v0',
+    'antmaze-large-stitch-v0',
+    'antmaze-large-explore-v0',
+    'humanoidmaze-medium-navigate-v0',
+    'humanoidmaze-medium-stitch-v0',
+    'humanoidmaze-large-navigate-v0',
+    'humanoidmaze-large-stitch-v0',
+)
 MAZE = re.compile('((point|ant|humanoid)maze-(medium|large|giant|teleport))-(navigate|stitch|explore)-v0')
 BUNDLED_DIR = Path(__file__).resolve().parent / 'datasets'
-BUNDLED_NAME, BUNDLED_FOR = 'antmaze-medium-navigate-mini-v0', 'antmaze-medium-navigate-v0'
+BUNDLED_NAME = 'antmaze-medium-navigate-mini-v0'
+BUNDLED_FOR = 'antmaze-medium-navigate-v0'  # the dataset that it may stand in for
 OGBENCH_URL = 'https://rail.eecs.berkeley.edu/datasets/ogbench'
 TIMEOUT = 20.0  # seconds, to connect and for every read
 MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts since the last look
 RETRY_WAITS = (0.5, 1.0, 2.0)  # seconds; short, since a machine without a network sits through all of them
-# RuntimeError is how zipfile reports encryption and (as NotImplementedError) unknown compression; the last five are
-# what a damaged npy header gets out of numpy's parser besides ValueError, MemoryError also what a lying one asks for.
+# RuntimeError is how zipfile reports encryption and (as NotImplementedError) unknown compression. The last five come
+# from numpy's parser of npy headers, besides ValueError; forged headers can request huge arrays, hence MemoryError.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, lzma.LZMAError, struct.error,
            SyntaxError, TypeError, tokenize.TokenError, MemoryError)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -58,10 +69,13 @@ def parse_name(name):
     """Environment id: 'antmaze-medium-navigate-v0' -> 'antmaze-medium-v0'. ValueError for an unknown name."""
     if name.startswith('visual-'):
         raise ValueError(f'--dataset {name} has image observations; only state-based mazes are supported')
-    if match := MAZE.fullmatch(BUNDLED_FOR if name == BUNDLED_NAME else name):
+
+    match = MAZE.fullmatch(BUNDLED_FOR if name == BUNDLED_NAME else name)
+    if match:
         return f'{match[1]}-v0'
-    nearest = ', '.join(difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5) or DATASETS)
-    raise ValueError(f'unknown --dataset {name}; nearest: {nearest} (a file goes to --dataset_path)')
+
+    nearest = difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5) or DATASETS
+    raise ValueError(f'unknown --dataset {name}; nearest: {", ".join(nearest)} (a file goes to --dataset_path)')
 
 
 def expand(path):
@@ -83,32 +97,47 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     parse_name(name)
     if dataset_url and not re.match('(https?|file)://', dataset_url):
         raise ValueError(f'--dataset_url {dataset_url}: give a base URL such as {OGBENCH_URL}')
+
+    if dataset_path:
+        path = expand(dataset_path)
+        if not path.is_file():
+            raise FileNotFoundError(f'--dataset_path {dataset_path}: no such file')
+        return path, _validation_path(path), f'dataset {path}'
+
     folders = [expand(data_dir), expand('~/.ogbench/data')]
-    folders += [BUNDLED_DIR] if name == BUNDLED_NAME else []
-    places = [dataset_path] if dataset_path else [folder / f'{name}.npz' for folder in folders]
-    path = next((path for path in (expand(place) for place in places) if path.is_file()), None)
-    note, failure = f'dataset {path}', 'it is on no host'
-    if not path and dataset_path:
-        raise FileNotFoundError(f'--dataset_path {dataset_path}: no such file')
-    if not path and name != BUNDLED_NAME:
+    if name == BUNDLED_NAME:
+        folders.append(BUNDLED_DIR)
+    for folder in folders:
+        path = folder / f'{name}.npz'
+        if path.is_file():
+            return path, _validation_path(path), f'dataset {path}'
+
+    failure = 'it is on no host'
+    if name != BUNDLED_NAME:
         urls = [dataset_url, OGBENCH_URL] if dataset_url else [OGBENCH_URL]
         try:  # validation first: a download cut short must not leave a training file that looks complete
             download(f'{name}-val.npz', folders[0], urls)
             path = download(f'{name}.npz', folders[0], urls)
-            note = f'dataset {path} (downloaded)'
+            return path, _validation_path(path), f'dataset {path} (downloaded)'
         except OSError as error:
             failure = str(error)
-    if not path:
-        path = BUNDLED_DIR / f'{BUNDLED_NAME}.npz'
+
+    path = BUNDLED_DIR / f'{BUNDLED_NAME}.npz'
+    if name == BUNDLED_FOR and allow_fallback and path.is_file():
         note = (f'dataset {path}: the bundled 100 trajectories made by our own expert, NOT the official '
                 f'{name}, which cannot be downloaded ({failure})')
-        if name != BUNDLED_FOR or not allow_fallback or not path.is_file():
-            raise FileNotFoundError(
-                f'{name}.npz is not in {", ".join(map(str, folders))} and cannot be downloaded ({failure}); '
-                f'give --dataset_path FILE or --dataset_url BASE_URL, take the bundled {BUNDLED_NAME}, '
-                f'or collect it: python scripts/collect_dataset.py --dataset {name}')
+        return path, _validation_path(path), note
+
+    raise FileNotFoundError(
+        f'{name}.npz is not in {", ".join(map(str, folders))} and cannot be downloaded ({failure}); '
+        f'give --dataset_path FILE or --dataset_url BASE_URL, take the bundled {BUNDLED_NAME}, '
+        f'or collect it: python scripts/collect_dataset.py --dataset {name}')
+
+
+def _validation_path(path):
+    """The file of validation trajectories that belongs to a dataset; None where there is none."""
     val_path = path.with_name(f'{path.stem}-val.npz')
-    return path, val_path if val_path.is_file() else None, note
+    return val_path if val_path.is_file() else None
 
 
 def download(file_name, data_dir, urls):
@@ -117,7 +146,9 @@ def download(file_name, data_dir, urls):
     An unfinished `.part` is resumed by the next attempt or call. Returns None for a `-val.npz` that no host
     has, one of them saying so (404). Raises OSError naming each URL and what went wrong there.
     """
-    path, failures, absent = Path(data_dir) / file_name, [], False
+    path = Path(data_dir) / file_name
+    failures = []
+    absent = False
     for url in (f'{base.rstrip("/")}/{file_name}' for base in urls):
         for wait in (*RETRY_WAITS, None):
             try:
@@ -134,6 +165,7 @@ def download(file_name, data_dir, urls):
                     failures.append(f'{url}: {error}')
                     break
                 time.sleep(wait)
+
     if absent and file_name.endswith('-val.npz'):
         return None
     raise OSError('; '.join(failures))
@@ -145,7 +177,8 @@ def _fetch(url, part):
     request = Request(url, headers={'Range': f'bytes={have}-'} if have else {})
     try:
         with urlopen(request, timeout=TIMEOUT) as response:
-            have = have if response.status == 206 else 0  # a server may ignore Range and send the whole file
+            if response.status != 206:  # the server ignores Range and sends the whole file
+                have = 0
             total = have + int(response.headers['Content-Length'] or -have)
             bar = tqdm(desc=part.stem, total=total or None, initial=have, unit='B', unit_scale=True,
                        mininterval=1)
@@ -157,10 +190,12 @@ def _fetch(url, part):
     except HTTPError as error:
         if error.code != 416:  # there is nothing behind what we have: whether that is all, we see below
             raise
+
     try:
         with zipfile.ZipFile(part) as archive:
             archive.getinfo('observations.npy')
-            if damaged := archive.testzip():
+            damaged = archive.testzip()
+            if damaged:
                 raise zipfile.BadZipFile(f'{damaged} is damaged')
     except (*DAMAGED, KeyError) as error:
         part.unlink()
@@ -179,20 +214,21 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
         raise FileNotFoundError(f'{path}: no such dataset file')
     if max_trajectories is not None and max_trajectories < 1:
         raise ValueError(f'--max_trajectories {max_trajectories}: must be at least 1')
+
     try:
         with zipfile.ZipFile(path) as archive:
             terminals = _read_rows(archive, 'terminals', 1)
-            ends = np.flatnonzero(terminals).astype(np.int64)
-            starts = np.append(0, ends + 1)
-            if tail := len(terminals) - starts[-1]:
-                raise ValueError(f'no terminal ends the last {tail} of {len(terminals)} rows')
-            if len(short := np.flatnonzero(starts[:-1] == ends)):
-                raise ValueError(f'trajectory {short[0]} (row {ends[short[0]]}) is one state only')
-            starts, ends = starts[:-1][:max_trajectories], ends[:max_trajectories]
-            if (longest := np.max(ends - starts) + 1) < context_length:
+            starts, ends = _borders(terminals)
+            starts = starts[:max_trajectories]
+            ends = ends[:max_trajectories]
+
+            longest = np.max(ends - starts) + 1
+            if longest < context_length:
                 raise ContextTooLong(f'{path}: --context_length {context_length} is longer than every trajectory; the '
                                      f'longest has {longest} states, give at most that')
-            return _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1), starts, ends
+
+            observations = _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1)
+            return observations, starts, ends
     except ContextTooLong:
         raise
     except (*DAMAGED, ValueError) as error:
@@ -203,10 +239,28 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
         raise ValueError(f'{path}: {problem}; {way_out}') from error
 
 
+def _borders(terminals):
+    """-> (starts, ends), first and last rows of all trajectories. ValueError for rows that belong to none, and for
+    trajectories of a single state."""
+    ends = np.flatnonzero(terminals).astype(np.int64)
+    starts = np.append(0, ends + 1)
+
+    tail = len(terminals) - starts[-1]
+    if tail:
+        raise ValueError(f'no terminal ends the last {tail} of {len(terminals)} rows')
+    starts = starts[:-1]
+
+    short = np.flatnonzero(starts == ends)
+    if len(short):
+        raise ValueError(f'trajectory {short[0]} (row {ends[short[0]]}) is one state only')
+    return starts, ends
+
+
 def _read_rows(archive, key, ndim, size=None, rows=None):
     """First `rows` rows of an array as float32, read in pieces: memory is hardly more than the result."""
     if f'{key}.npy' not in archive.namelist():
         raise ValueError(f'there is no `{key}` in it')
+
     with archive.open(f'{key}.npy') as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
@@ -216,9 +270,13 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
             raise ValueError(f'`{key}` is {dtype} of shape {shape}; it must be {ndim}-d, numeric, not empty')
         if size not in (None, shape[0]):
             raise ValueError(f'`{key}` has {shape[0]} rows, `terminals` {size}')
+
         row_bytes = dtype.itemsize * math.prod(shape[1:])
-        if (there := archive.getinfo(f'{key}.npy').file_size - file.tell()) != shape[0] * row_bytes:
-            raise ValueError(f'`{key}` should have {shape[0] * row_bytes:,} bytes and has {there:,}')
+        promised = shape[0] * row_bytes
+        there = archive.getinfo(f'{key}.npy').file_size - file.tell()
+        if there != promised:
+            raise ValueError(f'`{key}` should have {promised:,} bytes and has {there:,}')
+
         step = shape[0] if fortran else max(1, (1 << 21) // row_bytes)  # Fortran order comes in one piece
         values = np.empty((rows or shape[0], *shape[1:]), np.float32)
         for i in tqdm(range(0, len(values), step), f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
@@ -226,9 +284,11 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
             with np.errstate(over='ignore'):  # it becomes inf, which is refused below
                 values[i:i + step] = data[:len(values) - i]
-            if len(bad := np.argwhere(~np.isfinite(values[i:i + step]))):
-                bad = (i + bad[0][0], *bad[0][1:])
-                raise ValueError(f'`{key}[{", ".join(map(str, bad))}]` is {values[bad]}')
+
+            bad = np.argwhere(~np.isfinite(values[i:i + step]))
+            if len(bad):
+                first = (i + bad[0][0], *bad[0][1:])
+                raise ValueError(f'`{key}[{", ".join(map(str, first))}]` is {values[first]}')
     return values
 
 
@@ -239,6 +299,7 @@ def make_env(dataset, **options):
     import gymnasium
     import mujoco
     import ogbench  # noqa: F401  registers its environments
+
     mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)  # its own way is a file in the working directory
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:  # an OGBench maze leaves its XML file behind
@@ -266,9 +327,11 @@ def reset_env(env, task_id, seed):
 # --------------------------------------------------------------------------------------------- command line
 def official_shape(name):
     """(trajectories, rows of each, observation size) of a whole OGBench dataset."""
-    humanoid, kind = name.startswith('humanoid'), name.split('-')[2]
+    kind = name.split('-')[2]
     trajectories, rows = {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}[kind]
-    return (trajectories, 2 * rows - 1, 69) if humanoid else (trajectories, rows, 29)
+    if name.startswith('humanoid'):
+        return trajectories, 2 * rows - 1, 69
+    return trajectories, rows, 29
 
 
 def list_datasets(data_dir):
@@ -277,19 +340,27 @@ def list_datasets(data_dir):
     for name in (*DATASETS, BUNDLED_NAME):
         places = [expand(folder) / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
         path = next(filter(Path.is_file, places), None)
-        shape, size, where = official_shape(name), '-', f'not here: python ogbench_utils.py download {name}'
+        trajectories, rows, dimensions = official_shape(name)
+        size = '-'
+        where = f'not here: python ogbench_utils.py download {name}'
+
         if path:
-            size, where = f'{path.stat().st_size / 1e6:,.0f} MB', path
+            size = f'{path.stat().st_size / 1e6:,.0f} MB'
+            where = path
             try:
                 observations, starts, ends = load_trajectories(path)
-                shape = len(starts), _one_or_range(ends - starts + 1), observations.shape[1]
+                trajectories = len(starts)
+                rows = _one_or_range(ends - starts + 1)
+                dimensions = observations.shape[1]
             except ValueError as error:
                 where = f'DAMAGED: {error}'
-        print(f'{name:34s}{shape[0]:12,d}{shape[1]:>14}{shape[2]:13d}{size:>10s}  {where}')
+        print(f'{name:34s}{trajectories:12,d}{rows:>14}{dimensions:13d}{size:>10s}  {where}')
 
 
 def _one_or_range(lengths):
-    return f'{lengths.min()}' if lengths.min() == lengths.max() else f'{lengths.min()}-{lengths.max()}'
+    shortest = lengths.min()
+    longest = lengths.max()
+    return f'{shortest}' if shortest == longest else f'{shortest}-{longest}'
 
 
 def check_dataset(path):
@@ -297,34 +368,39 @@ def check_dataset(path):
     path = Path(path)
     observations, starts, ends = load_trajectories(path)
     constant = int(np.sum(observations.std(0) < 1e-6))
+    disk = path.stat().st_size / 1e6
+    memory = observations.nbytes / 1e6
+
     print(f'{path}: good. {len(starts):,} trajectories of {_one_or_range(ends - starts + 1)} rows, '
-          f'{len(observations):,} observations of {observations.shape[1]} dimensions, {path.stat().st_size / 1e6:,.1f} '
-          f'MB on disk, {observations.nbytes / 1e6:,.0f} MB in memory'
-          + (f'; {constant} dimensions never vary' if constant else ''))
+          f'{len(observations):,} observations of {observations.shape[1]} dimensions, {disk:,.1f} MB on disk, '
+          f'{memory:,.0f} MB in memory' + (f'; {constant} dimensions never vary' if constant else ''))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description='OGBench datasets: list, check, download')
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, help in (('list', 'the ten datasets and where they are'), ('check', 'read all of a file'),
-                       ('download', 'download a dataset unless it is here')):
-        command = commands.add_parser(name, help=help)
-        if name != 'list':
-            command.add_argument('what', help='npz file' if name == 'check' else 'name of a dataset')
-        if name != 'check':
-            command.add_argument('--data_dir', default='datasets', help='folder of dataset files (default: datasets)')
-        if name == 'download':
-            command.add_argument('--dataset_url', default='', help='base URL of a mirror')
+
+    list_ = commands.add_parser('list', help='the ten datasets and where they are')
+    check = commands.add_parser('check', help='read all of a file')
+    check.add_argument('what', help='npz file')
+    download_ = commands.add_parser('download', help='download a dataset unless it is here')
+    download_.add_argument('what', help='name of a dataset')
+    download_.add_argument('--dataset_url', default='', help='base URL of a mirror')
+    for command in (list_, download_):
+        command.add_argument('--data_dir', default='datasets', help='folder of dataset files (default: datasets)')
+
     flags = parser.parse_args(argv)
     if flags.command == 'list':
         list_datasets(flags.data_dir)
     elif flags.command == 'check':
         check_dataset(flags.what)
     else:
-        paths = find_dataset(flags.what, None, flags.data_dir, flags.dataset_url or None, allow_fallback=False)
-        print(paths[2])
-        for path in filter(None, paths[:2]):
-            check_dataset(path)
+        path, val_path, note = find_dataset(flags.what, None, flags.data_dir, flags.dataset_url or None,
+                                            allow_fallback=False)
+        print(note)
+        check_dataset(path)
+        if val_path:
+            check_dataset(val_path)
 
 
 if __name__ == '__main__':

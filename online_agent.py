@@ -191,7 +191,8 @@ class OnlineAgent:
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
         deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
         """
-        raw_observations, raw_goals = observations, goals
+        raw_observations = observations
+        raw_goals = goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         if not torch.equal(goals, state.goals):
@@ -209,8 +210,9 @@ class OnlineAgent:
                 z, memory = self.encoder.step(observations, state.encoder)
                 full = z
             else:
-                z, memory = self.encoder.encode_slow(observations), state.encoder
+                z = self.encoder.encode_slow(observations)
                 full = self.encoder.encode_full(observations)
+                memory = state.encoder
 
             z_next, biased = self.propose(z, state.z_goal, epsilon, rng, ahead)
             e_z, e_next = self.offline.targets['value'].embed(torch.stack([z, z_next])).unbind(1)

@@ -292,11 +292,12 @@ class OnlineTraining:
             self.progress.close()
 
     def open_progress(self):
+        options = {'dynamic_ncols': True, 'mininterval': 1.0}
         if self.config.max_steps:
-            unit, total, done = 'step', self.config.max_steps, self.collector.steps
+            self.progress = tqdm(total=self.config.max_steps, initial=self.collector.steps, unit='step', **options)
         else:
-            unit, total, done = 'episode', self.config.max_episodes, self.collector.episodes
-        self.progress = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, mininterval=1.0)
+            self.progress = tqdm(total=self.config.max_episodes, initial=self.collector.episodes, unit='episode',
+                                 **options)
 
     def collect_and_refresh(self):
         """Add one round of episodes to the replay, and their latents to what batches are drawn from."""
@@ -305,9 +306,9 @@ class OnlineTraining:
 
         dropped = 0
         for episode in collected.episodes:
-            if episode['length']:  # 0: a fault at its first step
-                actions = self.agent.scale_to_unit(episode['actions'])
-                dropped += self.replay.add(episode['observations'], actions)
+            if episode.length:  # 0: a fault at its first step
+                actions = self.agent.scale_to_unit(episode.actions)
+                dropped += self.replay.add(episode.observations, actions)
 
         due = round(self.config.update_ratio * collected.steps) if self.agent.step else self.config.initial_updates
         self.batches.refresh(dropped)

@@ -21,11 +21,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
-NO_PATH, AT_GOAL = -1, -2  # in `StateMap.route`, instead of the next node
+NO_PATH = -1  # in `StateMap.route`, instead of the next node
+AT_GOAL = -2
 
 HOP_SHARE = 0.6  # of `transition_steps`, the farthest z' that I is trained on: 15 of 25, measured in results/README
 COVERAGE = 0.2  # mean distance of states to their node, in median displacements over a hop
-FEWEST_NODES, MOST_NODES = 250, 4000
+FEWEST_NODES = 250
+MOST_NODES = 4000
 CLUSTERED_STATES = 40_000  # drawn from the data for k-means
 FAR = 2.0  # a state further than so many node radii from every node is not on the map
 PROVEN = 2  # crossings that make an edge an ordinary one
@@ -44,9 +46,14 @@ class StateMap:
     """
 
     def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, hop):
-        self.mean, self.scale = mean, scale
-        self.centers, self.states, self.radius = centers, states, float(radius)
-        self.sources, self.targets, self.costs = sources, targets, costs
+        self.mean = mean
+        self.scale = scale
+        self.centers = centers
+        self.states = states
+        self.radius = float(radius)
+        self.sources = sources
+        self.targets = targets
+        self.costs = costs
         self.hop = int(hop)
 
         self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
@@ -241,7 +248,10 @@ def find_edges(strides, labels, end_of, hop):
 def _count_crossings(rows, sources, targets):
     """-> sources, targets, crossings (E,) of the different pairs of nodes, without those from a node to itself."""
     order = np.argsort(rows, kind='stable')
-    rows, sources, targets = rows[order], sources[order], targets[order]
+    rows = rows[order]
+    sources = sources[order]
+    targets = targets[order]
+
     begins = np.ones(len(rows), bool)
     begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
     begins &= sources != targets
@@ -269,8 +279,11 @@ def edge_costs(walked, jumped, hop):
     sources = np.concatenate([sources, jump_sources])
     targets = np.concatenate([targets, jump_targets])
     costs = np.concatenate([walk_costs, jump_costs])
+
     order = np.lexsort((costs, targets, sources))
-    sources, targets, costs = sources[order], targets[order], costs[order]
+    sources = sources[order]
+    targets = targets[order]
+    costs = costs[order]
     first = np.ones(len(costs), bool)  # an edge both walked and jumped: the cheaper way
     first[1:] = (np.diff(sources) != 0) | (np.diff(targets) != 0)
     return sources[first].astype(np.int32), targets[first].astype(np.int32), costs[first].astype(np.float32)

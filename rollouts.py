@@ -10,10 +10,35 @@ from ogbench_utils import episode_seed, reset_env
 from utils import linear_schedule
 
 
+@dataclasses.dataclass
+class Episode:
+    """One episode from reset to end. A fault ends it before the step that failed, so that T may be 0."""
+
+    job: int  # its number among the jobs
+    task: int
+    seed: int
+    goal: np.ndarray  # (S,)
+    observations: np.ndarray  # (T + 1, S) float32; a list while it runs, as the actions
+    actions: np.ndarray  # (T, A) float32
+    success: float = 0.0  # 0 or 1, at the last step
+    reward: float = 0.0  # sum over the steps
+    cut: bool = False  # ended by `max_steps`, not by the environment
+    fault: str = ''  # what went wrong
+
+    @property
+    def length(self):
+        """Environment steps."""
+        return len(self.actions)
+
+    def finish(self, action_dim):
+        """Lists become arrays."""
+        self.observations = np.stack(self.observations)
+        self.actions = np.array(self.actions, np.float32).reshape(-1, action_dim)
+        return self
+
+
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
-    """Run `jobs`, an iterable of (task_id, seed), in lock-step over the list `envs`; yields episodes as they end:
-    dict(job, task, seed, goal, observations (T + 1, S), actions (T, A), success, reward, length, cut, fault); an
-    episode with a fault ends before the step that failed, so that T may be 0.
+    """Run `jobs`, an iterable of (task_id, seed), in lock-step over the list `envs`; yields an `Episode` when it ends.
 
     `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
     included, so that the batch keeps its size and an action never depends on how many episodes are left.
@@ -23,7 +48,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     act = act or agent.act
     limit = float('inf') if max_steps is None else max_steps
     jobs = enumerate(jobs)
-    episodes = [None] * n
+    episodes = [None] * n  # the one that runs in each environment
     state = agent.initial_state(n)
     observations = goals = None
     steps = 0
@@ -31,16 +56,13 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
     while True:
         fresh = np.zeros(n, bool)
         for i in range(n):
-            if episodes[i] is not None:
-                continue
-            job = next(jobs, None)
+            job = next(jobs, None) if episodes[i] is None else None
             if job is None:
                 continue
 
             number, (task, seed) = job
             observation, goal = reset_env(envs[i], task, seed)
-            episodes[i] = dict(job=number, task=task, seed=seed, goal=goal, observations=[observation], actions=[],
-                               success=0.0, reward=0.0, cut=False, fault='')
+            episodes[i] = Episode(number, task, seed, goal, [observation], [])
             if observations is None:
                 observations = np.zeros((n, len(goal)), np.float32)
                 goals = np.zeros((n, len(goal)), np.float32)
@@ -61,21 +83,18 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
         for i in running:
             episode = episodes[i]
             observation, reward, terminated, truncated, info = envs[i].step(actions[i])
-            episode['fault'] = info.get('fault', '')
-            if not episode['fault']:
+            episode.fault = info.get('fault', '')
+            if not episode.fault:
                 observations[i] = observation
-                episode['observations'].append(observations[i].copy())
-                episode['actions'].append(actions[i].copy())
-            episode['reward'] += float(reward)
-            episode['success'] = float(info['success'])
-            episode['cut'] = last_round
+                episode.observations.append(observations[i].copy())
+                episode.actions.append(actions[i].copy())
+            episode.reward += float(reward)
+            episode.success = float(info['success'])
+            episode.cut = last_round
 
             if terminated or truncated or last_round:
-                episode['observations'] = np.stack(episode['observations'])
-                episode['length'] = len(episode['actions'])
-                episode['actions'] = np.array(episode['actions']).reshape(-1, actions.shape[1])
                 episodes[i] = None
-                yield episode
+                yield episode.finish(actions.shape[1])
 
         if last_round:
             return
@@ -92,16 +111,16 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
     jobs = [(task, episode_seed(seed, 0, task, i)) for task in tasks for i in range(episodes_per_task)]
     episodes = [None] * len(jobs)
     for episode in run_episodes(envs, jobs, agent):
-        episodes[episode['job']] = episode
+        episodes[episode.job] = episode
         if progress is not None:
             progress.update()
 
     metrics = {}
     for task in tasks:
-        success = [episode['success'] for episode in episodes if episode['task'] == task]
+        success = [episode.success for episode in episodes if episode.task == task]
         metrics[f'evaluation/task{task}_success'] = float(np.mean(success))
     metrics['evaluation/overall_success'] = float(np.mean(list(metrics.values())))
-    metrics['evaluation/episode_length'] = float(np.mean([episode['length'] for episode in episodes]))
+    metrics['evaluation/episode_length'] = float(np.mean([episode.length for episode in episodes]))
     return metrics, episodes
 
 
@@ -109,7 +128,7 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
 class CollectedRound:
     """What one round of exploration brought."""
 
-    episodes: list  # of run_episodes
+    episodes: list[Episode]
     steps: int  # environment steps
     numbers: dict  # name -> float, for the CSV
 
@@ -170,19 +189,19 @@ class Collector:
         episodes = []
         for episode in run_episodes(self.envs, jobs, self.agent, act, left):
             episodes.append(episode)
-            progress.update(episode['length'] if config.max_steps else 1)
+            progress.update(episode.length if config.max_steps else 1)
 
-        steps = sum(episode['length'] for episode in episodes)
+        steps = sum(episode.length for episode in episodes)
         self.steps += steps
         self.episodes += len(episodes)
 
         row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
-        faults = sum(bool(episode['fault']) for episode in episodes)
+        faults = sum(bool(episode.fault) for episode in episodes)
         if faults:
             row['collect/faults'] = faults
-        whole = [episode for episode in episodes if not episode['cut'] and not episode['fault']] or episodes
+        whole = [episode for episode in episodes if not episode.cut and not episode.fault] or episodes
         for name in ('success', 'reward', 'length'):
-            row[f'collect/{name}'] = float(np.mean([episode[name] for episode in whole]))
+            row[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
         row['collect/goal_biased_rate'] = float(np.mean(biased)) if biased else 0.0
         row['episodes'] = self.episodes
         row['time/steps_per_second'] = steps / (time.perf_counter() - begin)

@@ -11,8 +11,8 @@ def load_weights(module, state):
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f'its networks differ in size from what its settings say: {str(error).splitlines()[1].strip()}'
-                         ) from error
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f'its networks differ in size from what its settings say: {reason}') from error
 
 
 def duration(seconds):
@@ -23,8 +23,9 @@ def duration(seconds):
 
 def expected_time(first, done, total, seconds):
     """One line on how long the rest takes, judged by the `seconds` that it took from `first` to `done`."""
-    return (f'expected time: {duration((total - done) * seconds / (done - first))} for the other {total - done:,} of '
-            f'{total:,}, at {(done - first) / seconds:.3g} per second')
+    rate = (done - first) / seconds
+    left = total - done
+    return f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, at {rate:.3g} per second'
 
 
 def expectile_loss(prediction, target, expectile):
@@ -51,7 +52,11 @@ def linear_schedule(start, end, duration, step):
 def mean_of(infos, prefix=''):
     """List of dicts of numbers -> dict of the means of each key over the dicts that have it, keys prefixed."""
     names = dict.fromkeys(name for info in infos for name in info)
-    return {prefix + name: float(np.mean([float(info[name]) for info in infos if name in info])) for name in names}
+    means = {}
+    for name in names:
+        values = [float(info[name]) for info in infos if name in info]
+        means[prefix + name] = float(np.mean(values))
+    return means
 
 
 def as_floats(info):
@@ -75,13 +80,15 @@ class TensorBatch:
 
     def row_numbers(self):
         """{name: int array} of the fields that say where the samples lie in their data."""
-        return {field.name: getattr(self, field.name).cpu().numpy() for field in dataclasses.fields(self)
-                if field.name.endswith('rows')}
+        names = [field.name for field in dataclasses.fields(self) if field.name.endswith('rows')]
+        return {name: getattr(self, name).cpu().numpy() for name in names}
 
     def _map(self, function):
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return type(self)(**{name: function(value) if isinstance(value, torch.Tensor) else value
-                             for name, value in values.items()})
+        mapped = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            mapped[field.name] = function(value) if isinstance(value, torch.Tensor) else value
+        return type(self)(**mapped)
 
 
 class RowQueue:
@@ -89,16 +96,20 @@ class RowQueue:
     those that are there; `empty(n)` makes an array or tensor with room for n."""
 
     def __init__(self, empty):
-        self.empty, self.storage, self.first = empty, empty(0), 0
+        self.empty = empty
+        self.storage = empty(0)
+        self.first = 0  # where in the storage the rows begin
         self.rows = self.storage
 
     def extend(self, n, dropped=0):
         """Drop rows at the front, make room for n more at the end -> the view of these, to be filled."""
         kept = self.rows[dropped:]
         self.first += dropped
+
         if self.first + len(kept) + n > len(self.storage):
             spare = len(kept) // 4  # none at first: what is filled once takes no more than it needs
-            self.storage, self.first = self.empty(len(kept) + n + spare), 0
+            self.storage = self.empty(len(kept) + n + spare)
             self.storage[:len(kept)] = kept
+            self.first = 0
         self.rows = self.storage[self.first:self.first + len(kept) + n]
         return self.rows[len(kept):]

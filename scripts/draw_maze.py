@@ -43,36 +43,53 @@ def run(config):
     """-> list of the pictures' paths."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of a run')
+
     checkpoint = load_checkpoint(config.checkpoint)
     device = choose_device(config.device)
     prepare_cpu(device)
     online = checkpoint['kind'] == 'online'
     name = config.dataset or checkpoint['data']['dataset']
-    agent = (OnlineAgent if online else OfflineAgent).from_state_dict(checkpoint['agent'], device)
-    offline, envs = agent.offline if online else agent, [make_env(name) for _ in range(8 if online else 1)]
+    folder = Path(config.output or Path(config.checkpoint).parent)
+
+    if online:
+        agent = OnlineAgent.from_state_dict(checkpoint['agent'], device)
+        offline = agent.offline
+    else:
+        offline = OfflineAgent.from_state_dict(checkpoint['agent'], device)
+
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     data = load_dataset(name, path, config.data_dir, '', config.max_trajectories)[0]
-    folder = Path(config.output or Path(config.checkpoint).parent)
-    maze = Maze(envs[0])
+    maze = Maze(make_env(name))
     probe = Probe(maze, data.observations)
+
     pictures = draw_knowledge(probe, offline, folder, f'{name}, {offline.step:,} offline updates')
     if online:
-        episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
-        pictures += [folder / 'maze_paths.png', folder / 'maze_episode.png']
-        draw_paths(maze, episodes, pictures[-2], f'Evaluation paths, {name}')
-        best_first = sorted(episodes, key=lambda e: (-e['success'], e['length']))
-        example = best_first[sum(bool(e['success']) for e in episodes) // 2]  # a solved one of median length
-        draw_episode(probe, offline, example, pictures[-1], f'Proposals along an episode of task {example["task"]}')
-        if agent.state_map:
-            pictures.append(folder / 'maze_plan.png')
-            draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
-        if config.video:
-            pictures += [path.replace(path.with_stem('episode'))
-                         for path in record(name, [example], folder, size=160, every=24)]
+        pictures += draw_acting(config, name, agent, maze, probe, folder)
     for picture in pictures:
         if picture.suffix == '.png':
             shrink(picture)
     print('\n'.join(map(str, pictures)))
+    return pictures
+
+
+def draw_acting(config, name, agent, maze, probe, folder):
+    """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
+    envs = [make_env(name) for _ in range(8)]
+    episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
+    pictures = [folder / 'maze_paths.png', folder / 'maze_episode.png']
+    draw_paths(maze, episodes, pictures[0], f'Evaluation paths, {name}')
+
+    best_first = sorted(episodes, key=lambda episode: (-episode.success, episode.length))
+    solved = sum(bool(episode.success) for episode in episodes)
+    example = best_first[solved // 2]  # a solved one of median length
+    draw_episode(probe, agent.offline, example, pictures[1], f'Proposals along an episode of task {example.task}')
+
+    if agent.state_map:
+        pictures.append(folder / 'maze_plan.png')
+        draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
+    if config.video:
+        for path in record(name, [example], folder, size=160, every=24):
+            pictures.append(path.replace(path.with_stem('episode')))
     return pictures
 
 

@@ -59,7 +59,7 @@ def main():
     agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed)
     envs = [make_env(flags.dataset) for _ in range(8)]
     metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
-    quaternions = np.stack([episode['observations'][-1, 3:7] for episode in episodes])
+    quaternions = np.stack([episode.observations[-1, 3:7] for episode in episodes])
     metrics['evaluation/on_its_back'] = float(np.mean(1 - 2 * np.sum(quaternions[:, 1:3] ** 2, 1) < 0))
     metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'episodes_per_task', 'seed')}
     print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))

@@ -5,12 +5,14 @@ README.ko.md, the others into results/README.md.
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
-flags in config_offline.json and config_online.json. `main` makes the main table, `expert-noise-*` the one of the
-demonstrator, every other experiment a row of the ablations, paired with `main` by seed; the last table has the
-evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
+flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
+has no run of. `expert-noise-*` makes the table of the demonstrator. Every other experiment is a row of the ablations,
+paired by seed with `main`, or with `no-plan` if it did not plan. The last table has the evaluations while training.
+What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -28,7 +30,8 @@ from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 from support.stats import mean_std  # noqa: E402
 
-BEGIN, END = '<!-- made by scripts/make_tables.py -->', '<!-- end of what scripts/make_tables.py made -->'
+BEGIN = '<!-- made by scripts/make_tables.py -->'
+END = '<!-- end of what scripts/make_tables.py made -->'
 METRIC = 'evaluation/overall_success'
 MILESTONES = (10_000, 50_000, 100_000, 250_000)
 NEAR = 0.1  # an evaluation this share of a milestone away from it stands for it; nothing is interpolated
@@ -40,16 +43,16 @@ BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpo
           'video', 'tensorboard', 'wandb', 'mamba_backend'}
 WORDS = {
     'README.md': {
-        'header': ('data', 'success, %', 'environment steps', 'updates offline + online', 'seeds × tasks × episodes',
-                   'HIQL, %', 'best published, %'),
+        'header': ('data', 'success, %', 'without the plan, %', 'environment steps', 'updates offline + online',
+                   'seeds × tasks × episodes', 'HIQL, %', 'best published, %'),
         'flags': 'All with the default flags, except',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references on the official data, with all action labels, 1M updates and no '
                    'environment steps; † another evaluation than OGBench\'s, or not checked.',
         'curves': 'Success against environment steps, mean and 95 % interval over seeds'},
     'README.ko.md': {
-        'header': ('데이터', '성공률, %', 'environment step', 'offline + online update', 'seed × task × episode',
-                   'HIQL, %', '발표된 최고, %'),
+        'header': ('데이터', '성공률, %', 'plan 없이, %', 'environment step', 'offline + online update',
+                   'seed × task × episode', 'HIQL, %', '발표된 최고, %'),
         'flags': '모두 기본 flag이며, 예외는',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
@@ -57,39 +60,85 @@ WORDS = {
                    '것입니다.',
         'curves': 'Environment step에 따른 성공률, seed에 대한 평균과 95 % 구간'}}
 DETAILS = 'results/README.md'
-ABLATIONS = ('experiment', 'flags', 'data', 'success, %', '`main`, same seeds', 'difference', 'n seeds',
+ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
 DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
 
 
+@dataclasses.dataclass
+class Result:
+    """What is kept of one run."""
+
+    seed: str  # name of its folder
+    success: float  # of the last checkpoint, 0 to 1
+    without_plan: float | None  # of the same checkpoint and episodes, where that was measured
+    episodes: int  # per task
+    flags: str  # those of the method that it was given
+    online_flags: dict | None  # all of the online half; None where no config is kept
+    offline_steps: int | None = None
+    online_steps: int | None = None
+    curve: tuple | None = None  # (steps, successes) of the evaluations while training
+
+    @property
+    def planned(self):
+        """False for runs without a map, those that are older than it included."""
+        return self.online_flags is None or self.online_flags.get('plan', False)
+
+    @property
+    def online_updates(self):
+        """Gradient steps of the online half, from the flags it was run with; None where they are not kept."""
+        if not self.online_flags or not self.online_steps:
+            return None
+        later = self.online_steps - self.online_flags['random_steps']
+        return round(self.online_flags['initial_updates'] + self.online_flags['update_ratio'] * max(0, later))
+
+
 def read_results(folder):
-    """-> {(experiment, dataset): [run, ...]}, run = dict(success, episodes, online_steps, offline_steps, curve)."""
+    """-> {(experiment, dataset): [Result, ...]}."""
     results = {}
     for path in sorted(Path(folder).glob('*/*/seed*/evaluation.json')):
-        metrics = json.loads(path.read_text(encoding='utf-8'))
-        run = {'success': metrics[METRIC], 'episodes': metrics['episodes_per_task'], 'curve': None,
-               'seed': path.parts[-2]}
-        for name in ('offline', 'online'):
-            csv = path.with_name(f'{name}.csv')
-            run[f'{name}_steps'] = int(read_csv(csv)[-1]['step']) if csv.is_file() else None
-        if run['online_steps']:
-            run['curve'] = read_metric(path.with_name('online.csv'), METRIC)
-        run['flags'] = given_flags(path.parent)
-        config = path.with_name('config_online.json')
-        run['online_flags'] = json.loads(config.read_text(encoding='utf-8')).get('flags') if config.is_file() else None
-        results.setdefault((path.parts[-4], path.parts[-3]), []).append(run)
+        experiment, dataset = path.parts[-4:-2]
+        results.setdefault((experiment, dataset), []).append(read_result(path))
     return results
+
+
+def read_result(path):
+    """The run whose evaluation.json is `path`."""
+    metrics = json.loads(path.read_text(encoding='utf-8'))
+    without_plan = None
+    if metrics.get('plan') and metrics.get('comparison'):
+        without_plan = metrics[METRIC] - metrics['comparison']['overall']['difference']
+
+    online_flags = None
+    config = path.with_name('config_online.json')
+    if config.is_file():
+        online_flags = json.loads(config.read_text(encoding='utf-8')).get('flags')
+
+    result = Result(path.parts[-2], metrics[METRIC], without_plan, metrics['episodes_per_task'],
+                    given_flags(path.parent), online_flags)
+    offline = path.with_name('offline.csv')
+    if offline.is_file():
+        result.offline_steps = int(read_csv(offline)[-1]['step'])
+    online = path.with_name('online.csv')
+    if online.is_file():
+        result.online_steps = int(read_csv(online)[-1]['step'])
+        result.curve = read_metric(online, METRIC)
+    return result
 
 
 def given_flags(folder):
     """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept."""
-    words, own = [], False
+    words = []
     for path in (folder / 'config_offline.json', folder / 'config_online.json'):
-        argv = json.loads(path.read_text(encoding='utf-8'))['argv'][1:] if path.is_file() else []
-        for word in argv:
+        if not path.is_file():
+            continue
+
+        of_method = False
+        for word in json.loads(path.read_text(encoding='utf-8'))['argv'][1:]:
             if word.startswith('--'):
-                own = word[2:].split('=')[0].replace('-', '_') not in BUDGET
-            words += [word] * own
+                of_method = word[2:].split('=')[0].replace('-', '_') not in BUDGET
+            if of_method:
+                words.append(word)
     return ' '.join(words)
 
 
@@ -103,18 +152,9 @@ def mean_text(values):
     return f'{mean:.1f}' + (f' ± {std:.1f}' if len(values) > 1 else '')
 
 
-def online_updates(folder_run):
-    """Gradient steps of the online half, from the flags it was run with; None where they are not kept."""
-    flags = folder_run['online_flags']
-    if not flags or not folder_run['online_steps']:
-        return None
-    later = folder_run['online_steps'] - flags['random_steps']
-    return round(flags['initial_updates'] + flags['update_ratio'] * max(0, later))
-
-
 def updates_text(runs):
-    offline = _range(run['offline_steps'] for run in runs)
-    online = [online_updates(run) for run in runs if online_updates(run)]
+    offline = _range(run.offline_steps for run in runs)
+    online = [run.online_updates for run in runs if run.online_updates]
     return f'{offline} + {round(np.mean(online), -2):,.0f}' if online else offline
 
 
@@ -122,7 +162,7 @@ def curve_rows(results):
     """-> cells (name, mean success at the evaluations nearest to each of `MILESTONES`); not for a single evaluation."""
     rows = []
     for (experiment, name), runs in sorted(results.items(), key=lambda item: (item[0][0] != 'main', item[0])):
-        curves = [run['curve'] for run in runs if run['curve'] and len(run['curve'][0]) > 1]
+        curves = [run.curve for run in runs if run.curve and len(run.curve[0]) > 1]
         if curves:
             text = label(name) if experiment == 'main' else f'{label(name)}, `{experiment}`'
             rows.append((text, *(_at(curves, steps) for steps in MILESTONES)))
@@ -150,39 +190,64 @@ def table(header, rows):
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+def front_runs(results, published):
+    """-> {dataset: (experiment, runs)} of the front page: `main`, or `no-plan` where a dataset has no other."""
+    datasets = dict.fromkeys([*published, *sorted(name for _, name in results)])
+    front = {}
+    for name in datasets:
+        for experiment in ('main', 'no-plan'):
+            if (experiment, name) in results:
+                front[name] = (experiment, results[experiment, name])
+                break
+    return front
+
+
 def make_front(results, words, published):
     """-> what stands between the markers of a README's front page."""
-    names = [name for name in published if ('main', name) in results]
-    names += sorted(name for experiment, name in results if experiment == 'main' and name not in published)
-    if not names:
+    front = front_runs(results, published)
+    if not front:
         return ''
 
     rows = []
-    for name in names:
-        runs = results['main', name]
+    for name, (experiment, runs) in front.items():
         reference = published.get(name, {'HIQL': '–', 'best': '–', 'source': ''})
         best = f'{reference["best"]} {reference["source"]}'.strip()
-        rows.append((label(name), f'**{mean_text([run["success"] for run in runs])}**',
-                     _range(run['online_steps'] for run in runs), updates_text(runs), counts(runs),
-                     reference['HIQL'], best))
+        success = f'**{mean_text([run.success for run in runs])}**'
+        without = '–'
+        if experiment == 'no-plan':
+            without = success
+            success = '–'
+        elif all(run.without_plan is not None for run in runs):
+            without = mean_text([run.without_plan for run in runs])
+
+        rows.append((
+            label(name),
+            success,
+            without,
+            _range(run.online_steps for run in runs),
+            updates_text(runs),
+            counts(runs),
+            reference['HIQL'],
+            best,
+        ))
     parts = [table(words['header'], rows), words['caption']]
 
     others = {}
-    for name in names:
-        for flags in sorted({run['flags'] for run in results['main', name]} - {''}):
+    for name, (_, runs) in front.items():
+        for flags in sorted({run.flags for run in runs} - {''}):
             others.setdefault(flags, []).append(f'`{name.removesuffix("-v0")}`')
     if others:
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
 
-    if any(run['curve'] for name in names for run in results['main', name]):
+    if any(run.curve for _, runs in front.values() for run in runs):
         picture = f'<img src="assets/success_curves.png" width="75%" alt="{words["curves"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
 
 
 def counts(runs):
-    episodes = sorted({run['episodes'] for run in runs})
+    episodes = sorted({run.episodes for run in runs})
     return f'{len(runs)} × 5 × {"–".join(map(str, episodes))}'
 
 
@@ -202,18 +267,25 @@ def make_details(results):
 
 
 def ablation_row(results, experiment, name):
-    """Cells of one experiment, beside `main` of the same seeds; None for what is no ablation."""
+    """Cells of one experiment, beside `main` of the same seeds (`no-plan` if it did not plan); None for what is no
+    ablation."""
     if experiment == 'main' or experiment.startswith('expert-'):
         return None
 
     runs = results[experiment, name]
-    main = {run['seed']: run['success'] for run in results.get(('main', name), [])}
-    pairs = [(run['success'], main[run['seed']]) for run in runs if run['seed'] in main]
-    beside = mean_text([other for _, other in pairs]) if pairs else '–'
-    difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}' if pairs else '–'
-    flags = ', '.join(f'`{flags}`' for flags in sorted({run['flags'] for run in runs} - {''})) or '–'
-    return (f'`{experiment}`', flags, label(name), mean_text([run['success'] for run in runs]), beside, difference,
-            str(len(pairs)), _range(run['online_steps'] for run in runs), _range(5 * run['episodes'] for run in runs))
+    planned = experiment == 'no-plan' or all(run.planned for run in runs)
+    reference = 'main' if planned else 'no-plan'
+    successes = {run.seed: run.success for run in results.get((reference, name), [])}
+    pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
+
+    beside = '–'
+    difference = '–'
+    if pairs:
+        beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
+        difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
+    flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
+    return (f'`{experiment}`', flags, label(name), mean_text([run.success for run in runs]), beside, difference,
+            str(len(pairs)), _range(run.online_steps for run in runs), _range(5 * run.episodes for run in runs))
 
 
 def demonstrator_rows(results):
@@ -223,8 +295,8 @@ def demonstrator_rows(results):
         if experiment.startswith('expert-noise-'):
             maze = name.rsplit('-', 2)[0]
             noise = experiment.removeprefix('expert-noise-')
-            rows[maze, noise] = (f'`{maze}`', noise, mean_text([run['success'] for run in runs]),
-                                 _range(5 * run['episodes'] for run in runs))
+            rows[maze, noise] = (f'`{maze}`', noise, mean_text([run.success for run in runs]),
+                                 _range(5 * run.episodes for run in runs))
     return list(rows.values())
 
 
@@ -237,9 +309,12 @@ def with_block(text, block, name):
 
 
 def draw(results, path, published):
-    """Success against environment steps, one colour per dataset of `main`; beside it HIQL's."""
-    groups = {name.removesuffix('-v0'): curves for (experiment, name), runs in results.items()
-              if experiment == 'main' and (curves := [run['curve'] for run in runs if run['curve']])}
+    """Success against environment steps, one colour per dataset of the front page; beside it HIQL's."""
+    groups = {}
+    for name, (_, runs) in front_runs(results, published).items():
+        curves = [run.curve for run in runs if run.curve]
+        if curves:
+            groups[name.removesuffix('-v0')] = curves
     if groups:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_bands(groups, path, 'success, %', 'OPSO, no action labels offline, data of our own expert',
@@ -251,23 +326,28 @@ def main():
     parser.add_argument('--check', action='store_true', help='only say whether the tables are up to date')
     parser.add_argument('--root', default=str(ROOT), help='folder with README.md, README.ko.md and results/README.md')
     flags = parser.parse_args()
-    root, stale = Path(flags.root), []
+
+    root = Path(flags.root)
     results = read_results(root / 'results')
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
     blocks = {name: make_front(results, words, published) for name, words in WORDS.items()}
     blocks[DETAILS] = make_details(results)
+
+    stale = {}  # name of a file -> what it should say
     for name, block in blocks.items():
         text = (root / name).read_text(encoding='utf-8')
         new = with_block(text, block, name)
         if new != text:
-            stale.append(name)
-            if not flags.check:
-                write_atomic(root / name, lambda file, new=new: file.write(new.encode()))
+            stale[name] = new
+
     if flags.check:
         if stale:
             sys.exit(f'not up to date: {", ".join(stale)}; run python scripts/make_tables.py')
         return
+
+    for name, text in stale.items():
+        write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
     draw(results, root / 'assets' / 'success_curves.png', published)
     print(f'{len(results)} experiments and datasets; rewritten: {", ".join(stale) or "nothing, all was up to date"}')
 

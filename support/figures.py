@@ -9,7 +9,9 @@ from support.stats import bootstrap_interval, on_common_steps
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')
-GOOD, FAILURE, INK = '#009E73', '#D55E00', '#222222'
+GOOD = '#009E73'
+FAILURE = '#D55E00'
+INK = '#222222'
 LINE_COLORS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
 
 
@@ -89,7 +91,8 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
     ...]}. Thin lines are the single runs. `references` = (name, {label: value}) are empty markers at the right."""
     references, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
-    scale, top = (100 if percent else 1), 0.0
+    scale = 100 if percent else 1
+    top = 0.0  # the last step of all
     for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle('os^Dvp')):
         for own_steps, own_values in runs[:len(runs) * (len(runs) > 1)]:
             axis.plot(own_steps, [scale * value for value in own_values], color=color, lw=0.6, alpha=0.4)

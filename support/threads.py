@@ -58,12 +58,15 @@ def waited():
 
 def _watch():
     crowd = None
-    before, clock = waited(), time.perf_counter()
+    last_waited = waited()
+    last_time = time.perf_counter()
     while True:
         time.sleep(INTERVAL)
-        after, now = waited(), time.perf_counter()
-        share = (after - before) / (now - clock)
-        before, clock = after, now
+        total_waited = waited()
+        now = time.perf_counter()
+        share = (total_waited - last_waited) / (now - last_time)
+        last_waited = total_waited
+        last_time = now
 
         if crowd is None and share > CROWDED and (gomp := _libgomp()):
             crowd = Crowd(gomp, sys.modules['torch'].get_num_threads())

@@ -68,15 +68,15 @@ def mamba_agent():
 
 def run(envs, jobs, agent=None, **options):
     """All episodes in order of their jobs."""
-    return sorted(run_episodes(envs, jobs, agent or StubAgent(), **options), key=lambda episode: episode['job'])
+    return sorted(run_episodes(envs, jobs, agent or StubAgent(), **options), key=lambda episode: episode.job)
 
 
 def assert_same_episodes(a, b):
     for one, other in zip(a, b, strict=True):
         for key in ('observations', 'actions', 'goal'):
-            np.testing.assert_array_equal(one[key], other[key], strict=True)
+            np.testing.assert_array_equal(getattr(one, key), getattr(other, key), strict=True)
         for key in ('task', 'length', 'success', 'reward', 'cut'):
-            assert one[key] == other[key], key
+            assert getattr(one, key) == getattr(other, key), key
 
 
 # Resets
@@ -123,14 +123,14 @@ def test_episode_is_what_the_environment_does(envs):
     env = make_env(DATASET)
     observation, goal = reset_env(env, 3, 12)
     observations, reward = [observation], 0.0
-    for action in episode['actions']:
+    for action in episode.actions:
         observation, r, _, _, _ = env.step(action)
         observations.append(observation.astype(np.float32))
         reward += r
-    np.testing.assert_array_equal(episode['observations'], np.stack(observations), strict=True)
-    np.testing.assert_array_equal(episode['goal'], goal, strict=True)
-    assert (episode['task'], episode['length'], episode['reward'], episode['cut']) == (3, LIMIT, reward, False)
-    assert episode['observations'].shape == (LIMIT + 1, 29) and episode['actions'].shape == (LIMIT, 8)
+    np.testing.assert_array_equal(episode.observations, np.stack(observations), strict=True)
+    np.testing.assert_array_equal(episode.goal, goal, strict=True)
+    assert (episode.task, episode.length, episode.reward, episode.cut) == (3, LIMIT, reward, False)
+    assert episode.observations.shape == (LIMIT + 1, 29) and episode.actions.shape == (LIMIT, 8)
 
 
 def test_agent_sees_states_goals_and_a_fresh_memory(envs):
@@ -138,15 +138,15 @@ def test_agent_sees_states_goals_and_a_fresh_memory(envs):
     jobs = [(1, 21), (2, 22), (3, 23), (4, 24)]
     episodes = run(envs, jobs, agent)
     for (task, seed), episode in zip(jobs, episodes, strict=True):
-        row, first = episode['job'] % 3, LIMIT * (episode['job'] // 3)
+        row, first = episode.job % 3, LIMIT * (episode.job // 3)
         observation, goal = reset_env(envs[0], task, seed)
         np.testing.assert_array_equal(goal[:2], np.float32(envs[0].unwrapped.cur_goal_xy))
         for t in range(LIMIT):
             observations, goals, state = agent.seen[first + t]
             np.testing.assert_array_equal(goals[row], goal)
-            np.testing.assert_array_equal(observations[row], episode['observations'][t])
+            np.testing.assert_array_equal(observations[row], episode.observations[t])
             assert state[row] == t
-        np.testing.assert_array_equal(episode['observations'][0], observation)
+        np.testing.assert_array_equal(episode.observations[0], observation)
     assert len(agent.seen) == 2 * LIMIT
     assert {observations.shape for observations, _, _ in agent.seen} == {(3, 29)}  # idle rows are included
 
@@ -155,11 +155,11 @@ def test_idle_rows_and_earlier_episodes_change_no_action(mamba_agent):
     envs = [ShortEnv(20), ShortEnv(7), ShortEnv(14)]
     a, b, c, d = (1, 31), (2, 32), (3, 33), (4, 34)  # d follows b in the second environment
     busy = run(envs, [a, b, c, d], mamba_agent)
-    assert [episode['length'] for episode in busy] == [20, 7, 14, 7]
+    assert [episode.length for episode in busy] == [20, 7, 14, 7]
     assert_same_episodes(run(envs, [a], mamba_agent), busy[:1])
     assert_same_episodes(run(envs, [a, d, c], mamba_agent), [busy[0], busy[3], busy[2]])
     same_start = [run(envs, [(1, 31)], act=lambda o, g, s, k=k: (np.full((3, 8), k, np.float32), s)) for k in (0, 1)]
-    assert np.any(same_start[0][0]['observations'] != same_start[1][0]['observations'])  # actions do matter
+    assert np.any(same_start[0][0].observations != same_start[1][0].observations)  # actions do matter
 
 
 def test_jobs_are_taken_from_a_generator_as_they_are_needed(envs):
@@ -182,18 +182,18 @@ def test_max_steps_is_a_hard_limit_and_cut_episodes_are_flagged(envs, max_steps)
     episodes = run(envs, ((1, seed) for seed in range(1000)), max_steps=max_steps)
     used = sum(env.total for env in envs) - before
     assert max_steps - len(envs) < used <= max_steps
-    assert sum(episode['length'] for episode in episodes) == used  # nothing collected is lost
+    assert sum(episode.length for episode in episodes) == used  # nothing collected is lost
     for episode in episodes:
-        assert len(episode['observations']) == episode['length'] + 1 == len(episode['actions']) + 1
-        assert episode['length'] <= LIMIT and (episode['cut'] or episode['length'] == LIMIT)
+        assert len(episode.observations) == episode.length + 1 == len(episode.actions) + 1
+        assert episode.length <= LIMIT and (episode.cut or episode.length == LIMIT)
     complete = used // 3 // LIMIT * 3
-    assert [episode['cut'] for episode in episodes[complete:]] == [True] * (len(episodes) - complete)
-    assert not any(episode['cut'] for episode in episodes[:complete - 3])
+    assert [episode.cut for episode in episodes[complete:]] == [True] * (len(episodes) - complete)
+    assert not any(episode.cut for episode in episodes[:complete - 3])
 
 
 def test_no_limit_cuts_nothing(envs):
-    assert not any(episode['cut'] for episode in run(envs, [(1, seed) for seed in range(5)]))
-    assert not any(episode['cut'] for episode in run(envs, [(1, seed) for seed in range(5)], max_steps=1000))
+    assert not any(episode.cut for episode in run(envs, [(1, seed) for seed in range(5)]))
+    assert not any(episode.cut for episode in run(envs, [(1, seed) for seed in range(5)], max_steps=1000))
 
 
 # Evaluation
@@ -209,17 +209,17 @@ def test_evaluation_repeats_bit_for_bit(envs, mamba_agent):
     assert_same_episodes(episodes, same)
     others = evaluate(mamba_agent, envs, 2, seed=5)[1]
     for episode, other in zip(episodes, others, strict=True):
-        assert np.any(episode['observations'] != other['observations']) and np.any(episode['goal'] != other['goal'])
+        assert np.any(episode.observations != other.observations) and np.any(episode.goal != other.goal)
 
 
 def test_evaluation_meets_the_same_starts_and_goals_whatever_the_agent_and_the_number_of_episodes(mamba_agent):
     few = evaluate(StubAgent(), [ShortEnv(2)], 1, seed=4)[1]
     many = evaluate(mamba_agent, [ShortEnv(3) for _ in range(4)], 3, seed=4)[1]
     for one, other in zip(few, many[::3], strict=True):
-        assert one['task'] == other['task']
-        np.testing.assert_array_equal(one['goal'], other['goal'])
-        np.testing.assert_array_equal(one['observations'][0], other['observations'][0])
-    assert len(np.unique([episode['observations'][0] for episode in many], axis=0)) == 15
+        assert one.task == other.task
+        np.testing.assert_array_equal(one.goal, other.goal)
+        np.testing.assert_array_equal(one.observations[0], other.observations[0])
+    assert len(np.unique([episode.observations[0] for episode in many], axis=0)) == 15
 
 
 def test_evaluation_visits_all_tasks_and_names_metrics_as_ogbench():
@@ -231,13 +231,13 @@ def test_evaluation_visits_all_tasks_and_names_metrics_as_ogbench():
 
     progress, envs = Progress(), [ShortEnv(4), ShortEnv(8)]
     metrics, episodes = evaluate(StubAgent(), envs, 3, seed=0, progress=progress)
-    assert [episode['task'] for episode in episodes] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
-    assert [episode['job'] for episode in episodes] == list(range(15)) and progress.count == 15
-    assert sorted(task for env in envs for task in env.tasks) == [episode['task'] for episode in episodes]
+    assert [episode.task for episode in episodes] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert [episode.job for episode in episodes] == list(range(15)) and progress.count == 15
+    assert sorted(task for env in envs for task in env.tasks) == [episode.task for episode in episodes]
     assert set(metrics) == {'evaluation/overall_success', 'evaluation/episode_length',
                             *(f'evaluation/task{task}_success' for task in range(1, 6))}
-    assert metrics['evaluation/episode_length'] == np.mean([episode['length'] for episode in episodes])
-    assert len({tuple(episode['goal'][:2].round(-1)) for episode in episodes[::3]}) > 1  # tasks differ in place
+    assert metrics['evaluation/episode_length'] == np.mean([episode.length for episode in episodes])
+    assert len({tuple(episode.goal[:2].round(-1)) for episode in episodes[::3]}) > 1  # tasks differ in place
 
 
 def test_success_is_that_of_the_last_step():
@@ -248,7 +248,7 @@ def test_success_is_that_of_the_last_step():
     metrics, episodes = evaluate(StubAgent(), [ShortEnv(success=success) for _ in range(2)], 2, seed=0)
     assert [metrics[f'evaluation/task{task}_success'] for task in range(1, 6)] == [1, 0, 1, 0, 0]
     assert metrics['evaluation/overall_success'] == pytest.approx(0.4)
-    assert all(isinstance(episode['success'], float) for episode in episodes)
+    assert all(isinstance(episode.success, float) for episode in episodes)
 
 
 def test_success_of_ogbench_ends_an_episode():
@@ -262,4 +262,4 @@ def test_success_of_ogbench_ends_an_episode():
 
     metrics, episodes = evaluate(StubAgent(), [OnGoal(), OnGoal()], 1, seed=0)
     assert metrics['evaluation/overall_success'] == 1
-    assert [(episode['length'], episode['cut']) for episode in episodes] == [(1, False)] * 5
+    assert [(episode.length, episode.cut) for episode in episodes] == [(1, False)] * 5

@@ -68,7 +68,7 @@ def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
 
     def watch(*args, **kwargs):
         metrics, episodes = real(*args, **kwargs)
-        seen.append([(e['task'], e['observations'][0], e['goal']) for e in episodes])
+        seen.append([(e.task, e.observations[0], e.goal) for e in episodes])
         return metrics, episodes
 
     monkeypatch.setattr(evaluate, 'evaluate', watch)

@@ -61,10 +61,10 @@ def episodes_of(trouble, count, n_envs=1):
 
 def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys):
     episodes, log = episodes_of(boom((2, 4)), 3)
-    assert [episode['length'] for episode in episodes] == [6, 3, 6]
-    assert [episode['fault'] for episode in episodes] == ['', 'boom', '']
-    assert [episode['success'] for episode in episodes] == [1, 0, 1]
-    np.testing.assert_array_equal(episodes[1]['observations'][:, 0], [0, 1, 2, 3])  # none after the fault
+    assert [episode.length for episode in episodes] == [6, 3, 6]
+    assert [episode.fault for episode in episodes] == ['', 'boom', '']
+    assert [episode.success for episode in episodes] == [1, 0, 1]
+    np.testing.assert_array_equal(episodes[1].observations[:, 0], [0, 1, 2, 3])  # none after the fault
     assert log == ['made', 'reset', 'reset', 'made', 'reset']
     assert 'environment fault' in (err := capsys.readouterr().err) and 'RuntimeError: boom' in err
 
@@ -72,13 +72,13 @@ def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys):
 def test_nan_observation_never_reaches_an_episode():
     nan = np.array([0, np.nan, 0], np.float32)
     episodes, log = episodes_of(lambda episode, step: nan if (episode, step) == (1, 1) else None, 2)
-    assert [episode['length'] for episode in episodes] == [0, 6] and log.count('made') == 2
-    assert episodes[0]['observations'].shape == (1, 3) and episodes[0]['actions'].shape == (0, 2)
+    assert [episode.length for episode in episodes] == [0, 6] and log.count('made') == 2
+    assert episodes[0].observations.shape == (1, 3) and episodes[0].actions.shape == (0, 2)
 
 
 def test_a_reset_that_fails_is_tried_again():
     episodes, log = episodes_of(boom((1, 0), (2, 0)), 1)
-    assert episodes[0]['length'] == 6 and log == ['made', 'reset', 'made', 'reset', 'made', 'reset']
+    assert episodes[0].length == 6 and log == ['made', 'reset', 'made', 'reset', 'made', 'reset']
 
 
 def test_five_faults_in_a_row_stop_with_the_cause():

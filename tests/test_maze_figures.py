@@ -6,10 +6,21 @@ import torch
 from matplotlib.colors import to_hex
 
 import maze_figures
-from maze_figures import Maze, Probe, TrainingPictures, draw_latents, draw_paths, draw_plan, draw_proposals, draw_values
+from maze_figures import (
+    Knowledge,
+    Maze,
+    Probe,
+    TrainingPictures,
+    draw_latents,
+    draw_paths,
+    draw_plan,
+    draw_proposals,
+    draw_values,
+)
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from planner import StateMap
+from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset
 
@@ -59,8 +70,8 @@ def perfect_look(probe):
     for distance in maze.distances:  # the best place within reach, one maze cell
         near = np.linalg.norm(probe.xy[:, None] - places, axis=-1) <= maze.unit
         proposed.append(places[np.where(near, distance[i, j], np.inf).argmin(1)])
-    return {'z': probe.observations, 'embeddings': probe.xy, 'proposed_xy': np.stack(proposed),
-            'values': maze_figures.value_of(5 * distances, 0.05, 0.99)}
+    values = maze_figures.value_of(5 * distances, 0.05, 0.99)
+    return Knowledge(probe.observations, probe.xy, values, np.stack(proposed))
 
 
 def titles(figure):
@@ -109,10 +120,10 @@ def test_look_asks_the_networks(maze, probe, make_config):
     agent = OfflineAgent(29, make_config())
     look = probe.look(agent)
     n, goal = len(probe.xy), torch.from_numpy(maze.goal_observations[2])
-    assert look['values'].shape == (5, n) and look['proposed_xy'].shape == (5, n, 2)
+    assert look.values.shape == (5, n) and look.proposed_xy.shape == (5, n, 2)
     with torch.no_grad():
         z, z_goal = (agent.targets['encoder'].encode_slow(t) for t in (torch.from_numpy(probe.observations[7]), goal))
-        assert agent.targets['value'](z, z_goal).mean().item() == pytest.approx(look['values'][2, 7], abs=1e-4)
+        assert agent.targets['value'](z, z_goal).mean().item() == pytest.approx(look.values[2, 7], abs=1e-4)
 
 
 def test_value_and_steps_are_inverse():
@@ -134,7 +145,7 @@ def test_values_of_a_perfect_agent(probe, figure):
     assert titles(figure()) == [f'task {k}: order 1.00' for k in range(1, 6)]
     traps = [line for axis in figure().axes[:5] for line in axis.lines if line.get_marker() == 'x']
     assert sum(len(line.get_xdata()) for line in traps) == 0
-    look['values'] = np.where(probe.xy[:, 0] < 2, 0, look['values'])  # a plateau: whoever climbs V stays there
+    look.values = np.where(probe.xy[:, 0] < 2, 0, look.values)  # a plateau: whoever climbs V stays there
     draw_values(probe, look, 'x.png', 'title')
     traps = [line for axis in figure().axes[:5] for line in axis.lines if line.get_marker() == 'x']
     assert sum(len(line.get_xdata()) for line in traps) >= 5
@@ -147,7 +158,7 @@ def test_proposals_of_a_perfect_agent_and_of_one_that_flees(probe, figure):
     assert min(shares) > 90
     colors = [to_hex(c) for c in figure().axes[0].collections[0].get_facecolor()]
     assert colors.count(GOOD.lower()) > 0.9 * len(colors)
-    look['proposed_xy'] = 2 * probe.xy - look['proposed_xy']
+    look.proposed_xy = 2 * probe.xy - look.proposed_xy
     draw_proposals(probe, look, 'x.png', 'title')
     shares = [int(title.split(': ')[1].split('%')[0]) for title in titles(figure())]
     assert max(shares) < 50
@@ -163,9 +174,12 @@ def test_latents_tell_how_far_apart_neighbours_are(probe, figure):
 
 def test_paths_show_outcomes(maze, figure):
     rng = np.random.default_rng(0)
-    episodes = [{'task': task, 'success': float(solved), 'goal': maze.goal_observations[task - 1], 'length': 9,
-                 'observations': rng.standard_normal((10, 29)).astype(np.float32)}
-                for task in range(1, 6) for solved in (True, task < 3)]
+    episodes = []
+    for task in range(1, 6):
+        for solved in (True, task < 3):
+            observations = rng.standard_normal((10, 29)).astype(np.float32)
+            episodes.append(Episode(0, task, 0, maze.goal_observations[task - 1], observations, np.zeros((9, 8)),
+                                    success=float(solved)))
     draw_paths(maze, episodes, 'x.png', 'title')
     assert titles(figure()) == [f'task {k}: {2 if k < 3 else 1} of 2 solved' for k in range(1, 6)]
     for k, axis in enumerate(figure().axes[:5], 1):
@@ -173,17 +187,17 @@ def test_paths_show_outcomes(maze, figure):
         colors = [line.get_color() for line in axis.lines if len(line.get_xdata()) == 10]
         assert len(ends) == (k >= 3) and colors.count(TASK_COLORS[k - 1]) == (2 if k < 3 else 1)
         for line in ends:
-            assert (line.get_xdata()[0], line.get_ydata()[0]) == tuple(episodes[2 * k - 1]['observations'][-1, :2])
+            assert (line.get_xdata()[0], line.get_ydata()[0]) == tuple(episodes[2 * k - 1].observations[-1, :2])
 
 
 def test_pictures_of_a_training_are_rare_and_come_at_the_end(observations, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: drawn.append(args))
-    pictures = TrainingPictures(ANT, observations, tmp_path, rarely=1e9)
+    pictures = TrainingPictures(ANT, observations, tmp_path, rarity=1e9)
     for last in (False, False, True):
         pictures.draw(None, 'title', last)
     assert len(drawn) == 2, 'the first, and the last'
-    pictures = TrainingPictures(ANT, observations, tmp_path, rarely=0)
+    pictures = TrainingPictures(ANT, observations, tmp_path, rarity=0)
     for _ in range(3):
         pictures.draw(None, 'title')
     assert len(drawn) == 5

@@ -60,9 +60,9 @@ def test_tables_come_from_the_files(page):
     text = (page / 'README.md').read_text(encoding='utf-8')
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     row, = (line for line in text.splitlines() if line.startswith(f'| {DATA}'))
-    assert row.startswith(f'| {DATA} | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
+    assert row.startswith(f'| {DATA} | **85.0 ± 7.1** | – | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
     details = (page / 'results' / 'README.md').read_text(encoding='utf-8')
-    line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
+    line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 (`main`) | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 beside seed 0 of main, not beside the mean of its seeds'
     assert f'| {DATA} | 20 |' in details, 'two seeds at 10,000 steps; at 50,000 there was no evaluation'
     assert f'| {DATA}, `no-alignment` | 40 |' in details and '50,000' not in details
@@ -78,7 +78,7 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
     write_run(page / 'results' / 'main' / LARGE / 'seed0b', [0.5], csv=False)
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text(encoding='utf-8')
-    assert f'| {DATA.replace("medium", "large")} | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
+    assert f'| {DATA.replace("medium", "large")} | **50.0** | – | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
 
 
 def test_updates_of_both_halves_are_told(page):
@@ -88,6 +88,31 @@ def test_updates_of_both_halves_are_told(page):
         path.write_text(json.dumps({'argv': ['online_trainer.py'], 'flags': flags}))
     assert script('make_tables', '--root', page)[0] == 0
     assert '| 2,000 + 7,000 |' in (page / 'README.md').read_text(), '1,000 + 4,000 and 3,000 + 6,000'
+
+
+def test_what_the_plan_gives_stands_beside_it(page):
+    """As `evaluate.py --compare` of a checkpoint with itself writes it."""
+    for seed in ('seed0', 'seed1'):
+        path = page / 'results' / 'main' / ANT / seed / 'evaluation.json'
+        content = json.loads(path.read_text()) | {'plan': True, 'comparison': {'overall': {'difference': 0.3}}}
+        path.write_text(json.dumps(content))
+    assert script('make_tables', '--root', page)[0] == 0
+    assert '| **85.0 ± 7.1** | 55.0 ± 7.1 |' in (page / 'README.md').read_text()
+
+
+def test_runs_without_a_plan_are_beside_no_plan(page):
+    write_run(page / 'results' / 'no-plan' / ANT / 'seed0', [0.7])
+    for experiment, flags in (('no-plan', {}), ('no-alignment', {'lr': 1}), ('k-10', {'plan': True})):
+        if experiment == 'k-10':
+            write_run(page / 'results' / experiment / ANT / 'seed0', [0.6])
+        content = {'argv': [''], 'flags': flags | {'random_steps': 0, 'initial_updates': 1, 'update_ratio': 0}}
+        path = page / 'results' / experiment / ANT / 'seed0' / 'config_online.json'
+        path.write_text(json.dumps(content))
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert f'| `no-alignment` | – | {DATA} | 60.0 | 70.0 (`no-plan`) | -10.0 | 1 |' in details
+    assert f'| `k-10` | – | {DATA} | 60.0 | 80.0 (`main`) | -20.0 | 1 |' in details
+    assert f'| `no-plan` | – | {DATA} | 70.0 | 80.0 (`main`) | -10.0 | 1 |' in details
 
 
 def test_one_measurement_of_the_demonstrator_is_shown_once(page):

@@ -11,6 +11,7 @@ from PIL import Image
 import ogbench_utils
 import videos
 from ogbench_utils import make_env, reset_env
+from rollouts import Episode
 
 ANT = 'antmaze-medium-navigate-v0'
 
@@ -18,12 +19,14 @@ ANT = 'antmaze-medium-navigate-v0'
 @pytest.fixture
 def episode():
     """Eighteen random steps of task 2."""
-    env, rng, actions = make_env(ANT), np.random.default_rng(0), []
-    observations = [reset_env(env, 2, 5)[0]]
+    env = make_env(ANT)
+    rng = np.random.default_rng(0)
+    observation, goal = reset_env(env, 2, 5)
+    episode = Episode(0, 2, 5, goal, [observation], [])
     for _ in range(18):
-        actions.append(rng.uniform(-1, 1, 8).astype(np.float32))
-        observations.append(env.step(actions[-1])[0].astype(np.float32))
-    return dict(task=2, seed=5, actions=np.stack(actions), observations=np.stack(observations), success=0.0)
+        episode.actions.append(rng.uniform(-1, 1, 8).astype(np.float32))
+        episode.observations.append(env.step(episode.actions[-1])[0].astype(np.float32))
+    return episode.finish(8)
 
 
 @pytest.fixture
@@ -39,8 +42,9 @@ def no_gl(monkeypatch):
 
 
 def job_of(episode, folder):
-    np.savez(folder / 'job.npz', dataset=ANT, size=200, every=4, output=str(folder / 'video' / 'task2'), **episode)
-    return folder / 'job.npz'
+    path = folder / 'job.npz'
+    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', size=200, every=4)
+    return path
 
 
 def outcome(picture):
@@ -57,13 +61,15 @@ def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
         gif.seek(gif.n_frames - 1)
         assert first == (0, 0, 0) and outcome(gif) != first, 'the outcome is told at the end, not before'
         failure = outcome(gif)
-    with Image.open(videos.render(job_of(episode | {'success': 1.0}, tmp_path))) as gif:
+
+    episode.success = 1.0
+    with Image.open(videos.render(job_of(episode, tmp_path))) as gif:
         gif.seek(gif.n_frames - 1)
         assert outcome(gif) != failure
 
 
 def test_video_of_another_episode_is_refused(episode, no_gl, tmp_path):
-    episode['observations'][9, 3] += 0.01
+    episode.observations[9, 3] += 0.01
     with pytest.raises(OSError, match='step 9 '):
         videos.render(job_of(episode, tmp_path))
 
@@ -112,6 +118,6 @@ def test_rendering_for_real(episode, tmp_path, capsys):
     with Image.open(path) as video:
         frame = np.asarray(video.convert('RGB'))
     assert frame[30:].std() > 30, 'walls and floor'
-    episode['observations'][4] += 1
+    episode.observations[4] += 1
     assert videos.record(ANT, [episode], tmp_path) == []
     assert 'no video of task 2' in capsys.readouterr().err
