@@ -21,7 +21,7 @@ from utils import expectile_loss, load_weights, soft_update
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
     context_length: int = flag(100, 'states the encoder remembers', least=1)
-    sequence_windows: int = flag(16, 'windows of a batch whose whole sequence is encoded, for next-state prediction '
+    sequence_windows: int = flag(4, 'windows of a batch whose whole sequence is encoded, for next-state prediction '
                                      'from f(s_<=t); all of them with --head_memory history', least=0)
     head_memory: str = flag('state', 'what Q, V, proposer and inverse dynamics see of the past: state, f(s_t) alone, '
                             'or history, f of the last context_length states', choices=('state', 'history'))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '1500', '--val_interval', '500']
 ONLINE = ['--max_steps', '25000', '--initial_updates', '3000', '--update_ratio', '0.2',
-          '--eval_interval', '5000', '--final_eval_episodes', '4']
+          '--eval_interval', '10000', '--final_eval_episodes', '20']
 
 
 def main():
