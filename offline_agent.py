@@ -132,6 +132,12 @@ class OfflineAgent:
         """Size of V's embedding, all members together."""
         return sum(e[-1].out_features for e in self.nets['value'].goal)
 
+    def place(self, observations):
+        """(..., S) raw states, numpy -> (..., S), what Q, V and the proposer see of them: where the state is."""
+        encoder = self.encoder
+        mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
+        return (observations - mean) / std * slowness
+
     def set_statistics(self, mean, std, slowness):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target."""
         for encoder in (self.nets['encoder'], self.targets['encoder']):

@@ -27,6 +27,8 @@ from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, soft_update
 
+WANDERING = 0.4  # straightness below which data wander; OGBench's explore: 0.3, navigate and stitch: 0.5 to 0.55
+
 
 @dataclasses.dataclass
 class OnlineConfig:
@@ -44,14 +46,29 @@ class OnlineConfig:
                                   'embeddings of all states are computed once', least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, the proposer and I learn "
                                     'from (the labeler learns from nothing else)', least=0, most=1)
-    proposal_share: float = flag(0.5, "share of I's training pairs whose z' is the proposer's instead of the one that "
-                                      'the trajectory reached', least=0, most=1)
-    progress_steps: int = flag(0, "weight I's pairs by how much nearer to z' the trajectory came in so many steps (5 "
-                                  "for data that wanders, as explore); 0: by the proposer's weight", least=0)
-    progress_temperature: float = flag(1.5, "with progress_steps, a pair's weight: min(exp(temperature * progress), "
+    proposal_share: float | None = flag(None, "share of I's training pairs whose z' is the proposer's instead of the "
+                                        'one that the trajectory reached (default: by the data, 0.5, or 0 where they '
+                                        'wander and there is a plan)', type=float, least=0, most=1)
+    progress_steps: int | None = flag(None, "weight I's pairs by how much nearer to z' the trajectory came in so many "
+                                      "steps; 0: by the proposer's weight (default: by the data, 0, or 5 where they "
+                                      'wander)', type=int, least=0)
+    progress_temperature: float = flag(3.0, "with progress_steps, a pair's weight: min(exp(temperature * progress), "
                                             '100), progress in standard deviations', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads; with --head_memory state")
+
+    def for_data(self, straightness=1.0):
+        """-> the same with what was left to the data decided: trajectories that wander (`TrajectoryDataset.
+        straightness`) do not show where to go but how to walk, so only their steps in the right direction are
+        imitated. Where the proposer decides, I must know its z'; with a plan, z' is a state of the data."""
+        wanders = straightness < WANDERING
+        progress_steps = self.progress_steps
+        if progress_steps is None:
+            progress_steps = 5 if wanders else 0
+        proposal_share = self.proposal_share
+        if proposal_share is None:
+            proposal_share = 0.0 if wanders and self.plan else 0.5
+        return dataclasses.replace(self, progress_steps=progress_steps, proposal_share=proposal_share)
 
 
 class ActState(NamedTuple):
@@ -75,7 +92,7 @@ class OnlineAgent:
 
     def __init__(self, offline, action_low, action_high, config):
         self.offline = offline
-        self.config = config
+        self.config = config.for_data()  # what the caller has not decided by the data is as for data that do not wander
         self.device = offline.device
 
         self.action_low = np.asarray(action_low, np.float32)

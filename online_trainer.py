@@ -185,12 +185,14 @@ def train(config, agent_config):
         with run.stop.at_once():
             data, data_source = load_offline_data(config, origin, **sampling)
         space = envs[0].action_space
-        agent = OnlineAgent(offline, space.low, space.high, agent_config)
+        straightness = data.straightness(offline.place)
+        agent = OnlineAgent(offline, space.low, space.high, agent_config.for_data(straightness))
         if not run.saved:  # else it is part of what was saved
             with run.stop.at_once():
                 agent.build_map(data, config.seed)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
         print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
+        print_imitation(agent.config, straightness)
 
         training = OnlineTraining(run, config, agent, data, replay, envs, origin)
         training.loop()
@@ -210,6 +212,14 @@ def print_banner(run, origin, agent, data, data_source, device):
     if agent.state_map:
         print(f"map of the data: {agent.state_map}; {'plans' if agent.plans else 'does not plan'} on it")
     print(f'run folder: {run.folder}')
+
+
+def print_imitation(agent_config, straightness):
+    weights = "by the proposer's weight"
+    if agent_config.progress_steps:
+        weights = f"by progress toward z' in {agent_config.progress_steps} steps"
+    print(f'straightness of the data: {straightness:.2f}; imitation weighted {weights}, '
+          f"{agent_config.proposal_share:.0%} of its z' are the proposer's")
 
 
 def print_results(run, config, training):

@@ -2,8 +2,8 @@
 # Every number under results/: collects the data, trains, evaluates the last checkpoint, keeps the small files.
 #
 #   sh scripts/reproduce.sh                                              everything, one run after another
-#   sh scripts/reproduce.sh main antmaze-medium-navigate-v0 0            one experiment, dataset and seed
-#   DATA=/data RUNS=/runs PYTHON=.venv/bin/python sh scripts/reproduce.sh main
+#   sh scripts/reproduce.sh no-plan antmaze-medium-navigate-v0 0            one experiment, dataset and seed
+#   DATA=/data RUNS=/runs PYTHON=.venv/bin/python sh scripts/reproduce.sh no-plan
 #
 # Data goes to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). What is there is not made again;
 # a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
@@ -30,7 +30,8 @@ data() { # a dataset of our own expert, at least 500 trajectories
 
 resume() { [ -f "$1/config.json" ] && echo --resume || true; }
 
-# experiment, dataset, seed, environment steps, flags of the offline half, of the online; `same FLAGS`: main's offline half
+# experiment, dataset, seed, environment steps, flags of the offline half, of the online; `same FLAGS`: the offline half of
+# `no-plan`. All of these experiments are older than the map, and keep the defaults of their time
 run() {
     [ -z "$only_experiment" ] || [ "$only_experiment" = "$1" ] || return 0
     [ -z "$only_dataset" ] || [ "$only_dataset" = "$2" ] || return 0
@@ -39,14 +40,16 @@ run() {
     [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
     case $5 in
-    same*) offline=$RUNS/main/$2/seed$3/offline flags=${5#same} ;;
+    same*) offline=$RUNS/no-plan/$2/seed$3/offline flags=${5#same} ;;
     *) offline=$folder/offline flags=$5 ;;
     esac
     # shellcheck disable=SC2086
-    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 $flags \
+    "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 \
+        --sequence_windows 16 $flags \
         --save_dir "$offline" $(resume "$offline")
     # shellcheck disable=SC2086
-    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" $6 \
+    "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" \
+        --no-plan --progress_steps 0 --progress_temperature 1.5 --proposal_share 0.5 $6 \
         --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     # seed 12345: no start, goal or noise of the training episodes
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345
@@ -71,14 +74,14 @@ done
 explore='--num_updates 9000 --proposer_random_goals 0.5'
 explore_online='--progress_steps 5 --action_noise_start 1 --action_noise_end 1 --eval_interval 10000'
 for seed in 0 1 2; do
-    run main antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
-    run main antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
-    run main antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
-    run main antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
+    run no-plan antmaze-medium-navigate-v0 $seed 100000 '' '--eval_interval 5000'
+    run no-plan antmaze-medium-stitch-v0 $seed 50000 '' '--eval_interval 10000'
+    run no-plan antmaze-large-navigate-v0 $seed 50000 '' '--eval_interval 10000'
+    run no-plan antmaze-medium-explore-v0 $seed 50000 "$explore" "$explore_online"
     run trajectories-100 antmaze-medium-navigate-v0 $seed 50000 '--max_trajectories 100' '--eval_interval 10000'
 done
 
-ablate() { # name, flags of the offline half or `same`, flags of the online half: beside main on the same data
+ablate() { # name, flags of the offline half or `same`, flags of the online half: beside no-plan on the same data
     run "$1" antmaze-medium-stitch-v0 0 50000 "$2" "--eval_interval 0 $3"
 }
 ablate no-infonce '--infonce_weight 0' ''
@@ -102,5 +105,5 @@ run explore-default-flags antmaze-medium-explore-v0 0 50000 '' '--eval_interval 
 run explore-no-progress antmaze-medium-explore-v0 0 50000 "same $explore" \
     '--action_noise_start 1 --action_noise_end 1 --eval_interval 10000'
 run explore-quiet antmaze-medium-explore-v0 0 50000 "same $explore" '--progress_steps 5 --eval_interval 10000'
-run main antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
-run main antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"
+run no-plan antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
+run no-plan antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"

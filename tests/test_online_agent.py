@@ -9,7 +9,7 @@ import shrink_checkpoint
 import torch
 
 from model import InverseDynamics
-from online_agent import OnlineAgent
+from online_agent import OnlineAgent, OnlineConfig
 from support.files import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 
@@ -505,3 +505,23 @@ def test_a_shrunk_checkpoint_acts_like_the_whole_one(
     np.testing.assert_allclose(*actions, atol=0.01)
     assert actions[0].std() > 0.05
     assert small.stat().st_size < 0.35 * (tmp_path / 'last.pth').stat().st_size
+
+
+def test_imitation_follows_from_the_data_unless_the_user_decides():
+    straight = OnlineConfig().for_data(0.6)
+    assert (straight.progress_steps, straight.proposal_share) == (0, 0.5)
+    wandering = OnlineConfig().for_data(0.3)
+    assert (wandering.progress_steps, wandering.proposal_share) == (5, 0.0)
+    without_plan = OnlineConfig(plan=False).for_data(0.3)
+    assert (without_plan.progress_steps, without_plan.proposal_share) == (5, 0.5), "I must know the proposer's z'"
+    own = OnlineConfig(progress_steps=0, proposal_share=0.7).for_data(0.3)
+    assert (own.progress_steps, own.proposal_share) == (0, 0.7)
+    assert wandering.for_data(0.9) == wandering, 'what is decided stays'
+
+
+def test_place_is_what_the_proposer_sees(make_agent):
+    agent = make_agent()
+    encoder = agent.encoder
+    states = np.random.default_rng(0).standard_normal((5, encoder.mean.numel())).astype(np.float32)
+    expected = (torch.from_numpy(states) - encoder.mean) / encoder.std * encoder.slowness
+    np.testing.assert_allclose(agent.place(states), expected.numpy(), rtol=1e-5)
