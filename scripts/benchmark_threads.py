@@ -107,13 +107,15 @@ def arithmetic(options):
     from demo import OFFLINE, ONLINE
     from torch.utils.flop_counter import FlopCounterMode
 
+    from online_trainer import TrainConfig
+
     def count(update):
         with FlopCounterMode(display=False) as counter:
             update()
         return counter.get_total_flops() / 1e9
 
     def number(flags, name):
-        return int(flags[flags.index(f'--{name}') + 1])
+        return float(flags[flags.index(f'--{name}') + 1])
 
     def offline_update(**changes):
         agent, data = make_offline(**changes)
@@ -125,10 +127,11 @@ def arithmetic(options):
 
     before = BEFORE['offline'] * count(offline_update(sequence_windows=BEFORE['windows'])) + BEFORE['online'] * online
     first = number(OFFLINE, 'num_updates')
-    second = number(ONLINE, 'initial_updates')
+    later_steps = number(ONLINE, 'max_steps') - TrainConfig().random_steps
+    second = number(ONLINE, 'initial_updates') + number(ONLINE, 'update_ratio') * later_steps
     total = offline * first + online * second
     yield Row('arithmetic of a demo, from nothing to what it prints', 0.0, {}, 'half (a quarter)',
-              f'{first:,} offline and {second:,} online updates: {total:,.0f} GFLOP, {total / before:.0%} of '
+              f'{first:,.0f} offline and {second:,.0f} online updates: {total:,.0f} GFLOP, {total / before:.0%} of '
               f"{before:,.0f} ({BEFORE['offline']:,} with {BEFORE['windows']} windows, {BEFORE['online']:,} online)")
 
 
