@@ -107,8 +107,6 @@ def arithmetic(options):
     from demo import OFFLINE, ONLINE
     from torch.utils.flop_counter import FlopCounterMode
 
-    from online_trainer import TrainConfig
-
     def count(update):
         with FlopCounterMode(display=False) as counter:
             update()
@@ -127,7 +125,7 @@ def arithmetic(options):
 
     before = BEFORE['offline'] * count(offline_update(sequence_windows=BEFORE['windows'])) + BEFORE['online'] * online
     first = number(OFFLINE, 'num_updates')
-    later_steps = number(ONLINE, 'max_steps') - TrainConfig().random_steps
+    later_steps = number(ONLINE, 'max_steps') - number(ONLINE, 'random_steps')
     second = number(ONLINE, 'initial_updates') + number(ONLINE, 'update_ratio') * later_steps
     total = offline * first + online * second
     yield Row('arithmetic of a demo, from nothing to what it prints', 0.0, {}, 'half (a quarter)',

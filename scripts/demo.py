@@ -1,4 +1,4 @@
-"""A small OPSO run on the bundled data, offline and online, that fits in ten minutes on two cores.
+"""A small OPSO run on the bundled data, offline and online, that takes seven minutes on two cores.
 
     python scripts/demo.py --save_dir demo_run
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '1500', '--val_interval', '500']
-ONLINE = ['--max_steps', '25000', '--initial_updates', '3000', '--update_ratio', '0.2',
+ONLINE = ['--max_steps', '25000', '--random_steps', '10000', '--initial_updates', '3000', '--update_ratio', '0.2',
           '--eval_interval', '10000', '--final_eval_episodes', '20']
 
 
