@@ -31,7 +31,12 @@ data() { # a dataset of our own expert, at least 500 trajectories
 resume() { [ -f "$1/config.json" ] && echo --resume || true; }
 
 # experiment, dataset, seed, environment steps, flags of the offline half, of the online; `same FLAGS`: the offline half of
-# `no-plan`. All of these experiments are older than the map, and keep the defaults of their time
+# $same
+same=no-plan
+# defaults of the time before the map, which all experiments but those at the end keep
+offline_defaults='--sequence_windows 16'
+online_defaults='--no-plan --progress_steps 0 --progress_temperature 1.5 --proposal_share 0.5'
+evaluation_seed=12345 # no start, goal or noise of the training episodes
 run() {
     [ -z "$only_experiment" ] || [ "$only_experiment" = "$1" ] || return 0
     [ -z "$only_dataset" ] || [ "$only_dataset" = "$2" ] || return 0
@@ -40,19 +45,18 @@ run() {
     [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
     case $5 in
-    same*) offline=$RUNS/no-plan/$2/seed$3/offline flags=${5#same} ;;
+    same*) offline=$RUNS/$same/$2/seed$3/offline flags=${5#same} ;;
     *) offline=$folder/offline flags=$5 ;;
     esac
     # shellcheck disable=SC2086
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 3000 \
-        --sequence_windows 16 $flags \
+        $offline_defaults $flags \
         --save_dir "$offline" $(resume "$offline")
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" \
-        --no-plan --progress_steps 0 --progress_temperature 1.5 --proposal_share 0.5 $6 \
+        $online_defaults $6 \
         --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
-    # seed 12345: no start, goal or noise of the training episodes
-    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed 12345
+    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 20 --seed $evaluation_seed
     mkdir -p "$result"
     cp "$offline/train.csv" "$result/offline.csv"
     cp "$folder/online/online.csv" "$result/online.csv"
@@ -107,3 +111,16 @@ run explore-no-progress antmaze-medium-explore-v0 0 50000 "same $explore" \
 run explore-quiet antmaze-medium-explore-v0 0 50000 "same $explore" '--progress_steps 5 --eval_interval 10000'
 run no-plan antmaze-large-stitch-v0 0 50000 '' '--eval_interval 10000'
 run no-plan antmaze-large-explore-v0 0 50000 "$explore" "$explore_online"
+
+# with the plan, after random steps only; in development
+offline_defaults='--sequence_windows 0' online_defaults='' evaluation_seed=1000
+few='--initial_updates 5000 --eval_interval 0 --final_eval_episodes 1'
+progress='--progress_steps 5 --proposal_share 0'
+run plan-10k antmaze-large-explore-v0 0 10000 '' "$few $progress --progress_temperature 3" # what the data decide
+run plan-10k antmaze-medium-stitch-v0 0 10000 '' "$few"
+run plan-10k antmaze-large-navigate-v0 0 10000 '' "$few"
+same=plan-10k
+for dataset in antmaze-large-explore-v0 antmaze-medium-stitch-v0 antmaze-large-navigate-v0; do
+    run plan-10k-progress-1.5 $dataset 0 10000 same "$few $progress --progress_temperature 1.5"
+    [ $dataset = antmaze-large-explore-v0 ] || run plan-10k-progress $dataset 0 10000 same "$few $progress"
+done
