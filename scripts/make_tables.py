@@ -39,8 +39,8 @@ SUFFIX = ' (our expert)'  # not the official files, whatever their names
 # what a run is called, where it lies, how long it is and how often it is looked at: no part of the method
 BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
           'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'env_processes', 'log_interval',
-          'val_interval', 'val_batches', 'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures',
-          'video', 'tensorboard', 'wandb', 'mamba_backend'}
+          'val_interval', 'val_batches', 'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures',
+          'no_maze_figures', 'video', 'tensorboard', 'wandb', 'mamba_backend'}
 WORDS = {
     'README.md': {
         'header': ('data', 'success, %', 'without the plan, %', 'environment steps', 'updates offline + online',
