@@ -18,8 +18,8 @@ torch.set_num_threads(1)
 
 DIM, ACTION_DIM = 5, 3
 LENGTHS = (40, 2, 23, 9, 31)  # a long trajectory, the shortest possible one, one shorter than a window
-TINY = dict(context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32, discount=0.9,
-            transition_steps=4, positions_per_window=6)
+TINY = dict(sequence_windows=16, context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32,
+            discount=0.9, transition_steps=4, positions_per_window=6)
 
 
 class Stub(torch.nn.Module):
