@@ -124,3 +124,20 @@ for dataset in antmaze-large-explore-v0 antmaze-medium-stitch-v0 antmaze-large-n
     run plan-10k-progress-1.5 $dataset 0 10000 same "$few $progress --progress_temperature 1.5"
     [ $dataset = antmaze-large-explore-v0 ] || run plan-10k-progress $dataset 0 10000 same "$few $progress"
 done
+
+# the same with a fresh online seed, the flags that the data decide, and the same agent without its plan beside it
+dataset=antmaze-large-explore-v0 result=results/plan-10k-fresh/antmaze-large-explore-v0/seed10
+offline=$RUNS/plan-10k/$dataset/seed0/offline online=$RUNS/plan-10k-fresh/$dataset/seed10/online
+if [ "${only_experiment:-plan-10k-fresh}" = plan-10k-fresh ] && [ ! -f "$result/evaluation.json" ]; then
+    # shellcheck disable=SC2086
+    "$PYTHON" online_trainer.py --dataset "$dataset" --data_dir "$DATA" --seed 10 --max_steps 10000 $few \
+        --offline_checkpoint "$offline/last.pth" --save_dir "$online" $(resume "$online")
+    "$PYTHON" evaluate.py --checkpoint "$online/last.pth" --compare "$online/last.pth" --no-compare_plan \
+        --episodes_per_task 20 --seed 12345
+    mkdir -p "$result"
+    cp "$offline/train.csv" "$result/offline.csv"
+    cp "$online/online.csv" "$result/online.csv"
+    cp "$offline/config.json" "$result/config_offline.json"
+    cp "$online/config.json" "$result/config_online.json"
+    cp "$online/evaluation.json" "$result/evaluation.json"
+fi
