@@ -128,8 +128,8 @@ class OnlineAgent:
     def build_map(self, data, seed=0, hop=0, nodes=0):
         """Make the StateMap of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it. `hop`,
         `nodes`: 0 for what `StateMap.from_data` chooses."""
-        mean, std, slowness = (t.cpu().numpy() for t in (self.encoder.mean, self.encoder.std, self.encoder.slowness))
-        self.set_map(StateMap.from_data(data, mean, slowness / std, hop, nodes, seed))
+        mean, scale = self.offline.place_scale()
+        self.set_map(StateMap.from_data(data, mean, scale, hop, nodes, seed))
 
     @torch.no_grad()
     def set_map(self, state_map):

@@ -39,7 +39,7 @@ class Point:
     name: str  # its column in the CSVs
     step: float
     values: list[float]  # one for each seed
-    statistics: dict[str, float]  # mean, iqm, low, high
+    statistics: dict[str, float]  # of `stats.over_runs`
 
     @property
     def n(self):

@@ -115,6 +115,15 @@ def test_runs_without_a_plan_are_beside_no_plan(page):
     assert f'| `no-plan` | – | {DATA} | 70.0 | 80.0 (`main`) | -10.0 | 1 |' in details
 
 
+def test_a_dataset_without_a_run_of_main_shows_the_one_without_a_plan(page):
+    write_run(page / 'results' / 'no-plan' / ANT / 'seed0', [0.6])
+    write_run(page / 'results' / 'no-plan' / LARGE / 'seed0', [0.7])
+    assert script('make_tables', '--root', page)[0] == 0
+    text = (page / 'README.md').read_text(encoding='utf-8')
+    assert f'| {DATA} | **85.0 ± 7.1** | – |' in text
+    assert f'| {DATA.replace("medium", "large")} | – | **70.0** | 10,000 |' in text
+
+
 def test_one_measurement_of_the_demonstrator_is_shown_once(page):
     for name in (ANT, ANT.replace('navigate', 'stitch'), LARGE):
         write_run(page / 'results' / 'expert-noise-0.2' / name / 'seed0', [0.9], episodes=60, csv=False)
