@@ -500,7 +500,7 @@ def draw_plan(maze, state_map, path, title):
     legend = axes[-1]
     legend.axis('off')
     _colorbar(figure, image, legend, (0.12, 0.04, 0.08, 0.82))
-    legend.text(0.12, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
+    legend.text(0.0, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
     entries = [*ENDS, ('plan', '--', PLAN), ('edges', '--', EDGE)]
     if not all(np.isfinite(distance).all() for distance in hops):
         entries.append(('no path', 'x', INK))
