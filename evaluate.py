@@ -135,8 +135,6 @@ def switch_plan(agent, plan, path):
     if plan and agent.state_map is None:
         raise ValueError(f'--plan: {path} has no map of the data, it is of an older version; '
                          f'python scripts/add_map.py --checkpoint {path} adds one')
-    if plan and not agent.plans:
-        raise ValueError(f'--plan: {path} was trained with --head_memory history, which has no plan')
 
 
 def parts(episodes):

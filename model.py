@@ -93,9 +93,13 @@ class MambaEncoder(nn.Module):
             h = h + layer(norm(h))
         return self.final_norm(h)
 
+    def place(self, observations):
+        """(..., S) raw states -> (..., S), normalised and weighted by `slowness`: where a state is."""
+        return self.normalize(observations) * self.slowness
+
     def encode_slow(self, observations):
-        """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen through `slowness`."""
-        return self._encode_single(self.normalize(observations) * self.slowness)
+        """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen as its `place`."""
+        return self._encode_single(self.place(observations))
 
     def encode_full(self, observations):
         """(..., S) raw states -> f(s_t) (..., D): each a sequence of length one, all of it."""

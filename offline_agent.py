@@ -76,13 +76,13 @@ class Latents:
     V's target network (M, ..., E), M members of the ensemble. Only z, z_next and z_goal carry gradients."""
 
     z: torch.Tensor
-    z_next: torch.Tensor | None  # None, as z_goal and e_z_goal, in online updates without Q and V
-    z_goal: torch.Tensor | None
+    z_next: torch.Tensor
+    z_goal: torch.Tensor
     target_z: torch.Tensor  # z from the target encoder
     proposer_goal: torch.Tensor  # from the target encoder
     e_z: torch.Tensor
     e_z_next: torch.Tensor
-    e_z_goal: torch.Tensor | None
+    e_z_goal: torch.Tensor
     e_proposer_goal: torch.Tensor
 
 
@@ -126,11 +126,6 @@ class OfflineAgent:
     @property
     def encoder(self):
         return self.nets['encoder']
-
-    @property
-    def embedding_dim(self):
-        """Size of V's embedding, all members together."""
-        return sum(e[-1].out_features for e in self.nets['value'].goal)
 
     def place_scale(self):
         """-> mean, scale (S,), numpy: Q, V and the proposer see a state s at (s - mean) * scale."""

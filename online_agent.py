@@ -1,11 +1,16 @@
 """OPSO's second half: turn the frozen encoder and the proposer into a policy that learns actions while it acts. An
-update trains small heads only: two inverse dynamics, the offline proposer further on and, on request, Q and V.
+update trains small heads only: two inverse dynamics, a locator and, on request, Q, V and the proposer further on.
 
     labeler             I_1(s_t, s_{t+1}) -> a_t       physics; trained on the agent's own transitions only; reads
                                                        raw states
     inverse_dynamics    I(z, z', z_g) -> a             what acts; trained on offline states with the labeler's actions
                                                        (BCO, Torabi et al. 2018, made goal-conditioned) and, with
                                                        online_share, on the agent's own transitions
+    locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
+
+I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
+encoder sees it (`MambaEncoder.place`). Beside f(s_t) it reads s_t itself, so that what acts does not wait for an encoder
+that tells every joint.
 
 Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
 """
@@ -17,17 +22,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from model import EncoderState, InverseDynamics
-from offline_agent import Latents, OfflineAgent, advantage, imitation_weight
+from model import EncoderState, InverseDynamics, mlp
+from offline_agent import OfflineAgent, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planner import AT_GOAL, NO_PATH, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, soft_update
-
-WANDERING = 0.4  # straightness below which data wander; OGBench's explore: 0.3, navigate and stitch: 0.5 to 0.55
 
 
 @dataclasses.dataclass
@@ -36,39 +40,22 @@ class OnlineConfig:
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from the data', least=1)
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the proposer; Q and V keep the offline "
-                           'one', above=0)
-    acting_rate: float = flag(0.002, 'EMA rate of the acting networks, which are I and the proposer; 1 disables '
-                                     'averaging', above=0, most=1)
+    lr: float = flag(1e-3, "Adam's learning rate for both inverse dynamics and the locator; Q, V and the proposer keep "
+                           'the offline one', above=0)
+    acting_rate: float = flag(0.002, 'EMA rate of the acting networks, which are I, the locator and the proposer; 1 '
+                                     'disables averaging', above=0, most=1)
     labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
                                   least=0, below=1)
-    value_interval: int = flag(0, 'train Q and V in one of so many updates; 0 leaves them as they are, so that the '
-                                  'embeddings of all states are computed once', least=0)
-    online_share: float = flag(0.0, "share of the agent's own transitions in what Q, V, the proposer and I learn "
-                                    'from (the labeler learns from nothing else)', least=0, most=1)
-    proposal_share: float | None = flag(None, "share of I's training pairs whose z' is the proposer's instead of the "
-                                        'one that the trajectory reached (default: by the data, 0.5, or 0 where they '
-                                        'wander and there is a plan)', type=float, least=0, most=1)
-    progress_steps: int | None = flag(None, "weight I's pairs by how much nearer to z' the trajectory came in so many "
-                                      "steps; 0: by the proposer's weight (default: by the data, 0, or 5 where they "
-                                      'wander)', type=int, least=0)
-    progress_temperature: float = flag(3.0, "with progress_steps, a pair's weight: min(exp(temperature * progress), "
-                                            '100), progress in standard deviations', least=0)
+    value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
+                               least=0)
+    online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
+                                    'proposer if they do (the labeler learns from nothing else)', least=0, most=1)
+    progress_steps: int = flag(5, "weight I's pairs by how far the trajectory came toward z' in so many steps; 0: all "
+                                  "alike. It is also the nearest z' of a pair", least=0)
+    progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress in "
+                                            'standard deviations', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads; with --head_memory state")
-
-    def for_data(self, straightness=1.0):
-        """-> the same with what was left to the data decided: trajectories that wander (`TrajectoryDataset.
-        straightness`) do not show where to go but how to walk, so only their steps in the right direction are
-        imitated. Where the proposer decides, I must know its z'; with a plan, z' is a state of the data."""
-        wanders = straightness < WANDERING
-        progress_steps = self.progress_steps
-        if progress_steps is None:
-            progress_steps = 5 if wanders else 0
-        proposal_share = self.proposal_share
-        if proposal_share is None:
-            proposal_share = 0.0 if wanders and self.plan else 0.5
-        return dataclasses.replace(self, progress_steps=progress_steps, proposal_share=proposal_share)
 
 
 class ActState(NamedTuple):
@@ -77,7 +64,7 @@ class ActState(NamedTuple):
     encoder: EncoderState
     goals: torch.Tensor  # (B, S) raw
     z_goal: torch.Tensor  # (B, D)
-    e_goal: torch.Tensor  # (M, B, E) its embeddings
+    goal_places: torch.Tensor  # (B, S)
     routes: np.ndarray | None  # (B, K + 1) ways to the goals on the map (`StateMap.route`); None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
@@ -85,14 +72,15 @@ class ActState(NamedTuple):
 class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
-    trained: labeler, inverse_dynamics, proposer. acting: moving averages of the last two. values: critic and value,
-    trained only with `value_interval`. action_low, action_high: bounds (A,) of the environment's actions. state_map:
-    the StateMap on which it plans, None until `set_map` or `build_map`; z_nodes (K, D): the latents of its nodes.
+    trained: labeler, inverse_dynamics, locator. values: critic, value, proposer, trained only with `value_interval`.
+    acting: moving averages of inverse_dynamics, locator and proposer. action_low, action_high: bounds (A,) of the
+    actions. state_map: the StateMap on which it plans, None until `set_map` or `build_map`; node_places (K, S): the
+    places of its nodes.
     """
 
     def __init__(self, offline, action_low, action_high, config):
         self.offline = offline
-        self.config = config.for_data()  # what the caller has not decided by the data is as for data that do not wander
+        self.config = config
         self.device = offline.device
 
         self.action_low = np.asarray(action_low, np.float32)
@@ -110,19 +98,23 @@ class OnlineAgent:
         h = config.idm_hidden_dim
         self.trained = nn.ModuleDict({
             'labeler': InverseDynamics(2 * offline.observation_dim, self.action_dim, h),
-            'inverse_dynamics': InverseDynamics(d + 2 * offline.embedding_dim, self.action_dim, h),
-            'proposer': offline.nets['proposer'],
+            'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
+            'locator': mlp([d, h, offline.observation_dim]),
         }).to(self.device).eval()
-        acting = nn.ModuleDict({name: self.trained[name] for name in ('inverse_dynamics', 'proposer')})
+        self.values = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
+        acting = nn.ModuleDict({
+            'inverse_dynamics': self.trained['inverse_dynamics'],
+            'locator': self.trained['locator'],
+            'proposer': self.values['proposer'],
+        })
         self.acting = copy.deepcopy(acting).requires_grad_(False)
-        self.values = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value')})
         self.encoder = offline.encoder.requires_grad_(False)
 
         self.optimizer = torch.optim.Adam([
             {'params': self.trained.parameters(), 'lr': config.lr},
             {'params': self.values.parameters(), 'lr': offline.config.lr}], fused=True)
         self.state_map = None
-        self.z_nodes = None
+        self.node_places = None
         self.step = 0
 
     def build_map(self, data, seed=0, hop=0, nodes=0):
@@ -134,12 +126,12 @@ class OnlineAgent:
     @torch.no_grad()
     def set_map(self, state_map):
         self.state_map = state_map
-        self.z_nodes = self.encoder.encode_slow(torch.from_numpy(state_map.states).to(self.device))
+        self.node_places = self.encoder.place(torch.from_numpy(state_map.states).to(self.device))
 
     @property
     def plans(self):
-        """Does acting follow the map? Not with memory: the latent of a node has no past."""
-        return self.config.plan and self.state_map is not None and self.offline.config.head_memory == 'state'
+        """Does acting follow the map?"""
+        return self.config.plan and self.state_map is not None
 
     def open_batches(self, data, replay):
         """-> OnlineBatches of the offline data and the agent's own episodes (a ReplayBuffer)."""
@@ -151,46 +143,28 @@ class OnlineAgent:
             size=config.batch_size * self.offline.config.context_length,
             action_dim=self.action_dim,
             online_share=config.online_share,
-            proposal_share=config.proposal_share,
             progress_steps=config.progress_steps,
-            with_values=config.value_interval > 0,
+            embed=self.offline.targets['value'].embed if config.value_interval else None,
         )
 
     def latent_store(self, dataset, cached=None):
-        """-> LatentStore of a dataset, with this agent's encoder and embeddings."""
-        return LatentStore(
-            dataset,
-            self.encoder,
-            self.offline.targets['value'].embed,
-            history=self.offline.config.head_memory == 'history',
-            embeddings_rest=not self.config.value_interval,
-            cached=cached,
-        )
+        """-> LatentStore of a dataset, with this agent's encoder."""
+        return LatentStore(dataset, self.encoder, self.offline.config.head_memory == 'history', cached)
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
-        return ActState(self.encoder.initial_state(batch_size), goals, *self._encode_goals(goals), None,
-                        np.zeros(batch_size, bool))
-
-    @torch.no_grad()
-    def _encode_goals(self, goals):
-        z_goal = self.encoder.encode_slow(goals)
-        return z_goal, self.offline.targets['value'].embed(z_goal)
+        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_slow(goals),
+                        self.encoder.place(goals), None, np.zeros(batch_size, bool))
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
         return state._replace(encoder=state.encoder.reset(torch.as_tensor(rows, device=self.device)))
 
-    def propose(self, z, z_goal, epsilon=0.0, rng=None, ahead=None):
+    def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
-        z + alpha (z_g - z), alpha ~ U(0.2, 1). `ahead` (B,) int, the plan: the node that z' is instead of the
-        proposer's, AT_GOAL for z_g, or NO_PATH."""
+        z + alpha (z_g - z), alpha ~ U(0.2, 1)."""
         z_next = self.acting['proposer'](z, z_goal)
-        if ahead is not None:
-            ahead = torch.as_tensor(ahead, dtype=torch.long, device=self.device).unsqueeze(-1)
-            z_next = torch.where(ahead == NO_PATH, z_next, self.z_nodes[ahead.squeeze(-1).clamp(min=0)])
-            z_next = torch.where(ahead == AT_GOAL, z_goal, z_next)
         biased = np.zeros(len(z), bool)
 
         if epsilon > 0:
@@ -213,31 +187,51 @@ class OnlineAgent:
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         if not torch.equal(goals, state.goals):
-            z_goal, e_goal = self._encode_goals(goals)
-            routes = self.state_map.routes(raw_goals) if self.plans else None
-            state = state._replace(goals=goals.clone(), z_goal=z_goal, e_goal=e_goal, routes=routes)
+            state = state._replace(
+                goals=goals.clone(),
+                z_goal=self.encoder.encode_slow(goals),
+                goal_places=self.encoder.place(goals),
+                routes=self.state_map.routes(raw_goals) if self.plans else None,
+            )
 
-        ahead = None
+        ahead = np.full(len(observations), NO_PATH)
         if state.routes is not None:
             nodes = self.state_map.locate(raw_observations)
             ahead = state.routes[np.arange(len(nodes)), nodes]
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
-            if self.offline.config.head_memory == 'history':
-                z, memory = self.encoder.step(observations, state.encoder)
-                full = z
+            memory = state.encoder
+            remembers = self.offline.config.head_memory == 'history'
+            if remembers:
+                full, memory = self.encoder.step(observations, memory)
             else:
-                z = self.encoder.encode_slow(observations)
                 full = self.encoder.encode_full(observations)
-                memory = state.encoder
 
-            z_next, biased = self.propose(z, state.z_goal, epsilon, rng, ahead)
-            e_z, e_next = self.offline.targets['value'].embed(torch.stack([z, z_next])).unbind(1)
-            actions = self.infer_action(full, e_z, e_next, state.e_goal).cpu().numpy()
+            biased = np.zeros(len(observations), bool)
+            proposed = state.goal_places
+            if epsilon > 0 or (ahead == NO_PATH).any():  # a plan alone needs no proposals
+                z = full if remembers else self.encoder.encode_slow(observations)
+                z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
+                proposed = self.acting['locator'](z_next)
+            targets = self._follow_plan(proposed, biased, ahead, state.goal_places)
+            actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
 
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         return self._scale_from_unit(np.clip(actions, -1, 1)), state._replace(encoder=memory, biased=biased)
+
+    def _follow_plan(self, proposed, biased, ahead, goal_places):
+        """-> (B, S), the places to head for: the next node's, the goal's at AT_GOAL, or the `proposed` one (B, S)
+        where there is no path and where it is `biased` (B,), for exploration. `ahead` (B,): see `StateMap.route`."""
+        if (ahead == NO_PATH).all():
+            return proposed
+
+        keep = torch.as_tensor(biased | (ahead == NO_PATH), device=self.device).unsqueeze(-1)
+        at_goal = torch.as_tensor(ahead == AT_GOAL, device=self.device).unsqueeze(-1)
+        nodes = torch.as_tensor(ahead, dtype=torch.long, device=self.device).clamp(min=0)
+
+        planned = torch.where(at_goal, goal_places, self.node_places[nodes])
+        return torch.where(keep, proposed, planned)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -253,11 +247,13 @@ class OnlineAgent:
         return ((actions - middle) / half_width).astype(np.float32)
 
     # -------------------------------------------------------------------------------------------- objectives
-    def infer_action(self, z, e_z, e_next, e_goal, networks=None):
-        """I(z, z', z_g) -> action (..., A), unbounded; z' and z_g are read in V's embedding (M, ..., E), relative to z.
+    def infer_action(self, full, states, targets, goals, networks=None):
+        """I(z, z', z_g) -> action (..., A), unbounded. full (..., D): f(s_t), or what the encoder remembers of it;
+        states (..., S): s_t, raw; targets, goals (..., S): the places of z' and z_g, of which I sees the direction.
         `networks`: whose I, default `acting`."""
-        ahead = [(e - e_z).movedim(0, -2).flatten(-2) for e in (e_next, e_goal)]
-        return (networks or self.acting)['inverse_dynamics'](z, *ahead)
+        place = self.encoder.place(states)
+        headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
+        return (networks or self.acting)['inverse_dynamics'](full, self.encoder.normalize(states), *headings)
 
     def label(self, states, next_states, **dropout):
         """I_1(s_t, s_{t+1}) -> the action between two raw states."""
@@ -274,67 +270,60 @@ class OnlineAgent:
         return loss, {'labeler_loss': loss}
 
     def imitation_loss(self, batch):
-        """Regress I(z_t, z', z_g) on a_t, weighted by how good what the trajectory did next was; a_t is real in the
-        agent's own rows and the labeler's in offline rows; z' is a later latent of the trajectory, or the proposer's,
-        which is what acting will feed in."""
+        """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
+        is real in the agent's own rows and the labeler's in offline rows."""
+        place = self.encoder.place
         with torch.no_grad():
             labels = self.label(batch.states, batch.next_states).clamp(-1, 1)
             actions = torch.where(batch.is_online.unsqueeze(-1), batch.actions, labels)
 
-            use = batch.use_proposal
-            e_next = batch.e_z_ahead.clone()
-            proposed = self.acting['proposer'](batch.z[use], batch.proposer_goal[use])
-            e_next[:, use] = self.offline.targets['value'].embed(proposed)
+            targets = place(batch.states_ahead)
+            goals = place(batch.goal_states)
+            weights = torch.ones(len(targets), device=self.device)
+            if batch.states_soon is not None:
+                places = place(batch.states)
+                weights = self.imitation_weights(targets - places, place(batch.states_soon) - places)
 
-            weights = self.imitation_weights(batch, e_next)
             history = self.offline.config.head_memory == 'history'
             full = batch.z if history else self.encoder.encode_full(batch.states)
 
-        inferred = self.infer_action(full, batch.e_z, e_next, batch.e_proposer_goal, self.trained)
+        inferred = self.infer_action(full, batch.states, targets, goals, self.trained)
         error = (inferred - actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
-    def imitation_weights(self, batch, e_next):
-        """-> (n,), mean 1: `OfflineAgent.advantage_weight`, or with `progress_steps` the progress toward z' itself,
-        V(z_soon, z') - V(z, z'), as HIQL's low-level policy (Park et al. 2023, eq. 6) but over several steps and in
-        standard deviations over the batch: how long a step is in V differs from dataset to dataset."""
-        if not self.config.progress_steps:
-            return self.offline.advantage_weight(batch)
-
-        progress = advantage(batch.e_z, batch.e_z_soon, e_next)
+    def imitation_weights(self, ahead, soon):
+        """How far the trajectory came toward z' in `progress_steps`, in standard deviations over the batch, as the
+        exponent of the weight (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there) -> (n,), mean 1.
+        ahead, soon (n, S): from the place of s_t to those of z' and of the state so many steps on."""
+        progress = (F.normalize(ahead, dim=-1) * soon).sum(-1)
         deviation = progress.std(correction=min(1, len(progress) - 1)).clamp(min=1e-8)
         return imitation_weight((progress - progress.mean()) / deviation, self.config.progress_temperature)
 
+    def locator_loss(self, batch):
+        """Where the latents of states lie: mean squared error of their places."""
+        loss = (self.trained['locator'](batch.z) - self.encoder.place(batch.states)).square().mean()
+        return loss, {'locator_loss': loss}
+
     def total_loss(self, batch, train_values=False):
-        """-> (loss, info): both inverse dynamics, the proposer and, with `train_values`, Q and V."""
-        latents = Latents(
-            z=batch.z,
-            z_next=batch.z_next,
-            z_goal=batch.z_goal,
-            target_z=batch.z,  # the encoder rests: it is its own target
-            proposer_goal=batch.proposer_goal,
-            e_z=batch.e_z,
-            e_z_next=batch.e_z_next,
-            e_z_goal=batch.e_z_goal,
-            e_proposer_goal=batch.e_proposer_goal,
-        )
+        """-> (loss, info): both inverse dynamics, the locator and, with `train_values`, Q, V and the proposer."""
         results = [
             self.labeler_loss(batch),
-            self.offline.proposer_loss(latents, batch),
+            self.locator_loss(batch),
             self.imitation_loss(batch),
         ]
         if train_values:
-            results.append(self.offline.critic_loss(latents, batch))
-            results.append(self.offline.value_loss(latents, batch))
+            results.append(self.offline.proposer_loss(batch.latents, batch))
+            results.append(self.offline.critic_loss(batch.latents, batch))
+            results.append(self.offline.value_loss(batch.latents, batch))
 
         total = sum(loss for loss, _ in results)
         info = {name: value for _, numbers in results for name, value in numbers.items()}
         return total, info | {'total_loss': total}
 
     def update(self, batch):
-        """One gradient step on `total_loss` and one of the moving averages -> info. Q and V are part of one update in
-        `value_interval`."""
+        """One gradient step on `total_loss` and one of the moving averages -> info. Q, V and the proposer are part of
+        one update in `value_interval`."""
         interval = self.config.value_interval
         train_values = interval > 0 and self.step % interval == 0
 
@@ -346,7 +335,8 @@ class OnlineAgent:
         self.optimizer.step()
 
         for name, average in self.acting.items():
-            soft_update(average, self.trained[name], self.config.acting_rate)
+            learned = self.values[name] if name in self.values else self.trained[name]
+            soft_update(average, learned, self.config.acting_rate)
         if train_values:
             soft_update(self.offline.targets['value'], self.values['value'], self.offline.config.target_rate)
         self.step += 1

@@ -50,7 +50,7 @@ class TrainConfig(RunConfig):
     random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
                                     'whoever walks well uses its ends', above=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
-    initial_updates: int = flag(8000, 'gradient steps after the random steps', least=1)
+    initial_updates: int = flag(5000, 'gradient steps after the random steps', least=1)
     update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
@@ -77,8 +77,9 @@ PANELS = (
     Panel('epsilon', {'mean': 'collect/epsilon'}),
     Panel('action noise', {'mean': 'collect/action_noise'}),
     Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}),
-    Panel('proposer', {'train': 'training/proposer_loss'}, log_scale=True),
-    Panel('critic and value', {'critic': 'training/critic_loss', 'value': 'training/value_loss'}, log_scale=True,
+    Panel('locator', {'train': 'training/locator_loss'}, log_scale=True),
+    Panel('critic, value, proposer', {'critic': 'training/critic_loss', 'value': 'training/value_loss',
+                                      'proposer': 'training/proposer_loss'}, log_scale=True,
           optional=True),  # --value_interval
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
     Panel('environment steps per second', {'mean': 'time/steps_per_second'}),
@@ -185,14 +186,12 @@ def train(config, agent_config):
         with run.stop.at_once():
             data, data_source = load_offline_data(config, origin, **sampling)
         space = envs[0].action_space
-        straightness = data.straightness(offline.place)
-        agent = OnlineAgent(offline, space.low, space.high, agent_config.for_data(straightness))
+        agent = OnlineAgent(offline, space.low, space.high, agent_config)
         if not run.saved:  # else it is part of what was saved
             with run.stop.at_once():
                 agent.build_map(data, config.seed)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
         print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
-        print_imitation(agent.config, straightness)
 
         training = OnlineTraining(run, config, agent, data, replay, envs, origin)
         training.loop()
@@ -212,14 +211,6 @@ def print_banner(run, origin, agent, data, data_source, device):
     if agent.state_map:
         print(f"map of the data: {agent.state_map}; {'plans' if agent.plans else 'does not plan'} on it")
     print(f'run folder: {run.folder}')
-
-
-def print_imitation(agent_config, straightness):
-    weights = "by the proposer's weight"
-    if agent_config.progress_steps:
-        weights = f"by progress toward z' in {agent_config.progress_steps} steps"
-    print(f'straightness of the data: {straightness:.2f}; imitation weighted {weights}, '
-          f"{agent_config.proposal_share:.0%} of its z' are the proposer's")
 
 
 def print_results(run, config, training):

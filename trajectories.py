@@ -135,24 +135,6 @@ class TrajectoryDataset:
             return np.ones(self.observations.shape[1])
         return np.square(time_scale / time_scale.max())
 
-    def straightness(self, place):
-        """How directly trajectories go somewhere: the distance that they come in 2 k steps (k = transition_steps) over
-        the way walked in them, the median over the data; 1 on a straight line, 0 on a circle.
-
-        `place(observations) -> (n, D)` says where a state is. The way is measured in strides of k / 5 steps: in single
-        steps it would be the swinging of limbs and noise.
-        """
-        stride = max(1, self.transition_steps // 5)
-        steps = 10 * stride
-        rows = self._rows_before(steps, 20_000)
-        if not len(rows):
-            return 1.0
-
-        stops = np.stack([place(self.observations[rows + i]) for i in range(0, steps + 1, stride)])
-        walked = np.linalg.norm(np.diff(stops, axis=0), axis=-1).sum(0)
-        came = np.linalg.norm(stops[-1] - stops[0], axis=-1)
-        return float(np.median(came / np.maximum(walked, 1e-9)))
-
     def fingerprint(self):
         """Tells this data from other data, in a few words."""
         crc = zlib.crc32(self.ends, zlib.crc32(np.ascontiguousarray(self.observations[:len(self)])))

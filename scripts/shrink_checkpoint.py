@@ -18,11 +18,15 @@ from support.flags import run_main  # noqa: E402
 
 def shrink(checkpoint):
     """An online checkpoint -> what of it acts; equal tensors are one object, which torch writes once."""
-    agent, offline = dict(checkpoint['agent']), dict(checkpoint['agent']['offline'])
-    targets, acting = half(offline['targets']), half(agent['acting'])
+    agent = dict(checkpoint['agent'])
+    offline = dict(agent['offline'])
+    targets = half(offline['targets'])
+    acting = half(agent['acting'])
+
     proposer = {name: value for name, value in acting.items() if name.startswith('proposer.')}
+    others = {name: value for name, value in acting.items() if name not in proposer}
     offline.update(nets=half(offline['nets']) | targets | proposer, targets=targets, optimizer=None)
-    agent.update(offline=offline, trained=half(agent['trained']) | acting, acting=acting, optimizer=None)
+    agent.update(offline=offline, trained=half(agent['trained']) | others, acting=acting, optimizer=None)
     return {'kind': checkpoint['kind'], 'dataset': checkpoint['dataset'], 'data': checkpoint['data'], 'agent': agent}
 
 

@@ -1,5 +1,6 @@
 """Tiny networks and data for the tests; the factories are fixtures, so that no test file imports another."""
 
+import dataclasses
 import os
 
 import gymnasium
@@ -67,6 +68,8 @@ def compare(a, b, path=''):
     """Bitwise equality of nested dicts and lists of tensors and builtins."""
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
+    elif dataclasses.is_dataclass(a):
+        compare(vars(a), vars(b), path)
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:

@@ -160,7 +160,6 @@ def test_target_embeddings_are_the_target_values(either_agent, batch):
         embedded = getattr(latents, f'e_{name}')
         torch.testing.assert_close(embedded, either_agent.targets['value'].embed(raw))
         assert not embedded.requires_grad
-    assert either_agent.embedding_dim == len(latents.e_z) * latents.e_z.shape[-1]
 
 
 def test_infonce_by_hand(agent):

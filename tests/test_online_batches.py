@@ -83,7 +83,7 @@ def test_cached_histories_are_those_of_steps(make_agent, make_online, make_datas
 
 
 class TaggedStore:
-    """Latents are row numbers, and 1,000 more as goals; embeddings are the same, of one member."""
+    """Latents are row numbers, and 1,000 more as goals."""
 
     device = torch.device('cpu')
 
@@ -94,44 +94,50 @@ class TaggedStore:
         return torch.from_numpy(self.dataset.observations[rows])
 
     def read(self, rows, as_goals=False):
-        tags = torch.from_numpy(rows + 1000 * np.broadcast_to(as_goals, rows.shape)).float()[:, None]
-        return tags, tags[None]
+        return torch.from_numpy(rows + 1000 * as_goals).float()[:, None]
 
 
 @pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
 def tagged(request, make_dataset, make_replay):
     """-> (the dataset that all of a batch comes from, OnlineBatches of 3,000 of its transitions)."""
     stores = TaggedStore(make_dataset()), TaggedStore(make_replay((40, 8, 25)))
-    batches = OnlineBatches(*stores, size=3000, action_dim=ACTION_DIM, online_share=request.param, with_values=True,
-                            progress_steps=3)
+    batches = OnlineBatches(*stores, size=3000, action_dim=ACTION_DIM, online_share=request.param, progress_steps=3,
+                            embed=lambda z: z[None])
     return stores[int(request.param)].dataset, batches
 
 
 def test_samples_are_transitions_of_one_trajectory(tagged):
     data, batches = tagged
     batch = batches.sample(np.random.default_rng(0))
+    latents = batch.latents
     rows, later, goal, proposer_goal = (
-        value[:, 0].numpy().astype(int) for value in (batch.z, batch.z_next, batch.z_goal, batch.proposer_goal))
-    ahead, soon = (value[0, :, 0].numpy().astype(int) for value in (batch.e_z_ahead, batch.e_z_soon))
+        value[:, 0].numpy().astype(int)
+        for value in (batch.z, latents.z_next, latents.z_goal, latents.proposer_goal))
     end = data.end_of[rows]
     assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
     assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
     assert np.array_equal(batch.next_states, data.observations[rows + 1])
-    assert (later == np.minimum(rows + STEPS, end)).all() and (soon == np.minimum(rows + 3, end)).all()
+    assert (later == np.minimum(rows + STEPS, end)).all()
+    assert np.array_equal(batch.states_soon, data.observations[np.minimum(rows + 3, end)])
     assert goal.min() >= 1000 and proposer_goal.min() >= 1000
-    for name in ('z', 'z_next', 'z_goal'):
-        assert torch.equal(getattr(batch, f'e_{name}')[0], getattr(batch, name))
-    assert torch.equal(batch.e_proposer_goal[0], batch.proposer_goal)
+    assert np.array_equal(batch.goal_states, data.observations[proposer_goal - 1000])
 
-    near = batch.proposer_near.numpy()
-    is_goal = ahead >= 1000  # the goal comes first, and is what the inverse dynamics shall reach
-    assert 100 < is_goal.sum() < 1500 and near[is_goal].all()
-    assert (ahead[is_goal] == proposer_goal[is_goal]).all()
-    place = np.where(is_goal, ahead - 1000, ahead)
-    assert (rows < place).all() and (place <= np.minimum(rows + STEPS, end)).all()
-    assert set((place - rows)[~is_goal]) == set(range(1, STEPS + 1))
-    passed = near & ~is_goal  # the goal lies behind z_ahead
-    assert passed.sum() > 100 and (proposer_goal[passed] - 1000 > ahead[passed]).all()
+    assert latents.z is batch.z and latents.target_z is batch.z
+    for name in ('z', 'z_next', 'z_goal', 'proposer_goal'):
+        assert torch.equal(getattr(latents, f'e_{name}')[0], getattr(latents, name))
+
+
+def test_what_lies_ahead_is_3_to_k_steps_on_or_the_end(tagged):
+    data, batches = tagged
+    batch = batches.sample(np.random.default_rng(0))
+    rows = batch.rows.numpy()
+    candidates = [data.observations[np.minimum(rows + n, data.end_of[rows])] for n in range(1, STEPS + 2)]
+    hits = np.stack([np.all(batch.states_ahead.numpy() == states, 1) for states in candidates])
+    inside = rows + STEPS + 1 <= data.end_of[rows]
+    shares = hits[:, inside].mean(1)
+    assert shares[[0, 1, -1]].max() == 0, 'nearer than progress is measured, or further than k'
+    assert shares[2:STEPS].min() > 0.4 and shares.sum() == 1
+    assert hits[:, ~inside].any(0).all()
 
 
 def test_samples_have_the_agents_own_actions_only(tagged):
@@ -152,24 +158,19 @@ def test_samples_have_the_agents_own_actions_only(tagged):
     assert np.array_equal(batch.online_actions, own.actions[rows])
 
 
-@pytest.mark.parametrize('interval', [0, 4])
-def test_what_is_kept_changes_nothing(either_agent, make_online, make_dataset, make_replay, interval):
-    """Latents and embeddings from the cache are those that are computed for each batch."""
-    agent = make_online(offline=either_agent.offline, value_interval=interval)
+def test_what_is_kept_changes_nothing(either_agent, make_dataset):
+    """Latents from the cache are those that are computed for each batch."""
     data = make_dataset()
-    kept, fresh = agent.latent_store(data, cached=True), agent.latent_store(data, cached=False)
-    history = agent.offline.config.head_memory == 'history'
+    kept, fresh = either_agent.latent_store(data, cached=True), either_agent.latent_store(data, cached=False)
+    history = either_agent.offline.config.head_memory == 'history'
     assert kept.cached and fresh.cached == history, 'a latent that remembers is always kept'
-    assert kept.keeps_embeddings == (not history and not interval)
+
     rows = np.random.default_rng(0).integers(len(data), size=50)
-    for as_goals in (False, True, rows % 2 == 0):
-        for ours, theirs in zip(kept.read(rows, as_goals), fresh.read(rows, as_goals), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    if history:
-        z, _ = kept.read(rows, rows % 2 == 0)
-        goals = agent.encoder.encode_slow(torch.from_numpy(data.observations[rows]))
-        torch.testing.assert_close(z[rows % 2 == 0], goals[rows % 2 == 0], rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(z[rows % 2 == 1], goals[rows % 2 == 1], atol=1e-2)
+    for as_goals in (False, True):
+        torch.testing.assert_close(kept.read(rows, as_goals), fresh.read(rows, as_goals), rtol=1e-4, atol=1e-5)
+    goals = either_agent.encoder.encode_slow(torch.from_numpy(data.observations[rows]))
+    torch.testing.assert_close(kept.read(rows, as_goals=True), goals, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(kept.read(rows), goals, atol=1e-2) != history
 
 
 def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):
@@ -183,5 +184,4 @@ def test_an_update_with_resting_values_leaves_them(make_online, make_batches):
     agent = make_online(value_interval=0)
     before = copy.deepcopy(agent.offline.nets.state_dict())
     agent.update(make_batches(agent).sample(np.random.default_rng(0)))
-    assert all(torch.equal(p, before[name]) for name, p in agent.offline.nets.state_dict().items()
-               if not name.startswith('proposer'))
+    assert all(torch.equal(p, before[name]) for name, p in agent.offline.nets.state_dict().items())

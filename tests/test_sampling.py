@@ -430,22 +430,3 @@ def test_statistics_are_those_of_numpy_whatever_the_pieces(monkeypatch):
     mean, std = data.statistics()
     np.testing.assert_allclose(mean, data.observations.mean(0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(std, data.observations.std(0, dtype=np.float64), rtol=1e-9)
-
-
-def test_straightness_of_a_line_a_circle_and_a_walk_to_and_fro():
-    """Swinging limbs, which `place` does not see, count nothing."""
-    t = np.arange(400)
-    angle = 2 * np.pi * t / 50  # once round in 2 k steps
-    paths = {
-        1.0: np.stack([t, t], 1),
-        0.0: np.stack([np.cos(angle), np.sin(angle)], 1),
-        0.2: np.stack([np.abs(t % 40 - 20), 0 * t], 1),  # 50 steps forth and back end 10 away
-    }
-    rng = np.random.default_rng(0)
-    for expected, xy in paths.items():
-        states = np.hstack([xy, rng.standard_normal((400, 3))]).astype(np.float32)
-        data = TrajectoryDataset(states, np.array([0, 200]), np.array([199, 399]), transition_steps=25)
-        assert data.straightness(lambda states: states[:, :2]) == pytest.approx(expected, abs=0.01)
-
-    short = TrajectoryDataset(states[:20], np.array([0]), np.array([19]), context_length=10, transition_steps=25)
-    assert short.straightness(lambda states: states[:, :2]) == 1.0, 'too short to tell'
