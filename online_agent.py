@@ -9,8 +9,8 @@ update trains small heads only: two inverse dynamics, a locator and, on request,
     locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
 
 I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
-encoder sees it (`MambaEncoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder that
-tells every joint.
+encoder sees it (`MambaEncoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
+that tells every joint.
 
 Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
 """

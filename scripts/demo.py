@@ -13,9 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
-OFFLINE = ['--num_updates', '1500', '--val_interval', '500']
-ONLINE = ['--max_steps', '25000', '--random_steps', '10000', '--initial_updates', '3000', '--update_ratio', '0.2',
-          '--eval_interval', '10000', '--final_eval_episodes', '20']
+OFFLINE = ['--num_updates', '500', '--val_interval', '250']
+ONLINE = ['--max_steps', '10000', '--initial_updates', '4000', '--final_eval_episodes', '20']
 
 
 def main():
