@@ -354,11 +354,12 @@ def make_env(name, **options):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         tempfile.tempdir = folder  # an OGBench maze leaves its XML file behind
         warnings.filterwarnings('ignore', '.*X11: The DISPLAY.*')  # of the viewer that its robot arm imports
+        warnings.filterwarnings('ignore', ".*precision lowered by casting")  # of the arm's action space
         try:
             env = gymnasium.make(parse_name(name), **options)
+            _keep_action_space(env.unwrapped)
         finally:
             tempfile.tempdir = before
-    _keep_action_space(env.unwrapped)
     return env
 
 
