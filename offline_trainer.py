@@ -40,8 +40,8 @@ class TrainConfig(RunConfig):
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
-    maze_figures: bool = flag(True, 'draw V and latents at validations: on the maze, with proposals, where there is one, '
-                                    'or along trajectories')
+    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
+                                    'and latents along trajectories')
 
 
 PANELS = (

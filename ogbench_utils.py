@@ -110,7 +110,7 @@ def parse_name(name):
         if word in words:
             raise ValueError(f'--dataset {name} {reason}')
 
-    if words[-2:-1] and words[-2] in KINDS and words[-1] == 'v0' and '-'.join(words[:-2]) in ENVIRONMENTS:
+    if len(words) > 2 and words[-2] in KINDS and words[-1] == 'v0' and '-'.join(words[:-2]) in ENVIRONMENTS:
         return '-'.join([*words[:-2], words[-1]])
 
     nearest = difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5)
@@ -340,8 +340,8 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 
 # --------------------------------------------------------------------------------------------- environments
 def make_env(name, **options):
-    """The environment of a dataset's name, or your own, `module:factory` (own_environment.py); nothing is rendered and no
-    OpenGL library is loaded. `options` go to gymnasium, such as the width and height of pictures."""
+    """The environment of a dataset's name, or your own, `module:factory` (own_environment.py); nothing is rendered and
+    no OpenGL library is loaded. `options` go to gymnasium, such as the width and height of pictures."""
     if own_environment.is_own(name):
         return own_environment.open_env(name, **options)
 
@@ -364,8 +364,8 @@ def make_env(name, **options):
 
 
 def _keep_action_space(env):
-    """OGBench's robot arm makes a new action space, with a seed of its own, whenever it is asked for it, and a reset takes
-    random actions from it on the way to the goal: so that a seed decides the goal, it keeps its first one."""
+    """OGBench's robot arm makes a new action space, with a seed of its own, whenever it is asked for it, and a reset
+    takes random actions from it on the way to the goal: so that a seed decides the goal, it keeps its first one."""
     kind = type(env)
     if isinstance(getattr(kind, 'action_space', None), property):
         env.__class__ = type(kind.__name__, (kind,), {'action_space': env.action_space})

@@ -28,8 +28,8 @@ def is_own(name):
 
 
 def open_env(name, **options):
-    """The environment that `module:factory` makes, checked the first time. `options`, such as render_mode, are given to a
-    factory that takes them. The module is looked for in the working directory, too. Raises ValueError in one line."""
+    """The environment that `module:factory` makes, checked the first time. `options`, such as render_mode, are given to
+    a factory that takes them. The module is looked for in the working directory, too. Raises ValueError in one line."""
     factory = find_factory(name)
     taken = inspect.signature(factory).parameters
     try:
@@ -39,7 +39,7 @@ def open_env(name, **options):
 
     if not (hasattr(env, 'reset') and hasattr(env, 'step') and hasattr(env, 'observation_space')):
         raise ValueError(f'--env {name}: the factory returns {env!r:.60}; it must return a gymnasium environment')
-    if isinstance(env.observation_space, gymnasium.spaces.Dict) and 'desired_goal' in env.observation_space.keys():
+    if isinstance(env.observation_space, gymnasium.spaces.Dict) and 'desired_goal' in env.observation_space.spaces:
         env = GoalDict(env)
     if name not in _checked:
         check_env(name, env)
@@ -119,8 +119,8 @@ def check_states(name, env, path, dimensions):
     """ValueError where the states of the file `path` are not those of the environment."""
     shape = env.observation_space.shape
     if shape != (dimensions,):
-        raise ValueError(f'--env {name}: its observations have the shape {shape}, the states of {path} have {dimensions} '
-                         'numbers; both must be the same')
+        raise ValueError(f'--env {name}: its observations have the shape {shape}, the states of {path} have '
+                         f'{dimensions} numbers; both must be the same')
 
 
 class GoalDict(gymnasium.ObservationWrapper):

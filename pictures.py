@@ -4,8 +4,8 @@
     draw_trajectory_latents  the latents in two dimensions, coloured by the time to the goal: are they in order?
     draw_episode_values      V along evaluation episodes: where does a failed one stop to come nearer?
 
-V is shown as the number of steps that it stands for, so that it can be compared with the steps that were taken. A latent
-is f(s_t), a sequence of length one, as in maze_figures.
+V is shown as the number of steps that it stands for, so that it can be compared with the steps that were taken. A
+latent is f(s_t), a sequence of length one, as in maze_figures.
 """
 
 import time
@@ -40,9 +40,9 @@ def open_maze(name):
 
 
 class TrainingPictures:
-    """What an offline agent knows of a `TrajectoryDataset`, drawn while training, at most once in `rarity` times as long
-    as it takes, so that it costs little however fast the updates are. Data that do not fit the maze of their name, or lie
-    outside it, are drawn along their trajectories."""
+    """What an offline agent knows of a `TrajectoryDataset`, drawn while training, at most once in `rarity` times as
+    long as it takes, so that it costs little however fast the updates are. Data that do not fit the maze of their name,
+    or lie outside it, are drawn along their trajectories."""
 
     def __init__(self, name, data, folder, rarity=30):
         self.data = data
@@ -69,7 +69,7 @@ class TrainingPictures:
 
 
 def draw_evaluation(maze, agent, episodes, path, title):
-    """Evaluation episodes (`rollouts.Episode`) of an `OfflineAgent`: their paths on the maze, or without one their V."""
+    """Evaluation episodes (`rollouts.Episode`) of an `OfflineAgent`: their paths on the maze, or V along them."""
     if maze:
         draw_paths(maze, episodes, path, title)
     else:
@@ -86,8 +86,8 @@ def draw_trajectories(data, agent, folder, title):
 
 
 def last_pieces(data):
-    """-> list of states (T, S): the last `STEPS` + 1 of `PIECES` trajectories, evenly spread over those with that many,
-    or over all where none is so long."""
+    """-> list of states (T, S): the last `STEPS` + 1 of `PIECES` trajectories, evenly spread over those with that
+    many, or over all where none is so long."""
     long = np.flatnonzero(data.ends - data.starts >= STEPS)
     if not len(long):
         long = np.arange(len(data.ends))
@@ -106,8 +106,8 @@ def steps_to(agent, states, goal):
 
 
 def draw_trajectory_values(pieces, agent, path, title):
-    """Steps to the last state of each trajectory, as V sees them (line) and as they were taken (dashes). V is optimistic:
-    below the dashes is where it knows a shorter way. In each title: the rank correlation of V with the time."""
+    """Steps to the last state of each trajectory, as V sees them (line) and as they were taken (dashes). V is
+    optimistic: below the dashes it knows a shorter way. In each title: the rank correlation of V with the time."""
     from scipy.stats import spearmanr
 
     figure, axes = _panels(len(pieces), title)
@@ -126,8 +126,8 @@ def draw_trajectory_values(pieces, agent, path, title):
 
 @torch.no_grad()
 def draw_trajectory_latents(pieces, agent, path, title):
-    """First two principal components of z and of V's embedding e(z) of the trajectories, each state coloured by the time
-    to the goal, which is the last state of its trajectory (star)."""
+    """First two principal components of z and of V's embedding e(z) of the trajectories, each state coloured by the
+    time to the goal, which is the last state of its trajectory (star)."""
     z = Probe.encode(agent, np.concatenate(pieces))
     clouds = {'$z$': z.cpu().numpy(), '$e(z)$': Probe.embed(agent, z).cpu().numpy()}
     left = np.concatenate([np.arange(len(states))[::-1] for states in pieces])
@@ -147,8 +147,8 @@ def draw_trajectory_latents(pieces, agent, path, title):
 
 
 def draw_episode_values(agent, episodes, path, title):
-    """Steps to the goal, as V sees them, along evaluation episodes, one panel per task: solved ones reach 0, failed ones
-    end in a cross."""
+    """Steps to the goal, as V sees them, along evaluation episodes, one panel per task: failed ones are dark and end in
+    a cross."""
     tasks = sorted({episode.task for episode in episodes})
     figure, axes = _panels(len(tasks), title)
     for axis, task in zip(axes, tasks, strict=True):

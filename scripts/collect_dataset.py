@@ -170,7 +170,8 @@ def check_args(args):
     parse_name(args.dataset)
     family = args.dataset.split('-')[0]
     if family not in FAMILIES:
-        raise ValueError(f'--dataset {args.dataset}: there is no expert that plays soccer; download OGBench\'s own data')
+        raise ValueError(f'--dataset {args.dataset}: there is no expert that plays soccer; '
+                         "download OGBench's own data")
     if args.policy == 'expert' and family == 'humanoidmaze':
         raise ValueError(f'--dataset {args.dataset}: no humanoid expert is bundled; '
                          "download OGBench's own data, or pass --policy random")

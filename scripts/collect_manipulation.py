@@ -1,16 +1,15 @@
 """How OGBench's data of its robot arm are made, one episode at a time; run by collect_dataset.py.
 
-The protocols are those of OGBench (Park et al. 2025, arXiv 2410.20092), acted by the oracles that it brings. An episode
-begins in a random scene; a random target (a cube to move, a button to press, a drawer or window to slide) is drawn by the
-environment, an oracle goes for it, then comes the next one:
+The protocols are those of OGBench (Park et al. 2025, arXiv 2410.20092), acted by the oracles that it brings. An
+episode begins in a random scene. The environment draws a random target (a cube to move, a button to press, a drawer or
+window to slide), an oracle goes for it, then comes the next one:
 
-    kind   oracle                                            noise
-    play   follows a plan of keyframes from start to end     temporally correlated, 0.1 of its scale, on the plan
-    noisy  decides anew in every step                        Gaussian, standard deviation U(0, 0.1) of the episode, 3 and 10
-                                                             times that on yaw and gripper; and random actions
+    kind   oracle                             noise
+    play   follows a plan made of keyframes   on the plan, smooth in time, 0.1 of the scale of each dimension
+    noisy  decides anew in every step         on the action, its deviation drawn from U(0, 0.1) for the episode (3 and
+                                              10 times that for yaw and gripper); and some actions are random
 
-    stacks of cubes are wanted with a probability of 0 (single), U(0, 0.25) (double), U(0.05, 0.35) (triple),
-    U(0.1, 0.5) (quadruple), U(0, 0.35) (octuple), drawn for each episode
+In the play of several cubes, how likely a cube shall go onto another is drawn for each episode (`STACKING`).
 """
 
 import numpy as np
@@ -25,7 +24,8 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from ogbench_utils import make_env
 
-STACKING = {'single': (0, 0), 'double': (0, 0.25), 'triple': (0.05, 0.35), 'quadruple': (0.1, 0.5), 'octuple': (0, 0.35)}
+STACKING = {'single': (0, 0), 'double': (0, 0.25), 'triple': (0.05, 0.35), 'quadruple': (0.1, 0.5),
+            'octuple': (0, 0.35)}
 SMOOTHING = 0.5  # of the noise on a plan, in steps
 MIN_NORM = 0.4  # of an action, by which an oracle without a plan moves
 RANDOM_ACTIONS = {'cube': 0.1, 'scene': 0.1, 'puzzle': 0.2}  # their share in `noisy` data
@@ -67,9 +67,9 @@ class ManipulationCollector:
     def episode(self, split, number):
         """Play one episode. Row t of each array holds the state at t or the action taken there.
 
-        Returns float32 observations (rows, S) and, unless `state_only`, actions (rows, 5), qpos (rows, Q), qvel (rows, U)
-        and, where there are buttons, int64 button_states (rows, B). An episode in which the cube of `scene` gets where it
-        cannot be seen is played anew, as OGBench does.
+        Returns float32 observations (rows, S) and, unless `state_only`, actions (rows, 5), qpos (rows, Q), qvel
+        (rows, U) and, where there are buttons, int64 button_states (rows, B). An episode in which the cube of `scene`
+        gets where it cannot be seen is played anew, as OGBench does.
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, split, number]))
         global_seed, env_seed = rng.integers(2**31, size=2).tolist()
@@ -131,8 +131,8 @@ class ManipulationCollector:
 
 
 def cube_is_visible(qpos):
-    """qpos (rows, Q) of `scene` -> bool: the cube is never too far right, nor too far left unless it lies in the drawer.
-    Else a goal could not be told from its picture."""
+    """qpos (rows, Q) of `scene` -> bool: the cube is never too far right, nor too far left unless it lies in the
+    drawer. Else a goal could not be told from its picture."""
     y, z = qpos[:, 15], qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return bool(np.all((y < 0.29) & ((y > -0.3) | in_drawer)))

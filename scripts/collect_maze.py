@@ -7,7 +7,7 @@ The protocols are those of OGBench (Park et al. 2025, arXiv 2410.20092). Each st
     stitch    exactly 4 cells away, once an episode     next cell of shortest path
     explore   none                                      random, anew every 10 steps
 
-A point goes where it is told; an ant is moved by an expert (datasets/README.md). Both with Gaussian noise on the actions.
+A point goes where it is told; an ant is moved by an expert (datasets/README.md). The actions carry Gaussian noise.
 """
 
 import functools
