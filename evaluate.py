@@ -33,8 +33,8 @@ from videos import record
 class EvaluateConfig:
     """what to evaluate, and how long"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
-    dataset: str = flag('', 'evaluate in the environment of this dataset, or module:factory, instead of the one trained '
-                            'in')
+    dataset: str = flag('', 'evaluate in the environment of this dataset, or module:factory, instead of the one trained'
+                            ' in')
     episodes_per_task: int = flag(50, 'episodes of each task', least=1)
     num_envs: int = flag(8, 'episodes run side by side', least=1)
     seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint',

@@ -67,7 +67,7 @@ def check_flags(config, agent_config):
     """Raise ValueError for flags that cannot work, before anything is loaded."""
     check_ranges(config, agent_config)
     agent_config.check()
-    check_name(config.name)
+    check_name(config.name, config.env)
     if config.env and not config.dataset_path:
         raise ValueError(f'--env {config.env} needs states of it: --dataset_path FILE.npz with `observations` and '
                          '`terminals`')

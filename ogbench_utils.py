@@ -118,8 +118,11 @@ def parse_name(name):
     raise ValueError(f'unknown --dataset {name}; {hint} (a file goes to --dataset_path, your own robot to --env)')
 
 
-def check_name(name):
-    """ValueError unless it is a dataset's name, or `module:factory`."""
+def check_name(name, env=''):
+    """ValueError unless it is a dataset's name or `module:factory`; what is given as --env must be the latter."""
+    if env and not own_environment.is_own(env):
+        raise ValueError(f'--env {env}: must be module:factory, a module that can be imported and a function in it that '
+                         'makes the environment')
     if not own_environment.is_own(name):
         parse_name(name)
 

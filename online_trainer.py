@@ -90,7 +90,7 @@ PANELS = (  # after the panel of success
 def check_flags(config, agent_config):
     """Raise ValueError for flags that cannot work, before anything is loaded."""
     check_ranges(config, agent_config)
-    check_name(config.name)
+    check_name(config.name, config.env)
     for name in ('max_steps', 'random_steps'):
         value = getattr(config, name)
         if 0 < value < config.num_envs:

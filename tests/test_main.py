@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import evaluate
-import maze_figures
 import offline_trainer
 import ogbench_utils
 import online_trainer
+import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from support.flags import run_main
@@ -51,8 +51,8 @@ def no_curves(monkeypatch):
     """Drawing takes most of the time of such short runs."""
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
-    monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: None)
-    monkeypatch.setattr(online_trainer, 'draw_paths', lambda *args: None)
+    monkeypatch.setattr(pictures, 'draw_knowledge', lambda *args: None)
+    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *args: None)
 
 
 @pytest.fixture
