@@ -291,15 +291,16 @@ def test_recorded_actions_of_the_arm_lead_from_row_to_row(cube):
 @pytest.mark.parametrize('name, targets', [('scene-play-v0', {'cube', 'button', 'drawer', 'window'}),
                                            ('puzzle-3x3-noisy-v0', {'button'})])
 def test_files_of_the_arm_have_the_layout_of_ogbench(tmp_path, name, targets):
-    flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '12')
-    code, train, val = collect_files(tmp_path / 'states', *flags, name=name)
-    assert code == 0 and sorted(train) == sorted(val) == ['observations', 'terminals']
-    code, whole, _ = collect_files(tmp_path / 'all', *flags, '--no-state_only', name=name)
-    assert np.array_equal(whole['observations'], train['observations'])
+    flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '12', '--no-state_only')
+    code, whole, val = collect_files(tmp_path, *flags, name=name)
+    assert code == 0 and sorted(whole) == sorted(val)
+    collector = make_collector(name, 12, noise=0.1, state_only=True)
+    states = collector.episode(0, 0)
+    assert list(states) == ['observations'] and np.array_equal(states['observations'], whole['observations'])
     buttons = {'scene': 2, 'puzzle': 9}[name.split('-')[0]]
     assert whole['button_states'].shape == (12, buttons) and whole['button_states'].dtype == np.int64
     assert set(whole) == {'observations', 'terminals', 'actions', 'qpos', 'qvel', 'button_states'}
-    assert set(make_collector(name, 12, noise=0.1).oracles) == targets
+    assert set(collector.oracles) == targets
 
 
 def test_noisy_data_are_noisier_than_play():
