@@ -121,8 +121,8 @@ def parse_name(name):
 def check_name(name, env=''):
     """ValueError unless it is a dataset's name or `module:factory`; what is given as --env must be the latter."""
     if env and not own_environment.is_own(env):
-        raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it that makes the '
-                         'environment')
+        raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it that makes '
+                         'the environment')
     if not own_environment.is_own(name):
         parse_name(name)
 

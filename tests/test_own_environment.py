@@ -1,4 +1,4 @@
-"""Your own robot: the example of docs/own_robot.md from end to end, and every way in which an environment can be wrong."""
+"""Your own robot: the example of docs/own_robot.md from end to end, and the ways in which an environment can be wrong."""
 
 import json
 import os
@@ -207,7 +207,7 @@ def test_bounds_and_tasks_are_those_of_the_environment(give):
 
 
 def test_goals_of_gymnasium_robotics_are_adapted(give):
-    """The state is the achieved goal and what does not repeat it; the goal the state with the desired one in its place."""
+    """The state is the achieved goal and what does not repeat it; the goal has the desired one in its place."""
     class Fetch(gymnasium.Env):
         observation_space = Dict({key: Box(-9, 9, (n,)) for key, n in
                                   (('observation', 4), ('achieved_goal', 2), ('desired_goal', 2))})
