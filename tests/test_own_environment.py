@@ -1,4 +1,4 @@
-"""Your own robot: the example of docs/own_robot.md from end to end, and the ways in which an environment can be wrong."""
+"""Your own robot: the example of docs/own_robot.md from end to end, and how an environment can be wrong."""
 
 import json
 import os
