@@ -1,11 +1,11 @@
 """Your own robot: a gymnasium environment with goals, named `module:factory` (--env), and what it has to bring.
 
-    factory()         -> the environment; where it takes `render_mode`, that is 'rgb_array' for videos
-    observation_space    Box (S,), the states that the dataset has, too
-    action_space         Box (A,) with finite bounds
-    reset(seed, options) -> observation (S,), info with 'goal' (S,), a state to reach
-    step(action)      -> ..., info with 'success', a bool; the episode ends (terminated or truncated) at some time
-    num_tasks            optional, of the unwrapped environment: reset gets options={'task_id': 1 to num_tasks}, else 1
+    factory()             -> the environment; where it takes `render_mode`, that is 'rgb_array' for videos
+    observation_space     Box (S,), the states that the dataset has, too
+    action_space          Box (A,) with finite bounds
+    reset(seed, options)  -> observation (S,), info with 'goal' (S,), a state to reach
+    step(action)          -> ..., info with 'success', a bool; the episode is terminated or truncated at some time
+    num_tasks             of the unwrapped environment, 1 without it: reset gets options={'task_id': 1 to num_tasks}
 
 An environment of gymnasium-robotics, whose observations are dictionaries with a desired goal, is adapted (`GoalDict`).
 docs/own_robot.md has an example. Nothing here knows OGBench.
