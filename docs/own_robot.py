@@ -7,27 +7,25 @@ from gymnasium.spaces import Box
 
 
 class Arm(gymnasium.Env):
-    """Two links of 0.5 m, turned by motors. A state is cos and sin of both angles and both speeds. A goal is a state,
-    too, and is reached where the hand is within 5 cm of where it is then."""
+    """Two links of 0.5 m on servos. A state is cos and sin of both angles. A goal is a state, too, and is reached where
+    the hand is within 10 cm of where it is then."""
 
-    observation_space = Box(-np.inf, np.inf, (6,))
-    action_space = Box(-1, 1, (2,))  # torque of each motor
+    observation_space = Box(-1, 1, (4,))
+    action_space = Box(-0.15, 0.15, (2,))  # radians per step, of each servo
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
-        self.angles, self.speeds = self.np_random.uniform(-2, 2, 2), np.zeros(2)
-        self.goal = self.np_random.uniform(-2, 2, 2)
-        return state(self.angles, self.speeds), {'goal': state(self.goal, np.zeros(2))}
+        self.angles, self.goal = self.np_random.uniform(-2, 2, (2, 2))
+        return state(self.angles), {'goal': state(self.goal)}
 
     def step(self, action):
-        self.speeds = 0.8 * self.speeds + 0.04 * np.clip(action, -1, 1)  # friction, torque; radians per step
-        self.angles = np.clip(self.angles + self.speeds, -2.5, 2.5)
-        success = bool(np.linalg.norm(hand(self.angles) - hand(self.goal)) < 0.05)
-        return state(self.angles, self.speeds), float(success), success, False, {'success': success}
+        self.angles = np.clip(self.angles + np.clip(action, -0.15, 0.15), -2.5, 2.5)
+        success = bool(np.linalg.norm(hand(self.angles) - hand(self.goal)) < 0.1)
+        return state(self.angles), float(success), success, False, {'success': success}
 
 
-def state(angles, speeds):
-    return np.concatenate([np.cos(angles), np.sin(angles), speeds]).astype(np.float32)
+def state(angles):
+    return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
 
 def hand(angles):
@@ -44,9 +42,9 @@ if __name__ == '__main__':
     arm, rng, states = Arm(), np.random.default_rng(0), []
     for recording in range(200):
         states.append(arm.reset(seed=recording)[0])
-        for step in range(200):
-            if step % 50 == 0:
-                wish = rng.uniform(-2.2, 2.2, 2)
-            torque = 3 * (wish - arm.angles) - 5 * arm.speeds + 0.5 * rng.standard_normal(2)
-            states.append(arm.step(torque)[0])
+        wish = arm.goal
+        for _ in range(200):
+            if np.abs(wish - arm.angles).max() < 0.15:
+                wish = rng.uniform(-2.3, 2.3, 2)
+            states.append(arm.step(0.3 * (wish - arm.angles) + 0.05 * rng.standard_normal(2))[0])
     np.savez('arm.npz', observations=np.stack(states), terminals=np.arange(len(states)) % 201 == 200)
