@@ -17,8 +17,8 @@ def open_envs(dataset, n, make=make_env):
 
 
 def num_tasks(env):
-    """How many evaluation tasks an OGBench environment has; they are numbered from 1."""
-    return env.unwrapped.num_tasks
+    """How many evaluation tasks an environment has: one, unless it says so; they are numbered from 1."""
+    return getattr(env.unwrapped, 'num_tasks', 1)
 
 
 class SafeEnv:

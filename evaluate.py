@@ -1,4 +1,4 @@
-"""Evaluate an online checkpoint by OGBench's protocol: five tasks, success at the last step of an episode.
+"""Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step of an episode.
 
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from environments import num_tasks, open_envs
 from mamba import choose_backend
-from maze_figures import Maze, draw_paths
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
+from pictures import draw_evaluation, open_maze
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
 from support.files import load_checkpoint, naming_file, write_atomic
@@ -33,8 +33,9 @@ from videos import record
 class EvaluateConfig:
     """what to evaluate, and how long"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
-    dataset: str = flag('', 'evaluate in the environment of this dataset instead of the one trained in')
-    episodes_per_task: int = flag(50, 'episodes of each of the five tasks', least=1)
+    dataset: str = flag('', 'evaluate in the environment of this dataset, or module:factory, instead of the one trained'
+                            ' in')
+    episodes_per_task: int = flag(50, 'episodes of each task', least=1)
     num_envs: int = flag(8, 'episodes run side by side', least=1)
     seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint',
                      least=0, most=2**32 - 1)
@@ -58,18 +59,19 @@ def run(config):
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    maze = Maze(make_env(dataset))
+    maze = open_maze(dataset)
+    kind = 'paths' if maze else 'values'
 
-    metrics, episodes = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
+    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
     print_table(metrics, episodes)
-    pictures = [output.with_name(f'{output.stem}_paths.png')]
-    draw_paths(maze, episodes, pictures[0], title(dataset, metrics))
+    pictures = [output.with_name(f'{output.stem}_{kind}.png')]
+    draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
 
     if config.compare:
-        others, other_episodes = measure(config, config.compare, other, dataset, config.compare_plan)
+        others, other_episodes, agent = measure(config, config.compare, other, dataset, config.compare_plan)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
-        pictures.append(output.with_name(f'{output.stem}_compared_paths.png'))
-        draw_paths(maze, other_episodes, pictures[1], title(dataset, others))
+        pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
+        draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
 
     write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
     print('written: ' + ', '.join(map(str, [output, *pictures])))
@@ -96,7 +98,8 @@ def print_table(metrics, episodes):
 
 
 def measure(config, path, checkpoint, dataset, plan=None):
-    """Evaluate one checkpoint, with or without plans (None: as trained) -> (metrics with intervals, episodes)."""
+    """Evaluate one checkpoint, with or without plans (None: as trained) -> (metrics with intervals, episodes,
+    agent)."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
@@ -125,7 +128,7 @@ def measure(config, path, checkpoint, dataset, plan=None):
     metrics['episodes_per_task'] = n
     metrics['seed'] = config.seed
     metrics['plan'] = agent.plans
-    return metrics, episodes
+    return metrics, episodes, agent
 
 
 def switch_plan(agent, plan, path):

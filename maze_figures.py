@@ -12,14 +12,13 @@ places without data stay empty. A latent is f(s_t), a sequence of length one, fo
 """
 
 import dataclasses
-import time
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from ogbench_utils import episode_seed, make_env, reset_env
+from ogbench_utils import episode_seed, reset_env
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
@@ -44,7 +43,12 @@ class Maze:
         self.low = np.array(maze.ij_to_xy((0, 0))) - self.unit / 2  # the outer corner of cell (0, 0)
         self.fine_walls = self.walls.repeat(SPLIT, 0).repeat(SPLIT, 1)
 
-        self.starts = np.array([info['init_xy'] for info in maze.task_infos])
+        start = 'init_xy'
+        self.columns = slice(0, 2)  # of a state: where what has to reach the goal is
+        if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
+            start = 'ball_init_xy'
+            self.columns = slice(maze.model.nq - 7, maze.model.nq - 5)
+        self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
         self.goal_observations = self._goal_observations(env)
         self.distances = self._walking_distances()
@@ -85,6 +89,10 @@ class Maze:
         graph = csr_array(edges, shape=(free.size, free.size))
         goals = number[self.fine_cell(self.goals)]
         return dijkstra(graph, directed=False, indices=goals).reshape(-1, *shape)
+
+    def places(self, observations):
+        """States (..., S) -> xy (..., 2) of what has to reach the goal."""
+        return observations[..., self.columns]
 
     @property
     def extent(self):
@@ -141,7 +149,7 @@ class Probe:
     def __init__(self, maze, observations, per_cell=6, seed=0):
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(observations))[:300_000]
-        i, j = maze.fine_cell(observations[rows, :2])
+        i, j = maze.fine_cell(maze.places(observations)[rows])
         free = ~maze.fine_walls[i, j]
         rows = rows[free]
         cell = (i * maze.fine_walls.shape[1] + j)[free]
@@ -154,7 +162,7 @@ class Probe:
 
         self.maze = maze
         self.observations = np.ascontiguousarray(observations[kept])
-        self.xy = self.observations[:, :2]
+        self.xy = maze.places(self.observations)
 
     @torch.no_grad()
     def look(self, agent):
@@ -228,33 +236,6 @@ def draw_knowledge(probe, agent, folder, title):
     draw_proposals(probe, knowledge, proposals, f'Proposals, {title}')
     draw_latents(probe, knowledge, latents, f'Latents, {title}')
     return [values, proposals, latents]
-
-
-class TrainingPictures:
-    """`draw_knowledge` while training, at most once in `rarity` times as long as it takes, so that it costs little
-    however fast the updates are. Draws nothing where the data do not fit the environment of their name."""
-
-    def __init__(self, dataset, observations, folder, rarity=30):
-        self.folder = folder
-        self.rarity = rarity
-        self.next_time = -float('inf')
-        self.probe = None
-
-        env = make_env(dataset)
-        if env.observation_space.shape == observations.shape[1:]:
-            self.probe = Probe(Maze(env), observations)
-        env.close()
-
-    def draw(self, agent, title, last=False):
-        """Redraw if it is time to, or for the `last` time."""
-        if self.probe is None or not len(self.probe.xy):
-            return
-
-        begin = time.perf_counter()
-        if last or begin > self.next_time:
-            draw_knowledge(self.probe, agent, self.folder, title)
-            end = time.perf_counter()
-            self.next_time = end + self.rarity * (end - begin)
 
 
 def draw_values(probe, knowledge, path, title, reward_scale=0.05, discount=0.99):
@@ -387,6 +368,13 @@ def place_colors(maze, xy):
     return (1 - v) * bottom + v * top
 
 
+def principal_components(points):
+    """points (n, D) -> (their first two principal components (n, 2), the share of the variance in these)."""
+    points = points - points.mean(0)
+    variance, directions = np.linalg.eigh(points.T @ points)  # ascending
+    return points @ directions[:, [-1, -2]], variance[-2:].sum() / max(variance.sum(), 1e-12)
+
+
 def draw_latents(probe, knowledge, path, title):
     """First two principal components of z and of V's embedding e(z), each point coloured by its place in the maze
     (left). In the titles: how far apart in the maze nearest neighbours are, in maze cells (median)."""
@@ -398,11 +386,8 @@ def draw_latents(probe, knowledge, path, title):
 
     clouds = {'$z$': knowledge.z, '$e(z)$': knowledge.embeddings}
     for axis, (name, points) in zip(axes[1:], clouds.items(), strict=True):
-        points = points - points.mean(0)
-        variance, directions = np.linalg.eigh(points.T @ points)  # ascending
-        share = variance[-2:].sum() / variance.sum()
-        x, y = (points @ directions[:, [-1, -2]]).T
-        axis.scatter(x, y, c=colors, s=3, lw=0)
+        components, share = principal_components(points)
+        axis.scatter(*components.T, c=colors, s=3, lw=0)
 
         rows = torch.from_numpy(points)
         nearest = torch.cdist(rows, rows).fill_diagonal_(torch.inf).argmin(1).numpy()
@@ -422,7 +407,7 @@ def draw_paths(maze, episodes, path, title):
         part = [episode for episode in episodes if episode.task == task]
 
         for episode in sorted(part, key=lambda episode: -episode.success):  # failures on top
-            x, y = episode.observations[:, :2].T
+            x, y = maze.places(episode.observations).T
             if episode.success:
                 axis.plot(x, y, color=TASK_COLORS[task - 1], lw=1.0, alpha=0.75, zorder=3)
             else:
@@ -452,8 +437,8 @@ def draw_episode(probe, agent, episode, path, title, every=25):
 
     def panel(axis, name, proposed, color):
         maze.draw(axis, episode.task)
-        axis.plot(*episode.observations[:, :2].T, color='#888888', lw=1.2, zorder=2)
-        start = states[:, :2]
+        axis.plot(*maze.places(episode.observations).T, color='#888888', lw=1.2, zorder=2)
+        start = maze.places(states)
         end = probe.decode(embeddings, probe.embed(agent, proposed))
         _arrows(axis, start, end, color, width=0.011, zorder=4)
         axis.plot(*start.T, 'o', color=INK, ms=2.5, zorder=5)
@@ -471,7 +456,7 @@ def draw_plan(maze, state_map, path, title):
     from matplotlib.collections import LineCollection
 
     figure, axes = _panels(maze, title)
-    xy = state_map.states[:, :2]
+    xy = maze.places(state_map.states)
     edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
     goals = state_map.locate(maze.goal_observations)
     # a task is known by the place where it starts, so that any node there will do

@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from mamba import choose_backend
-from maze_figures import TrainingPictures
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import parse_name
+from ogbench_utils import check_name, make_env
+from own_environment import check_states
+from pictures import TrainingPictures
 from support import parallel
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Panel, plot_curves
@@ -39,7 +40,8 @@ class TrainConfig(RunConfig):
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
-    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations')
+    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
+                                    'and latents along trajectories')
 
 
 PANELS = (
@@ -65,7 +67,10 @@ def check_flags(config, agent_config):
     """Raise ValueError for flags that cannot work, before anything is loaded."""
     check_ranges(config, agent_config)
     agent_config.check()
-    parse_name(config.dataset)
+    check_name(config.name, config.env)
+    if config.env and not config.dataset_path:
+        raise ValueError(f'--env {config.env} needs states of it: --dataset_path FILE.npz with `observations` and '
+                         '`terminals`')
 
 
 def train(config, agent_config):
@@ -89,6 +94,8 @@ def train_process_0(config, agent_config, device):
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.at_once():
             data, val_data, source = load_data(config, agent_config)
+            if config.env:
+                check_states(config.env, make_env(config.env), source.path, data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
@@ -112,7 +119,7 @@ def train_process_0(config, agent_config, device):
 
 
 def load_data(config, agent_config):
-    return load_dataset(config.dataset, config.dataset_path, config.data_dir, config.dataset_url,
+    return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                         config.max_trajectories, batch_size=config.batch_size, **agent_config.sampling())
 
 
@@ -135,8 +142,9 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
 
 def print_results(run, config):
     last = run.folder / 'last.pth'
-    pictures = '; on the maze: maze_*.png beside it' if config.maze_figures else ''
-    command = ['python', 'online_trainer.py', '--dataset', config.dataset, '--offline_checkpoint', str(last)]
+    pictures = '; what was learned: the other *.png beside it' if config.maze_figures else ''
+    which = ['--env', config.env] if config.env else ['--dataset', config.dataset]
+    command = ['python', 'online_trainer.py', *which, '--offline_checkpoint', str(last)]
     print(f'curves: {run.folder / "training_curves.png"}{pictures}')
     print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} (lowest validation loss)')
     print(f'next: {shlex.join(command)}')
@@ -163,7 +171,7 @@ class OfflineTraining:
 
         # what the online half needs to find the very same data again
         self.data_record = {
-            'dataset': config.dataset,
+            'dataset': config.name,
             'path': source.path,
             'max_trajectories': config.max_trajectories,
             'fingerprint': data.fingerprint(),
@@ -172,7 +180,7 @@ class OfflineTraining:
         self.log = run.start_logging('train.csv', agent.step, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.dataset, data.observations, run.folder)
+            self.pictures = TrainingPictures(config.name, data, run.folder)
 
     def loop(self):
         if self.agent.step >= self.num_updates:
@@ -231,7 +239,7 @@ class OfflineTraining:
             self.save()
             self.draw_curves()
             if self.pictures:
-                title = f'{self.config.dataset}, {self.agent.step:,} updates'
+                title = f'{self.config.name}, {self.agent.step:,} updates'
                 self.pictures.draw(self.agent, title, self.agent.step == self.num_updates)
         self.start_clock()
 
@@ -242,7 +250,7 @@ class OfflineTraining:
 
     def draw_curves(self):
         plot_curves(self.log.rows, PANELS, self.run.folder / 'training_curves.png', 'gradient steps',
-                    f'OPSO offline, {self.config.dataset}, seed {self.config.seed}')
+                    f'OPSO offline, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name='last.pth'):
         self.run.save({'data': self.data_record, 'agent': self.agent.state_dict(),

@@ -1,6 +1,6 @@
-"""All that touches OGBench: finding and reading its data, building its environments.
+"""All that touches OGBench: the names of its datasets, finding and reading them, building their environments.
 
-    python ogbench_utils.py list               the ten datasets: where found, size, trajectories, dimensions
+    python ogbench_utils.py list               its state-based datasets: where found, size, trajectories, dimensions
     python ogbench_utils.py check FILE.npz     read all of a file and say what is in it, or what is wrong
     python ogbench_utils.py download NAME      download a dataset and check it
 
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import tokenize
+import warnings
 import zipfile
 import zlib
 from http.client import HTTPException
@@ -36,21 +37,54 @@ from urllib.request import Request, urlopen
 import numpy as np
 from tqdm import tqdm
 
+import own_environment
 from support.locks import file_lock
 
-DATASETS = (
-    'antmaze-medium-navigate-v0',
-    'antmaze-medium-stitch-v0',
-    'antmaze-medium-explore-v0',
-    'antmaze-large-navigate-v0',
-    'antmaze-large-stitch-v0',
-    'antmaze-large-explore-v0',
-    'humanoidmaze-medium-navigate-v0',
-    'humanoidmaze-medium-stitch-v0',
-    'humanoidmaze-large-navigate-v0',
-    'humanoidmaze-large-stitch-v0',
-)
-MAZE = re.compile('((point|ant|humanoid)maze-(medium|large|giant|teleport))-(navigate|stitch|explore)-v0')
+# OGBench's environments with states for observations, by family: the size of a state, and the datasets of each kind as
+# trajectories x rows (data_gen_scripts/commands.sh of seohongpark/ogbench at 1d41409)
+OFFICIAL = {
+    'point mazes': {
+        'pointmaze-medium': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
+        'pointmaze-large': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
+        'pointmaze-giant': (2, {'navigate': (500, 2001), 'stitch': (5000, 201)}),
+        'pointmaze-teleport': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
+    },
+    'ant mazes': {
+        'antmaze-medium': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
+        'antmaze-large': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
+        'antmaze-giant': (29, {'navigate': (500, 2001), 'stitch': (5000, 201)}),
+        'antmaze-teleport': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
+    },
+    'humanoid mazes': {
+        'humanoidmaze-medium': (69, {'navigate': (1000, 2001), 'stitch': (5000, 401)}),
+        'humanoidmaze-large': (69, {'navigate': (1000, 2001), 'stitch': (5000, 401)}),
+        'humanoidmaze-giant': (69, {'navigate': (1000, 4001), 'stitch': (10_000, 401)}),
+        'humanoidmaze-teleport': (69, {}),  # an environment without data
+    },
+    'ant soccer': {
+        'antsoccer-arena': (42, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
+        'antsoccer-medium': (42, {'navigate': (4000, 1001), 'stitch': (8000, 501)}),
+    },
+    'cube': {
+        'cube-single': (28, {'play': (1000, 1001), 'noisy': (1000, 1001)}),
+        'cube-double': (37, {'play': (1000, 1001), 'noisy': (1000, 1001)}),
+        'cube-triple': (46, {'play': (3000, 1001), 'noisy': (3000, 1001)}),
+        'cube-quadruple': (55, {'play': (5000, 1001), 'noisy': (5000, 1001)}),
+        'cube-octuple': (91, {}),
+    },
+    'scene': {
+        'scene': (40, {'play': (1000, 1001), 'noisy': (1000, 1001)}),
+    },
+    'puzzle': {
+        'puzzle-3x3': (55, {'play': (1000, 1001), 'noisy': (1000, 1001)}),
+        'puzzle-4x4': (83, {'play': (1000, 1001), 'noisy': (1000, 1001)}),
+        'puzzle-4x5': (99, {'play': (3000, 1001), 'noisy': (3000, 1001)}),
+        'puzzle-4x6': (115, {'play': (5000, 1001), 'noisy': (5000, 1001)}),
+    },
+}
+ENVIRONMENTS = {name: shape for family in OFFICIAL.values() for name, shape in family.items()}
+DATASETS = tuple(f'{name}-{kind}-v0' for name, (_, kinds) in ENVIRONMENTS.items() for kind in kinds)
+KINDS = ('navigate', 'stitch', 'explore', 'play', 'noisy')  # how data were made: not a part of the environment's name
 BUNDLED_DIR = Path(__file__).resolve().parent / 'datasets'
 BUNDLED_NAME = 'antmaze-medium-navigate-mini-v0'
 BUNDLED_FOR = 'antmaze-medium-navigate-v0'  # the dataset that it may stand in for
@@ -66,16 +100,31 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def parse_name(name):
-    """Environment id: 'antmaze-medium-navigate-v0' -> 'antmaze-medium-v0'. ValueError for an unknown name."""
-    if name.startswith('visual-'):
-        raise ValueError(f'--dataset {name} has image observations; only state-based mazes are supported')
+    """Environment id: 'antmaze-medium-navigate-v0' -> 'antmaze-medium-v0', 'scene-play-v0' -> 'scene-v0', as OGBench
+    does it, by leaving out the kind of data. ValueError for an unknown name."""
+    words = (BUNDLED_FOR if name == BUNDLED_NAME else name).split('-')
+    for word, reason in (('visual', 'has images for observations; only states are supported'),
+                         ('powderworld', 'has images for observations; only states are supported'),
+                         ('singletask', 'has rewards for one task; give its name without "singletask" and "task"'),
+                         ('oraclerep', 'has goals that are no states; give its name without "oraclerep"')):
+        if word in words:
+            raise ValueError(f'--dataset {name} {reason}')
 
-    match = MAZE.fullmatch(BUNDLED_FOR if name == BUNDLED_NAME else name)
-    if match:
-        return f'{match[1]}-v0'
+    if len(words) > 2 and words[-2] in KINDS and words[-1] == 'v0' and '-'.join(words[:-2]) in ENVIRONMENTS:
+        return '-'.join([*words[:-2], words[-1]])
 
-    nearest = difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5) or DATASETS
-    raise ValueError(f'unknown --dataset {name}; nearest: {", ".join(nearest)} (a file goes to --dataset_path)')
+    nearest = difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5)
+    hint = f'nearest: {", ".join(nearest)}' if nearest else '`python ogbench_utils.py list` shows all'
+    raise ValueError(f'unknown --dataset {name}; {hint} (a file goes to --dataset_path, your own robot to --env)')
+
+
+def check_name(name, env=''):
+    """ValueError unless it is a dataset's name or `module:factory`; what is given as --env must be the latter."""
+    if env and not own_environment.is_own(env):
+        raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it that makes '
+                         'the environment')
+    if not own_environment.is_own(name):
+        parse_name(name)
 
 
 def expand(path):
@@ -94,7 +143,7 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     `dataset_url` and OGBench's (download into `data_dir`). The bundled set may stand in for `BUNDLED_FOR`.
     Raises ValueError for a bad name or URL, FileNotFoundError with the ways out if the dataset is nowhere.
     """
-    parse_name(name)
+    check_name(name)
     if dataset_url and not re.match('(https?|file)://', dataset_url):
         raise ValueError(f'--dataset_url {dataset_url}: give a base URL such as {OGBENCH_URL}')
 
@@ -293,21 +342,36 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 
 
 # --------------------------------------------------------------------------------------------- environments
-def make_env(dataset, **options):
-    """The OGBench environment of a dataset's name; nothing is rendered and no OpenGL library is loaded. `options`
-    go to gymnasium, such as the width and height of pictures."""
+def make_env(name, **options):
+    """The environment of a dataset's name, or your own, `module:factory` (own_environment.py); nothing is rendered and
+    no OpenGL library is loaded. `options` go to gymnasium, such as the width and height of pictures."""
+    if own_environment.is_own(name):
+        return own_environment.open_env(name, **options)
+
     import gymnasium
     import mujoco
     import ogbench  # noqa: F401  registers its environments
 
     mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)  # its own way is a file in the working directory
     before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder:  # an OGBench maze leaves its XML file behind
-        tempfile.tempdir = folder
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        tempfile.tempdir = folder  # an OGBench maze leaves its XML file behind
+        warnings.filterwarnings('ignore', '.*X11: The DISPLAY.*')  # of the viewer that its robot arm imports
+        warnings.filterwarnings('ignore', ".*precision lowered by casting")  # of the arm's action space
         try:
-            return gymnasium.make(parse_name(dataset), **options)
+            env = gymnasium.make(parse_name(name), **options)
+            _keep_action_space(env.unwrapped)
         finally:
             tempfile.tempdir = before
+    return env
+
+
+def _keep_action_space(env):
+    """OGBench's robot arm makes a new action space, with a seed of its own, whenever it is asked for it, and a reset
+    takes random actions from it on the way to the goal: so that a seed decides the goal, it keeps its first one."""
+    kind = type(env)
+    if isinstance(getattr(kind, 'action_space', None), property):
+        env.__class__ = type(kind.__name__, (kind,), {'action_space': env.action_space})
 
 
 def episode_seed(*entropy):
@@ -316,45 +380,54 @@ def episode_seed(*entropy):
 
 
 def reset_env(env, task_id, seed):
-    """Reset to OGBench's task 1-5, repeatably -> (observation, goal), float32. An OGBench maze draws from three
-    generators: numpy's global one (start and goal noise), its action space's and its own."""
+    """Reset to a task, numbered from 1, repeatably -> (observation, goal), float32. An OGBench environment draws from
+    three generators: numpy's global one (start and goal noise), its action space's and its own."""
     np.random.seed(seed % 2**32)
     env.action_space.seed(seed)
     observation, info = env.reset(seed=seed, options={'task_id': task_id})
-    return observation.astype(np.float32), info['goal'].astype(np.float32)
+    return np.asarray(observation, np.float32), np.asarray(info['goal'], np.float32)
 
 
 # --------------------------------------------------------------------------------------------- command line
 def official_shape(name):
-    """(trajectories, rows of each, observation size) of a whole OGBench dataset."""
-    kind = name.split('-')[2]
-    trajectories, rows = {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}[kind]
-    if name.startswith('humanoid'):
-        return trajectories, 2 * rows - 1, 69
-    return trajectories, rows, 29
+    """(trajectories, rows of each, observation size) of a whole OGBench dataset; KeyError for data that it has not."""
+    environment, kind, _ = (BUNDLED_FOR if name == BUNDLED_NAME else name).rsplit('-', 2)
+    dimensions, kinds = ENVIRONMENTS[environment]
+    return *kinds[kind], dimensions
 
 
 def list_datasets(data_dir):
-    """Print one line for each of the ten datasets and the bundled one, from the files where they are here."""
+    """Print one line for each of OGBench's datasets of states and the bundled one, by family, from the files where they
+    are here."""
     print(f'{"dataset":34s}{"trajectories":>12s}{"rows of each":>14s}{"observation":>13s}{"size":>10s}  where')
-    for name in (*DATASETS, BUNDLED_NAME):
-        places = [expand(folder) / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
-        path = next(filter(Path.is_file, places), None)
-        trajectories, rows, dimensions = official_shape(name)
-        size = '-'
-        where = f'not here: python ogbench_utils.py download {name}'
+    for family, environments in {**OFFICIAL, 'bundled': [BUNDLED_NAME]}.items():
+        print(f'\n{family}')
+        for name in (*DATASETS, BUNDLED_NAME):
+            if name in environments or name.rsplit('-', 2)[0] in environments:
+                _list_dataset(name, data_dir)
 
-        if path:
-            size = f'{path.stat().st_size / 1e6:,.0f} MB'
-            where = path
-            try:
-                observations, starts, ends = load_trajectories(path)
-                trajectories = len(starts)
-                rows = _one_or_range(ends - starts + 1)
-                dimensions = observations.shape[1]
-            except ValueError as error:
-                where = f'DAMAGED: {error}'
-        print(f'{name:34s}{trajectories:12,d}{rows:>14}{dimensions:13d}{size:>10s}  {where}')
+    print('\nto get one: python ogbench_utils.py download NAME, or python scripts/collect_dataset.py --dataset NAME\n'
+          'OGBench\'s visual, powderworld and singletask datasets are not for OPSO, which learns from states and goals')
+
+
+def _list_dataset(name, data_dir):
+    places = [expand(folder) / f'{name}.npz' for folder in (data_dir, '~/.ogbench/data', BUNDLED_DIR)]
+    path = next(filter(Path.is_file, places), None)
+    trajectories, rows, dimensions = official_shape(name)
+    size = '-'
+    where = 'not here'
+
+    if path:
+        size = f'{path.stat().st_size / 1e6:,.0f} MB'
+        where = path
+        try:
+            observations, starts, ends = load_trajectories(path)
+            trajectories = len(starts)
+            rows = _one_or_range(ends - starts + 1)
+            dimensions = observations.shape[1]
+        except ValueError as error:
+            where = f'DAMAGED: {error}'
+    print(f'{name:34s}{trajectories:12,d}{rows:>14}{dimensions:13d}{size:>10s}  {where}')
 
 
 def _one_or_range(lengths):
@@ -380,7 +453,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description='OGBench datasets: list, check, download')
     commands = parser.add_subparsers(dest='command', required=True)
 
-    list_ = commands.add_parser('list', help='the ten datasets and where they are')
+    list_ = commands.add_parser('list', help='the datasets of states and where they are')
     check = commands.add_parser('check', help='read all of a file')
     check.add_argument('what', help='npz file')
     download_ = commands.add_parser('download', help='download a dataset unless it is here')

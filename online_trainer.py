@@ -16,17 +16,18 @@ from tqdm import tqdm
 
 from environments import num_tasks, open_envs
 from mamba import choose_backend
-from maze_figures import Maze, draw_paths
 from offline_agent import OfflineAgent
-from ogbench_utils import episode_seed, make_env, parse_name
+from ogbench_utils import check_name, episode_seed, make_env
 from online_agent import OnlineAgent, OnlineConfig
+from own_environment import is_own
+from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
-from support.figures import TASK_COLORS, Panel, plot_curves
+from support.figures import Panel, plot_curves
 from support.files import load_checkpoint, naming_file
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
-from support.runs import RunConfig, Stopped, open_run
+from support.runs import RunConfig, Stopped, open_run, runs_of
 from trajectories import ReplayBuffer, load_dataset
 from utils import as_floats, expected_time, mean_of
 from videos import record
@@ -63,12 +64,13 @@ class TrainConfig(RunConfig):
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
 
 
-def task_columns():
-    return {f'task {k}': f'evaluation/task{k}_success' for k in range(1, len(TASK_COLORS) + 1)}
+def success_panel(tasks):
+    """The panel of an environment with so many tasks."""
+    by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
+    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task)
 
 
-PANELS = (
-    Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | task_columns()),
+PANELS = (  # after the panel of success
     Panel('success of training episodes', {'mean': 'collect/success'}),
     Panel('episode reward', {'mean': 'collect/reward'}),
     Panel('episode length', {'mean': 'collect/length'}),
@@ -89,7 +91,7 @@ PANELS = (
 def check_flags(config, agent_config):
     """Raise ValueError for flags that cannot work, before anything is loaded."""
     check_ranges(config, agent_config)
-    parse_name(config.dataset)
+    check_name(config.name, config.env)
     for name in ('max_steps', 'random_steps'):
         value = getattr(config, name)
         if 0 < value < config.num_envs:
@@ -103,10 +105,12 @@ def check_flags(config, agent_config):
 
 def newest_offline_run(dataset):
     """-> last.pth of the newest offline run of `dataset`; FileNotFoundError says how to make one."""
-    found = sorted(Path('offline_checkpoints', dataset).glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
+    folder = runs_of('offline_checkpoints', dataset)
+    found = sorted(folder.glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
     if not found:
+        flags = f'--env {dataset}' if is_own(dataset) else f'--dataset {dataset}'
         raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run offline_trainer.py '
-                                f'--dataset {dataset} first, or name a file with --offline_checkpoint')
+                                f'{flags} first, or name a file with --offline_checkpoint')
     return found[-1]
 
 
@@ -124,11 +128,12 @@ def find_origin(config, saved):
     if saved:
         return Origin(saved['source'], saved['data'], saved['agent']['offline'])
 
-    source = Path(config.offline_checkpoint or newest_offline_run(config.dataset))
+    source = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(source, 'offline')
     data = checkpoint['data']
-    if data['dataset'] != config.dataset:
-        raise ValueError(f"{source} was trained on {data['dataset']}, --dataset is {config.dataset}: they must be the "
+    if data['dataset'] != config.name:
+        flag_name = '--env' if config.env else '--dataset'
+        raise ValueError(f"{source} was trained on {data['dataset']}, {flag_name} is {config.name}: they must be the "
                          'same')
     return Origin(str(source.resolve()), data, checkpoint['agent'])
 
@@ -150,7 +155,7 @@ def load_offline_data(config, origin, **sampling):
                                     '--dataset_path FILE, or its folder with --data_dir FOLDER')
 
     count = config.max_trajectories or known['max_trajectories']
-    data, _, source = load_dataset(config.dataset, path, config.data_dir or 'datasets', config.dataset_url, count,
+    data, _, source = load_dataset(config.name, path, config.data_dir or 'datasets', config.dataset_url, count,
                                    **sampling)
 
     found = data.fingerprint()
@@ -177,10 +182,10 @@ def train(config, agent_config):
         with naming_file(origin.source):
             offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
 
-        envs = open_envs(config.dataset, config.num_envs, make_env)
+        envs = open_envs(config.name, config.num_envs, make_env)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{origin.source} was trained on observations of {offline.observation_dim} dimensions, '
-                             f'{config.dataset} has {envs[0].observation_space.shape[0]}')
+                             f'{config.name} has {envs[0].observation_space.shape[0]}')
 
         sampling = offline.config.sampling()
         with run.stop.at_once():
@@ -218,7 +223,7 @@ def print_results(run, config, training):
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '
           f'steps: {final["evaluation/overall_success"]:.1%}')
-    print(f'curves: {run.folder / "online_training_curves.png"}; evaluation paths: {run.folder / "maze_paths.png"}')
+    print(f'curves: {run.folder / "online_training_curves.png"}; evaluation episodes: {training.picture}')
     print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
     print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
 
@@ -254,7 +259,8 @@ class OnlineTraining:
 
         last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
-        self.maze = Maze(make_env(config.dataset))
+        self.maze = open_maze(config.name)
+        self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
         with run.stop.at_once():
             self.batches = agent.open_batches(data, replay)
 
@@ -342,10 +348,10 @@ class OnlineTraining:
             seed = episode_seed(self.config.seed, 5)
             metrics, episodes = evaluate(self.agent, self.envs, count, seed, progress)
 
-        title = f'{self.config.dataset}, {self.collector.steps:,} steps'
-        draw_paths(self.maze, episodes, self.run.folder / 'maze_paths.png', title)
+        title = f'{self.config.name}, {self.collector.steps:,} steps'
+        draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and final:
-            record(self.config.dataset, episodes, self.run.folder / 'videos')
+            record(self.config.name, episodes, self.run.folder / 'videos')
         return metrics
 
     def finish_round(self, metrics):
@@ -374,11 +380,12 @@ class OnlineTraining:
 
     # ----------------------------------------------------------------------------------------------- files
     def draw_curves(self):
-        plot_curves(self.log.rows, PANELS, self.run.folder / 'online_training_curves.png', 'environment steps',
-                    f'OPSO online, {self.config.dataset}, seed {self.config.seed}')
+        panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
+        plot_curves(self.log.rows, panels, self.run.folder / 'online_training_curves.png', 'environment steps',
+                    f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name, **extra):
-        checkpoint = {'dataset': self.config.dataset, 'source': self.origin.source, 'data': self.origin.data,
+        checkpoint = {'dataset': self.config.name, 'source': self.origin.source, 'data': self.origin.data,
                       'agent': self.agent.state_dict()}
         self.run.save(checkpoint | extra, name)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from own_environment import is_own
+
 RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
 HOW_TO_INSTALL = ('install EGL (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install '
@@ -57,7 +59,7 @@ def record(dataset, episodes, folder, size=320, every=8):
     says why: no result depends on it.
     """
     gl, failures = find_gl()
-    if gl is None:
+    if gl is None and not is_own(dataset):  # your own environment may draw without OpenGL
         reasons = '; '.join(f'{name or "default"}: {reason}' for name, reason in failures.items())
         print(f'no video: no OpenGL library can render here ({reasons}); {HOW_TO_INSTALL}', file=sys.stderr)
         return []
@@ -68,7 +70,7 @@ def record(dataset, episodes, folder, size=320, every=8):
         with tempfile.TemporaryDirectory() as temporary:
             job = Path(temporary) / 'job.npz'
             write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', size, every)
-            done = _run(gl, 'render', job)
+            done = _run(gl or '', 'render', job)
 
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}']
@@ -113,7 +115,7 @@ def probe():
 def render(job):
     """Run an evaluated episode again and render it -> path of the video. Raises OSError where it comes out otherwise:
     a video of another episode would be worse than none."""
-    from ogbench_utils import make_env, reset_env
+    from ogbench_utils import reset_env
 
     with np.load(job, allow_pickle=False) as file:
         dataset = str(file['dataset'])
@@ -126,22 +128,42 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = make_env(dataset, width=size, height=size)
-    env.unwrapped.model.mat('target').rgba = (0.94, 0.89, 0.26, 1)  # the goal is yellow, as in the figures
+    env = open_rendering(dataset, size)
     observation, _ = reset_env(env, task, seed)
 
     frames = []
     for step in range(len(actions) + 1):
         last = step == len(actions)
         if not np.allclose(observation, observations[step], atol=1e-4):
-            raise OSError(f'step {step} is not that of the evaluated episode: other versions of the packages?')
+            raise OSError(f'step {step} is not that of the evaluated episode: other versions of the packages, or an '
+                          'environment that the seed of a reset does not decide?')
         if last or step % every == 0:
             outcome = success if last else None
-            frames.append(label(env.unwrapped.render(), f'task {task}   step {step}', outcome))
+            frames.append(label(_frame(env), f'task {task}   step {step}', outcome))
         if not last:
             observation = env.step(actions[step])[0].astype(np.float32)
 
     return write_video(frames + [frames[-1]] * RATE, output)  # the outcome stays for a second
+
+
+def open_rendering(name, size):
+    """The environment of a name, for pictures of `size` pixels."""
+    from ogbench_utils import make_env
+
+    if is_own(name):
+        return make_env(name, render_mode='rgb_array', width=size, height=size)
+    env = make_env(name, width=size, height=size)
+    if hasattr(env.unwrapped, 'maze_map'):
+        env.unwrapped.model.mat('target').rgba = (0.94, 0.89, 0.26, 1)  # the goal is yellow, as in the figures
+    return env
+
+
+def _frame(env):
+    """(H, W, 3) uint8. OSError where an environment does not render."""
+    pixels = np.asarray(env.unwrapped.render())
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise OSError("the environment's render() gives no picture (H, W, 3); does its factory take render_mode?")
+    return pixels.astype(np.uint8)
 
 
 def label(pixels, text, success=None):

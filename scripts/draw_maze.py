@@ -1,4 +1,5 @@
 """Draw what a checkpoint knows on its maze: values, proposals, latents; of an online one also its paths and plans.
+Without a maze: values and latents along trajectories, and values along evaluation episodes.
 
     python scripts/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
 """
@@ -11,10 +12,11 @@ from PIL import Image  # matplotlib brings it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from maze_figures import Maze, Probe, draw_episode, draw_knowledge, draw_paths, draw_plan  # noqa: E402
+from maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
+from pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
@@ -59,10 +61,14 @@ def run(config):
 
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     data = load_dataset(name, path, config.data_dir, '', config.max_trajectories)[0]
-    maze = Maze(make_env(name))
-    probe = Probe(maze, data.observations)
+    maze = open_maze(name)
+    probe = Probe(maze, data.observations) if maze else None
+    title = f'{name}, {offline.step:,} offline updates'
 
-    pictures = draw_knowledge(probe, offline, folder, f'{name}, {offline.step:,} offline updates')
+    if probe:
+        pictures = draw_knowledge(probe, offline, folder, title)
+    else:
+        pictures = draw_trajectories(data, offline, folder, title)
     if online:
         pictures += draw_acting(config, name, agent, maze, probe, folder)
     for picture in pictures:
@@ -76,15 +82,16 @@ def draw_acting(config, name, agent, maze, probe, folder):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
     envs = [make_env(name) for _ in range(8)]
     episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
-    pictures = [folder / 'maze_paths.png', folder / 'maze_episode.png']
-    draw_paths(maze, episodes, pictures[0], f'Evaluation paths, {name}')
+    pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
+    draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
 
     best_first = sorted(episodes, key=lambda episode: (-episode.success, episode.length))
     solved = sum(bool(episode.success) for episode in episodes)
     example = best_first[solved // 2]  # a solved one of median length
-    draw_episode(probe, agent.offline, example, pictures[1], f'Proposals along an episode of task {example.task}')
-
-    if agent.state_map:
+    if maze:
+        pictures.append(folder / 'maze_episode.png')
+        draw_episode(probe, agent.offline, example, pictures[-1], f'Proposals along an episode of task {example.task}')
+    if maze and agent.state_map:
         pictures.append(folder / 'maze_plan.png')
         draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
     if config.video:

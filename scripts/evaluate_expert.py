@@ -16,7 +16,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from collect_dataset import DATASETS_DIR, CollectConfig, Collector, split_name  # noqa: E402
+from collect_dataset import DATASETS_DIR, CollectConfig  # noqa: E402
+from collect_maze import MazeCollector  # noqa: E402
 
 from ogbench_utils import make_env  # noqa: E402
 from rollouts import evaluate  # noqa: E402
@@ -28,8 +29,7 @@ class Expert:
     """Acts for `rollouts.evaluate`: toward the next cell of the shortest path, with noise on the actions."""
 
     def __init__(self, dataset, expert_path, noise, seed):
-        self.collector = Collector(CollectConfig(split_name(dataset)[0], 'navigate', 'expert', str(expert_path), noise,
-                                                 2, True, seed))
+        self.collector = MazeCollector(CollectConfig(dataset, 'expert', str(expert_path), noise, 2, True, seed))
         self.rng = np.random.default_rng(seed)
 
     def initial_state(self, batch_size):

@@ -27,6 +27,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from ogbench_utils import official_shape  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 
@@ -136,10 +137,6 @@ def memory(kind, flags, folder):
     print(f'{kind}, resident MB at step: {sizes}', flush=True)
 
 
-# name, trajectories, rows of each, dimensions: antmaze-explore and humanoidmaze, as OGBench has them
-OFFICIAL = (('antmaze-medium-explore-v0', 10_000, 501, 29), ('humanoidmaze-medium-navigate-v0', 1_000, 2_001, 69))
-
-
 def write_walks(path, trajectories, rows, dimensions):
     """A dataset of random walks in the plane that stay in a maze's range, with limbs that swing; uncompressed, written
     trajectory by trajectory."""
@@ -205,8 +202,8 @@ def main():
             for kind in COMMANDS:
                 kills(kind, options.count, folder)
         elif options.what == 'size':
-            for official in OFFICIAL:
-                size(*official, folder)
+            for name in ('antmaze-medium-explore-v0', 'humanoidmaze-medium-navigate-v0'):
+                size(name, *official_shape(name), folder)
         else:
             memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
             memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',

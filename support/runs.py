@@ -42,6 +42,7 @@ FREE_FLAGS = (
 class RunConfig:
     """data, files and machine of a run"""
     dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name; it names the environment too')
+    env: str = flag('', 'your own environment instead, module:factory; with --dataset_path (docs/own_robot.md)')
     dataset_path: str = flag('', 'npz file to use instead of searching by name')
     data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
     dataset_url: str = flag('', 'base URL of a mirror to download from')
@@ -54,10 +55,20 @@ class RunConfig:
     save_dir: str = flag('', 'run folder; default <half>_checkpoints/<dataset>/seed<seed>, a new one each time')
     resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
 
+    @property
+    def name(self):
+        """What names the environment, and runs in it: --env, or else the dataset."""
+        return self.env or self.dataset
+
 
 # -------------------------------------------------------------------------------------------------- folders
-def new_run_dir(root, dataset, seed, save_dir='', resume=False):
-    """-> Path of a run's folder: `save_dir`, or else <root>/<dataset>/seed<seed>.
+def runs_of(root, name):
+    """-> Path of the folder of all runs of a dataset or own environment."""
+    return Path(root) / name.replace(':', '.')  # Windows has no : in names
+
+
+def new_run_dir(root, name, seed, save_dir='', resume=False):
+    """-> Path of a run's folder: `save_dir`, or else <root>/<name>/seed<seed>.
 
     Where the latter holds a run already, -run2, -run3, … is appended, so that no command overwrites another's results;
     with `resume`, it is the newest of these. Raises ValueError if `save_dir` holds a run already and is not to be
@@ -68,7 +79,7 @@ def new_run_dir(root, dataset, seed, save_dir='', resume=False):
             raise ValueError(f'{save_dir} holds a run already: add --resume, or name another --save_dir')
         return Path(save_dir)
 
-    base = Path(root) / dataset / f'seed{seed}'
+    base = runs_of(root, name) / f'seed{seed}'
     newest = base
     candidate = base
     number = 1
@@ -189,7 +200,7 @@ def open_run(kind, script, *configs):
     """
     config = configs[0]
     check_trackers(name for name in INSTALL if getattr(config, name))
-    folder = new_run_dir(f'{kind}_checkpoints', config.dataset, config.seed, config.save_dir, config.resume).resolve()
+    folder = new_run_dir(f'{kind}_checkpoints', config.name, config.seed, config.save_dir, config.resume).resolve()
     if config.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
         raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
 

@@ -10,6 +10,10 @@ from support.flags import run_main
 OFFLINE = [
     ('--dataset antmaze-medium-navigat-v0', ['antmaze-medium-navigat-v0', 'nearest: antmaze-medium-navigate-v0']),
     ('--dataset humanoidmaze-medium-explore', ['nearest', 'humanoidmaze-medium-navigate-v0']),
+    ('--dataset visual-cube-single-play-v0', ['visual-cube-single-play-v0', 'images']),
+    ('--dataset scene-play-singletask-task2-v0', ['rewards', 'without "singletask"']),
+    ('--env robot:make', ['--env robot:make', '--dataset_path FILE.npz', '`observations`']),
+    ('--env robot', ['--env robot', 'module:factory']),
     ('--headdim 48', ['--headdim 48', '256']),
     ('--d_model 20 --expand 1 --headdim 32', ['--headdim 32', '20']),
     ('--context_length 0', ['--context_length 0', 'at least 1']),
@@ -32,7 +36,7 @@ OFFLINE = [
     ('--device tpu', ['--device tpu', '--device cpu']),
 ]
 ONLINE = [
-    ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-medium-navigate-v0']),
+    ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-']),
     ('--epsilon_end 0.5', ['--epsilon_end 0.5', '--epsilon_start 0.3']),
     ('--action_noise_end 0.3', ['--action_noise_end 0.3', '--action_noise_start 0.2']),
     ('--epsilon_start 1.5', ['--epsilon_start 1.5', 'at most 1']),

@@ -12,15 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's spawned workers find it as well
 
 import collect_dataset  # noqa: E402
+import collect_manipulation  # noqa: E402
 import evaluate_expert  # noqa: E402
-from collect_dataset import CollectConfig, Collector, find_vertex_cells, load_ant_policy, main  # noqa: E402
+from collect_dataset import CollectConfig, main  # noqa: E402
+from collect_manipulation import cube_is_visible  # noqa: E402
+from collect_maze import find_vertex_cells, load_ant_policy  # noqa: E402
 
 EXPERT = ROOT / 'datasets' / 'ant_expert.npz'
 MINI = ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz'
 
 
-def make_collector(env_id, kind, rows, noise=0.2, policy='expert', state_only=False):
-    return Collector(CollectConfig(env_id, kind, policy, str(EXPERT), noise, rows, state_only, seed=3))
+def make_collector(dataset, rows, noise=0.2, policy='expert', state_only=False):
+    family = collect_dataset.FAMILIES[dataset.split('-')[0]]
+    return family(CollectConfig(dataset, policy, str(EXPERT), noise, rows, state_only, seed=3))
 
 
 def steps_between(maze_map, start, goal):
@@ -55,7 +59,7 @@ def test_vertex_cells_are_dead_ends_corners_and_junctions():
 
 
 def test_files_follow_ogbench_and_do_not_depend_on_the_number_of_workers(tmp_path):
-    flags = ('--num_episodes', '4', '--num-val-episodes', '2', '--max_episode_steps', '40')
+    flags = ('--num_episodes', '4', '--num-val-episodes', '2', '--max_episode_steps', '40', '--no-state_only')
     one = collect_files(tmp_path / 'one', *flags)
     two = collect_files(tmp_path / 'two', *flags, '--num_workers', '2')
     assert one[0] == two[0] == 0
@@ -80,7 +84,7 @@ def test_files_follow_ogbench_and_do_not_depend_on_the_number_of_workers(tmp_pat
 
 
 def test_navigate_walks_to_vertex_cells_and_picks_a_new_one_on_arrival(monkeypatch):
-    collector = make_collector('pointmaze-medium-v0', 'navigate', rows=600)
+    collector = make_collector('pointmaze-medium-navigate-v0', rows=600)
     maze, arrivals = collector.env, []
     set_goal = maze.set_goal
 
@@ -99,7 +103,7 @@ def test_navigate_walks_to_vertex_cells_and_picks_a_new_one_on_arrival(monkeypat
 
 
 def test_stitch_goals_are_four_cells_away_and_stay():
-    collector = make_collector('pointmaze-large-v0', 'stitch', rows=201)
+    collector = make_collector('pointmaze-large-stitch-v0', rows=201)
     maze, starts = collector.env, set()
     for number in range(20):
         xy = collector.episode(0, number)['observations'][:, :2]
@@ -112,17 +116,17 @@ def test_stitch_goals_are_four_cells_away_and_stay():
 
 
 def test_explore_holds_a_random_direction_for_ten_steps():
-    collector = make_collector('pointmaze-medium-v0', 'explore', rows=40, noise=0.0)
+    collector = make_collector('pointmaze-medium-explore-v0', rows=40, noise=0.0)
     actions = collector.episode(0, 0)['actions'].reshape(4, 10, 2)
     assert (actions == actions[:, :1]).all()
     assert np.allclose(np.linalg.norm(actions, axis=-1), 1.0, atol=1e-5)
     assert len(np.unique(actions[:, 0], axis=0)) == 4
-    noisy = make_collector('pointmaze-medium-v0', 'explore', rows=40, noise=1.0).episode(0, 0)['actions']
+    noisy = make_collector('pointmaze-medium-explore-v0', rows=40, noise=1.0).episode(0, 0)['actions']
     assert np.abs(noisy - actions.reshape(40, 2)).max() > 0.5 and np.abs(noisy).max() == 1.0
 
 
 def test_ant_expert_walks_where_it_is_told():
-    collector = make_collector('antmaze-medium-v0', 'stitch', rows=201)
+    collector = make_collector('antmaze-medium-stitch-v0', rows=201)
     ends = []
     for number in range(4):
         xy = collector.episode(0, number)['observations'][:, :2]
@@ -133,7 +137,7 @@ def test_ant_expert_walks_where_it_is_told():
 
 def test_recorded_actions_lead_from_row_to_row():
     """Replaying row t from its qpos and qvel with its action gives row t + 1: no array is shifted."""
-    collector = make_collector('antmaze-medium-v0', 'navigate', rows=30)
+    collector = make_collector('antmaze-medium-navigate-v0', rows=30)
     rows, maze = collector.episode(0, 1), collector.env
     for t in (0, 14, 28):
         maze.set_state(rows['qpos'][t].astype(float), rows['qvel'][t].astype(float))
@@ -144,22 +148,22 @@ def test_humanoid_needs_the_random_policy(tmp_path, capsys):
     flags = ['--dataset', 'humanoidmaze-medium-navigate-v0', '--output_dir', str(tmp_path)]
     assert main(flags) == 2
     assert 'no humanoid expert is bundled' in capsys.readouterr().err
-    collector = make_collector('humanoidmaze-medium-v0', 'navigate', rows=12, policy='random')
+    collector = make_collector('humanoidmaze-medium-navigate-v0', rows=12, policy='random')
     rows = collector.episode(0, 0)
     assert rows['observations'].shape == (12, 69) and rows['actions'].shape == (12, 21)
     assert 0.5 < rows['actions'].std() < 0.65 and np.abs(rows['actions']).max() <= 1  # uniform: 0.577
 
 
 def test_state_only_files_hold_the_same_states_and_no_actions():
-    whole = make_collector('pointmaze-medium-v0', 'navigate', rows=20).episode(1, 0)
-    states = make_collector('pointmaze-medium-v0', 'navigate', rows=20, state_only=True).episode(1, 0)
+    whole = make_collector('pointmaze-medium-navigate-v0', rows=20).episode(1, 0)
+    states = make_collector('pointmaze-medium-navigate-v0', rows=20, state_only=True).episode(1, 0)
     assert list(states) == ['observations']
     assert np.array_equal(states['observations'], whole['observations'])
 
 
 def test_refuses_to_overwrite(tmp_path, capsys):
     name = 'pointmaze-medium-stitch-v0'
-    flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '5', '--state_only')
+    flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '5')
     (tmp_path / f'{name}-val.npz').write_bytes(b'precious')
     command = ['--dataset', name, '--output_dir', str(tmp_path), *flags]
     assert main(command) == 2
@@ -182,8 +186,11 @@ def test_a_failed_write_leaves_neither_a_file_nor_litter(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--dataset', 'cube-single-play-v0'], 'expected AGENT-MAZE-KIND-v0'),
-    (['--dataset', 'antmaze-huge-navigate-v0'], 'no environment antmaze-huge-v0'),
+    (['--dataset', 'antmaze-huge-navigate-v0'], 'unknown --dataset antmaze-huge-navigate-v0'),
+    (['--dataset', 'visual-cube-single-play-v0'], 'images'),
+    (['--dataset', 'antsoccer-arena-navigate-v0'], 'no expert that plays soccer'),
+    (['--dataset', 'cube-single-play-v0', '--policy', 'random'], '--policy random: is for mazes'),
+    (['--dataset', 'pointmaze-medium-explore-v0'], 'give --num_episodes and --max_episode_steps'),
     (['--dataset', 'antmaze-medium-explore-v0', '--num_episodes', '0'], '--num_episodes 0'),
     (['--dataset', 'antmaze-medium-explore-v0', '--noise', 'nan'], '--noise nan'),
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', 'nowhere.npz'], 'nowhere.npz: no such npz'),
@@ -196,12 +203,28 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     assert not (tmp_path / 'new').exists()
 
 
-def test_protocol_defaults():
-    args = collect_dataset.parse_args(['--dataset', 'antmaze-large-explore-v0'])
-    config, episodes, paths = collect_dataset.check_args(args)
-    assert (config.env_id, config.rows, config.noise) == ('antmaze-large-v0', 501, 1.0)
-    assert episodes == (10000, 1000)
-    assert paths[1] == Path('datasets/antmaze-large-explore-v0-val.npz')
+@pytest.mark.parametrize('dataset, rows, noise, episodes', [
+    ('antmaze-large-explore-v0', 501, 1.0, (10000, 1000)),
+    ('antmaze-giant-navigate-v0', 2001, 0.2, (500, 50)),
+    ('pointmaze-medium-navigate-v0', 1001, 0.5, (1000, 100)),
+    ('pointmaze-giant-navigate-v0', 2001, 0.5, (500, 50)),
+    ('pointmaze-teleport-stitch-v0', 201, 0.5, (5000, 500)),
+    ('cube-single-play-v0', 1001, 0.1, (1000, 100)),
+    ('cube-triple-play-v0', 1001, 0.1, (3000, 300)),
+    ('puzzle-4x4-noisy-v0', 1001, 0.1, (1000, 100)),
+])
+def test_defaults_are_those_of_ogbench(dataset, rows, noise, episodes):
+    """Read off its commands.sh."""
+    config, counts, paths = collect_dataset.check_args(collect_dataset.parse_args(['--dataset', dataset]))
+    assert (config.dataset, config.rows, config.noise, config.state_only) == (dataset, rows, noise, True)
+    assert counts == episodes
+    assert paths[1] == Path(f'datasets/{dataset}-val.npz')
+
+
+def test_humanoid_defaults_are_those_of_ogbench():
+    flags = ['--dataset', 'humanoidmaze-giant-navigate-v0', '--policy', 'random']
+    config, counts, _ = collect_dataset.check_args(collect_dataset.parse_args(flags))
+    assert (config.rows, counts) == (4001, (1000, 100))
 
 
 def test_bundled_files_are_state_only_whole_and_small():
@@ -216,6 +239,92 @@ def test_bundled_files_are_state_only_whole_and_small():
         assert np.isfinite(observations).all()
     action = load_ant_policy(EXPERT)(np.zeros(29), np.array([1.0, 0.0]))
     assert action.shape == (8,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+
+
+# --------------------------------------------------------------------------------------------------- the robot arm
+@pytest.fixture(scope='module')
+def cube():
+    return make_collector('cube-double-play-v0', 260, noise=0.1)
+
+
+def test_the_oracle_moves_cubes_to_their_targets(cube, monkeypatch):
+    """A target of about 90 steps is over when the arm leaves; the cube that was wanted lies there, whichever it is."""
+    outcomes = []
+    set_new_target = cube.env.set_new_target
+
+    def record(**options):
+        if 'p_stack' in options:
+            outcomes.append(bool(cube.env._success))
+            assert 0 <= options['p_stack'] <= 0.25
+        return set_new_target(**options)
+
+    monkeypatch.setattr(cube.env, 'set_new_target', record)
+    rows = cube.episode(0, 0)
+    assert len(outcomes) == 2 and all(outcomes)
+    assert rows['observations'].shape == (260, 37) and rows['actions'].shape == (260, 5)
+    assert np.abs(rows['actions']).max() == 1
+    moved = np.ptp(rows['qpos'][:, [14, 15, 21, 22]], axis=0)  # x, y of both cubes, in m
+    assert moved.max() > 0.05
+
+
+def test_an_episode_of_the_arm_depends_on_its_number_only(cube):
+    first = cube.episode(1, 2)
+    cube.episode(0, 1)
+    fresh = make_collector('cube-double-play-v0', 260, noise=0.1).episode(1, 2)
+    for again in (cube.episode(1, 2), fresh):
+        for key, values in first.items():
+            assert np.array_equal(values, again[key]), key
+    assert not np.array_equal(first['observations'][0], cube.episode(1, 3)['observations'][0])
+
+
+def test_recorded_actions_of_the_arm_lead_from_row_to_row(cube):
+    """In what they mean: x, y and z of the gripper follow the action, row by row."""
+    rows = cube.episode(0, 4)
+    gripper = rows['observations'][:, 12:15]
+    moves = np.diff(gripper, axis=0)
+    for axis in range(3):
+        shifted = [np.corrcoef(moves[2:-2, axis], rows['actions'][2 + k:len(moves) - 2 + k, axis])[0, 1]
+                   for k in (-1, 0, 1)]
+        assert shifted[1] > 0.8 and np.argmax(shifted) == 1
+
+
+@pytest.mark.parametrize('name, targets', [('scene-play-v0', {'cube', 'button', 'drawer', 'window'}),
+                                           ('puzzle-3x3-noisy-v0', {'button'})])
+def test_files_of_the_arm_have_the_layout_of_ogbench(tmp_path, name, targets):
+    flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '12', '--no-state_only')
+    code, whole, val = collect_files(tmp_path, *flags, name=name)
+    assert code == 0 and sorted(whole) == sorted(val)
+    collector = make_collector(name, 12, noise=0.1, state_only=True)
+    states = collector.episode(0, 0)
+    assert list(states) == ['observations'] and np.array_equal(states['observations'], whole['observations'])
+    buttons = {'scene': 2, 'puzzle': 9}[name.split('-')[0]]
+    assert whole['button_states'].shape == (12, buttons) and whole['button_states'].dtype == np.int64
+    assert set(whole) == {'observations', 'terminals', 'actions', 'qpos', 'qvel', 'button_states'}
+    assert set(collector.oracles) == targets
+
+
+def test_noisy_data_are_noisier_than_play():
+    """The gripper's action above all: ten times the noise."""
+    play, noisy = (make_collector(f'cube-single-{kind}-v0', 60, noise=0.1).episode(0, 0)['actions']
+                   for kind in ('play', 'noisy'))
+    assert np.abs(np.diff(noisy[:, 4])).mean() > 3 * np.abs(np.diff(play[:, 4])).mean()
+
+
+def test_a_scene_without_its_cube_is_played_anew(monkeypatch):
+    collector = make_collector('scene-play-v0', 3, noise=0.1)
+    answers = [False, True]
+    monkeypatch.setattr(collect_manipulation, 'cube_is_visible', lambda qpos: answers.pop(0))
+    second = collector.episode(0, 0)
+    assert not answers
+    answers.append(True)
+    assert not np.array_equal(collector.episode(0, 0)['observations'], second['observations'])
+
+    qpos = np.zeros((5, 17))
+    qpos[:, 16] = 0.02
+    assert cube_is_visible(qpos)
+    for y, z, visible in ((0.3, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (-0.31, 0.2, False)):
+        qpos[3, 15:] = y, z
+        assert cube_is_visible(qpos) == visible
 
 
 # ------------------------------------------------------------------------------------------------- how good it is

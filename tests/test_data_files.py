@@ -123,52 +123,83 @@ def server(monkeypatch):
 # Names
 
 
-def test_the_ten_datasets_and_their_environments():
-    assert len(DATASETS) == len(set(DATASETS)) == 10
-    assert {parse_name(name) for name in DATASETS} == {
-        'antmaze-medium-v0', 'antmaze-large-v0', 'humanoidmaze-medium-v0', 'humanoidmaze-large-v0'
-    }
-
-
 @pytest.mark.parametrize('name, env_id', [
     ('antmaze-medium-navigate-v0', 'antmaze-medium-v0'),
     ('antmaze-medium-navigate-mini-v0', 'antmaze-medium-v0'),
     ('pointmaze-giant-stitch-v0', 'pointmaze-giant-v0'),
     ('antmaze-teleport-explore-v0', 'antmaze-teleport-v0'),
+    ('pointmaze-medium-explore-v0', 'pointmaze-medium-v0'),  # OGBench has none, but one can collect it
+    ('humanoidmaze-teleport-navigate-v0', 'humanoidmaze-teleport-v0'),
+    ('antsoccer-arena-stitch-v0', 'antsoccer-arena-v0'),
+    ('cube-quadruple-noisy-v0', 'cube-quadruple-v0'),
+    ('scene-play-v0', 'scene-v0'),
+    ('puzzle-4x6-play-v0', 'puzzle-4x6-v0'),
 ])
 def test_parse_name(name, env_id):
     assert parse_name(name) == env_id
 
 
-def test_every_accepted_environment_exists():
-    gymnasium = pytest.importorskip('gymnasium')
-    pytest.importorskip('ogbench')
-    for robot in ('point', 'ant', 'humanoid'):
-        for size in ('medium', 'large', 'giant', 'teleport'):
-            gymnasium.spec(parse_name(f'{robot}maze-{size}-navigate-v0'))
+def test_names_are_those_of_ogbench():
+    """Every dataset has an environment, and none of OGBench's environments of states is missing."""
+    import gymnasium
+    import ogbench  # noqa: F401
+    registered = {name for name, spec in gymnasium.registry.items() if 'ogbench' in str(spec.entry_point)}
+    unsupported = ('visual', 'singletask', 'powderworld', 'online')
+    states = {name for name in registered if not any(word in name for word in unsupported)}
+    assert states == {f'{name}-v0' for name in ogbench_utils.ENVIRONMENTS}
+    assert {parse_name(name) for name in DATASETS} <= states and len(DATASETS) == len(set(DATASETS)) == 47
+
+
+@pytest.mark.parametrize('name', ['pointmaze-giant-navigate-v0', 'antsoccer-medium-stitch-v0', 'cube-triple-play-v0',
+                                  'scene-noisy-v0', 'puzzle-4x5-play-v0', 'humanoidmaze-giant-stitch-v0'])
+def test_official_dimensions_are_those_of_the_environment(name):
+    env = ogbench_utils.make_env(name)
+    observation, goal = ogbench_utils.reset_env(env, 5, 3)
+    assert observation.shape == goal.shape == ogbench_utils.official_shape(name)[2:]
+
+
+def test_official_sizes():
+    """Read off OGBench's commands.sh, apart from the table."""
+    assert ogbench_utils.official_shape('pointmaze-giant-navigate-v0') == (500, 2001, 2)
+    assert ogbench_utils.official_shape('humanoidmaze-giant-stitch-v0') == (10_000, 401, 69)
+    assert ogbench_utils.official_shape('antsoccer-medium-stitch-v0') == (8000, 501, 42)
+    assert ogbench_utils.official_shape('cube-triple-noisy-v0') == (3000, 1001, 46)
+    with pytest.raises(KeyError):
+        ogbench_utils.official_shape('pointmaze-medium-explore-v0')
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(ValueError, match='antmaze-medium-navigate-v0'):
+    with pytest.raises(ValueError, match='nearest: antmaze-medium-navigate-v0'):
         parse_name('antmaze-medum-navigate-v0')
-    with pytest.raises(ValueError, match='humanoidmaze-large-stitch-v0'):
+    with pytest.raises(ValueError, match='nearest: humanoidmaze-large-stitch-v0'):
         parse_name('humanoidmaze-large-stich')
-    with pytest.raises(ValueError, match='antmaze-medium-explore-v0'):  # nothing is near: all are named
+    with pytest.raises(ValueError, match='nearest: cube-single-play-v0'):
+        parse_name('cube-single-v0')
+    with pytest.raises(ValueError, match='python ogbench_utils.py list'):  # nothing is near
         parse_name('zzz')
 
 
 @pytest.mark.parametrize('name', [
     'xantmaze-medium-navigate-v0', 'antmaze-medium-navigate-v0.npz', 'antmaze-large-navigate-mini-v0',
-    'antmaze-medium-v0', 'antsoccer-arena-stitch-v0', '',
+    'antmaze-medium-v0', 'antmaze-medium-naviget-v0', 'scene-v0', 'play-v0', 'v0', '',
 ])
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match='unknown --dataset'):
         parse_name(name)
 
 
-def test_visual_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match='image'):
-        parse_name('visual-antmaze-medium-navigate-v0')
+@pytest.mark.parametrize('name, reason', [
+    ('visual-antmaze-medium-navigate-v0', 'images'),
+    ('visual-scene-play-v0', 'images'),
+    ('powderworld-easy-play-v0', 'images'),
+    ('cube-double-play-singletask-task2-v0', 'rewards for one task'),
+    ('antmaze-large-navigate-singletask-v0', 'rewards for one task'),
+    ('antmaze-medium-navigate-oraclerep-v0', 'goals that are no states'),
+])
+def test_what_is_not_supported_is_refused_with_the_reason(name, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        parse_name(name)
+    assert '\n' not in str(error.value) and str(error.value).startswith(f'--dataset {name} has ')
 
 
 # Search order
@@ -562,17 +593,21 @@ def test_missing_file_and_folder(tmp_path):
 # Commands
 
 
-def test_list_shows_the_ten_and_where_they_are(places, write, capsys):
+def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, capsys):
     data_dir, home, bundled = places
     (data_dir / f'{NAME}.npz').write_bytes(write().read_bytes())
     (home / 'antmaze-medium-stitch-v0.npz').write_text('damaged')
     ogbench_utils.main(['list', '--data_dir', str(data_dir)])
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert set(lines) == {'dataset', BUNDLED_NAME, *DATASETS}
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if '-v0 ' in line}
+    assert set(lines) == {BUNDLED_NAME, *DATASETS}
     assert lines[NAME].split()[1:4] == ['3', '3-5', '3'] and str(data_dir / NAME) in lines[NAME], 'from the file'
     assert 'DAMAGED' in lines['antmaze-medium-stitch-v0'] and str(home) in lines['antmaze-medium-stitch-v0']
-    line = lines['humanoidmaze-large-stitch-v0']
-    assert line.split()[1:5] == ['5,000', '401', '69', '-'] and line.endswith('download humanoidmaze-large-stitch-v0')
+    assert lines['humanoidmaze-large-stitch-v0'].split()[1:] == ['5,000', '401', '69', '-', 'not', 'here']
+    families = out.split('\n\n')
+    assert families[4].startswith('ant soccer\n') and families[4].count('antsoccer-') == 4
+    assert families[6] == f"scene\n{lines['scene-play-v0']}\n{lines['scene-noisy-v0']}"
+    assert 'download NAME' in families[-1] and 'collect_dataset.py --dataset NAME' in families[-1]
 
 
 def test_check_says_what_is_in_a_file_or_what_is_wrong(write, capsys):

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import evaluate
-import maze_figures
 import offline_trainer
 import ogbench_utils
 import online_trainer
+import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from support.flags import run_main
@@ -51,8 +51,8 @@ def no_curves(monkeypatch):
     """Drawing takes most of the time of such short runs."""
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
-    monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: None)
-    monkeypatch.setattr(online_trainer, 'draw_paths', lambda *args: None)
+    monkeypatch.setattr(pictures, 'draw_knowledge', lambda *args: None)
+    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *args: None)
 
 
 @pytest.fixture
@@ -266,6 +266,39 @@ def test_humanoid(folder, no_curves, short_episodes, capsys):
     evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
     metrics = json.loads((run / 'evaluation.json').read_text())
     assert metrics['evaluation/episode_length'] == 30 and metrics['evaluation/overall_success'] == 0
+
+
+# Other families
+
+
+@pytest.mark.parametrize('name, dimensions, pictures_of', [
+    ('pointmaze-medium-navigate-v0', 2, ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths',
+                                         'evaluation_paths']),
+    ('antsoccer-arena-navigate-v0', 42, ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths',
+                                         'evaluation_paths']),
+    ('cube-single-play-v0', 28, ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']),
+    ('puzzle-3x3-play-v0', 55, ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']),
+])
+def test_other_families(folder, short_episodes, capsys, name, dimensions, pictures_of):
+    """From states of random motion to an evaluation, with the plan; each environment brings its own pictures."""
+    env = ogbench_utils.make_env(name)
+    states = []
+    for episode in range(3):
+        states.append(ogbench_utils.reset_env(env, episode % 5 + 1, episode)[0])
+        states += [env.step(env.action_space.sample())[0] for _ in range(59)]
+    np.savez('states.npz', observations=np.stack(states), terminals=np.arange(180) % 60 == 59)
+
+    offline_trainer.main(['--dataset', name, '--dataset_path', 'states.npz', *OFFLINE, '--num_updates', '2'])
+    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120'])
+    run = Path('online_checkpoints', name, 'seed0')
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
+    output = capsys.readouterr().out
+    assert f'120 states of {dimensions} dimensions' in output and 'plans on it' in output
+    metrics = json.loads((run / 'evaluation.json').read_text())
+    assert metrics['plan'] and metrics.keys() >= {f'evaluation/task{task}_success' for task in range(1, 6)}
+
+    drawn = {path.stem for half in ('offline', 'online') for path in Path(f'{half}_checkpoints').rglob('*.png')}
+    assert drawn == {'training_curves', 'online_training_curves', *pictures_of}
 
 
 # Flags

@@ -10,7 +10,6 @@ from maze_figures import (
     Knowledge,
     Maze,
     Probe,
-    TrainingPictures,
     draw_latents,
     draw_paths,
     draw_plan,
@@ -188,22 +187,6 @@ def test_paths_show_outcomes(maze, figure):
         assert len(ends) == (k >= 3) and colors.count(TASK_COLORS[k - 1]) == (2 if k < 3 else 1)
         for line in ends:
             assert (line.get_xdata()[0], line.get_ydata()[0]) == tuple(episodes[2 * k - 1].observations[-1, :2])
-
-
-def test_pictures_of_a_training_are_rare_and_come_at_the_end(observations, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(maze_figures, 'draw_knowledge', lambda *args: drawn.append(args))
-    pictures = TrainingPictures(ANT, observations, tmp_path, rarity=1e9)
-    for last in (False, False, True):
-        pictures.draw(None, 'title', last)
-    assert len(drawn) == 2, 'the first, and the last'
-    pictures = TrainingPictures(ANT, observations, tmp_path, rarity=0)
-    for _ in range(3):
-        pictures.draw(None, 'title')
-    assert len(drawn) == 5
-    TrainingPictures(ANT, observations[:, :5], tmp_path).draw(None, 'title', last=True)
-    TrainingPictures(ANT, observations - 1000, tmp_path).draw(None, 'title', last=True)
-    assert len(drawn) == 5, 'data that do not belong to the environment, or lie outside its maze'
 
 
 def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):

@@ -64,7 +64,7 @@ def test_flags_of_the_commands_exist(name):
     helps = {}
     for script, words in commands(PAGES[name]):
         assert (ROOT / script).is_file(), f'{script} does not exist'
-        if script.endswith('.sh'):
+        if script.endswith('.sh') or not given_flags(words):
             continue
         first = tuple(words[:1]) if script == 'ogbench_utils.py' else ()
         if (script, first) not in helps:

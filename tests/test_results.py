@@ -172,10 +172,10 @@ def test_a_readme_without_markers_is_refused(page):
     assert code == 2 and 'README.md needs one line' in error
 
 
-def test_published_numbers_cover_the_ten_datasets():
+def test_published_numbers_are_of_datasets_of_ogbench():
     from ogbench_utils import DATASETS
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
-    assert set(published) - {'about'} == set(DATASETS)
+    assert len(published) > 10 and set(published) - {'about'} <= set(DATASETS)
 
 
 def test_runs_are_compared_on_the_steps_that_all_have():

@@ -37,7 +37,7 @@ def quick(monkeypatch, tmp_path, make_short_env):
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'draw_paths', lambda *_: None)
+    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
     monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
     return tmp_path
 
