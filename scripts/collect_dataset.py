@@ -40,6 +40,7 @@ MINIMA = {'num_episodes': 1, 'num_val_episodes': 0, 'max_episode_steps': 2, 'noi
 STITCH_CELLS = 4
 EXPLORE_INTERVAL = 10
 EXPERT_KEYS = ('w1', 'b1', 'w2', 'b2', 'w_mean', 'b_mean')
+EXPERTS = {'antmaze': 'ant_expert.npz', 'humanoidmaze': 'humanoid_expert.npz'}
 
 
 @dataclass(frozen=True)
@@ -78,26 +79,47 @@ def find_vertex_cells(maze_map):
     return cells
 
 
-def load_ant_policy(path):
-    """Return policy(observation (29,), unit direction (2,)) -> action (8,) in [-1, 1], read from an npz.
+def turned(observation, direction, pairs):
+    """The observation (S,) without x, y, with the vectors on the ground whose first index is in `pairs` told along and
+    across the unit direction (2,): a robot that does not know which way it faces sees the same whatever the compass."""
+    x = np.array(observation[2:], np.float32)
+    along, across = direction
+    for i in pairs:
+        x[i], x[i + 1] = x[i] * along + x[i + 1] * across, x[i + 1] * along - x[i] * across
+    return x
 
-    The network sees the observation without x, y. ValueError if the file holds no such network.
+
+def load_expert(path):
+    """Return policy(observation (S,), unit direction (2,)) -> action (A,) in [-1, 1], read from an npz.
+
+    The network sees the observation without x, y, then the direction; or, where the file holds `ground_vectors`, what
+    `turned` makes of both. ValueError if the file holds no such network.
     """
     if not zipfile.is_zipfile(path):
-        raise ValueError(f'{path}: no such npz file; --expert_path names the weights of the ant expert')
+        raise ValueError(f'{path}: no such npz file; --expert_path names the weights of an expert')
     with np.load(path, allow_pickle=False) as file:
-        if sorted(file.files) != sorted(EXPERT_KEYS):
-            raise ValueError(f'{path}: no ant expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
-        w1, b1, w2, b2, w_mean, b_mean = (file[key] for key in EXPERT_KEYS)
+        if set(file.files) - {'ground_vectors'} != set(EXPERT_KEYS):
+            raise ValueError(f'{path}: no expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
+        w1, b1, w2, b2, w_mean, b_mean = (file[key].astype(np.float32) for key in EXPERT_KEYS)
+        pairs = file['ground_vectors'].tolist() if 'ground_vectors' in file.files else None
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))  # 0.79... = sqrt(2 / pi)
 
     def policy(observation, direction):
-        x = np.concatenate([observation[2:], direction]).astype(np.float32)
+        if pairs is None:
+            x = np.concatenate([observation[2:], direction]).astype(np.float32)
+        else:
+            x = turned(observation, direction, pairs)
         return np.tanh(gelu(gelu(x @ w1 + b1) @ w2 + b2) @ w_mean + b_mean)
 
     return policy
+
+
+def expert_path(env_id, given=None):
+    """The weights named by --expert_path, or those bundled for the robot of a maze; None for a point."""
+    bundled = EXPERTS.get(env_id.split('-')[0])
+    return given or bundled and str(DATASETS_DIR / bundled)
 
 
 class Collector:
@@ -111,8 +133,8 @@ class Collector:
         self.vertex_cells = find_vertex_cells(self.env.maze_map)
         self.search = functools.cache(self._search)
         self.policy = lambda observation, direction: direction  # a point moves where its action points
-        if config.policy == 'expert' and config.env_id.startswith('antmaze'):
-            self.policy = load_ant_policy(config.expert_path)
+        if config.policy == 'expert' and not config.env_id.startswith('pointmaze'):
+            self.policy = load_expert(config.expert_path)
 
     def _search(self, start_ij, goal_ij):
         """(x, y) of the next cell on the way, and every cell's distance from `goal_ij` in cells (-1: no way).
@@ -237,7 +259,7 @@ def parse_args(argv=None):
     add('max_episode_steps', type=int, help="rows of an episode (default: the protocol's)")
     add('noise', type=float, help="std of the noise on the expert's actions (default: the protocol's)")
     add('policy', choices=('expert', 'random'), default='expert', help='who acts (default: %(default)s)')
-    add('expert_path', default=str(DATASETS_DIR / 'ant_expert.npz'), help='weights of the ant expert')
+    add('expert_path', help='weights of the expert (default: those in datasets/)')
     add('output_dir', default='datasets', help='folder of the two files (default: %(default)s)')
     add('output_name', help='name of the files without .npz (default: the dataset)')
     add('state_only', action='store_true', help='save observations and terminals only')
@@ -261,16 +283,14 @@ def check_args(args):
     for flag, minimum in MINIMA.items():
         if not minimum <= getattr(args, flag) < float('inf'):
             raise ValueError(f'--{flag} {getattr(args, flag)}: must be a number of at least {minimum}')
-    if args.policy == 'expert' and env_id.startswith('humanoid'):
-        raise ValueError(f'--dataset {args.dataset}: no humanoid expert is bundled; '
-                         "download OGBench's own data, or pass --policy random")
-    if args.policy == 'expert' and env_id.startswith('ant'):
-        load_ant_policy(args.expert_path)
+    path = expert_path(env_id, args.expert_path)
+    if args.policy == 'expert' and path:
+        load_expert(path)
     paths = [Path(args.output_dir) / f'{args.output_name or args.dataset}{end}.npz' for end in ('', '-val')]
     for path in paths:
         if path.exists() and not args.overwrite:
             raise ValueError(f'{path} exists: pass --overwrite to replace it, or another --output_name')
-    config = CollectConfig(env_id=env_id, kind=kind, policy=args.policy, expert_path=args.expert_path,
+    config = CollectConfig(env_id=env_id, kind=kind, policy=args.policy, expert_path=path,
                            noise=args.noise, rows=args.max_episode_steps, state_only=args.state_only,
                            seed=args.seed)
     return config, (args.num_episodes, args.num_val_episodes), paths

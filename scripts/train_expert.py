@@ -6,8 +6,8 @@
 A tool beside OPSO, not a part of it; needs requirements-expert.txt (JAX, the processor's build does).
 
 Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and a
-distribution of the return instead of its mean (BRO, arXiv 2405.16158; SimbaV2, 2502.15280; C51, 1707.06887), the mean of
-two critics, returns over three decisions, and every second batch mirrored left to right.
+distribution of the return instead of its mean (BRO, arXiv 2405.16158; SimbaV2, 2502.15280; C51, 1707.06887), the mean
+of two critics, returns over three decisions; half of every batch is mirrored left to right.
 
 The robot's own state does not say which way it faces. The teacher is told: it sees velocities and the direction in the
 frame of its torso. `distil_expert.py` then makes of it the expert, which sees the state and the direction only.
@@ -66,15 +66,28 @@ class Humanoid:
         self.begins_standing = begins_standing
 
     def reset(self):
-        if not self.begins_standing:
+        if self.begins_standing:
+            self._place(bend=0.1 * self.rng.random(), tilt=0.1)
+        elif self.rng.random() < 0.5:
+            self._place(bend=self.rng.random(), tilt=1.0)  # half way up
+        else:
             self.env.reset()
-            return
 
+    def _place(self, bend, tilt):
+        """On its feet, or whatever is lowest: joints this share of the way to random ones, the torso tilted by up to
+        `tilt` radians."""
+        low, high = self.env.model.jnt_range[1:].T
         qpos = self.env.init_qpos.copy()
-        qpos[2] = 1.3
-        qpos[3:7] = yaw_quaternion(self.rng.uniform(-np.pi, np.pi))
-        qpos[7:] += self.rng.uniform(-0.1, 0.1, len(qpos) - 7)
+        qpos[7:] += bend * (self.rng.uniform(low, high) - qpos[7:])
+
+        yaw = self.rng.uniform(-np.pi, np.pi)
+        lean = self.rng.uniform(-np.pi, np.pi)
+        half = 0.5 * tilt * self.rng.random()
+        qpos[3:7] = multiply(yaw_quaternion(yaw), [np.cos(half), np.sin(half) * np.cos(lean),
+                                                   np.sin(half) * np.sin(lean), 0.0])
         qvel = 0.1 * self.rng.standard_normal(self.env.model.nv)
+        self.env.set_state(qpos, qvel)
+        qpos[2] -= self.data.xpos[1:, 2].min() - 0.1
         self.env.set_state(qpos, qvel)
 
     def step(self, action):
@@ -99,13 +112,13 @@ class Humanoid:
         return float(self.head() > 1.2)
 
     def reward(self, direction, action):
-        """Of one decision: 0 on the ground, 0.8 standing, 2.8 walking at top speed."""
+        """Of one decision: 0 to 0.1 lying, 1 standing, 3 walking at top speed."""
         upright = 0.5 + 0.5 * self.data.xmat[1, 8]
         height = np.clip(self.head() / STANDING_HEAD, 0.0, 1.0)
         standing = np.clip((self.head() - 0.9) / 0.45, 0.0, 1.0) * upright
 
         speed = np.clip(self.speed(direction), -1.0, self.top_speed)
-        return 0.3 * height ** 2 + standing * (0.3 + speed + 0.2 * self.facing() @ direction) \
+        return 0.4 * height + 0.1 * upright + standing * (0.3 + speed + 0.2 * self.facing() @ direction) \
             - 0.02 * np.square(action).mean()
 
 
@@ -136,6 +149,13 @@ MIRROR_FEATURES = (
 MIRROR_ACTIONS = (  # motors: abdomen y, z, x; hip x, z, y, knee, ankle x, y of the legs; arms
     np.r_[0:3, 9:15, 3:9, 18:21, 15:18],
     np.r_[1, -1, -1, 1, 1, 1, 1, -1, 1, 1, 1, 1, 1, -1, 1, _ARM, _ARM].astype(np.float32))
+
+
+def multiply(p, q):
+    """The rotation q, then p: quaternions (4,), MuJoCo's order (w, x, y, z)."""
+    p = np.asarray(p)
+    q = np.asarray(q)
+    return np.r_[p[0] * q[0] - p[1:] @ q[1:], p[0] * q[1:] + q[0] * p[1:] + np.cross(p[1:], q[1:])]
 
 
 def yaw_quaternion(angle):
