@@ -111,6 +111,9 @@ class Humanoid:
     def standing(self):
         return float(self.head() > 1.2)
 
+    def fallen(self):
+        return self.head() < FALLEN_HEAD
+
     def reward(self, direction, action):
         """Of one decision: 0 to 0.1 lying, 1 standing, 3 walking at top speed."""
         upright = 0.5 + 0.5 * self.data.xmat[1, 8]
@@ -134,6 +137,73 @@ def humanoid_features(state, torso, direction):
     ]).astype(np.float32)
 
 
+class Ant:
+    """OGBench's ant, told where to walk. It is pushed now and then. Its episodes are cut short on its back, since it
+    cannot get up."""
+
+    action_repeat = 1  # 20 decisions a second
+    decisions_of_episode = {True: 400, False: 400}
+    top_speed = 4.0
+    mirror_features = mirror_actions = None  # its left and right differ by more than a sign
+
+    def __init__(self, seed, begins_standing):
+        from ogbench.online_locomotion.ant import AntEnv
+
+        self.env = AntEnv(terminate_when_unhealthy=False)
+        self.env.reset(seed=seed)
+        self.data = self.env.data
+        self.rng = np.random.default_rng(seed)
+        self.begins_standing = begins_standing
+
+    def reset(self):
+        self.env.reset()
+
+    def step(self, action):
+        if self.rng.random() < 0.02:  # a push, as from a wall that was not seen
+            velocity = self.data.qvel.copy()
+            velocity[:2] += self.rng.normal(0.0, 1.0, 2)
+            self.env.set_state(self.data.qpos, velocity)
+        self.env.do_simulation(action, self.env.frame_skip)
+
+    def features(self, direction):
+        """(29,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
+        return ant_features(self.env._get_obs(), self.data.xmat[1].reshape(3, 3), direction)
+
+    def head(self):
+        """The ant has none: how upright its back is, 1 to -1."""
+        return self.data.xmat[1, 8]
+
+    def facing(self):
+        return self.data.xmat[1].reshape(3, 3)[:2, 0]
+
+    def speed(self, direction):
+        return self.data.qvel[:2] @ direction
+
+    def standing(self):
+        return float(self.head() > 0.5)
+
+    def fallen(self):
+        return self.head() < 0
+
+    def reward(self, direction, action):
+        """Of one decision: 0 on its back, 0.5 standing, 2.5 walking at top speed."""
+        speed = np.clip(self.speed(direction), -1.0, self.top_speed)
+        return self.standing() * (0.5 + 0.5 * speed) - 0.02 * np.square(action).mean()
+
+
+def ant_features(state, torso, direction):
+    """state (27,) of OGBench's ant without x, y; torso (3, 3), its columns the axes in the world -> (29,)."""
+    return np.concatenate([
+        state[:1],  # height
+        torso[2],  # up, seen from the torso
+        state[5:13],  # joints
+        0.3 * state[13:16] @ torso,  # velocity
+        0.2 * state[16:19],  # turning, in the torso's frame already
+        0.1 * state[19:27],  # joints
+        direction @ torso[:2],
+    ]).astype(np.float32)
+
+
 # Left and right exchanged: mirrored = sign * x[order]. The axes of some joints are mirrored in the model, so that the
 # same angle is the mirrored one, and of others not.
 _LEG = np.array([1, 1, 1, 1, 1, -1])  # hip x, z, y, knee, ankle y, x
@@ -149,6 +219,11 @@ MIRROR_FEATURES = (
 MIRROR_ACTIONS = (  # motors: abdomen y, z, x; hip x, z, y, knee, ankle x, y of the legs; arms
     np.r_[0:3, 9:15, 3:9, 18:21, 15:18],
     np.r_[1, -1, -1, 1, 1, 1, 1, -1, 1, 1, 1, 1, 1, -1, 1, _ARM, _ARM].astype(np.float32))
+
+
+Humanoid.mirror_features = MIRROR_FEATURES
+Humanoid.mirror_actions = MIRROR_ACTIONS
+ROBOTS = {'humanoid': Humanoid, 'ant': Ant}
 
 
 def multiply(p, q):
@@ -168,8 +243,8 @@ class DirectedRobot:
 
     resample_decisions = (30, 160)  # a direction holds for 1.5 to 8 seconds
 
-    def __init__(self, seed, begins_standing):
-        self.body = Humanoid(seed, begins_standing)
+    def __init__(self, body, seed, begins_standing):
+        self.body = body(seed, begins_standing)
         self.rng = np.random.default_rng([seed, 1])
         self.reset()
 
@@ -197,7 +272,7 @@ class DirectedRobot:
         features = self.features()
         self.decision += 1
 
-        self.down = self.down + 1 if self.body.head() < FALLEN_HEAD else 0
+        self.down = self.down + 1 if self.body.fallen() else 0
         fell = self.body.begins_standing and self.down > 3
         ended = fell or self.decision >= self.body.decisions_of_episode[self.body.begins_standing]
         cut = ended or self.decision == self.next_direction
@@ -266,15 +341,13 @@ class Replay:
 
 
 # ------------------------------------------------------------------------------------------------------ learner
-def make_learner(flags, feature_dim, action_dim):
+def make_learner(flags, body, feature_dim, action_dim):
     """-> (initial state, act, update): two compiled functions of a nested dict of arrays."""
     import jax
     import jax.numpy as jnp
 
     support = jnp.linspace(flags.value_range[0], flags.value_range[1], BINS)
     spacing = (flags.value_range[1] - flags.value_range[0]) / (BINS - 1)
-    mirror_order, mirror_sign = (jnp.asarray(x) for x in MIRROR_FEATURES)
-    action_order, action_sign = (jnp.asarray(x) for x in MIRROR_ACTIONS)
 
     def layers(key, sizes, copies=()):
         keys = jax.random.split(key, len(sizes) - 1)
@@ -315,15 +388,18 @@ def make_learner(flags, feature_dim, action_dim):
     def zeros(params):
         return {'first': jax.tree.map(jnp.zeros_like, params), 'second': jax.tree.map(jnp.zeros_like, params)}
 
-    def mirror(x, order, sign):
+    def mirror(x, exchange):
         """Half of the rows, left and right exchanged."""
+        if exchange is None:
+            return x
         half = len(x) // 2
+        order, sign = exchange
         return jnp.concatenate([x[:half], x[half:][:, order] * sign])
 
     def update_critic(state, batch):
         x, actions, rewards, next_x, discount = batch
-        x, next_x = mirror(x, mirror_order, mirror_sign), mirror(next_x, mirror_order, mirror_sign)
-        actions = mirror(actions, action_order, action_sign)
+        x, next_x = mirror(x, body.mirror_features), mirror(next_x, body.mirror_features)
+        actions = mirror(actions, body.mirror_actions)
         key, key_now = jax.random.split(state['key'])
         step = state['step'] + 1
 
@@ -414,7 +490,7 @@ def unflatten(like, flat, prefix=''):
 # ------------------------------------------------------------------------------------------------------ command
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--robot', choices=('humanoid',), default='humanoid')
+    parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--num_decisions', type=int, default=1_500_000, help='in all (default: 1.5 million)')
     parser.add_argument('--num_envs', type=int, default=16, help='robots side by side (default: 16)')
     parser.add_argument('--standing_envs', type=int, default=10, help='of these, begin upright (default: 10)')
@@ -464,9 +540,10 @@ def train(flags):
     if path.exists() and not flags.resume:
         raise ValueError(f'{path} exists: add --resume, or name another --output_dir')
 
-    robots = [DirectedRobot(1000 * flags.seed + i, i < flags.standing_envs) for i in range(flags.num_envs)]
+    body = ROBOTS[flags.robot]
+    robots = [DirectedRobot(body, 1000 * flags.seed + i, i < flags.standing_envs) for i in range(flags.num_envs)]
     action_dim = robots[0].body.env.action_space.shape[0]
-    state, act, update = make_learner(flags, len(robots[0].features()), action_dim)
+    state, act, update = make_learner(flags, body, len(robots[0].features()), action_dim)
     replay = Replay(flags.replay // flags.num_envs, flags.num_envs, len(robots[0].features()), action_dim)
     rng = np.random.default_rng(flags.seed)
     decisions = 0

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'scripts'))
 
 import train_expert  # noqa: E402
 from collect_dataset import load_expert, turned  # noqa: E402
-from distil_expert import GROUND_VECTORS, STATE_SCALE, Walk, export, network  # noqa: E402
+from distil_expert import ROBOTS, Walk, export, network  # noqa: E402
 from train_expert import (  # noqa: E402
     MIRROR_ACTIONS,
     MIRROR_FEATURES,
@@ -83,7 +84,7 @@ def test_what_the_two_see_does_not_depend_on_the_compass():
     assert np.allclose(body.features(DIRECTION), other.features(rotation @ DIRECTION), atol=1e-4)
 
     states = [np.r_[0, 0, robot.env._get_obs()] for robot in (body, other)]
-    seen = [turned(state, direction, GROUND_VECTORS)
+    seen = [turned(state, direction, ROBOTS['humanoid'].ground_vectors)
             for state, direction in zip(states, (DIRECTION, rotation @ DIRECTION), strict=True)]
     assert np.allclose(*seen, atol=1e-4)
     assert np.isclose(seen[0][37], states[0][39:41] @ DIRECTION)  # along
@@ -93,7 +94,7 @@ def test_what_the_two_see_does_not_depend_on_the_compass():
 def test_walks_end_soon_after_a_fall_and_the_ground_does_not():
     lengths = {}
     for begins_standing in (True, False):
-        robot = DirectedRobot(0, begins_standing)
+        robot = DirectedRobot(Humanoid, 0, begins_standing)
         steps = [robot.step(np.zeros(21)) for _ in range(60)]
         ends = [i for i, step in enumerate(steps) if step[3]]
         lengths[begins_standing] = ends[0] + 1 if ends else None
@@ -114,22 +115,24 @@ def test_returns_stop_where_decisions_do_not_follow():
         assert last == steps[-1] + 0.5 and weight == 0.5 ** len(steps)
 
 
-def test_the_exported_student_is_what_the_collector_reads(tmp_path):
-    import torch
-
-    student = network(16)
-    export(student, tmp_path / 'expert.npz')
-    walk = Walk('humanoidmaze-medium-v0', 0, rows=5)
+@pytest.mark.parametrize('name', ROBOTS)
+def test_the_exported_student_is_what_the_collector_reads(tmp_path, name):
+    student = network(ROBOTS[name], 16)
+    export(ROBOTS[name], student, tmp_path / 'expert.npz')
+    walk = Walk(name, 'medium', 0, rows=5)
     action = load_expert(tmp_path / 'expert.npz')(walk.observation, walk.direction)
     with torch.no_grad():
-        wanted = student(torch.from_numpy(walk.seen * STATE_SCALE)).numpy()
-    assert action.shape == (21,) and np.allclose(action, wanted, atol=5e-3)  # half precision
-    assert walk.features.shape == (70,) and walk.features.dtype == np.float32
+        wanted = student(torch.from_numpy(walk.seen)).numpy()
+    assert action.shape == wanted.shape and np.allclose(action, wanted, atol=5e-3)  # half precision
+    robot = DirectedRobot(train_expert.ROBOTS[name], 0, True)
+    assert walk.features.shape == robot.features().shape and walk.features.dtype == np.float32
 
 
-def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', train_expert.ROBOTS)
+def test_training_goes_on_where_it_stopped(tmp_path, name):
     pytest.importorskip('jax')
-    flags = ['--output_dir', str(tmp_path), '--replay_path', str(tmp_path / 'replay.npz'), '--num_envs', '4',
+    flags = ['--robot', name, '--output_dir', str(tmp_path), '--replay_path', str(tmp_path / 'replay.npz')]
+    flags += ['--num_envs', '4',
              '--standing_envs', '2', '--updates', '2', '--batch', '8', '--hidden', '16', '--first_decisions', '40',
              '--replay', '400']
     state = train_expert.train(train_expert.parse_args([*flags, '--num_decisions', '80']))
