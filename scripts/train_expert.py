@@ -23,6 +23,7 @@ and one critic learn both to walk (robots that begin upright) and to get up (rob
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -461,6 +462,7 @@ def make_learner(flags, body, feature_dim, action_dim):
     critics = layers(keys[1], [feature_dim + action_dim, *hidden, BINS], copies=(2,))
     for params in (actor, critics):
         params[-1]['w'] *= 0.01
+    critics[-1]['b'] -= 0.5 * jnp.square(support / (2 * spacing))  # the first values are about 0
 
     state = {'actor': actor, 'critic': critics, 'target': critics, 'actor_adam': zeros(actor),
              'critic_adam': zeros(critics), 'log_alpha': jnp.log(jnp.asarray(flags.alpha)), 'key': keys[2],
@@ -494,16 +496,16 @@ def parse_args(argv=None):
     parser.add_argument('--num_decisions', type=int, default=1_500_000, help='in all (default: 1.5 million)')
     parser.add_argument('--num_envs', type=int, default=16, help='robots side by side (default: 16)')
     parser.add_argument('--standing_envs', type=int, default=10, help='of these, begin upright (default: 10)')
-    parser.add_argument('--updates', type=int, default=8, help='of the critics per decision of all (default: 8)')
-    parser.add_argument('--batch', type=int, default=256, help='decisions in an update (default: 256)')
+    parser.add_argument('--updates', type=int, default=16, help='of the critics per decision of all (default: 16)')
+    parser.add_argument('--batch', type=int, default=128, help='decisions in an update (default: 128)')
     parser.add_argument('--hidden', type=int, default=256, help='width of the critics (default: 256)')
     parser.add_argument('--lr', type=float, default=3e-4, help='learning rates (default: 3e-4)')
     parser.add_argument('--alpha', type=float, default=0.05, help='first weight of the entropy (default: 0.05)')
     parser.add_argument('--entropy', type=float, default=-0.5, help='that it aims at, per motor (default: -0.5)')
-    parser.add_argument('--discount', type=float, default=0.985, help='per decision (default: 0.985)')
+    parser.add_argument('--discount', type=float, default=0.97, help='per decision (default: 0.97)')
     parser.add_argument('--horizon', type=int, default=3, help='decisions in a return (default: 3)')
     parser.add_argument('--target_rate', type=float, default=0.005, help='of the slow critics (default: 0.005)')
-    parser.add_argument('--value_range', type=float, nargs=2, default=(-20.0, 200.0), help='of returns')
+    parser.add_argument('--value_range', type=float, nargs=2, default=(-5.0, 105.0), help='of returns')
     parser.add_argument('--first_decisions', type=int, default=8000, help='random ones (default: 8,000)')
     parser.add_argument('--replay', type=int, default=1_500_000, help='decisions kept (default: 1.5 million)')
     parser.add_argument('--save_minutes', type=float, default=5.0, help='between checkpoints (default: 5)')
@@ -627,4 +629,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill saves, as Ctrl-C does
     run_main(main)
