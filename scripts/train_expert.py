@@ -5,9 +5,9 @@
 
 A tool beside OPSO, not a part of it; needs requirements-expert.txt (JAX, the processor's build does).
 
-Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and a
-distribution of the return instead of its mean (BRO, arXiv 2405.16158; SimbaV2, 2502.15280; C51, 1707.06887), the mean
-of two critics, returns over three decisions; half of every batch is mirrored left to right.
+Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and the mean of
+two critics (BRO, arXiv 2405.16158; SimbaV2, 2502.15280), values told by bins (Farebrother et al. 2024, 2403.03950),
+returns over three decisions; half of every batch is mirrored left to right.
 
 The robot's own state does not say which way it faces. The teacher is told: it sees velocities and the direction in the
 frame of its torso. `distil_expert.py` then makes of it the expert, which sees the state and the direction only.
@@ -364,20 +364,23 @@ def make_learner(flags, body, feature_dim, action_dim):
             x = jax.nn.relu(normalize(x @ layer['w'] + layer['b']))
         return x @ params[-1]['w'] + params[-1]['b']
 
-    def policy(params, x, key):
-        """-> (actions (B, A) in (-1, 1), their log densities (B,), mean actions)."""
+    def policy(params, x, noise):
+        """-> (actions (B, A) in (-1, 1), their log densities (B,))."""
         mean, log_std = jnp.split(network(params, x), 2, -1)
         log_std = -4.0 + 2.5 * (jnp.tanh(log_std) + 1)  # -4 to 1
-        noise = jax.random.normal(key, mean.shape)
         raw = mean + jnp.exp(log_std) * noise
         slope = 2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))
         log_prob = (-0.5 * noise ** 2 - log_std - 0.919 - slope).sum(-1)
-        return jnp.tanh(raw), log_prob, jnp.tanh(mean)
+        return jnp.tanh(raw), log_prob
 
     def critic(params, x, actions):
         """-> logits (2, B, BINS)."""
         x = jnp.concatenate([x, actions], -1)
         return network(params, jnp.broadcast_to(x, (2, *x.shape)))
+
+    def value_of(logits):
+        """The mean over the bins, and over the two critics -> (B,)."""
+        return (jax.nn.softmax(logits) * support).sum(-1).mean(0)
 
     def adam(params, gradient, moments, step, lr):
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments['first'], gradient)
@@ -398,36 +401,31 @@ def make_learner(flags, body, feature_dim, action_dim):
         return jnp.concatenate([x[:half], x[half:][:, order] * sign])
 
     def update_critic(state, batch):
-        x, actions, rewards, next_x, discount = batch
+        x, actions, rewards, next_x, discount, noise, _ = batch
         x, next_x = mirror(x, body.mirror_features), mirror(next_x, body.mirror_features)
         actions = mirror(actions, body.mirror_actions)
-        key, key_now = jax.random.split(state['key'])
         step = state['step'] + 1
 
-        next_actions, log_prob, _ = policy(state['actor'], next_x, key_now)
-        chances = jax.nn.softmax(critic(state['target'], next_x, next_actions)).mean(0)
-        entropy = -jnp.exp(state['log_alpha']) * log_prob
-        values = rewards[:, None] + discount[:, None] * (support + entropy[:, None])
-        values = jnp.clip(values, support[0], support[-1])
-        share = jnp.clip(1 - jnp.abs(values[:, :, None] - support) / spacing, 0, 1)
-        target = jnp.einsum('bj,bji->bi', chances, share)
+        next_actions, log_prob = policy(state['actor'], next_x, noise)
+        next_value = value_of(critic(state['target'], next_x, next_actions)) - jnp.exp(state['log_alpha']) * log_prob
+        value = jnp.clip(rewards + discount * next_value, support[0], support[-1])
+        target = jnp.clip(1 - jnp.abs(value[:, None] - support) / spacing, 0, 1)  # shared by the two next bins
 
         def loss(params):
             return -2 * (jax.nn.log_softmax(critic(params, x, actions)) * target).sum(-1).mean()
 
-        value, gradient = jax.value_and_grad(loss)(state['critic'])
+        error, gradient = jax.value_and_grad(loss)(state['critic'])
         params, moments = adam(state['critic'], gradient, state['critic_adam'], step, flags.lr)
         slow = jax.tree.map(lambda t, p: t + flags.target_rate * (p - t), state['target'], params)
-        state = state | {'critic': params, 'critic_adam': moments, 'target': slow, 'key': key, 'step': step}
-        return state, (x, {'critic_loss': value, 'value': (target * support).sum(-1).mean()})
+        state = state | {'critic': params, 'critic_adam': moments, 'target': slow, 'step': step}
+        return state, (x, {'critic_loss': error, 'value': value.mean()})
 
-    def update_actor(state, x):
-        key, key_now = jax.random.split(state['key'])
+    def update_actor(state, x, noise):
         step = state['step'] / 2
 
         def loss(params):
-            actions, log_prob, _ = policy(params, x, key_now)
-            value = (jax.nn.softmax(critic(state['critic'], x, actions)) * support).sum(-1).mean(0)
+            actions, log_prob = policy(params, x, noise)
+            value = value_of(critic(state['critic'], x, actions))
             return (jnp.exp(state['log_alpha']) * log_prob - value).mean(), log_prob.mean()
 
         (_, log_prob), gradient = jax.value_and_grad(loss, has_aux=True)(state['actor'])
@@ -435,28 +433,26 @@ def make_learner(flags, body, feature_dim, action_dim):
 
         surplus = -log_prob - flags.entropy * action_dim
         log_alpha = state['log_alpha'] - flags.lr * jnp.clip(surplus, -10, 10)
-        return state | {'actor': params, 'actor_adam': moments, 'key': key, 'log_alpha': log_alpha}, log_prob
+        return state | {'actor': params, 'actor_adam': moments, 'log_alpha': log_alpha}, log_prob
 
     def update_twice(state, batches):
         """Two updates of the critics, one of the actor."""
         state, _ = update_critic(state, jax.tree.map(lambda x: x[0], batches))
         state, (x, numbers) = update_critic(state, jax.tree.map(lambda x: x[1], batches))
-        state, log_prob = update_actor(state, x)
+        state, log_prob = update_actor(state, x, batches[-1][1])
         return state, numbers | {'entropy': -log_prob, 'alpha': jnp.exp(state['log_alpha'])}
 
     @jax.jit
     def update(state, batches):
-        """batches: arrays (U, 2, B, ...)."""
+        """batches: arrays (U, 2, B, ...): those of `Replay.sample`, and normal noise (.., A) for the two policies."""
         state, numbers = jax.lax.scan(update_twice, state, batches)
         return state, jax.tree.map(jnp.mean, numbers)
 
     @jax.jit
-    def act(actor, x, key):
-        key, key_now = jax.random.split(key)
-        actions, _, mean = policy(actor, x, key_now)
-        return actions, mean, key
+    def act(actor, x, noise):
+        return policy(actor, x, noise)[0]
 
-    keys = jax.random.split(jax.random.PRNGKey(flags.seed), 4)
+    keys = jax.random.split(jax.random.PRNGKey(flags.seed), 2)
     hidden = [flags.hidden, flags.hidden]
     actor = layers(keys[0], [feature_dim, 256, 256, 2 * action_dim])
     critics = layers(keys[1], [feature_dim + action_dim, *hidden, BINS], copies=(2,))
@@ -465,8 +461,7 @@ def make_learner(flags, body, feature_dim, action_dim):
     critics[-1]['b'] -= 0.5 * jnp.square(support / (2 * spacing))  # the first values are about 0
 
     state = {'actor': actor, 'critic': critics, 'target': critics, 'actor_adam': zeros(actor),
-             'critic_adam': zeros(critics), 'log_alpha': jnp.log(jnp.asarray(flags.alpha)), 'key': keys[2],
-             'step': jnp.zeros(())}
+             'critic_adam': zeros(critics), 'log_alpha': jnp.log(jnp.asarray(flags.alpha)), 'step': jnp.zeros(())}
     return state, act, update
 
 
@@ -496,7 +491,7 @@ def parse_args(argv=None):
     parser.add_argument('--num_decisions', type=int, default=1_500_000, help='in all (default: 1.5 million)')
     parser.add_argument('--num_envs', type=int, default=16, help='robots side by side (default: 16)')
     parser.add_argument('--standing_envs', type=int, default=10, help='of these, begin upright (default: 10)')
-    parser.add_argument('--updates', type=int, default=16, help='of the critics per decision of all (default: 16)')
+    parser.add_argument('--updates', type=int, default=8, help='of the critics per decision of all (default: 8)')
     parser.add_argument('--batch', type=int, default=128, help='decisions in an update (default: 128)')
     parser.add_argument('--hidden', type=int, default=256, help='width of the critics (default: 256)')
     parser.add_argument('--lr', type=float, default=3e-4, help='learning rates (default: 3e-4)')
@@ -534,8 +529,6 @@ class Meters:
 
 def train(flags):
     """Collect and learn until `num_decisions` -> the learner's state."""
-    import jax
-
     folder = Path(flags.output_dir or ROOT / 'results' / 'experts' / flags.robot)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'teacher.npz'
@@ -547,13 +540,13 @@ def train(flags):
     action_dim = robots[0].body.env.action_space.shape[0]
     state, act, update = make_learner(flags, body, len(robots[0].features()), action_dim)
     replay = Replay(flags.replay // flags.num_envs, flags.num_envs, len(robots[0].features()), action_dim)
-    rng = np.random.default_rng(flags.seed)
     decisions = 0
 
     if flags.resume:
         with np.load(path) as file:
             flat = dict(file)
         decisions = int(flat.pop('decisions'))
+        flat.pop('key', None)
         state = unflatten(state, flat)
         if flags.replay_path and Path(flags.replay_path).exists():
             replay.load(flags.replay_path)
@@ -564,9 +557,9 @@ def train(flags):
         if flags.replay_path:
             replay.save(Path(flags.replay_path), 300_000 // flags.num_envs)
 
+    rng = np.random.default_rng([flags.seed, decisions])
     log = MetricsLog(folder / 'curve.csv', decisions)
     meters = Meters()
-    key = jax.random.PRNGKey(flags.seed + 1 + decisions)
     features = np.stack([robot.features() for robot in robots])
     first = decisions + flags.first_decisions if not flags.resume else flags.first_decisions
     saved = began = time.perf_counter()
@@ -577,8 +570,8 @@ def train(flags):
             if decisions < first:
                 actions = rng.uniform(-1, 1, (flags.num_envs, action_dim)).astype(np.float32)
             else:
-                actions, _, key = act(state['actor'], features, key)
-                actions = np.asarray(actions)
+                noise = rng.standard_normal((flags.num_envs, action_dim), np.float32)
+                actions = np.asarray(act(state['actor'], features, noise))
 
             rewards = np.zeros(flags.num_envs, np.float32)
             cut = np.zeros(flags.num_envs, bool)
@@ -603,7 +596,9 @@ def train(flags):
             decisions += flags.num_envs
 
             if replay.size * flags.num_envs >= flags.first_decisions:
-                parts = replay.sample(rng, flags.updates * flags.batch, flags.horizon, flags.discount)
+                count = flags.updates * flags.batch
+                parts = [*replay.sample(rng, count, flags.horizon, flags.discount),
+                         *rng.standard_normal((2, count, action_dim), np.float32)]
                 batches = tuple(x.reshape(flags.updates // 2, 2, flags.batch, *x.shape[1:]) for x in parts)
                 state, numbers = update(state, batches)
                 for name, value in numbers.items():
