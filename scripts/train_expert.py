@@ -5,9 +5,9 @@
 
 A tool beside OPSO, not a part of it; needs requirements-expert.txt (JAX, the processor's build does).
 
-Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and the mean of
-two critics (BRO, arXiv 2405.16158; SimbaV2, 2502.15280), values told by bins (Farebrother et al. 2024, 2403.03950),
-returns over three decisions; half of every batch is mirrored left to right.
+Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and no
+minimum over critics (BRO, arXiv 2405.16158; SimbaV2, 2502.15280), values told by bins (Farebrother et al. 2024,
+2403.03950), returns over three decisions; half of every batch is mirrored left to right.
 
 The robot's own state does not say which way it faces. The teacher is told: it sees velocities and the direction in the
 frame of its torso. `distil_expert.py` then makes of it the expert, which sees the state and the direction only.
@@ -374,12 +374,12 @@ def make_learner(flags, body, feature_dim, action_dim):
         return jnp.tanh(raw), log_prob
 
     def critic(params, x, actions):
-        """-> logits (2, B, BINS)."""
+        """-> logits (critics, B, BINS)."""
         x = jnp.concatenate([x, actions], -1)
-        return network(params, jnp.broadcast_to(x, (2, *x.shape)))
+        return network(params, jnp.broadcast_to(x, (flags.critics, *x.shape)))
 
     def value_of(logits):
-        """The mean over the bins, and over the two critics -> (B,)."""
+        """The mean over the bins and over the critics -> (B,)."""
         return (jax.nn.softmax(logits) * support).sum(-1).mean(0)
 
     def adam(params, gradient, moments, step, lr):
@@ -412,7 +412,7 @@ def make_learner(flags, body, feature_dim, action_dim):
         target = jnp.clip(1 - jnp.abs(value[:, None] - support) / spacing, 0, 1)  # shared by the two next bins
 
         def loss(params):
-            return -2 * (jax.nn.log_softmax(critic(params, x, actions)) * target).sum(-1).mean()
+            return -flags.critics * (jax.nn.log_softmax(critic(params, x, actions)) * target).sum(-1).mean()
 
         error, gradient = jax.value_and_grad(loss)(state['critic'])
         params, moments = adam(state['critic'], gradient, state['critic_adam'], step, flags.lr)
@@ -455,7 +455,7 @@ def make_learner(flags, body, feature_dim, action_dim):
     keys = jax.random.split(jax.random.PRNGKey(flags.seed), 2)
     hidden = [flags.hidden, flags.hidden]
     actor = layers(keys[0], [feature_dim, 256, 256, 2 * action_dim])
-    critics = layers(keys[1], [feature_dim + action_dim, *hidden, BINS], copies=(2,))
+    critics = layers(keys[1], [feature_dim + action_dim, *hidden, BINS], copies=(flags.critics,))
     for params in (actor, critics):
         params[-1]['w'] *= 0.01
     critics[-1]['b'] -= 0.5 * jnp.square(support / (2 * spacing))  # the first values are about 0
@@ -494,6 +494,7 @@ def parse_args(argv=None):
     parser.add_argument('--updates', type=int, default=8, help='of the critics per decision of all (default: 8)')
     parser.add_argument('--batch', type=int, default=128, help='decisions in an update (default: 128)')
     parser.add_argument('--hidden', type=int, default=256, help='width of the critics (default: 256)')
+    parser.add_argument('--critics', type=int, default=1, help='whose mean is the value (default: 1)')
     parser.add_argument('--lr', type=float, default=3e-4, help='learning rates (default: 3e-4)')
     parser.add_argument('--alpha', type=float, default=0.05, help='first weight of the entropy (default: 0.05)')
     parser.add_argument('--entropy', type=float, default=-0.5, help='that it aims at, per motor (default: -0.5)')
