@@ -283,14 +283,14 @@ def check_args(args):
     for flag, minimum in MINIMA.items():
         if not minimum <= getattr(args, flag) < float('inf'):
             raise ValueError(f'--{flag} {getattr(args, flag)}: must be a number of at least {minimum}')
-    path = expert_path(env_id, args.expert_path)
-    if args.policy == 'expert' and path:
-        load_expert(path)
+    weights = expert_path(env_id, args.expert_path)
+    if args.policy == 'expert' and weights:
+        load_expert(weights)
     paths = [Path(args.output_dir) / f'{args.output_name or args.dataset}{end}.npz' for end in ('', '-val')]
     for path in paths:
         if path.exists() and not args.overwrite:
             raise ValueError(f'{path} exists: pass --overwrite to replace it, or another --output_name')
-    config = CollectConfig(env_id=env_id, kind=kind, policy=args.policy, expert_path=path,
+    config = CollectConfig(env_id=env_id, kind=kind, policy=args.policy, expert_path=weights,
                            noise=args.noise, rows=args.max_episode_steps, state_only=args.state_only,
                            seed=args.seed)
     return config, (args.num_episodes, args.num_val_episodes), paths
