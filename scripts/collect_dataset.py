@@ -27,11 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from collect_manipulation import ManipulationCollector  # noqa: E402
-from collect_maze import MazeCollector, load_ant_policy  # noqa: E402
+from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 
 from ogbench_utils import official_shape, parse_name  # noqa: E402
 
-DATASETS_DIR = ROOT / 'datasets'
 FAMILIES = {
     'pointmaze': MazeCollector,
     'antmaze': MazeCollector,
@@ -50,7 +49,7 @@ class CollectConfig:
 
     dataset: str
     policy: str  # 'expert' or 'random'
-    expert_path: str
+    expert_path: str | None  # None for who needs no expert
     noise: float  # standard deviation, added to the expert's actions
     rows: int
     state_only: bool
@@ -135,7 +134,7 @@ def parse_args(argv=None):
     add('max_episode_steps', type=int, help="rows of an episode (default: OGBench's)")
     add('noise', type=float, help="std of the noise on the expert's actions (default: OGBench's)")
     add('policy', choices=('expert', 'random'), default='expert', help='who acts in a maze (default: %(default)s)')
-    add('expert_path', default=str(DATASETS_DIR / 'ant_expert.npz'), help='weights of the ant expert')
+    add('expert_path', help='weights of the expert in a maze (default: those in datasets/)')
     add('output_dir', default='datasets', help='folder of the two files (default: %(default)s)')
     add('output_name', help='name of the files without .npz (default: the dataset)')
     add('state_only', action=argparse.BooleanOptionalAction, default=True,
@@ -172,13 +171,11 @@ def check_args(args):
     if family not in FAMILIES:
         raise ValueError(f'--dataset {args.dataset}: there is no expert that plays soccer; '
                          "download OGBench's own data")
-    if args.policy == 'expert' and family == 'humanoidmaze':
-        raise ValueError(f'--dataset {args.dataset}: no humanoid expert is bundled; '
-                         "download OGBench's own data, or pass --policy random")
     if args.policy == 'random' and FAMILIES[family] is not MazeCollector:
         raise ValueError(f'--policy random: is for mazes; {args.dataset} has the oracles of OGBench')
-    if args.policy == 'expert' and family == 'antmaze':
-        load_ant_policy(args.expert_path)
+    weights = expert_path(args.dataset, args.expert_path) if args.policy == 'expert' else None
+    if weights:
+        load_expert(weights)
 
     fill_in(args)
     for flag, minimum in MINIMA.items():
@@ -188,7 +185,7 @@ def check_args(args):
     for path in paths:
         if path.exists() and not args.overwrite:
             raise ValueError(f'{path} exists: pass --overwrite to replace it, or another --output_name')
-    config = CollectConfig(dataset=args.dataset, policy=args.policy, expert_path=args.expert_path, noise=args.noise,
+    config = CollectConfig(dataset=args.dataset, policy=args.policy, expert_path=weights, noise=args.noise,
                            rows=args.max_episode_steps, state_only=args.state_only, seed=args.seed)
     return config, (args.num_episodes, args.num_val_episodes), paths
 

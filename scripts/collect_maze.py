@@ -7,11 +7,13 @@ The protocols are those of OGBench (Park et al. 2025, arXiv 2410.20092). Each st
     stitch    exactly 4 cells away, once an episode     next cell of shortest path
     explore   none                                      random, anew every 10 steps
 
-A point goes where it is told; an ant is moved by an expert (datasets/README.md). The actions carry Gaussian noise.
+A point goes where it is told; ants and humanoids are moved by an expert (datasets/README.md). The actions carry
+Gaussian noise.
 """
 
 import functools
 import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from ogbench_utils import make_env
 STITCH_CELLS = 4
 EXPLORE_INTERVAL = 10
 EXPERT_KEYS = ('w1', 'b1', 'w2', 'b2', 'w_mean', 'b_mean')
+DATASETS_DIR = Path(__file__).resolve().parents[1] / 'datasets'
+EXPERTS = {'ant': 'ant_expert.npz', 'humanoid': 'humanoid_expert.npz'}
 
 
 def find_vertex_cells(maze_map):
@@ -32,26 +36,54 @@ def find_vertex_cells(maze_map):
     return cells
 
 
-def load_ant_policy(path):
-    """Return policy(observation (29,), unit direction (2,)) -> action (8,) in [-1, 1], read from an npz.
+def turned(observation, direction, pairs):
+    """The observation (S,) without x, y, with the vectors on the ground whose first index is in `pairs` told along and
+    across the unit direction (2,): a robot that does not know which way it faces sees the same whatever the compass."""
+    x = np.array(observation[2:], np.float32)
+    along, across = direction
+    for i in pairs:
+        x[i], x[i + 1] = x[i] * along + x[i + 1] * across, x[i + 1] * along - x[i] * across
+    return x
 
-    The network sees the observation without x, y. ValueError if the file holds no such network.
+
+def load_expert(path):
+    """Return policy(observation (S,), unit direction (2,)) -> action (A,) in [-1, 1], read from an npz.
+
+    The network sees the observation without x, y, then the direction; or, where the file holds `ground_vectors`, what
+    `turned` makes of both. ValueError if the file holds no such network.
     """
     if not zipfile.is_zipfile(path):
-        raise ValueError(f'{path}: no such npz file; --expert_path names the weights of the ant expert')
+        raise ValueError(f'{path}: no such npz file; --expert_path names the weights of an expert')
     with np.load(path, allow_pickle=False) as file:
-        if sorted(file.files) != sorted(EXPERT_KEYS):
-            raise ValueError(f'{path}: no ant expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
-        w1, b1, w2, b2, w_mean, b_mean = (file[key] for key in EXPERT_KEYS)
+        if set(file.files) - {'ground_vectors'} != set(EXPERT_KEYS):
+            raise ValueError(f'{path}: no expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
+        w1, b1, w2, b2, w_mean, b_mean = (file[key].astype(np.float32) for key in EXPERT_KEYS)
+        pairs = file['ground_vectors'].tolist() if 'ground_vectors' in file.files else None
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))  # 0.79... = sqrt(2 / pi)
 
     def policy(observation, direction):
-        x = np.concatenate([observation[2:], direction]).astype(np.float32)
+        if pairs is None:
+            x = np.concatenate([observation[2:], direction]).astype(np.float32)
+        else:
+            x = turned(observation, direction, pairs)
         return np.tanh(gelu(gelu(x @ w1 + b1) @ w2 + b2) @ w_mean + b_mean)
 
     return policy
+
+
+def expert_path(dataset, given=None):
+    """The weights `given` by --expert_path, or those bundled for the robot of a maze; None for whoever needs none."""
+    robot = dataset.split('-')[0].removesuffix('maze')
+    if robot not in EXPERTS:
+        return None
+    path = DATASETS_DIR / EXPERTS[robot]
+    if not given and not path.exists():
+        raise ValueError(f'--dataset {dataset}: no {robot} expert is bundled; name one with --expert_path '
+                         "(datasets/README.md says how to make it), or download OGBench's own data, or collect with "
+                         '--policy random')
+    return given or str(path)
 
 
 class MazeCollector:
@@ -65,8 +97,8 @@ class MazeCollector:
         self.vertex_cells = find_vertex_cells(self.env.maze_map)
         self.search = functools.cache(self._search)
         self.policy = lambda observation, direction: direction  # a point moves where its action points
-        if config.policy == 'expert' and config.dataset.startswith('antmaze'):
-            self.policy = load_ant_policy(config.expert_path)
+        if config.policy == 'expert' and not config.dataset.startswith('pointmaze'):
+            self.policy = load_expert(config.expert_path)
 
     def _search(self, start_ij, goal_ij):
         """(x, y) of the next cell on the way, and every cell's distance from `goal_ij` in cells (-1: no way).

@@ -16,20 +16,24 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from collect_dataset import DATASETS_DIR, CollectConfig  # noqa: E402
-from collect_maze import MazeCollector  # noqa: E402
+from collect_dataset import CollectConfig  # noqa: E402
+from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
 
 from ogbench_utils import make_env  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 
+HUMANOID_HEAD = 23  # index of the head's height in the humanoid's observation
+STANDING_HEAD = 1.2  # metres
+
 
 class Expert:
     """Acts for `rollouts.evaluate`: toward the next cell of the shortest path, with noise on the actions."""
 
-    def __init__(self, dataset, expert_path, noise, seed):
-        self.collector = MazeCollector(CollectConfig(dataset, 'expert', str(expert_path), noise, 2, True, seed))
+    def __init__(self, dataset, path, noise, seed):
+        path = expert_path(dataset, path)
+        self.collector = MazeCollector(CollectConfig(dataset, 'expert', path, noise, 2, True, seed))
         self.rng = np.random.default_rng(seed)
 
     def initial_state(self, batch_size):
@@ -45,22 +49,34 @@ class Expert:
         return np.stack(actions).astype(np.float32), state
 
 
+def fallen(dataset, episodes):
+    """How the robots ended, and for the humanoid, which gets up, how much of the time it stood."""
+    last = np.stack([episode.observations[-1] for episode in episodes])
+    if dataset.startswith('antmaze'):
+        quaternions = last[:, 3:7]
+        return {'evaluation/on_its_back': float(np.mean(1 - 2 * np.sum(quaternions[:, 1:3] ** 2, 1) < 0))}
+
+    heads = np.concatenate([episode.observations[:, HUMANOID_HEAD] for episode in episodes])
+    return {'evaluation/on_the_ground': float(np.mean(last[:, HUMANOID_HEAD] < STANDING_HEAD)),
+            'evaluation/share_standing': float(np.mean(heads > STANDING_HEAD))}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--dataset', default='antmaze-medium-navigate-v0', help='an antmaze (default: %(default)s)')
+    parser.add_argument('--dataset', default='antmaze-medium-navigate-v0',
+                        help='of an ant or a humanoid (default: %(default)s)')
     parser.add_argument('--noise', type=float, default=0.0, help='standard deviation on the actions (default: 0)')
     parser.add_argument('--episodes_per_task', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='seed of starts, goals and noise (default: 0)')
-    parser.add_argument('--expert_path', default=DATASETS_DIR / 'ant_expert.npz', help='weights of the ant expert')
+    parser.add_argument('--expert_path', help='weights of the expert (default: those in datasets/)')
     parser.add_argument('--output', default='', help='JSON file for the numbers')
     flags = parser.parse_args()
-    if not flags.dataset.startswith('antmaze'):
-        raise ValueError(f'--dataset {flags.dataset}: the expert is an ant')
+    if flags.dataset.split('-')[0].removesuffix('maze') not in EXPERTS:
+        raise ValueError(f'--dataset {flags.dataset}: the experts are an ant and a humanoid')
     agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed)
     envs = [make_env(flags.dataset) for _ in range(8)]
     metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
-    quaternions = np.stack([episode.observations[-1, 3:7] for episode in episodes])
-    metrics['evaluation/on_its_back'] = float(np.mean(1 - 2 * np.sum(quaternions[:, 1:3] ** 2, 1) < 0))
+    metrics |= fallen(flags.dataset, episodes)
     metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'episodes_per_task', 'seed')}
     print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
     if flags.output:

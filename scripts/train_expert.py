@@ -1,150 +1,237 @@
-"""Train the expert that collects data: a robot that walks where it is told, by PPO (Schulman et al. 2017).
+"""Train the teacher of the expert that collects data: a robot that walks where it is told, and gets up if it fell.
 
-    python scripts/train_expert.py --robot humanoid --num_steps 20000000
-    python scripts/train_expert.py --robot humanoid --num_steps 40000000 --resume
+    python scripts/train_expert.py --robot humanoid --num_decisions 1500000
+    python scripts/train_expert.py --robot humanoid --num_decisions 3000000 --resume
 
-A tool beside OPSO, not a part of it. The robots are those of `ogbench.online_locomotion`. Unlike an off-policy learner,
-PPO keeps no replay: the checkpoint is a few megabytes, so that a run can go on in another session or elsewhere.
+A tool beside OPSO, not a part of it; needs requirements-expert.txt (JAX, the processor's build does).
+
+Soft actor-critic (Haarnoja et al. 2018) with what made it learn humanoids from fewer steps: layer norm and no
+minimum over critics (BRO, arXiv 2405.16158; SimbaV2, 2502.15280), values told by bins (Farebrother et al. 2024,
+2403.03950), returns over three decisions; half of every batch is mirrored left to right.
+
+The robot's own state does not say which way it faces. The teacher is told: it sees velocities and the direction in the
+frame of its torso. `distil_expert.py` then makes of it the expert, which sees the state and the direction only.
 
 Why the reward is not OGBench's own, stand * (1 + 100 dxy . direction): it is nearly zero on the ground, where every
 episode of the humanoid begins. Ours also pays for the height of the head, so that getting up has a gradient. What a
 policy is judged by stays OGBench's: `scripts/evaluate_expert.py`, success in the maze.
 
-Files in results/experts/<robot>/: checkpoint.pth (all that --resume needs) and curve.csv; with --export also the
-weights for the collector (datasets/<robot>_expert.npz).
+Nothing ends an episode but time: where a walk is cut short after a fall, the value of lying there counts. So one policy
+and one critic learn both to walk (robots that begin upright) and to get up (robots that begin as in the maze).
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # small networks: a second thread costs more than it gives
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')  # small networks: one core is enough
 
 import numpy as np
-import torch
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from support.files import load_checkpoint, save_checkpoint, write_atomic  # noqa: E402
+from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
 
 STANDING_HEAD = 1.4  # metres; OGBench's and dm_control's figure for a humanoid that stands
-FALLEN_HEAD = 0.8  # metres; below it a walk that began upright has ended
-HIDDEN = 256
+FALLEN_HEAD = 0.7  # metres; below it a walk that began upright is cut short
+BINS = 51
 
 
 # ------------------------------------------------------------------------------------------------------ robots
-class HumanoidTask:
-    """OGBench's humanoid, told where to walk. `begins_standing`: its episodes begin upright and end in a fall; the
-    others begin as in the maze, in a random pose in the air, and go on whatever happens.
+class Humanoid:
+    """OGBench's humanoid, told where to walk. `begins_standing`: its episodes begin upright and are cut short soon
+    after a fall; the others begin as in the maze, in a random pose in the air, and go on whatever happens.
 
     The choice is made once for each robot and not at each episode: a walk that ends after 20 decisions and a night on
-    the ground of 300 would leave one decision in sixteen to the walk."""
+    the ground of 200 would leave one decision in eleven to the walk."""
 
-    action_repeat = 2
-    episode_decisions = 300
-    resample_decisions = (40, 160)  # a direction holds for 2 to 8 seconds
-    privileged_dim = 2
+    action_repeat = 2  # 20 decisions a second
+    decisions_of_episode = {True: 400, False: 200}
+    top_speed = 2.0  # metres a second; the longest way in the medium maze is 40 m, and an episode has 50 s
 
     def __init__(self, seed, begins_standing):
         from ogbench.online_locomotion.humanoid import HumanoidEnv
 
         self.env = HumanoidEnv()
         self.env.reset(seed=seed)
+        self.data = self.env.data
         self.rng = np.random.default_rng(seed)
         self.begins_standing = begins_standing
 
     def reset(self):
         if self.begins_standing:
-            qpos = self.env.init_qpos.copy()
-            qpos[2] = 1.3
-            qpos[3:7] = yaw_quaternion(self.rng.uniform(-np.pi, np.pi))
-            qpos[7:] += self.rng.uniform(-0.1, 0.1, len(qpos) - 7)
-            qvel = 0.1 * self.rng.standard_normal(self.env.model.nv)
-            self.env.set_state(qpos, qvel)
+            self._place(bend=0.1 * self.rng.random(), tilt=0.1)
+        elif self.rng.random() < 0.5:
+            self._place(bend=self.rng.random(), tilt=1.0)  # half way up
         else:
             self.env.reset()
 
-        return self.env._get_obs()
+    def _place(self, bend, tilt):
+        """On its feet, or whatever is lowest: joints this share of the way to random ones, the torso tilted by up to
+        `tilt` radians."""
+        low, high = self.env.model.jnt_range[1:].T
+        qpos = self.env.init_qpos.copy()
+        qpos[7:] += bend * (self.rng.uniform(low, high) - qpos[7:])
 
-    def privileged(self, direction):
-        """What the critic may know and the policy may not: where the torso faces, seen from the direction (2,)."""
-        facing = self.env.data.xmat[1].reshape(3, 3)[:2, 0]
-        return np.array([facing @ direction, facing[0] * direction[1] - facing[1] * direction[0]])
+        yaw = self.rng.uniform(-np.pi, np.pi)
+        lean = self.rng.uniform(-np.pi, np.pi)
+        half = 0.5 * tilt * self.rng.random()
+        qpos[3:7] = multiply(yaw_quaternion(yaw), [np.cos(half), np.sin(half) * np.cos(lean),
+                                                   np.sin(half) * np.sin(lean), 0.0])
+        qvel = 0.1 * self.rng.standard_normal(self.env.model.nv)
+        self.env.set_state(qpos, qvel)
+        qpos[2] -= self.data.xpos[1:, 2].min() - 0.1
+        self.env.set_state(qpos, qvel)
 
-    def reward(self, direction, action):
-        """Of one control step, about 0 on the ground, 0.5 standing and 2 walking at 1.5 m/s."""
-        data = self.env.data
-        height = np.clip(data.xpos[2, 2] / STANDING_HEAD, 0.0, 1.0)
-        upright = 0.5 + 0.5 * data.xmat[1, 8]
-        standing = np.clip((height - 0.7) / 0.3, 0.0, 1.0) * upright
+    def step(self, action):
+        self.env.do_simulation(action, self.env.frame_skip * self.action_repeat)
 
-        speed = np.clip(data.sensordata[:2] @ direction, -1.0, 1.5)
-        effort = np.square(action).mean()
-        return 0.3 * height * upright + 0.2 * standing + standing * speed - 0.05 * effort
+    def features(self, direction):
+        """(70,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
+        return humanoid_features(self.env._get_obs(), self.data.xmat[1].reshape(3, 3), direction)
 
-    def fallen(self):
-        return self.begins_standing and self.env.data.xpos[2, 2] < FALLEN_HEAD
+    def head(self):
+        return self.data.xpos[2, 2]
+
+    def facing(self):
+        """Unit vector (2,) on the ground, where the chest points; shorter where it points up or down."""
+        return self.data.xmat[1].reshape(3, 3)[:2, 0]
+
+    def speed(self, direction):
+        """Of the centre of mass along the direction, metres a second."""
+        return self.data.sensordata[:2] @ direction
 
     def standing(self):
-        return float(self.env.data.xpos[2, 2] > 1.2)
+        return float(self.head() > 1.2)
 
-    def velocity(self):
-        return self.env.data.sensordata[:2]
+    def fallen(self):
+        return self.head() < FALLEN_HEAD
+
+    def reward(self, direction, action):
+        """Of one decision: 0 to 0.1 lying, 1 standing, 3 walking at top speed."""
+        upright = 0.5 + 0.5 * self.data.xmat[1, 8]
+        height = np.clip(self.head() / STANDING_HEAD, 0.0, 1.0)
+        standing = np.clip((self.head() - 0.9) / 0.45, 0.0, 1.0) * upright
+
+        speed = np.clip(self.speed(direction), -1.0, self.top_speed)
+        return 0.4 * height + 0.1 * upright + standing * (0.3 + speed + 0.2 * self.facing() @ direction) \
+            - 0.02 * np.square(action).mean()
 
 
-class AntTask:
-    """OGBench's ant, told where to walk. It is pushed now and then, and an episode that ended on its back would teach
-    nothing more: it ends there."""
+def humanoid_features(state, torso, direction):
+    """state (67,) of OGBench's humanoid without x, y; torso (3, 3), its columns the axes in the world -> (70,)."""
+    return np.concatenate([
+        state[:37],  # joints (21), head, hands and feet seen from the torso (12), up seen from the torso (3)
+        0.5 * state[37:40] @ torso,  # velocity of the centre of mass
+        0.5 * state[40:43] @ torso,  # of the torso
+        0.2 * state[43:46],  # turning, in the torso's frame already
+        0.1 * state[46:67],  # joints
+        direction @ torso[:2],
+    ]).astype(np.float32)
 
-    action_repeat = 1
-    episode_decisions = 500
-    resample_decisions = (20, 100)
-    privileged_dim = 0
+
+class Ant:
+    """OGBench's ant, told where to walk. It is pushed now and then. Its episodes are cut short on its back, since it
+    cannot get up."""
+
+    action_repeat = 1  # 20 decisions a second
+    decisions_of_episode = {True: 400, False: 400}
+    top_speed = 4.0
+    mirror_features = mirror_actions = None  # its left and right differ by more than a sign
 
     def __init__(self, seed, begins_standing):
         from ogbench.online_locomotion.ant import AntEnv
 
         self.env = AntEnv(terminate_when_unhealthy=False)
         self.env.reset(seed=seed)
+        self.data = self.env.data
         self.rng = np.random.default_rng(seed)
+        self.begins_standing = begins_standing
 
     def reset(self):
-        return self.env.reset()[0]
+        self.env.reset()
 
-    def privileged(self, direction):
-        return np.zeros(0)
-
-    def reward(self, direction, action):
+    def step(self, action):
         if self.rng.random() < 0.02:  # a push, as from a wall that was not seen
-            velocity = self.env.data.qvel.copy()
+            velocity = self.data.qvel.copy()
             velocity[:2] += self.rng.normal(0.0, 1.0, 2)
-            self.env.set_state(self.env.data.qpos, velocity)
+            self.env.set_state(self.data.qpos, velocity)
+        self.env.do_simulation(action, self.env.frame_skip)
 
-        speed = np.clip(self.velocity() @ direction, -2.0, 4.0)
-        return speed + 0.5 * self.standing() - 0.05 * np.square(action).mean()
+    def features(self, direction):
+        """(29,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
+        return ant_features(self.env._get_obs(), self.data.xmat[1].reshape(3, 3), direction)
 
-    def fallen(self):
-        return self._up() < 0
+    def head(self):
+        """The ant has none: how upright its back is, 1 to -1."""
+        return self.data.xmat[1, 8]
+
+    def facing(self):
+        return self.data.xmat[1].reshape(3, 3)[:2, 0]
+
+    def speed(self, direction):
+        return self.data.qvel[:2] @ direction
 
     def standing(self):
-        return float(self._up() > 0.5)
+        return float(self.head() > 0.5)
 
-    def _up(self):
-        x, y = self.env.data.qpos[4:6]
-        return 1 - 2 * (x * x + y * y)
+    def fallen(self):
+        return self.head() < 0
 
-    def velocity(self):
-        return self.env.data.qvel[:2]
+    def reward(self, direction, action):
+        """Of one decision: 0 on its back, 0.5 standing, 2.5 walking at top speed."""
+        speed = np.clip(self.speed(direction), -1.0, self.top_speed)
+        return self.standing() * (0.5 + 0.5 * speed) - 0.02 * np.square(action).mean()
 
 
-TASKS = {'humanoid': HumanoidTask, 'ant': AntTask}
+def ant_features(state, torso, direction):
+    """state (27,) of OGBench's ant without x, y; torso (3, 3), its columns the axes in the world -> (29,)."""
+    return np.concatenate([
+        state[:1],  # height
+        torso[2],  # up, seen from the torso
+        state[5:13],  # joints
+        0.3 * state[13:16] @ torso,  # velocity
+        0.2 * state[16:19],  # turning, in the torso's frame already
+        0.1 * state[19:27],  # joints
+        direction @ torso[:2],
+    ]).astype(np.float32)
+
+
+# Left and right exchanged: mirrored = sign * x[order]. The axes of some joints are mirrored in the model, so that the
+# same angle is the mirrored one, and of others not.
+_LEG = np.array([1, 1, 1, 1, 1, -1])  # hip x, z, y, knee, ankle y, x
+_ARM = np.array([-1, -1, 1])
+_JOINT_ORDER = np.r_[0:3, 9:15, 3:9, 18:21, 15:18]
+_JOINT_SIGN = np.r_[-1, 1, -1, _LEG, _LEG, _ARM, _ARM]  # abdomen z, y, x
+_LIMB_SIGN = np.tile([1, -1, 1], 4)
+_VECTOR_SIGN = np.array([1, -1, 1])
+MIRROR_FEATURES = (
+    np.r_[_JOINT_ORDER, 21, 28:34, 22:28, 34:46, 46 + _JOINT_ORDER, 67:70],
+    np.r_[_JOINT_SIGN, 1, _LIMB_SIGN, _VECTOR_SIGN, _VECTOR_SIGN, _VECTOR_SIGN, -_VECTOR_SIGN, _JOINT_SIGN,
+          _VECTOR_SIGN].astype(np.float32))
+MIRROR_ACTIONS = (  # motors: abdomen y, z, x; hip x, z, y, knee, ankle x, y of the legs; arms
+    np.r_[0:3, 9:15, 3:9, 18:21, 15:18],
+    np.r_[1, -1, -1, 1, 1, 1, 1, -1, 1, 1, 1, 1, 1, -1, 1, _ARM, _ARM].astype(np.float32))
+
+
+Humanoid.mirror_features = MIRROR_FEATURES
+Humanoid.mirror_actions = MIRROR_ACTIONS
+ROBOTS = {'humanoid': Humanoid, 'ant': Ant}
+
+
+def multiply(p, q):
+    """The rotation q, then p: quaternions (4,), MuJoCo's order (w, x, y, z)."""
+    p = np.asarray(p)
+    q = np.asarray(q)
+    return np.r_[p[0] * q[0] - p[1:] @ q[1:], p[0] * q[1:] + q[0] * p[1:] + np.cross(p[1:], q[1:])]
 
 
 def yaw_quaternion(angle):
@@ -153,340 +240,384 @@ def yaw_quaternion(angle):
 
 
 class DirectedRobot:
-    """One robot with a direction that changes. `step` repeats an action and restarts a finished episode itself."""
+    """One robot with a direction that changes: mostly by up to a right angle, as in a maze."""
 
-    def __init__(self, robot, seed, begins_standing=True):
-        self.task = TASKS[robot](seed, begins_standing)
+    resample_decisions = (30, 160)  # a direction holds for 1.5 to 8 seconds
+
+    def __init__(self, body, seed, begins_standing):
+        self.body = body(seed, begins_standing)
         self.rng = np.random.default_rng([seed, 1])
         self.reset()
 
     def reset(self):
-        self.state = self.task.reset()
+        self.body.reset()
         self.decision = 0
-        self._new_direction()
-        return self.observation()
+        self.down = 0
+        spread = 0.5 if self.rng.random() < 0.5 else np.pi
+        x, y = self.body.facing()
+        self._turn_to(np.arctan2(y, x) + self.rng.uniform(-spread, spread))
 
-    def _new_direction(self):
-        angle = self.rng.uniform(-np.pi, np.pi)
+    def _turn_to(self, angle):
+        self.angle = angle
         self.direction = np.array([np.cos(angle), np.sin(angle)])
-        self.next_direction = self.decision + self.rng.integers(*self.task.resample_decisions)
+        self.next_direction = self.decision + self.rng.integers(*self.resample_decisions)
 
-    def observation(self):
-        """(S + 2,): the state without x, y, and the unit direction."""
-        return np.concatenate([self.state, self.direction])
+    def features(self):
+        return self.body.features(self.direction)
 
     def step(self, action):
-        """-> (reward, ended, fell): the mean reward over the repeats; `fell` tells a real end from a time limit."""
-        total = 0.0
-        for _ in range(self.task.action_repeat):
-            self.state = self.task.env.step(action)[0]
-            total += self.task.reward(self.direction, action)
-
+        """-> (reward, next features, cut, ended). `cut`: the next decision does not follow from this one, because the
+        direction changes or an episode begins; `next features` are those before that."""
+        self.body.step(action)
+        reward = self.body.reward(self.direction, action)
+        features = self.features()
         self.decision += 1
-        if self.decision == self.next_direction:
-            self._new_direction()
 
-        fell = self.task.fallen()
-        ended = fell or self.decision >= self.task.episode_decisions
-        return total / self.task.action_repeat, ended, fell
+        self.down = self.down + 1 if self.body.fallen() else 0
+        fell = self.body.begins_standing and self.down > 3
+        ended = fell or self.decision >= self.body.decisions_of_episode[self.body.begins_standing]
+        cut = ended or self.decision == self.next_direction
+        if cut and not ended:
+            spread = np.pi / 2 if self.rng.random() < 0.8 else np.pi
+            self._turn_to(self.angle + self.rng.uniform(-spread, spread))
+        return reward, features, cut, ended
+
+
+# ------------------------------------------------------------------------------------------------------ replay
+class Replay:
+    """The last `rows` decisions of N robots side by side, so that returns over several decisions can be summed."""
+
+    def __init__(self, rows, num_envs, feature_dim, action_dim):
+        self.features = np.zeros((rows, num_envs, feature_dim), np.float32)
+        self.next_features = np.zeros((rows, num_envs, feature_dim), np.float32)
+        self.actions = np.zeros((rows, num_envs, action_dim), np.float32)
+        self.rewards = np.zeros((rows, num_envs), np.float32)
+        self.cut = np.ones((rows, num_envs), bool)
+        self.next = 0
+        self.size = 0
+
+    def add(self, features, actions, rewards, next_features, cut):
+        row = self.next
+        self.features[row] = features
+        self.actions[row] = actions
+        self.rewards[row] = rewards
+        self.next_features[row] = next_features
+        self.cut[row] = cut
+        self.next = (row + 1) % len(self.cut)
+        self.size = min(self.size + 1, len(self.cut))
+
+    def sample(self, rng, count, horizon, discount):
+        """-> features, actions, return over up to `horizon` decisions, features after them, discount there."""
+        rows = self.next - self.size + rng.integers(0, self.size - horizon + 1, count)
+        envs = rng.integers(0, self.cut.shape[1], count)
+
+        last = rows.copy()
+        total = np.zeros(count, np.float32)
+        factor = np.ones(count, np.float32)
+        runs = np.ones(count, bool)
+        for _ in range(horizon):
+            at = last % len(self.cut)
+            total += np.where(runs, factor * self.rewards[at, envs], 0)
+            factor = np.where(runs, factor * discount, factor).astype(np.float32)
+            runs &= ~self.cut[at, envs]
+            last = last + runs
+
+        last = np.minimum(last, rows + horizon - 1) % len(self.cut)
+        first = rows % len(self.cut)
+        return (self.features[first, envs], self.actions[first, envs], total, self.next_features[last, envs], factor)
+
+    def save(self, path, rows):
+        """The newest `rows` rows, in half precision."""
+        at = np.arange(self.next - min(rows, self.size), self.next) % len(self.cut)
+        arrays = {name: getattr(self, name)[at].astype(np.float16) for name in
+                  ('features', 'actions', 'rewards', 'next_features')}
+        write_atomic(path, lambda file: np.savez(file, cut=self.cut[at], **arrays))
+
+    def load(self, path):
+        with np.load(path) as file:
+            for row in zip(*(file[name] for name in ('features', 'actions', 'rewards', 'next_features', 'cut')),
+                           strict=True):
+                self.add(*row)
+        self.cut[self.next - 1] = True
 
 
 # ------------------------------------------------------------------------------------------------------ learner
-class Normalizer:
-    """Running mean and variance of vectors (Welford), kept as float64 arrays (D,)."""
+def make_learner(flags, body, feature_dim, action_dim):
+    """-> (initial state, act, update): two compiled functions of a nested dict of arrays."""
+    import jax
+    import jax.numpy as jnp
 
-    def __init__(self, size):
-        self.mean = np.zeros(size)
-        self.variance = np.ones(size)
-        self.count = 1e-4
+    support = jnp.linspace(flags.value_range[0], flags.value_range[1], BINS)
+    spacing = (flags.value_range[1] - flags.value_range[0]) / (BINS - 1)
 
-    def update(self, rows):
-        count = len(rows)
-        delta = rows.mean(0) - self.mean
-        total = self.count + count
+    def layers(key, sizes, copies=()):
+        keys = jax.random.split(key, len(sizes) - 1)
+        return [{'w': jax.random.normal(k, (*copies, n_in, n_out)) / n_in ** 0.5, 'b': jnp.zeros((*copies, 1, n_out))}
+                for k, n_in, n_out in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
-        between = np.square(delta) * self.count * count / total
-        self.variance = (self.variance * self.count + rows.var(0) * count + between) / total
-        self.mean = self.mean + delta * count / total
-        self.count = total
+    def normalize(x):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
 
-    def __call__(self, rows):
-        return np.clip((rows - self.mean) / np.sqrt(self.variance + 1e-6), -10, 10).astype(np.float32)
+    def network(params, x):
+        for layer in params[:-1]:
+            x = jax.nn.relu(normalize(x @ layer['w'] + layer['b']))
+        return x @ params[-1]['w'] + params[-1]['b']
 
-    def state_dict(self):
-        return {'mean': torch.from_numpy(self.mean), 'variance': torch.from_numpy(self.variance),
-                'count': float(self.count)}
+    def policy(params, x, noise):
+        """-> (actions (B, A) in (-1, 1), their log densities (B,))."""
+        mean, log_std = jnp.split(network(params, x), 2, -1)
+        log_std = -4.0 + 2.5 * (jnp.tanh(log_std) + 1)  # -4 to 1
+        raw = mean + jnp.exp(log_std) * noise
+        slope = 2 * (jnp.log(2.0) - raw - jax.nn.softplus(-2 * raw))
+        log_prob = (-0.5 * noise ** 2 - log_std - 0.919 - slope).sum(-1)
+        return jnp.tanh(raw), log_prob
 
-    def load_state_dict(self, state):
-        self.mean = state['mean'].numpy()
-        self.variance = state['variance'].numpy()
-        self.count = state['count']
+    def critic(params, x, actions):
+        """-> logits (critics, B, BINS)."""
+        x = jnp.concatenate([x, actions], -1)
+        return network(params, jnp.broadcast_to(x, (flags.critics, *x.shape)))
 
+    def value_of(logits):
+        """The mean over the bins and over the critics -> (B,)."""
+        return (jax.nn.softmax(logits) * support).sum(-1).mean(0)
 
-def network(sizes, last_gain):
-    """Linear layers with GELU between them, orthogonal weights."""
-    layers = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        last = i == len(sizes) - 2
-        linear = nn.Linear(n_in, n_out)
-        nn.init.orthogonal_(linear.weight, last_gain if last else 2 ** 0.5)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, nn.GELU(approximate='tanh')]
-    return nn.Sequential(*layers)
+    def adam(params, gradient, moments, step, lr):
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments['first'], gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, moments['second'], gradient)
+        bias = jnp.sqrt(1 - 0.999 ** step) / (1 - 0.9 ** step)
+        params = jax.tree.map(lambda p, m, v: p - lr * bias * m / (jnp.sqrt(v) + 1e-8), params, first, second)
+        return params, {'first': first, 'second': second}
 
+    def zeros(params):
+        return {'first': jax.tree.map(jnp.zeros_like, params), 'second': jax.tree.map(jnp.zeros_like, params)}
 
-class Policy(nn.Module):
-    """Gaussian over actions: mean tanh(net(x)), one standard deviation per action. `value` is the critic, which sees
-    the privileged numbers as well."""
+    def mirror(x, exchange):
+        """Half of the rows, left and right exchanged."""
+        if exchange is None:
+            return x
+        half = len(x) // 2
+        order, sign = exchange
+        return jnp.concatenate([x[:half], x[half:][:, order] * sign])
 
-    def __init__(self, input_dim, privileged_dim, action_dim):
-        super().__init__()
-        self.net = network([input_dim, HIDDEN, HIDDEN, action_dim], 0.01)
-        self.value = network([input_dim + privileged_dim, HIDDEN, HIDDEN, 1], 1.0)
-        self.log_std = nn.Parameter(torch.full((action_dim,), -0.7))
+    def update_critic(state, batch):
+        x, actions, rewards, next_x, discount, noise, _ = batch
+        x, next_x = mirror(x, body.mirror_features), mirror(next_x, body.mirror_features)
+        actions = mirror(actions, body.mirror_actions)
+        step = state['step'] + 1
 
-    def distribution(self, x):
-        return torch.distributions.Normal(torch.tanh(self.net(x)), self.log_std.clamp(-1.8, 0.0).exp())
+        next_actions, log_prob = policy(state['actor'], next_x, noise)
+        next_value = value_of(critic(state['target'], next_x, next_actions)) - jnp.exp(state['log_alpha']) * log_prob
+        value = jnp.clip(rewards + discount * next_value, support[0], support[-1])
+        target = jnp.clip(1 - jnp.abs(value[:, None] - support) / spacing, 0, 1)  # shared by the two next bins
 
+        def loss(params):
+            return -flags.critics * (jax.nn.log_softmax(critic(params, x, actions)) * target).sum(-1).mean()
 
-@dataclass
-class Rollout:
-    """What one iteration collected: arrays (T, N, ...) of T decisions in N robots."""
+        error, gradient = jax.value_and_grad(loss)(state['critic'])
+        params, moments = adam(state['critic'], gradient, state['critic_adam'], step, flags.lr)
+        slow = jax.tree.map(lambda t, p: t + flags.target_rate * (p - t), state['target'], params)
+        state = state | {'critic': params, 'critic_adam': moments, 'target': slow, 'step': step}
+        return state, (x, {'critic_loss': error, 'value': value.mean()})
 
-    inputs: np.ndarray  # (T, N, S + 2) normalised
-    privileged: np.ndarray  # (T, N, P)
-    actions: np.ndarray  # (T, N, A)
-    log_probs: np.ndarray  # (T, N)
-    values: np.ndarray  # (T + 1, N)
-    rewards: np.ndarray  # (T, N)
-    ended: np.ndarray  # (T, N) bool
-    standing: float  # share of the decisions
-    speed: float  # metres a second along the direction, mean
+    def update_actor(state, x, noise):
+        step = state['step'] / 2
 
-    def advantages(self, discount, trace):
-        """Generalised advantage estimation (Schulman et al. 2016) -> (advantages, returns), both (T, N)."""
-        advantages = np.zeros_like(self.rewards)
-        running = np.zeros(self.rewards.shape[1])
+        def loss(params):
+            actions, log_prob = policy(params, x, noise)
+            value = value_of(critic(state['critic'], x, actions))
+            return (jnp.exp(state['log_alpha']) * log_prob - value).mean(), log_prob.mean()
 
-        for t in reversed(range(len(self.rewards))):
-            goes_on = 1.0 - self.ended[t]
-            error = self.rewards[t] + discount * goes_on * self.values[t + 1] - self.values[t]
-            running = error + discount * trace * goes_on * running
-            advantages[t] = running
+        (_, log_prob), gradient = jax.value_and_grad(loss, has_aux=True)(state['actor'])
+        params, moments = adam(state['actor'], gradient, state['actor_adam'], step, flags.lr)
 
-        return advantages, advantages + self.values[:-1]
+        surplus = -log_prob - flags.entropy * action_dim
+        log_alpha = state['log_alpha'] - flags.lr * jnp.clip(surplus, -10, 10)
+        return state | {'actor': params, 'actor_adam': moments, 'log_alpha': log_alpha}, log_prob
 
+    def update_twice(state, batches):
+        """Two updates of the critics, one of the actor."""
+        state, _ = update_critic(state, jax.tree.map(lambda x: x[0], batches))
+        state, (x, numbers) = update_critic(state, jax.tree.map(lambda x: x[1], batches))
+        state, log_prob = update_actor(state, x, batches[-1][1])
+        return state, numbers | {'entropy': -log_prob, 'alpha': jnp.exp(state['log_alpha'])}
 
-class Learner:
-    """PPO with a learning rate that follows the KL divergence. Holds everything that a checkpoint needs."""
+    @jax.jit
+    def update(state, batches):
+        """batches: arrays (U, 2, B, ...): those of `Replay.sample`, and normal noise (.., A) for the two policies."""
+        state, numbers = jax.lax.scan(update_twice, state, batches)
+        return state, jax.tree.map(jnp.mean, numbers)
 
-    def __init__(self, robot, flags):
-        self.flags = flags
-        standing = round(flags.standing_share * flags.num_envs)
-        self.robots = [DirectedRobot(robot, 1000 * flags.seed + i, i < standing) for i in range(flags.num_envs)]
-        task = self.robots[0].task
-        self.privileged_dim = task.privileged_dim
-        input_dim = len(self.robots[0].observation())
-        action_dim = task.env.action_space.shape[0]
+    @jax.jit
+    def act(actor, x, noise):
+        return policy(actor, x, noise)[0]
 
-        torch.manual_seed(flags.seed)
-        self.policy = Policy(input_dim, self.privileged_dim, action_dim)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=flags.lr, eps=1e-5)
-        self.normalizer = Normalizer(input_dim)
-        self.steps = 0
+    keys = jax.random.split(jax.random.PRNGKey(flags.seed), 2)
+    hidden = [flags.hidden, flags.hidden]
+    actor = layers(keys[0], [feature_dim, 256, 256, 2 * action_dim])
+    critics = layers(keys[1], [feature_dim + action_dim, *hidden, BINS], copies=(flags.critics,))
+    for params in (actor, critics):
+        params[-1]['w'] *= 0.01
+    critics[-1]['b'] -= 0.5 * jnp.square(support / (2 * spacing))  # the first values are about 0
 
-    def observe(self):
-        """-> raw observations (N, S + 2) and privileged numbers (N, P) of all robots."""
-        raw = np.stack([robot.observation() for robot in self.robots])
-        privileged = np.stack([robot.task.privileged(robot.direction) for robot in self.robots])
-        return raw, privileged.astype(np.float32)
-
-    @torch.no_grad()
-    def _values(self, inputs, privileged):
-        x = torch.from_numpy(np.concatenate([inputs, privileged], -1))
-        return self.policy.value(x).squeeze(-1).numpy()
-
-    @torch.no_grad()
-    def collect(self):
-        """`horizon` decisions of every robot -> Rollout."""
-        flags = self.flags
-        columns = {name: [] for name in ('inputs', 'privileged', 'actions', 'log_probs', 'values', 'rewards', 'ended')}
-        standing = []
-        speed = []
-        raw_rows = []
-
-        for _ in range(flags.horizon):
-            raw, privileged = self.observe()
-            raw_rows.append(raw)
-            inputs = self.normalizer(raw)
-            distribution = self.policy.distribution(torch.from_numpy(inputs))
-            actions = distribution.sample()
-
-            rewards = np.zeros(len(self.robots), np.float32)
-            ended = np.zeros(len(self.robots), bool)
-            executed = actions.clamp(-1, 1).numpy()
-            for i, robot in enumerate(self.robots):
-                rewards[i], ended[i], fell = robot.step(executed[i])
-                standing.append(robot.task.standing())
-                speed.append(robot.task.velocity() @ robot.direction)
-
-                if ended[i]:
-                    if not fell:  # a time limit is no end of the task: its value goes on
-                        last = self.normalizer(robot.observation()[None])
-                        seen = robot.task.privileged(robot.direction)[None].astype(np.float32)
-                        rewards[i] += flags.discount * self._values(last, seen)[0]
-                    robot.reset()
-
-            columns['inputs'].append(inputs)
-            columns['privileged'].append(privileged)
-            columns['actions'].append(actions.numpy())
-            columns['log_probs'].append(distribution.log_prob(actions).sum(-1).numpy())
-            columns['values'].append(self._values(inputs, privileged))
-            columns['rewards'].append(rewards)
-            columns['ended'].append(ended)
-
-        raw, privileged = self.observe()
-        columns['values'].append(self._values(self.normalizer(raw), privileged))
-        self.normalizer.update(np.concatenate(raw_rows))
-        self.steps += flags.horizon * len(self.robots) * self.robots[0].task.action_repeat
-
-        arrays = {name: np.stack(rows) for name, rows in columns.items()}
-        return Rollout(**arrays, standing=float(np.mean(standing)), speed=float(np.mean(speed)))
-
-    def update(self, rollout):
-        """Several epochs of clipped policy gradients over one rollout -> dict of numbers for the curve."""
-        flags = self.flags
-        advantages, returns = rollout.advantages(flags.discount, flags.trace)
-        inputs, privileged, actions, log_probs = (
-            torch.from_numpy(array.reshape(-1, *array.shape[2:]))
-            for array in (rollout.inputs, rollout.privileged, rollout.actions, rollout.log_probs))
-        advantages, returns = (torch.from_numpy(array.ravel().astype(np.float32)) for array in (advantages, returns))
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        everything = torch.cat([inputs, privileged], -1)
-
-        divergences = []
-        for _ in range(flags.epochs):
-            for rows in torch.randperm(len(inputs)).split(flags.minibatch):
-                distribution = self.policy.distribution(inputs[rows])
-                log_ratio = distribution.log_prob(actions[rows]).sum(-1) - log_probs[rows]
-                ratio = log_ratio.exp()
-                clipped = ratio.clamp(1 - flags.clip, 1 + flags.clip)
-                policy_loss = -torch.min(ratio * advantages[rows], clipped * advantages[rows]).mean()
-
-                value_loss = (self.policy.value(everything[rows]).squeeze(-1) - returns[rows]).square().mean()
-                entropy = distribution.entropy().sum(-1).mean()
-                loss = policy_loss + 0.5 * value_loss - flags.entropy * entropy
-
-                self.optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-                self.optimizer.step()
-                divergences.append(float((ratio - 1 - log_ratio).mean().detach()))
-
-        divergence = float(np.mean(divergences))
-        self._adapt_learning_rate(divergence)
-        explained = 1 - float((returns - torch.from_numpy(rollout.values[:-1].ravel())).var() / returns.var())
-        return {'reward': float(rollout.rewards.mean()), 'standing': rollout.standing, 'speed': rollout.speed,
-                'ended': float(rollout.ended.mean()), 'explained_variance': explained, 'divergence': divergence,
-                'lr': self.optimizer.param_groups[0]['lr'], 'value_loss': float(value_loss.detach()),
-                'std': float(self.policy.log_std.detach().exp().mean())}
-
-    def _adapt_learning_rate(self, divergence):
-        group = self.optimizer.param_groups[0]
-        if divergence > 2 * self.flags.target_divergence:
-            group['lr'] = max(group['lr'] / 1.5, 1e-5)
-        elif divergence < 0.5 * self.flags.target_divergence:
-            group['lr'] = min(group['lr'] * 1.5, 1e-3)
-
-    def state_dict(self):
-        return {'policy': self.policy.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                'normalizer': self.normalizer.state_dict(), 'steps': self.steps}
-
-    def load_state_dict(self, state):
-        self.policy.load_state_dict(state['policy'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.normalizer.load_state_dict(state['normalizer'])
-        self.steps = state['steps']
+    state = {'actor': actor, 'critic': critics, 'target': critics, 'actor_adam': zeros(actor),
+             'critic_adam': zeros(critics), 'log_alpha': jnp.log(jnp.asarray(flags.alpha)), 'step': jnp.zeros(())}
+    return state, act, update
 
 
-def export(learner, path):
-    """The policy's mean as the collector reads it, w1 b1 w2 b2 w_mean b_mean, float32; the normalisation of inputs is
-    folded into w1 and b1."""
-    first, second, mean = (layer for layer in learner.policy.net if isinstance(layer, nn.Linear))
-    scale = 1 / np.sqrt(learner.normalizer.variance + 1e-6)
-    w1 = first.weight.detach().numpy().T * scale[:, None]
-    b1 = first.bias.detach().numpy() - learner.normalizer.mean @ w1
+def flatten(tree, prefix=''):
+    """Nested dicts and lists of arrays -> {'a/0/b': array}."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    flat = {}
+    for name, value in items:
+        path = f'{prefix}/{name}' if prefix else str(name)
+        flat |= flatten(value, path) if isinstance(value, dict | list) else {path: np.asarray(value)}
+    return flat
 
-    arrays = {'w1': w1, 'b1': b1, 'w2': second.weight.detach().numpy().T, 'b2': second.bias.detach().numpy(),
-              'w_mean': mean.weight.detach().numpy().T, 'b_mean': mean.bias.detach().numpy()}
-    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
-    write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+
+def unflatten(like, flat, prefix=''):
+    """The arrays of `flatten` in the places of `like`."""
+    if isinstance(like, dict):
+        return {name: unflatten(value, flat, f'{prefix}/{name}' if prefix else name) for name, value in like.items()}
+    if isinstance(like, list):
+        return [unflatten(value, flat, f'{prefix}/{i}') for i, value in enumerate(like)]
+    return flat[prefix]
 
 
 # ------------------------------------------------------------------------------------------------------ command
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--robot', choices=sorted(TASKS), default='humanoid')
-    parser.add_argument('--num_steps', type=int, default=20_000_000, help='control steps in all (default: 20 million)')
-    parser.add_argument('--num_envs', type=int, default=32, help='robots side by side (default: 32)')
-    parser.add_argument('--standing_share', type=float, default=0.85,
-                        help='share of the humanoids whose episodes begin upright (default: 0.85)')
-    parser.add_argument('--horizon', type=int, default=128, help='decisions of each between updates (default: 128)')
-    parser.add_argument('--minibatch', type=int, default=1024, help='decisions in a gradient step (default: 1024)')
-    parser.add_argument('--epochs', type=int, default=5, help='passes over what was collected (default: 5)')
-    parser.add_argument('--lr', type=float, default=3e-4, help="Adam's first learning rate (default: 3e-4)")
-    parser.add_argument('--target_divergence', type=float, default=0.012, help='KL that the learning rate aims at')
-    parser.add_argument('--discount', type=float, default=0.985, help='per decision (default: 0.985)')
-    parser.add_argument('--trace', type=float, default=0.95, help='lambda of the advantages (default: 0.95)')
-    parser.add_argument('--clip', type=float, default=0.2, help='bound on the change of a probability (default: 0.2)')
-    parser.add_argument('--entropy', type=float, default=1e-3, help='weight of the entropy (default: 0.001)')
-    parser.add_argument('--save_interval', type=int, default=50, help='iterations between checkpoints (default: 50)')
+    parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
+    parser.add_argument('--num_decisions', type=int, default=1_500_000, help='in all (default: 1.5 million)')
+    parser.add_argument('--num_envs', type=int, default=16, help='robots side by side (default: 16)')
+    parser.add_argument('--standing_envs', type=int, default=10, help='of these, begin upright (default: 10)')
+    parser.add_argument('--updates', type=int, default=8, help='of the critics per decision of all (default: 8)')
+    parser.add_argument('--batch', type=int, default=128, help='decisions in an update (default: 128)')
+    parser.add_argument('--hidden', type=int, default=256, help='width of the critics (default: 256)')
+    parser.add_argument('--critics', type=int, default=1, help='whose mean is the value (default: 1)')
+    parser.add_argument('--lr', type=float, default=3e-4, help='learning rates (default: 3e-4)')
+    parser.add_argument('--alpha', type=float, default=0.05, help='first weight of the entropy (default: 0.05)')
+    parser.add_argument('--entropy', type=float, default=-0.5, help='that it aims at, per motor (default: -0.5)')
+    parser.add_argument('--discount', type=float, default=0.97, help='per decision (default: 0.97)')
+    parser.add_argument('--horizon', type=int, default=3, help='decisions in a return (default: 3)')
+    parser.add_argument('--target_rate', type=float, default=0.005, help='of the slow critics (default: 0.005)')
+    parser.add_argument('--value_range', type=float, nargs=2, default=(-5.0, 105.0), help='of returns')
+    parser.add_argument('--first_decisions', type=int, default=8000, help='random ones (default: 8,000)')
+    parser.add_argument('--replay', type=int, default=1_500_000, help='decisions kept (default: 1.5 million)')
+    parser.add_argument('--save_minutes', type=float, default=5.0, help='between checkpoints (default: 5)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--output_dir', default='', help='default: results/experts/<robot>')
-    parser.add_argument('--resume', action='store_true', help='go on from checkpoint.pth in the output folder')
-    parser.add_argument('--export', default='', help='npz file for the collector, written at every checkpoint')
+    parser.add_argument('--replay_path', default='', help='npz file for the newest 300,000 decisions')
+    parser.add_argument('--resume', action='store_true', help='go on from teacher.npz in the output folder')
     return parser.parse_args(argv)
 
 
+class Meters:
+    """Sums between two rows of the curve."""
+
+    def __init__(self):
+        self.sums = {}
+
+    def add(self, name, value):
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + float(value), count + 1)
+
+    def means(self):
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+
 def train(flags):
-    """Collect and learn until `num_steps` -> Learner."""
+    """Collect and learn until `num_decisions` -> the learner's state."""
     folder = Path(flags.output_dir or ROOT / 'results' / 'experts' / flags.robot)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'checkpoint.pth'
+    path = folder / 'teacher.npz'
     if path.exists() and not flags.resume:
         raise ValueError(f'{path} exists: add --resume, or name another --output_dir')
 
-    learner = Learner(flags.robot, flags)
+    body = ROBOTS[flags.robot]
+    robots = [DirectedRobot(body, 1000 * flags.seed + i, i < flags.standing_envs) for i in range(flags.num_envs)]
+    action_dim = robots[0].body.env.action_space.shape[0]
+    state, act, update = make_learner(flags, body, len(robots[0].features()), action_dim)
+    replay = Replay(flags.replay // flags.num_envs, flags.num_envs, len(robots[0].features()), action_dim)
+    decisions = 0
+
     if flags.resume:
-        saved = load_checkpoint(path, 'expert')
-        if saved['robot'] != flags.robot:
-            raise ValueError(f'{path} is of the {saved["robot"]}, --robot is {flags.robot}')
-        learner.load_state_dict(saved['learner'])
+        with np.load(path) as file:
+            flat = dict(file)
+        decisions = int(flat.pop('decisions'))
+        flat.pop('key', None)
+        state = unflatten(state, flat)
+        if flags.replay_path and Path(flags.replay_path).exists():
+            replay.load(flags.replay_path)
 
     def save():
-        save_checkpoint(path, {'kind': 'expert', 'robot': flags.robot, 'learner': learner.state_dict()})
-        if flags.export:
-            export(learner, Path(flags.export))
+        arrays = flatten(state) | {'decisions': np.array(decisions)}
+        write_atomic(path, lambda file: np.savez(file, **arrays))
+        if flags.replay_path:
+            replay.save(Path(flags.replay_path), 300_000 // flags.num_envs)
 
-    log = MetricsLog(folder / 'curve.csv', learner.steps)
-    iteration = 0
+    rng = np.random.default_rng([flags.seed, decisions])
+    log = MetricsLog(folder / 'curve.csv', decisions)
+    meters = Meters()
+    features = np.stack([robot.features() for robot in robots])
+    first = decisions + flags.first_decisions if not flags.resume else flags.first_decisions
+    saved = began = time.perf_counter()
+    logged = decisions
+
     try:
-        while learner.steps < flags.num_steps:
-            begin = time.perf_counter()
-            before = learner.steps
-            numbers = learner.update(learner.collect())
-            numbers['steps_per_second'] = (learner.steps - before) / (time.perf_counter() - begin)
+        while decisions < flags.num_decisions:
+            if decisions < first:
+                actions = rng.uniform(-1, 1, (flags.num_envs, action_dim)).astype(np.float32)
+            else:
+                noise = rng.standard_normal((flags.num_envs, action_dim), np.float32)
+                actions = np.asarray(act(state['actor'], features, noise))
 
-            iteration += 1
-            if iteration % 10 == 1:
-                log.log(learner.steps, numbers)
-                print(f'{learner.steps:,} ' + ' '.join(f'{name} {value:.3g}' for name, value in numbers.items()),
+            rewards = np.zeros(flags.num_envs, np.float32)
+            cut = np.zeros(flags.num_envs, bool)
+            next_features = np.zeros_like(features)
+            following = np.zeros_like(features)
+            for i, robot in enumerate(robots):
+                rewards[i], next_features[i], cut[i], ended = robot.step(actions[i])
+                kind = 'walk' if robot.body.begins_standing else 'ground'
+                meters.add(f'{kind}/reward', rewards[i])
+                meters.add(f'{kind}/head', robot.body.head())
+                meters.add(f'{kind}/standing', robot.body.standing())
+                if robot.body.standing():
+                    meters.add(f'{kind}/speed', robot.body.speed(robot.direction))
+                if ended:
+                    meters.add(f'{kind}/length', robot.decision)
+                    meters.add(f'{kind}/stands_at_end', robot.body.standing())
+                    robot.reset()
+                following[i] = robot.features() if cut[i] else next_features[i]
+
+            replay.add(features, actions, rewards, next_features, cut)
+            features = following
+            decisions += flags.num_envs
+
+            if replay.size * flags.num_envs >= flags.first_decisions:
+                count = flags.updates * flags.batch
+                parts = [*replay.sample(rng, count, flags.horizon, flags.discount),
+                         *rng.standard_normal((2, count, action_dim), np.float32)]
+                batches = tuple(x.reshape(flags.updates // 2, 2, flags.batch, *x.shape[1:]) for x in parts)
+                state, numbers = update(state, batches)
+                for name, value in numbers.items():
+                    meters.add(name, value)
+
+            now = time.perf_counter()
+            if decisions - logged >= 10_000:
+                row = meters.means() | {'decisions_per_second': (decisions - logged) / (now - began)}
+                log.log(decisions, row)
+                print(f'{decisions:,} ' + json.dumps({name: float(f'{value:.3g}') for name, value in row.items()}),
                       flush=True)
-            if iteration % flags.save_interval == 0:
+                logged, began = decisions, now
+            if now - saved > 60 * flags.save_minutes:
                 save()
+                saved = now
     finally:
         save()
-    return learner
+    return state
 
 
 def main():
@@ -494,4 +625,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill saves, as Ctrl-C does
     run_main(main)

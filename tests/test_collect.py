@@ -13,10 +13,11 @@ sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's sp
 
 import collect_dataset  # noqa: E402
 import collect_manipulation  # noqa: E402
+import collect_maze  # noqa: E402
 import evaluate_expert  # noqa: E402
 from collect_dataset import CollectConfig, main  # noqa: E402
 from collect_manipulation import cube_is_visible  # noqa: E402
-from collect_maze import find_vertex_cells, load_ant_policy  # noqa: E402
+from collect_maze import find_vertex_cells, load_expert  # noqa: E402
 
 EXPERT = ROOT / 'datasets' / 'ant_expert.npz'
 MINI = ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz'
@@ -144,11 +145,20 @@ def test_recorded_actions_lead_from_row_to_row():
         assert np.allclose(maze.step(rows['actions'][t])[0], rows['observations'][t + 1], atol=1e-2)
 
 
-def test_humanoid_needs_the_random_policy(tmp_path, capsys):
-    flags = ['--dataset', 'humanoidmaze-medium-navigate-v0', '--output_dir', str(tmp_path)]
-    assert main(flags) == 2
-    assert 'no humanoid expert is bundled' in capsys.readouterr().err
-    collector = make_collector('humanoidmaze-medium-navigate-v0', rows=12, policy='random')
+def test_a_humanoid_without_an_expert(tmp_path, capsys, monkeypatch):
+    """One line names the ways out; random motion is one of them, weights of one's own another."""
+    name = 'humanoidmaze-medium-navigate-v0'
+    monkeypatch.setattr(collect_maze, 'DATASETS_DIR', tmp_path)
+    assert main(['--dataset', name, '--output_dir', str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: --dataset {name}: no humanoid expert is bundled; ') and error.count('\n') == 1
+    assert all(way in error for way in ('--expert_path', 'datasets/README.md', '--policy random'))
+    with pytest.raises(ValueError, match='no humanoid expert is bundled'):
+        evaluate_expert.Expert(name, None, 0.0, 0)
+    assert collect_maze.expert_path(name, 'mine.npz') == 'mine.npz'
+    assert collect_maze.expert_path('pointmaze-medium-navigate-v0') is None
+
+    collector = make_collector(name, rows=12, policy='random')
     rows = collector.episode(0, 0)
     assert rows['observations'].shape == (12, 69) and rows['actions'].shape == (12, 21)
     assert 0.5 < rows['actions'].std() < 0.65 and np.abs(rows['actions']).max() <= 1  # uniform: 0.577
@@ -194,7 +204,7 @@ def test_a_failed_write_leaves_neither_a_file_nor_litter(tmp_path, monkeypatch):
     (['--dataset', 'antmaze-medium-explore-v0', '--num_episodes', '0'], '--num_episodes 0'),
     (['--dataset', 'antmaze-medium-explore-v0', '--noise', 'nan'], '--noise nan'),
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', 'nowhere.npz'], 'nowhere.npz: no such npz'),
-    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no ant expert'),
+    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no expert; '),
 ])
 def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     assert main([*flags, '--output_dir', str(tmp_path / 'new')]) == 2
@@ -237,7 +247,7 @@ def test_bundled_files_are_state_only_whole_and_small():
         assert observations.shape == (episodes * 1001, 29) and observations.dtype == np.float32
         assert np.flatnonzero(terminals).tolist() == [1001 * k + 1000 for k in range(episodes)]
         assert np.isfinite(observations).all()
-    action = load_ant_policy(EXPERT)(np.zeros(29), np.array([1.0, 0.0]))
+    action = load_expert(EXPERT)(np.zeros(29), np.array([1.0, 0.0]))
     assert action.shape == (8,) and action.dtype == np.float32 and np.abs(action).max() <= 1
 
 
@@ -342,5 +352,5 @@ def test_the_expert_is_evaluated_on_the_episodes_of_a_seed(tmp_path, monkeypatch
     assert 100 < numbers['evaluation/episode_length'] < 500 and numbers['evaluation/on_its_back'] == 0
     assert run('--seed', '1') == numbers and 'evaluation/on_its_back' in capsys.readouterr().out
     assert run('--seed', '1', '--noise', '0.5')['evaluation/episode_length'] != numbers['evaluation/episode_length']
-    with pytest.raises(ValueError, match='pointmaze-medium-navigate-v0: the expert is an ant'):
+    with pytest.raises(ValueError, match='pointmaze-medium-navigate-v0: the experts are'):
         run('--dataset', 'pointmaze-medium-navigate-v0')

@@ -1,0 +1,148 @@
+"""The experts that collect data: what they see, how they are trained, that training goes on where it stopped."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'scripts'))
+
+import train_expert  # noqa: E402
+from collect_maze import load_expert, turned  # noqa: E402
+from distil_expert import ROBOTS, Walk, export, network  # noqa: E402
+from train_expert import (  # noqa: E402
+    MIRROR_ACTIONS,
+    MIRROR_FEATURES,
+    DirectedRobot,
+    Humanoid,
+    Replay,
+    multiply,
+    yaw_quaternion,
+)
+
+DIRECTION = np.array([0.6, 0.8])
+
+
+def twin(body, change_qpos, change_qvel):
+    """A second humanoid in a changed copy of the state of the first."""
+    other = Humanoid(0, True)
+    other.env.set_state(change_qpos(body.data.qpos.copy()), change_qvel(body.data.qvel.copy()))
+    return other
+
+
+def test_a_mirrored_humanoid_moves_as_the_mirror_says():
+    def mirror_joints(x):
+        return MIRROR_FEATURES[1][:21] * x[MIRROR_FEATURES[0][:21]]
+
+    def change_qpos(qpos):
+        qpos[[1, 4, 6]] *= -1
+        qpos[7:] = mirror_joints(qpos[7:])
+        return qpos
+
+    def change_qvel(qvel):
+        qvel[[1, 3, 5]] *= -1
+        qvel[6:] = mirror_joints(qvel[6:])
+        return qvel
+
+    body = Humanoid(3, True)
+    body.reset()
+    other = twin(body, change_qpos, change_qvel)
+    rng = np.random.default_rng(0)
+    order, sign = MIRROR_FEATURES
+    action_order, action_sign = MIRROR_ACTIONS
+
+    for _ in range(8):
+        features = body.features(DIRECTION)
+        assert np.allclose(sign * features[order], other.features(DIRECTION * [1, -1]), atol=1e-5)
+        action = rng.uniform(-1, 1, 21)
+        body.step(action)
+        other.step(action_sign * action[action_order])
+    assert np.abs(features[37:]).max() > 0.5  # it moved
+
+
+def test_what_the_two_see_does_not_depend_on_the_compass():
+    body = Humanoid(5, True)
+    body.reset()
+    angle = 2.0
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+    def change_qpos(qpos):
+        qpos[3:7] = multiply(yaw_quaternion(angle), qpos[3:7])
+        return qpos
+
+    def change_qvel(qvel):
+        qvel[:2] = rotation @ qvel[:2]
+        return qvel
+
+    other = twin(body, change_qpos, change_qvel)
+    action = np.random.default_rng(0).uniform(-1, 1, 21)
+    for robot in (body, other):
+        robot.step(action)
+    assert np.allclose(body.features(DIRECTION), other.features(rotation @ DIRECTION), atol=1e-4)
+
+    states = [np.r_[0, 0, robot.env._get_obs()] for robot in (body, other)]
+    seen = [turned(state, direction, ROBOTS['humanoid'].ground_vectors)
+            for state, direction in zip(states, (DIRECTION, rotation @ DIRECTION), strict=True)]
+    assert np.allclose(*seen, atol=1e-4)
+    assert np.isclose(seen[0][37], states[0][39:41] @ DIRECTION)  # along
+    assert np.array_equal(np.delete(seen[0], [37, 38, 40, 41]), np.delete(states[0][2:], [37, 38, 40, 41]).astype('f4'))
+
+
+def test_walks_end_soon_after_a_fall_and_the_ground_does_not():
+    lengths = {}
+    for begins_standing in (True, False):
+        robot = DirectedRobot(Humanoid, 0, begins_standing)
+        steps = [robot.step(np.zeros(21)) for _ in range(60)]
+        ends = [i for i, step in enumerate(steps) if step[3]]
+        lengths[begins_standing] = ends[0] + 1 if ends else None
+        assert np.isfinite([step[0] for step in steps]).all()
+    assert 10 < lengths[True] < 60 and lengths[False] is None
+
+
+def test_returns_stop_where_decisions_do_not_follow():
+    replay = Replay(8, 1, 1, 1)
+    for i in range(11):  # the first three are written over
+        replay.add([[i]], [[0.0]], [float(i)], [[i + 0.5]], [i == 5])
+    x, _, total, after, factor = replay.sample(np.random.default_rng(0), 200, 3, 0.5)
+    begins = x[:, 0]
+    assert set(begins) == {3, 4, 5, 6, 7, 8}
+    for begin, value, last, weight in zip(begins, total, after[:, 0], factor, strict=True):
+        steps = np.arange(begin, min(begin + 3, 6 if begin <= 5 else 99))
+        assert value == sum(0.5 ** k * step for k, step in enumerate(steps))
+        assert last == steps[-1] + 0.5 and weight == 0.5 ** len(steps)
+
+
+@pytest.mark.parametrize('name', ROBOTS)
+def test_the_exported_student_is_what_the_collector_reads(tmp_path, name):
+    student = network(ROBOTS[name], 16)
+    export(ROBOTS[name], student, tmp_path / 'expert.npz')
+    walk = Walk(name, 'medium', 0, rows=5)
+    action = load_expert(tmp_path / 'expert.npz')(walk.observation, walk.direction)
+    with torch.no_grad():
+        wanted = student(torch.from_numpy(walk.seen)).numpy()
+    assert action.shape == wanted.shape and np.allclose(action, wanted, atol=5e-3)  # half precision
+    robot = DirectedRobot(train_expert.ROBOTS[name], 0, True)
+    assert walk.features.shape == robot.features().shape and walk.features.dtype == np.float32
+
+
+@pytest.mark.parametrize('name', train_expert.ROBOTS)
+def test_training_goes_on_where_it_stopped(tmp_path, name):
+    pytest.importorskip('jax')
+    flags = ['--robot', name, '--output_dir', str(tmp_path), '--replay_path', str(tmp_path / 'replay.npz')]
+    flags += ['--num_envs', '4',
+             '--standing_envs', '2', '--updates', '2', '--batch', '8', '--hidden', '16', '--first_decisions', '40',
+             '--replay', '400']
+    state = train_expert.train(train_expert.parse_args([*flags, '--num_decisions', '80']))
+    assert int(state['step']) == 2 * 11  # from the 40th decision on
+    with pytest.raises(ValueError, match='add --resume'):
+        train_expert.train(train_expert.parse_args(flags))
+
+    more = train_expert.train(train_expert.parse_args([*flags, '--num_decisions', '100', '--resume']))
+    assert int(more['step']) == 2 * 16
+    with np.load(tmp_path / 'teacher.npz') as file:
+        assert file['decisions'] == 100 and np.array_equal(file['actor/0/w'], more['actor'][0]['w'])
+    with np.load(tmp_path / 'replay.npz') as file:
+        assert len(file['cut']) == 25
