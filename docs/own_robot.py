@@ -7,25 +7,21 @@ from gymnasium.spaces import Box
 
 
 class Arm(gymnasium.Env):
-    """Two links of 0.5 m on servos. A state is cos and sin of both angles. A goal is a state, too, and is reached where
-    the hand is within 10 cm of where it is then."""
+    """Two links of 0.5 m on servos. A state is the angles of both, as servos tell them. A goal is a state, too, and is
+    reached where the hand is within 10 cm of where it is then."""
 
-    observation_space = Box(-1, 1, (4,))
-    action_space = Box(-0.15, 0.15, (2,))  # radians per step, of each servo
+    observation_space = Box(-2.5, 2.5, (2,))
+    action_space = Box(-0.05, 0.05, (2,))  # radians per step, of each servo
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
-        self.angles, self.goal = self.np_random.uniform(-2, 2, (2, 2))
-        return state(self.angles), {'goal': state(self.goal)}
+        self.angles, self.goal = self.np_random.uniform(-2, 2, (2, 2)).astype(np.float32)
+        return self.angles, {'goal': self.goal}
 
     def step(self, action):
-        self.angles = np.clip(self.angles + np.clip(action, -0.15, 0.15), -2.5, 2.5)
+        self.angles = np.clip(self.angles + np.clip(action, -0.05, 0.05), -2.5, 2.5).astype(np.float32)
         success = bool(np.linalg.norm(hand(self.angles) - hand(self.goal)) < 0.1)
-        return state(self.angles), float(success), success, False, {'success': success}
-
-
-def state(angles):
-    return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
+        return self.angles, float(success), success, False, {'success': success}
 
 
 def hand(angles):
@@ -44,7 +40,9 @@ if __name__ == '__main__':
         states.append(arm.reset(seed=recording)[0])
         wish = arm.goal
         for _ in range(200):
-            if np.abs(wish - arm.angles).max() < 0.15:
+            way = wish - arm.angles
+            if np.abs(way).max() < 0.1:
                 wish = rng.uniform(-2.3, 2.3, 2)
-            states.append(arm.step(0.3 * (wish - arm.angles) + 0.05 * rng.standard_normal(2))[0])
+            gently = way * min(0.1, 0.03 / np.abs(way).max())  # slower where a pose is near
+            states.append(arm.step(gently + 0.02 * rng.standard_normal(2))[0])
     np.savez('arm.npz', observations=np.stack(states), terminals=np.arange(len(states)) % 201 == 200)
