@@ -26,7 +26,7 @@ ALLOWED = {
     'environments': {'ogbench_utils'},
     'rollouts': {'environments', 'ogbench_utils', 'utils'},
     'offline_agent': {'model', 'utils'},
-    'online_batches': {'utils'},
+    'online_batches': {'offline_agent', 'utils'},
     'planner': set(),
     'online_agent': {'offline_agent', 'online_batches', 'model', 'planner', 'utils'},
     'maze_figures': {'ogbench_utils'},

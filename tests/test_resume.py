@@ -173,10 +173,10 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, seen = online_trainer.OnlineAgent.update, []
 
-    def stop_now(self, batch):
+    def stop_now(self, *arguments):
         seen.append(self.step)
         os.kill(os.getpid(), signal.SIGINT)
-        return update(self, batch)
+        return update(self, *arguments)
 
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', stop_now)
     for number in range(1, 16):
