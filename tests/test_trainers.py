@@ -284,6 +284,6 @@ def test_the_default_budget_is_in_updates_and_epochs_that_are_asked_for_are_made
         config, _ = parse_flags('', offline_trainer.TrainConfig, OfflineConfig, argv=flags)
         return offline_trainer.update_budget(config, Windows)
 
-    assert budget() == 3000, 'whatever the size of the data'
+    assert budget() == 1000, 'whatever the size of the data'
     assert budget('--num_epochs', '200', '--batch_size', '16') == 200 * 64
     assert budget('--num_updates', '7') == 7
