@@ -34,7 +34,7 @@ class TrainConfig(RunConfig):
     """data, budget and files of offline pretraining"""
 
     batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
-    num_updates: int = flag(3000, 'gradient steps; those of the tables, whatever the size of the data', least=1)
+    num_updates: int = flag(1000, 'gradient steps, whatever the size of the data', least=1)
     num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, '
                               'instead of --num_updates; 0 follows that', least=0)
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)

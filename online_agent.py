@@ -40,9 +40,9 @@ class OnlineConfig:
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from the data', least=1)
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for both inverse dynamics and the locator; Q, V and the proposer keep "
-                           'the offline one', above=0)
-    acting_rate: float = flag(0.002, 'EMA rate of the acting networks, which are I, the locator and the proposer; 1 '
+    lr: float = flag(1e-3, "Adam's learning rate for both inverse dynamics and the locator; Q, V and the proposer "
+                           'keep the offline one', above=0)
+    acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts and labels; 1 '
                                      'disables averaging', above=0, most=1)
     labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
                                   least=0, below=1)
@@ -73,7 +73,7 @@ class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
     trained: labeler, inverse_dynamics, locator. values: critic, value, proposer, trained only with `value_interval`.
-    acting: moving averages of inverse_dynamics, locator and proposer. action_low, action_high: bounds (A,) of the
+    acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds (A,) of the
     actions. state_map: the StateMap on which it plans, None until `set_map` or `build_map`; node_places (K, S): the
     places of its nodes.
     """
@@ -102,11 +102,7 @@ class OnlineAgent:
             'locator': mlp([d, h, offline.observation_dim]),
         }).to(self.device).eval()
         self.values = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
-        acting = nn.ModuleDict({
-            'inverse_dynamics': self.trained['inverse_dynamics'],
-            'locator': self.trained['locator'],
-            'proposer': self.values['proposer'],
-        })
+        acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
         self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
 
@@ -255,17 +251,17 @@ class OnlineAgent:
         headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
         return (networks or self.acting)['inverse_dynamics'](full, self.encoder.normalize(states), *headings)
 
-    def label(self, states, next_states, **dropout):
-        """I_1(s_t, s_{t+1}) -> the action between two raw states."""
+    def label(self, states, next_states, networks=None, **dropout):
+        """I_1(s_t, s_{t+1}) -> the action between two raw states. `networks`: whose I_1, default `acting`."""
         states = self.encoder.normalize(states)
         next_states = self.encoder.normalize(next_states)
-        return self.trained['labeler'](states, next_states - states, **dropout)
+        return (networks or self.acting)['labeler'](states, next_states - states, **dropout)
 
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
         generator = torch.Generator(self.device).manual_seed(batch.dropout_seed)
-        labels = self.label(batch.online_states, batch.online_next_states, dropout=self.config.labeler_dropout,
-                            generator=generator)
+        labels = self.label(batch.online_states, batch.online_next_states, self.trained,
+                            dropout=self.config.labeler_dropout, generator=generator)
         loss = (labels - batch.online_actions).square().mean()
         return loss, {'labeler_loss': loss}
 
@@ -305,13 +301,13 @@ class OnlineAgent:
         loss = (self.trained['locator'](batch.z) - self.encoder.place(batch.states)).square().mean()
         return loss, {'locator_loss': loss}
 
-    def total_loss(self, batch, train_values=False):
-        """-> (loss, info): both inverse dynamics, the locator and, with `train_values`, Q, V and the proposer."""
-        results = [
-            self.labeler_loss(batch),
-            self.locator_loss(batch),
-            self.imitation_loss(batch),
-        ]
+    def total_loss(self, batch, train_values=False, labeler_alone=False):
+        """-> (loss, info): both inverse dynamics, the locator and, with `train_values`, Q, V and the proposer; or the
+        labeler alone."""
+        results = [self.labeler_loss(batch)]
+        if not labeler_alone:
+            results.append(self.locator_loss(batch))
+            results.append(self.imitation_loss(batch))
         if train_values:
             results.append(self.offline.proposer_loss(batch.latents, batch))
             results.append(self.offline.critic_loss(batch.latents, batch))
@@ -321,13 +317,13 @@ class OnlineAgent:
         info = {name: value for _, numbers in results for name, value in numbers.items()}
         return total, info | {'total_loss': total}
 
-    def update(self, batch):
+    def update(self, batch, labeler_alone=False):
         """One gradient step on `total_loss` and one of the moving averages -> info. Q, V and the proposer are part of
         one update in `value_interval`."""
         interval = self.config.value_interval
-        train_values = interval > 0 and self.step % interval == 0
+        train_values = not labeler_alone and interval > 0 and self.step % interval == 0
 
-        loss, info = self.total_loss(batch, train_values)
+        loss, info = self.total_loss(batch, train_values, labeler_alone)
         self.optimizer.zero_grad()
         loss.backward()
         info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)

@@ -51,7 +51,9 @@ class TrainConfig(RunConfig):
     random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
                                     'whoever walks well uses its ends', above=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
-    initial_updates: int = flag(5000, 'gradient steps after the random steps', least=1)
+    labeler_updates: int = flag(4000, 'gradient steps of the labeler alone after the random steps: what I learns from '
+                                      'bad labels it has to unlearn', least=0)
+    initial_updates: int = flag(5000, 'gradient steps after these', least=1)
     update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
@@ -317,7 +319,9 @@ class OnlineTraining:
                 actions = self.agent.scale_to_unit(episode.actions)
                 dropped += self.replay.add(episode.observations, actions)
 
-        due = round(self.config.update_ratio * collected.steps) if self.agent.step else self.config.initial_updates
+        due = round(self.config.update_ratio * collected.steps)
+        if not self.agent.step:
+            due = self.config.labeler_updates + self.config.initial_updates
         self.batches.refresh(dropped)
         self.round = Round(first_step, due, collected.numbers)
 
@@ -326,7 +330,8 @@ class OnlineTraining:
         missing = self.round.updates_due - len(self.round.infos)
         for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
             batch = self.batches.sample(self.rng)
-            self.round.infos.append(as_floats(self.agent.update(batch)))
+            labeler_alone = self.agent.step < self.config.labeler_updates
+            self.round.infos.append(as_floats(self.agent.update(batch, labeler_alone)))
             self.run.check_finite(self.agent.step, self.round.infos[-1], batch.row_numbers())
             self.run.stop.check()
 

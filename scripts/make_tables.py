@@ -85,12 +85,18 @@ class Result:
         return self.online_flags is None or self.online_flags.get('plan', False)
 
     @property
+    def has_curve(self):
+        """Was it evaluated on the way, and not at its end only?"""
+        return self.curve is not None and len(self.curve[0]) > 1
+
+    @property
     def online_updates(self):
         """Gradient steps of the online half, from the flags it was run with; None where they are not kept."""
         if not self.online_flags or not self.online_steps:
             return None
+        first = self.online_flags['initial_updates'] + self.online_flags.get('labeler_updates', 0)
         later = self.online_steps - self.online_flags['random_steps']
-        return round(self.online_flags['initial_updates'] + self.online_flags['update_ratio'] * max(0, later))
+        return round(first + self.online_flags['update_ratio'] * max(0, later))
 
 
 def read_results(folder):
@@ -162,7 +168,7 @@ def curve_rows(results):
     """-> cells (name, mean success at the evaluations nearest to each of `MILESTONES`); not for a single evaluation."""
     rows = []
     for (experiment, name), runs in sorted(results.items(), key=lambda item: (item[0][0] != 'main', item[0])):
-        curves = [run.curve for run in runs if run.curve and len(run.curve[0]) > 1]
+        curves = [run.curve for run in runs if run.has_curve]
         if curves:
             text = label(name) if experiment == 'main' else f'{label(name)}, `{experiment}`'
             rows.append((text, *(_at(curves, steps) for steps in MILESTONES)))
@@ -240,7 +246,7 @@ def make_front(results, words, published):
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
 
-    if any(run.curve for _, runs in front.values() for run in runs):
+    if any(run.has_curve for _, runs in front.values() for run in runs):
         picture = f'<img src="assets/success_curves.png" width="75%" alt="{words["curves"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
@@ -312,7 +318,7 @@ def draw(results, path, published):
     """Success against environment steps, one colour per dataset of the front page; beside it HIQL's."""
     groups = {}
     for name, (_, runs) in front_runs(results, published).items():
-        curves = [run.curve for run in runs if run.curve]
+        curves = [run.curve for run in runs if run.has_curve]
         if curves:
             groups[name.removesuffix('-v0')] = curves
     if groups:

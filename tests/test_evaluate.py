@@ -91,7 +91,7 @@ def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
 
 def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
     path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
-    assert path.stat().st_size < 5e6
+    assert path.stat().st_size < 6e6
     evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--seed', '0',
                    '--output', str(tmp_path / 'evaluation.json')])
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())

@@ -221,7 +221,7 @@ def test_each_net_has_its_own_loss(agent, batch, trained):
 
 
 def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch, stub):
-    agent.trained['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
+    agent.acting['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
     agent.trained['inverse_dynamics'] = stub(lambda full, *_: torch.zeros(len(full), ACTION_DIM))
     mean, std = agent.encoder.mean, agent.encoder.std  # the labeler reads states as the encoder does
     labels = ((2 * batch.next_states - batch.states - mean) / std)[:, :ACTION_DIM]
@@ -239,7 +239,7 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_age
                         online_share=0.5)
     batches = make_batches(agent)
     batch = batches.sample(np.random.default_rng(0))
-    agent.trained['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
+    agent.acting['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
     agent.trained['inverse_dynamics'] = stub(
         lambda full, state, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
     info = agent.total_loss(batch)[1]
@@ -316,9 +316,29 @@ def test_the_labeler_learns_linear_dynamics(make_online, make_replay, make_datas
         loss.backward()
         optimizer.step()
     batch = test.sample(rng)
-    labels = agent.label(batch.online_states, batch.online_next_states)
+    labels = agent.label(batch.online_states, batch.online_next_states, agent.trained)
     error = (labels - batch.online_actions).square().mean()
     assert error.item() < 0.2 / 3  # R2 above 0.8: the variance of uniform actions is 1/3
+
+
+@pytest.mark.parametrize('alone', [True, False])
+def test_the_labeler_can_learn_alone(make_online, make_batches, alone):
+    agent = make_online(value_interval=1)
+    before = snapshot(agent)
+    info = agent.update(make_batches(agent).sample(np.random.default_rng(0)), labeler_alone=alone)
+    moved = {name.split('.')[0] for name, p in agent.trained.named_parameters()
+             if not torch.equal(p, before['trained'][name])}
+    assert moved == ({'labeler'} if alone else {'labeler', 'locator', 'inverse_dynamics'})
+    assert ('inverse_dynamics_loss' not in info) == alone
+
+
+def test_labels_are_those_of_the_averaged_labeler(agent, batches):
+    batch = batches.sample(np.random.default_rng(0))
+    before = agent.label(batch.states, batch.next_states)
+    for p in agent.trained['labeler'].parameters():
+        p.data += 1
+    assert torch.equal(agent.label(batch.states, batch.next_states), before)
+    assert not torch.allclose(agent.label(batch.states, batch.next_states, agent.trained), before)
 
 
 def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, batches, assert_same):

@@ -30,7 +30,8 @@ if not hasattr(os, 'fork'):
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
                       '--batch_size 4 --num_updates 40 --val_interval 6 --log_interval 4 --val_batches 2')
-ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 --initial_updates 12 '
+ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 '
+                     '--labeler_updates 4 --initial_updates 8 '
                      '--max_steps 450 --update_ratio 0.2 --eval_interval 150 --eval_episodes 1 --final_eval_episodes 2')
 
 
@@ -172,10 +173,10 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, seen = online_trainer.OnlineAgent.update, []
 
-    def stop_now(self, batch):
+    def stop_now(self, *arguments):
         seen.append(self.step)
         os.kill(os.getpid(), signal.SIGINT)
-        return update(self, batch)
+        return update(self, *arguments)
 
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', stop_now)
     for number in range(1, 16):
