@@ -66,7 +66,7 @@ ROBOTS = {
 
 def load_teacher(path):
     """-> function: features (B, F) -> mean actions (B, A); the actor of train_expert.py, in numpy."""
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         layers = [(file[f'actor/{i}/w'], file[f'actor/{i}/b']) for i in range(3)]
 
     def teacher(x):

@@ -334,7 +334,7 @@ class Replay:
         write_atomic(path, lambda file: np.savez(file, cut=self.cut[at], **arrays))
 
     def load(self, path):
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             for row in zip(*(file[name] for name in ('features', 'actions', 'rewards', 'next_features', 'cut')),
                            strict=True):
                 self.add(*row)
@@ -544,7 +544,7 @@ def train(flags):
     decisions = 0
 
     if flags.resume:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             flat = dict(file)
         decisions = int(flat.pop('decisions'))
         flat.pop('key', None)
