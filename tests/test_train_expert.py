@@ -144,5 +144,5 @@ def test_training_goes_on_where_it_stopped(tmp_path, name):
     assert int(more['step']) == 2 * 16
     with np.load(tmp_path / 'teacher.npz', allow_pickle=False) as file:
         assert file['decisions'] == 100 and np.array_equal(file['actor/0/w'], more['actor'][0]['w'])
-    with np.load(tmp_path / 'replay.npz') as file:
+    with np.load(tmp_path / 'replay.npz', allow_pickle=False) as file:
         assert len(file['cut']) == 25
