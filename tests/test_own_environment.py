@@ -159,7 +159,7 @@ def test_the_scripted_arm_moves_between_poses(tmp_path, monkeypatch):
     """What is recorded are trajectories of the environment itself, with the driver's poses in reach of a goal."""
     monkeypatch.chdir(tmp_path)
     names = runpy.run_path(str(ROOT / 'docs' / 'own_robot.py'), run_name='__main__')
-    with np.load('arm.npz') as file:
+    with np.load('arm.npz', allow_pickle=False) as file:
         assert sorted(file.files) == ['observations', 'terminals']
         angles = file['observations'].reshape(200, 201, 2)
     assert np.abs(angles).max() <= 2.5 + 1e-5
