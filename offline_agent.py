@@ -128,15 +128,10 @@ class OfflineAgent:
         return self.nets['encoder']
 
     def place_scale(self):
-        """-> mean, scale (S,), numpy: Q, V and the proposer see a state s at (s - mean) * scale."""
+        """-> mean, scale (S,), numpy: a state s lies at (s - mean) * scale, which is `MambaEncoder.place`."""
         encoder = self.encoder
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
         return mean, slowness / std
-
-    def place(self, observations):
-        """(..., S) raw states, numpy -> (..., S), what Q, V and the proposer see of them: where the state is."""
-        mean, scale = self.place_scale()
-        return (observations - mean) * scale
 
     def set_statistics(self, mean, std, slowness):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mamba import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
-from own_environment import check_states
+from own_environment import check_states, name_flag
 from pictures import TrainingPictures
 from support import parallel
 from support.devices import choose_device, device_line, set_seed
@@ -143,8 +143,7 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
 def print_results(run, config):
     last = run.folder / 'last.pth'
     pictures = '; what was learned: the other *.png beside it' if config.maze_figures else ''
-    which = ['--env', config.env] if config.env else ['--dataset', config.dataset]
-    command = ['python', 'online_trainer.py', *which, '--offline_checkpoint', str(last)]
+    command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--offline_checkpoint', str(last)]
     print(f'curves: {run.folder / "training_curves.png"}{pictures}')
     print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} (lowest validation loss)')
     print(f'next: {shlex.join(command)}')

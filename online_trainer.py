@@ -19,7 +19,7 @@ from mamba import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from own_environment import is_own
+from own_environment import name_flag
 from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
@@ -110,9 +110,8 @@ def newest_offline_run(dataset):
     folder = runs_of('offline_checkpoints', dataset)
     found = sorted(folder.glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
     if not found:
-        flags = f'--env {dataset}' if is_own(dataset) else f'--dataset {dataset}'
         raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run offline_trainer.py '
-                                f'{flags} first, or name a file with --offline_checkpoint')
+                                f'{name_flag(dataset)} {dataset} first, or name a file with --offline_checkpoint')
     return found[-1]
 
 
@@ -134,9 +133,8 @@ def find_origin(config, saved):
     checkpoint = load_checkpoint(source, 'offline')
     data = checkpoint['data']
     if data['dataset'] != config.name:
-        flag_name = '--env' if config.env else '--dataset'
-        raise ValueError(f"{source} was trained on {data['dataset']}, {flag_name} is {config.name}: they must be the "
-                         'same')
+        raise ValueError(f"{source} was trained on {data['dataset']}, {name_flag(config.name)} is {config.name}: "
+                         'they must be the same')
     return Origin(str(source.resolve()), data, checkpoint['agent'])
 
 

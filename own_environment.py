@@ -27,6 +27,11 @@ def is_own(name):
     return ':' in name
 
 
+def name_flag(name):
+    """The flag that a name is given by."""
+    return '--env' if is_own(name) else '--dataset'
+
+
 def open_env(name, **options):
     """The environment that `module:factory` makes, checked the first time. `options`, such as render_mode, are given to
     a factory that takes them. The module is looked for in the working directory, too. Raises ValueError in one line."""

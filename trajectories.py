@@ -103,11 +103,6 @@ class TrajectoryDataset:
         squares = sum(np.square(piece - mean).sum(0) for piece in _pieces(rows))  # float64, as the mean is
         return mean, np.sqrt(squares / len(rows))
 
-    def _rows_before(self, steps, count):
-        """-> rows whose trajectory goes on for so many steps, evenly spread; about `count` where there are more."""
-        rows = np.flatnonzero(np.arange(len(self)) + steps <= self.end_of)
-        return rows[::max(1, len(rows) // count)]
-
     def slowness(self):
         """(S,) in [0, 1]: the squared time scale of each dimension, in those of the slowest; the time scale is that
         of an exponential decay of the autocorrelation, -k / ln(autocorrelation at lag k = transition_steps).
@@ -117,10 +112,11 @@ class TrajectoryDataset:
         the data cannot show it; a dimension that never changes within a trajectory (a mass, an identifier) says
         nothing about where a trajectory can go, and has 0.
         """
-        rows = self._rows_before(self.transition_steps, 100_000)
+        rows = np.flatnonzero(np.arange(len(self)) + self.transition_steps <= self.end_of)
         if not len(rows):
             return np.ones(self.observations.shape[1])
 
+        rows = rows[::max(1, len(rows) // 100_000)]
         change = (self.observations[rows + self.transition_steps] - self.observations[rows]).astype(np.float64)
         change = np.square(change).mean(0)
         variance = np.square(self.statistics()[1])

@@ -56,6 +56,11 @@ class CollectConfig:
     seed: int
 
     @property
+    def family(self):
+        """'antmaze', 'cube', …"""
+        return self.dataset.split('-')[0]
+
+    @property
     def kind(self):
         """'navigate', 'play', …"""
         return self.dataset.split('-')[-2]
@@ -73,7 +78,7 @@ def official_noise(dataset):
 
 @functools.lru_cache(maxsize=1)  # a worker builds its environment once
 def collector_of(config):
-    return FAMILIES[config.dataset.split('-')[0]](config)
+    return FAMILIES[config.family](config)
 
 
 def collect_episode(task):

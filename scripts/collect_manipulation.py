@@ -34,7 +34,6 @@ NOISE_SCALE = np.array([1, 1, 1, 3, 10])  # of `noisy` data: x, y, z, yaw, gripp
 
 def make_oracles(config, env):
     """-> {what the target is: the oracle for it}, for the kind of data that `config` says."""
-    family = config.dataset.split('-')[0]
     if config.kind == 'play':
         kinds = {'cube': CubePlanOracle, 'button': ButtonPlanOracle, 'drawer': DrawerPlanOracle,
                  'window': WindowPlanOracle}
@@ -44,9 +43,9 @@ def make_oracles(config, env):
                  'window': WindowMarkovOracle}
         options = {'min_norm': MIN_NORM}
 
-    if family == 'cube':
+    if config.family == 'cube':
         return {'cube': kinds['cube'](env=env, **options)}
-    if family == 'puzzle':
+    if config.family == 'puzzle':
         return {'button': kinds['button'](env=env, gripper_always_closed=True, **options)}
     oracles = {name: kind(env=env, **options) for name, kind in kinds.items()}
     if config.kind == 'noisy':
@@ -119,9 +118,8 @@ class ManipulationCollector:
 
     def action(self, rng, oracle, observation, info, noise):
         """What the oracle does (5,), in [-1, 1]; in `noisy` data with noise of that standard deviation."""
-        family = self.config.dataset.split('-')[0]
         noisy = self.config.kind == 'noisy'
-        if noisy and rng.random() < RANDOM_ACTIONS[family]:
+        if noisy and rng.random() < RANDOM_ACTIONS[self.config.family]:
             return rng.uniform(-1, 1, len(NOISE_SCALE))
 
         action = np.array(oracle.select_action(observation, info))

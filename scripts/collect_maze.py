@@ -36,9 +36,13 @@ def find_vertex_cells(maze_map):
     return cells
 
 
-def turned(observation, direction, pairs):
-    """The observation (S,) without x, y, with the vectors on the ground whose first index is in `pairs` told along and
-    across the unit direction (2,): a robot that does not know which way it faces sees the same whatever the compass."""
+def seen_by_expert(observation, direction, pairs=None):
+    """What an expert is told, float32: the observation (S,) without x, y, then the unit direction (2,); or with
+    `pairs`, the observation alone, its vectors on the ground whose first index is in `pairs` told along and across the
+    direction: a robot that does not know which way it faces sees the same whatever the compass."""
+    if pairs is None:
+        return np.concatenate([observation[2:], direction]).astype(np.float32)
+
     x = np.array(observation[2:], np.float32)
     along, across = direction
     for i in pairs:
@@ -49,8 +53,8 @@ def turned(observation, direction, pairs):
 def load_expert(path):
     """Return policy(observation (S,), unit direction (2,)) -> action (A,) in [-1, 1], read from an npz.
 
-    The network sees the observation without x, y, then the direction; or, where the file holds `ground_vectors`, what
-    `turned` makes of both. ValueError if the file holds no such network.
+    The network sees what `seen_by_expert` makes of both; `pairs` are the `ground_vectors` of the file, if it has any.
+    ValueError if the file holds no such network.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f'{path}: no such npz file; --expert_path names the weights of an expert')
@@ -64,10 +68,7 @@ def load_expert(path):
         return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))  # 0.79... = sqrt(2 / pi)
 
     def policy(observation, direction):
-        if pairs is None:
-            x = np.concatenate([observation[2:], direction]).astype(np.float32)
-        else:
-            x = turned(observation, direction, pairs)
+        x = seen_by_expert(observation, direction, pairs)
         return np.tanh(gelu(gelu(x @ w1 + b1) @ w2 + b2) @ w_mean + b_mean)
 
     return policy
@@ -107,12 +108,18 @@ class MazeCollector:
         """
         return self.env.get_oracle_subgoal(self.env.ij_to_xy(start_ij), self.env.ij_to_xy(goal_ij))
 
-    def _sample_task(self, rng):
+    def sample_task(self, rng):
+        """-> OGBench's task_info: a random start and a goal that the protocol allows for it."""
         start, goals = self.free_cells[rng.integers(len(self.free_cells))], self.vertex_cells
         if self.config.kind == 'stitch':
             _, distances = self.search(start, start)
             goals = np.argwhere(distances == STITCH_CELLS).tolist() or [start]  # teleport: closed-in cells
         return {'init_ij': start, 'goal_ij': tuple(goals[rng.integers(len(goals))])}
+
+    def move_goal(self, rng):
+        """Somewhere else, after the goal was reached."""
+        cell = self.vertex_cells[rng.integers(len(self.vertex_cells))]
+        self.env.set_goal(goal_xy=self.env.add_noise(self.env.ij_to_xy(cell)))
 
     def _direction(self, rng, step, last_direction):
         if self.config.kind == 'explore':
@@ -146,7 +153,7 @@ class MazeCollector:
         global_seed, action_seed, env_seed = rng.integers(2**31, size=3).tolist()
         np.random.seed(global_seed)
         self.env.action_space.seed(action_seed)
-        observation, _ = self.env.reset(seed=env_seed, options={'task_info': self._sample_task(rng)})
+        observation, _ = self.env.reset(seed=env_seed, options={'task_info': self.sample_task(rng)})
         direction, rows = None, []
         for step in range(self.config.rows):
             direction = self._direction(rng, step, direction)
@@ -154,8 +161,7 @@ class MazeCollector:
             next_observation, _, _, _, info = self.env.step(action)
             rows.append((observation, action, info['prev_qpos'], info['prev_qvel']))
             if info['success'] and self.config.kind == 'navigate':
-                cell = self.vertex_cells[rng.integers(len(self.vertex_cells))]
-                self.env.set_goal(goal_xy=self.env.add_noise(self.env.ij_to_xy(cell)))
+                self.move_goal(rng)
             observation = next_observation
         keys = ('observations',) if self.config.state_only else ('observations', 'actions', 'qpos', 'qvel')
         columns = zip(*rows, strict=True)

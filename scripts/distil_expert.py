@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from collect_dataset import CollectConfig  # noqa: E402
-from collect_maze import MazeCollector, turned  # noqa: E402
-from train_expert import ant_features, humanoid_features  # noqa: E402
+from collect_maze import MazeCollector, seen_by_expert  # noqa: E402
+from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
@@ -39,7 +39,7 @@ from support.metrics import MetricsLog  # noqa: E402
 @dataclass(frozen=True)
 class Robot:
     teacher_features: Callable  # (state without x, y; torso's axes; direction) -> what the teacher sees
-    ground_vectors: tuple | None  # indices as `turned` takes them
+    ground_vectors: tuple | None  # `pairs` of `seen_by_expert`
     scale: np.ndarray  # of what the expert sees
     action_dim: int
     height: int  # index in the observation of the number by which standing is told
@@ -47,11 +47,7 @@ class Robot:
 
     def seen(self, observation, direction):
         """What the expert sees, scaled, float32."""
-        if self.ground_vectors is None:
-            x = np.concatenate([observation[2:], direction])
-        else:
-            x = turned(observation, direction, self.ground_vectors)
-        return (x * self.scale).astype(np.float32)
+        return (seen_by_expert(observation, direction, self.ground_vectors) * self.scale).astype(np.float32)
 
 
 ROBOTS = {
@@ -97,7 +93,7 @@ class Walk:
         self.left = int(self.rng.integers(1, rows))  # so that not all begin at once
 
     def reset(self):
-        self.observation, _ = self.env.reset(options={'task_info': self.collector._sample_task(self.rng)})
+        self.observation, _ = self.env.reset(options={'task_info': self.collector.sample_task(self.rng)})
         self.left = self.rows
         self.teacher_acts = True
         self._look()
@@ -111,9 +107,7 @@ class Walk:
     def step(self, action):
         self.observation, _, _, _, info = self.env.step(action)
         if info['success']:
-            cells = self.collector.vertex_cells
-            goal = cells[self.rng.integers(len(cells))]
-            self.env.set_goal(goal_xy=self.env.add_noise(self.env.ij_to_xy(goal)))
+            self.collector.move_goal(self.rng)
         self.left -= 1
         self._look()
 
@@ -161,13 +155,9 @@ def distil(flags):
     rng = np.random.default_rng(flags.seed)
 
     log = MetricsLog(Path(flags.output).with_name(Path(flags.output).stem + '_distil.csv'))
-    sums = {}
+    meters = Meters()
     steps = 0
     begin = saved = time.perf_counter()
-
-    def note(name, value):
-        total, count = sums.get(name, (0.0, 0))
-        sums[name] = (total + float(value), count + 1)
 
     def save():
         export(robot, student, flags.output)
@@ -191,9 +181,9 @@ def distil(flags):
             walk.step(np.clip(action + noise[i], -1, 1))
 
             who = 'teacher' if walk.teacher_acts else 'student'
-            note(f'{who}/standing', walk.standing())
+            meters.add(f'{who}/standing', walk.standing())
             if walk.standing():
-                note(f'{who}/speed', walk.speed())
+                meters.add(f'{who}/speed', walk.speed())
             if walk.left <= 0:
                 walk.reset()
         steps += n
@@ -206,12 +196,10 @@ def distil(flags):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            note('loss', loss.detach())
+            meters.add('loss', loss.detach())
 
         if steps % 20_480 < n:
-            row = {name: total / count for name, (total, count) in sums.items()}
-            row['steps_per_second'] = steps / (time.perf_counter() - begin)
-            sums = {}
+            row = meters.means() | {'steps_per_second': steps / (time.perf_counter() - begin)}
             log.log(steps, row)
             print(f'{steps:,} ' + json.dumps({name: float(f'{value:.3g}') for name, value in row.items()}), flush=True)
         if time.perf_counter() - saved > 120:

@@ -46,7 +46,27 @@ BINS = 51
 
 
 # ------------------------------------------------------------------------------------------------------ robots
-class Humanoid:
+class Body:
+    """What the robots share: OGBench's environment, its data and the way that the torso faces. `make` makes the
+    environment."""
+
+    def __init__(self, seed, begins_standing):
+        self.env = self.make()
+        self.env.reset(seed=seed)
+        self.data = self.env.data
+        self.rng = np.random.default_rng(seed)
+        self.begins_standing = begins_standing
+
+    def torso(self):
+        """(3, 3), its columns the axes of the torso in the world."""
+        return self.data.xmat[1].reshape(3, 3)
+
+    def facing(self):
+        """Unit vector (2,) on the ground, where the chest points; shorter where it points up or down."""
+        return self.torso()[:2, 0]
+
+
+class Humanoid(Body):
     """OGBench's humanoid, told where to walk. `begins_standing`: its episodes begin upright and are cut short soon
     after a fall; the others begin as in the maze, in a random pose in the air, and go on whatever happens.
 
@@ -57,14 +77,10 @@ class Humanoid:
     decisions_of_episode = {True: 400, False: 200}
     top_speed = 2.0  # metres a second; the longest way in the medium maze is 40 m, and an episode has 50 s
 
-    def __init__(self, seed, begins_standing):
+    def make(self):
         from ogbench.online_locomotion.humanoid import HumanoidEnv
 
-        self.env = HumanoidEnv()
-        self.env.reset(seed=seed)
-        self.data = self.env.data
-        self.rng = np.random.default_rng(seed)
-        self.begins_standing = begins_standing
+        return HumanoidEnv()
 
     def reset(self):
         if self.begins_standing:
@@ -96,14 +112,10 @@ class Humanoid:
 
     def features(self, direction):
         """(70,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
-        return humanoid_features(self.env._get_obs(), self.data.xmat[1].reshape(3, 3), direction)
+        return humanoid_features(self.env._get_obs(), self.torso(), direction)
 
     def head(self):
         return self.data.xpos[2, 2]
-
-    def facing(self):
-        """Unit vector (2,) on the ground, where the chest points; shorter where it points up or down."""
-        return self.data.xmat[1].reshape(3, 3)[:2, 0]
 
     def speed(self, direction):
         """Of the centre of mass along the direction, metres a second."""
@@ -138,7 +150,7 @@ def humanoid_features(state, torso, direction):
     ]).astype(np.float32)
 
 
-class Ant:
+class Ant(Body):
     """OGBench's ant, told where to walk. It is pushed now and then. Its episodes are cut short on its back, since it
     cannot get up."""
 
@@ -147,14 +159,10 @@ class Ant:
     top_speed = 4.0
     mirror_features = mirror_actions = None  # its left and right differ by more than a sign
 
-    def __init__(self, seed, begins_standing):
+    def make(self):
         from ogbench.online_locomotion.ant import AntEnv
 
-        self.env = AntEnv(terminate_when_unhealthy=False)
-        self.env.reset(seed=seed)
-        self.data = self.env.data
-        self.rng = np.random.default_rng(seed)
-        self.begins_standing = begins_standing
+        return AntEnv(terminate_when_unhealthy=False)
 
     def reset(self):
         self.env.reset()
@@ -168,14 +176,11 @@ class Ant:
 
     def features(self, direction):
         """(29,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
-        return ant_features(self.env._get_obs(), self.data.xmat[1].reshape(3, 3), direction)
+        return ant_features(self.env._get_obs(), self.torso(), direction)
 
     def head(self):
         """The ant has none: how upright its back is, 1 to -1."""
         return self.data.xmat[1, 8]
-
-    def facing(self):
-        return self.data.xmat[1].reshape(3, 3)[:2, 0]
 
     def speed(self, direction):
         return self.data.qvel[:2] @ direction
@@ -547,7 +552,6 @@ def train(flags):
         with np.load(path, allow_pickle=False) as file:
             flat = dict(file)
         decisions = int(flat.pop('decisions'))
-        flat.pop('key', None)
         state = unflatten(state, flat)
         if flags.replay_path and Path(flags.replay_path).exists():
             replay.load(flags.replay_path)
@@ -562,13 +566,12 @@ def train(flags):
     log = MetricsLog(folder / 'curve.csv', decisions)
     meters = Meters()
     features = np.stack([robot.features() for robot in robots])
-    first = decisions + flags.first_decisions if not flags.resume else flags.first_decisions
     saved = began = time.perf_counter()
     logged = decisions
 
     try:
         while decisions < flags.num_decisions:
-            if decisions < first:
+            if decisions < flags.first_decisions:
                 actions = rng.uniform(-1, 1, (flags.num_envs, action_dim)).astype(np.float32)
             else:
                 noise = rng.standard_normal((flags.num_envs, action_dim), np.float32)

@@ -82,6 +82,27 @@ def compare(a, b, path=''):
         assert a == b, path
 
 
+class ConstantAgent:
+    """Does `action` in every environment, for `rollouts.run_episodes`."""
+
+    def __init__(self, action):
+        self.action = np.array(action, np.float32)
+
+    def initial_state(self, batch_size):
+        return None
+
+    def reset_state(self, state, rows):
+        return state
+
+    def act(self, observations, goals, state):
+        return np.tile(self.action, (len(observations), 1)), state
+
+
+@pytest.fixture
+def constant_agent():
+    return ConstantAgent
+
+
 @pytest.fixture
 def stub():
     return Stub

@@ -35,17 +35,6 @@ class Toy:
         return np.full(3, self.step_number, np.float32) if seen is None else seen
 
 
-class Agent:
-    def initial_state(self, n):
-        return None
-
-    def reset_state(self, state, rows):
-        return state
-
-    def act(self, observations, goals, state):
-        return np.zeros((len(observations), 2), np.float32), state
-
-
 def boom(*where):
     def trouble(*at):
         if at in where:
@@ -53,13 +42,24 @@ def boom(*where):
     return trouble
 
 
-def episodes_of(trouble, count, n_envs=1):
-    log = []
-    envs = open_envs('', n_envs, lambda dataset: Toy(log, trouble))
-    return [*run_episodes(envs, ((1, seed) for seed in range(count)), Agent())], log
+@pytest.fixture
+def idle(constant_agent):
+    return constant_agent([0.0, 0.0])
 
 
-def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys):
+@pytest.fixture
+def episodes_of(idle):
+    """episodes_of(trouble, count, n_envs) -> (episodes, log of the toys)"""
+
+    def run(trouble, count, n_envs=1):
+        log = []
+        envs = open_envs('', n_envs, lambda dataset: Toy(log, trouble))
+        return [*run_episodes(envs, ((1, seed) for seed in range(count)), idle)], log
+
+    return run
+
+
+def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys, episodes_of):
     episodes, log = episodes_of(boom((2, 4)), 3)
     assert [episode.length for episode in episodes] == [6, 3, 6]
     assert [episode.fault for episode in episodes] == ['', 'boom', '']
@@ -69,45 +69,45 @@ def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys):
     assert 'environment fault' in (err := capsys.readouterr().err) and 'RuntimeError: boom' in err
 
 
-def test_nan_observation_never_reaches_an_episode():
+def test_nan_observation_never_reaches_an_episode(episodes_of):
     nan = np.array([0, np.nan, 0], np.float32)
     episodes, log = episodes_of(lambda episode, step: nan if (episode, step) == (1, 1) else None, 2)
     assert [episode.length for episode in episodes] == [0, 6] and log.count('made') == 2
     assert episodes[0].observations.shape == (1, 3) and episodes[0].actions.shape == (0, 2)
 
 
-def test_a_reset_that_fails_is_tried_again():
+def test_a_reset_that_fails_is_tried_again(episodes_of):
     episodes, log = episodes_of(boom((1, 0), (2, 0)), 1)
     assert episodes[0].length == 6 and log == ['made', 'reset', 'made', 'reset', 'made', 'reset']
 
 
-def test_five_faults_in_a_row_stop_with_the_cause():
+def test_five_faults_in_a_row_stop_with_the_cause(episodes_of):
     with pytest.raises(OSError, match='failed 5 times in a row, at last with RuntimeError: boom'):
         episodes_of(boom(*((episode, 3) for episode in range(2, 7))), 9)
     assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 6))), 9)[0]) == 9  # four
 
 
-def test_an_episode_that_ends_well_starts_the_count_anew():
+def test_an_episode_that_ends_well_starts_the_count_anew(episodes_of):
     assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 20, 2))), 20)[0]) == 20
 
 
-def test_faults_are_counted_over_all_environments():
+def test_faults_are_counted_over_all_environments(episodes_of):
     with pytest.raises(OSError, match='5 times in a row'):
         episodes_of(boom(*((episode, 1) for episode in range(20))), 9, n_envs=8)
 
 
-def test_evaluation_counts_a_fault_as_failure():
+def test_evaluation_counts_a_fault_as_failure(idle):
     log = []
     envs = open_envs('', 1, lambda dataset: Toy(log, boom((2, 1))))
-    metrics = evaluate(Agent(), envs, 1, seed=0)[0]
+    metrics = evaluate(idle, envs, 1, seed=0)[0]
     assert metrics['evaluation/task2_success'] == 0 and metrics['evaluation/overall_success'] == 0.8
 
 
-def test_collected_rounds_show_faults():
+def test_collected_rounds_show_faults(idle):
     config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
                                    epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0,
                                    schedule_episodes=1)
-    agent = Agent()
+    agent = idle
     log = []
     agent.act = lambda observations, goals, state, *_: (
         np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))

@@ -181,7 +181,7 @@ def test_a_module_in_the_working_directory(robot):
     assert observation.dtype == goal.dtype == np.float32 and goal.tolist() == [1, 0, 0, 0]
 
 
-def test_bounds_and_tasks_are_those_of_the_environment(give):
+def test_bounds_and_tasks_are_those_of_the_environment(give, constant_agent):
     """Actions in bounds of its own; task numbers up to num_tasks arrive in reset; success of its own."""
     class Tasks(Good):
         num_tasks = 3
@@ -190,17 +190,7 @@ def test_bounds_and_tasks_are_those_of_the_environment(give):
     envs = open_envs(give(env), 1, make_env)
     assert num_tasks(envs[0]) == 3 and num_tasks(Good()) == 1
 
-    class Agent:
-        def initial_state(self, n):
-            return None
-
-        def reset_state(self, state, rows):
-            return state
-
-        def act(self, observations, goals, state):
-            return np.array([[1.0, 0.0]], np.float32), state
-
-    for episode in run_episodes(envs, [(2, 0), (3, 1)], Agent()):
+    for episode in run_episodes(envs, [(2, 0), (3, 1)], constant_agent([1.0, 0.0])):
         assert env.options == {'task_id': episode.task}
         assert episode.observations.shape == (26, 4) and episode.length == 25 and episode.success == 0
 

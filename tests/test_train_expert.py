@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'scripts'))
 
 import train_expert  # noqa: E402
-from collect_maze import load_expert, turned  # noqa: E402
+from collect_maze import load_expert, seen_by_expert  # noqa: E402
 from distil_expert import ROBOTS, Walk, export, network  # noqa: E402
 from train_expert import (  # noqa: E402
     MIRROR_ACTIONS,
@@ -84,7 +84,7 @@ def test_what_the_two_see_does_not_depend_on_the_compass():
     assert np.allclose(body.features(DIRECTION), other.features(rotation @ DIRECTION), atol=1e-4)
 
     states = [np.r_[0, 0, robot.env._get_obs()] for robot in (body, other)]
-    seen = [turned(state, direction, ROBOTS['humanoid'].ground_vectors)
+    seen = [seen_by_expert(state, direction, ROBOTS['humanoid'].ground_vectors)
             for state, direction in zip(states, (DIRECTION, rotation @ DIRECTION), strict=True)]
     assert np.allclose(*seen, atol=1e-4)
     assert np.isclose(seen[0][37], states[0][39:41] @ DIRECTION)  # along
