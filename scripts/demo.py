@@ -1,4 +1,4 @@
-"""A small OPSO run on the bundled data, offline and online, that takes seven minutes on two cores.
+"""A small OPSO run on the bundled data, offline and online, that takes three minutes on two cores.
 
     python scripts/demo.py --save_dir demo_run
 """
