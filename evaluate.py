@@ -21,6 +21,7 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from pictures import draw_evaluation, open_maze
 from rollouts import evaluate
+from senses import senses_of
 from support.devices import choose_device, set_seed
 from support.files import load_checkpoint, naming_file, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
@@ -59,7 +60,8 @@ def run(config):
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    maze = open_maze(dataset)
+    senses = senses_of(checkpoint)
+    maze = open_maze(dataset, senses)
     kind = 'paths' if maze else 'values'
 
     metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
@@ -77,7 +79,7 @@ def run(config):
     print('written: ' + ', '.join(map(str, [output, *pictures])))
 
     if config.video:
-        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos')):
+        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'), senses):
             print(f'video: {path}')
     return metrics
 
@@ -108,7 +110,7 @@ def measure(config, path, checkpoint, dataset, plan=None):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
     switch_plan(agent, plan, path)
 
-    envs = open_envs(dataset, config.num_envs, make_env)
+    envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
     if dimensions != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '

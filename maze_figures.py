@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from ogbench_utils import episode_seed, reset_env
+from senses import FULL
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
@@ -36,7 +37,7 @@ NEIGHBOURS = 8  # embedded observations over which a decoded proposal is average
 class Maze:
     """Walls, tasks and walking distances of an OGBench maze. Positions xy are in the environment's units."""
 
-    def __init__(self, env):
+    def __init__(self, env, senses=FULL):
         maze = env.unwrapped
         self.walls = maze.maze_map == 1  # (rows, columns)
         self.unit = float(maze._maze_unit)
@@ -44,13 +45,14 @@ class Maze:
         self.fine_walls = self.walls.repeat(SPLIT, 0).repeat(SPLIT, 1)
 
         start = 'init_xy'
-        self.columns = slice(0, 2)  # of a state: where what has to reach the goal is
+        columns = [0, 1]  # of a raw state: where what has to reach the goal is
         if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
             start = 'ball_init_xy'
-            self.columns = slice(maze.model.nq - 7, maze.model.nq - 5)
+            columns = [maze.model.nq - 7, maze.model.nq - 6]
+        self.columns = senses.find(columns)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(env)
+        self.goal_observations = self._goal_observations(senses.wrap(env))
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):

@@ -19,6 +19,7 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
 from own_environment import check_states, name_flag
 from pictures import TrainingPictures
+from senses import FULL, Senses, parse_setting
 from support import parallel
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Panel, plot_curves
@@ -40,6 +41,8 @@ class TrainConfig(RunConfig):
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
+    observe: str = flag('full', 'what of the states is seen, in data, environment and goals: full, positions, torso, '
+                                'dropped:P (readings are lost) or noise:SIGMA (senses.py)')
     maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
                                     'and latents along trajectories')
 
@@ -68,6 +71,7 @@ def check_flags(config, agent_config):
     check_ranges(config, agent_config)
     agent_config.check()
     check_name(config.name, config.env)
+    parse_setting(config.observe)
     if config.env and not config.dataset_path:
         raise ValueError(f'--env {config.env} needs states of it: --dataset_path FILE.npz with `observations` and '
                          '`terminals`')
@@ -95,7 +99,8 @@ def train_process_0(config, agent_config, device):
         with run.stop.at_once():
             data, val_data, source = load_data(config, agent_config)
             if config.env:
-                check_states(config.env, make_env(config.env), source.path, data.observations.shape[1])
+                check_states(config.env, source.senses.wrap(make_env(config.env)), source.path,
+                             data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
@@ -119,8 +124,12 @@ def train_process_0(config, agent_config, device):
 
 
 def load_data(config, agent_config):
+    senses = FULL
+    if config.observe != 'full':
+        senses = Senses.from_setting(config.observe, make_env(config.name))
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, batch_size=config.batch_size, **agent_config.sampling())
+                        config.max_trajectories, batch_size=config.batch_size, senses=senses,
+                        **agent_config.sampling())
 
 
 def update_budget(config, data):
@@ -133,6 +142,8 @@ def update_budget(config, data):
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(source.note)
+    if source.senses:
+        print(f'--observe {config.observe}: {agent.observation_dim} numbers of a state are seen')
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} dimensions, '
           f'{data.num_windows:,} windows of {data.context_length}')
@@ -174,12 +185,13 @@ class OfflineTraining:
             'path': source.path,
             'max_trajectories': config.max_trajectories,
             'fingerprint': data.fingerprint(),
+            'senses': dataclasses.asdict(source.senses),
         }
         fingerprint = f'{data.fingerprint()}; validation {val_data.fingerprint()}'
         self.log = run.start_logging('train.csv', agent.step, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.senses)
 
     def loop(self):
         if self.agent.step >= self.num_updates:

@@ -22,6 +22,7 @@ from online_agent import OnlineAgent, OnlineConfig
 from own_environment import name_flag
 from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
+from senses import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Panel, plot_curves
 from support.files import load_checkpoint, naming_file
@@ -120,14 +121,15 @@ class Origin:
     """Where a run comes from: its offline checkpoint, and which data that was trained on."""
 
     source: str  # absolute path of the offline checkpoint
-    data: dict  # dataset, path, max_trajectories and fingerprint, as the offline trainer wrote them
+    data: dict  # dataset, path, max_trajectories, fingerprint and senses, as the offline trainer wrote them
     agent: dict  # the offline agent's state_dict
+    senses: Senses  # through which the data were seen, and the environment is
 
 
 def find_origin(config, saved):
     """-> Origin. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
     if saved:
-        return Origin(saved['source'], saved['data'], saved['agent']['offline'])
+        return Origin(saved['source'], saved['data'], saved['agent']['offline'], senses_of(saved))
 
     source = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(source, 'offline')
@@ -135,7 +137,7 @@ def find_origin(config, saved):
     if data['dataset'] != config.name:
         raise ValueError(f"{source} was trained on {data['dataset']}, {name_flag(config.name)} is {config.name}: "
                          'they must be the same')
-    return Origin(str(source.resolve()), data, checkpoint['agent'])
+    return Origin(str(source.resolve()), data, checkpoint['agent'], senses_of(checkpoint))
 
 
 def load_offline_data(config, origin, **sampling):
@@ -156,7 +158,7 @@ def load_offline_data(config, origin, **sampling):
 
     count = config.max_trajectories or known['max_trajectories']
     data, _, source = load_dataset(config.name, path, config.data_dir or 'datasets', config.dataset_url, count,
-                                   **sampling)
+                                   senses=origin.senses, **sampling)
 
     found = data.fingerprint()
     same_count = count == known['max_trajectories']
@@ -182,7 +184,7 @@ def train(config, agent_config):
         with naming_file(origin.source):
             offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env)
+        envs = open_envs(config.name, config.num_envs, make_env, origin.senses)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{origin.source} was trained on observations of {offline.observation_dim} dimensions, '
                              f'{config.name} has {envs[0].observation_space.shape[0]}')
@@ -259,7 +261,7 @@ class OnlineTraining:
 
         last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
-        self.maze = open_maze(config.name)
+        self.maze = open_maze(config.name, origin.senses)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
         with run.stop.at_once():
             self.batches = agent.open_batches(data, replay)
@@ -354,7 +356,7 @@ class OnlineTraining:
         title = f'{self.config.name}, {self.collector.steps:,} steps'
         draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and final:
-            record(self.config.name, episodes, self.run.folder / 'videos')
+            record(self.config.name, episodes, self.run.folder / 'videos', self.origin.senses)
         return metrics
 
     def finish_round(self, metrics):

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from ogbench_utils import find_dataset, load_trajectories
+from senses import FULL, Senses
 from utils import RowQueue, TensorBatch
 
+TRAINING, VALIDATION = 0, 1  # seeds of what is lost, and of the noise, in the states of the two files
 ROWS_AT_ONCE = 1 << 18  # statistics take the rows in pieces: a float64 copy of all would be twice the data
 
 
@@ -286,22 +288,29 @@ class DataSource:
 
     path: str  # of the training file, absolute
     note: str  # one line for the banner
+    senses: Senses  # through which its states are seen
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, batch_size=1,
-                 **sampling):
+                 senses=FULL, **sampling):
     """-> (training TrajectoryDataset, validation one, DataSource).
 
-    Where there is no -val file, the last tenth of the trajectories is held out. Raises FileNotFoundError, or
-    ValueError that names the file, for data that cannot be trained on with windows of `context_length` states,
-    `batch_size` of them at a time.
+    Where there is no -val file, the last tenth of the trajectories is held out. All states are seen through `senses`,
+    which are fitted to the training data if they need it. Raises FileNotFoundError, or ValueError that names the file,
+    for data that cannot be trained on with windows of `context_length` states, `batch_size` of them at a time.
     """
     train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
     longest = sampling.get('context_length', 1)
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, longest)
 
+    if senses:
+        senses = senses.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
+        observations = senses.see_trajectories(observations, starts, ends, seed=TRAINING)
+
     if val_path is not None:
-        val = TrajectoryDataset(*load_trajectories(val_path), **sampling)
+        val_observations, *borders = load_trajectories(val_path)
+        val_observations = senses.see_trajectories(val_observations, *borders, seed=VALIDATION)
+        val = TrajectoryDataset(val_observations, *borders, **sampling)
         train = TrajectoryDataset(observations, starts, ends, **sampling)
     else:
         if len(starts) < 2:
@@ -314,7 +323,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         note = f'{note}; no -val file, so the last {held} trajectories are held out'
 
     _check(train, val, train_path, val_path, batch_size)
-    return train, val, DataSource(str(Path(train_path).resolve()), note)
+    return train, val, DataSource(str(Path(train_path).resolve()), note, senses)
 
 
 def _check(train, val, train_path, val_path, batch_size):

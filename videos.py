@@ -7,6 +7,8 @@ that renders runs in a process of its own; first a probe of each library, then t
     python videos.py render JOB.npz   render one episode (`record` writes such files)
 """
 
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from own_environment import is_own
+from senses import FULL, Senses
 
 RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
@@ -51,9 +54,9 @@ def _run(gl, *arguments, timeout=None):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def record(dataset, episodes, folder, size=320, every=8):
+def record(dataset, episodes, folder, senses=FULL, size=320, every=8):
     """Render the first of the `episodes` of each task into `folder`/task<k>.mp4, or .gif where there is no ffmpeg
-    -> paths.
+    -> paths. `senses`: through which the environment was seen.
 
     `size` in pixels; a frame every so many environment steps. What cannot be rendered is left out, with one line that
     says why: no result depends on it.
@@ -69,7 +72,7 @@ def record(dataset, episodes, folder, size=320, every=8):
         episode = next(e for e in episodes if e.task == task)
         with tempfile.TemporaryDirectory() as temporary:
             job = Path(temporary) / 'job.npz'
-            write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', size, every)
+            write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', senses, size, every)
             done = _run(gl or '', 'render', job)
 
         if done.returncode:
@@ -80,7 +83,7 @@ def record(dataset, episodes, folder, size=320, every=8):
     return paths
 
 
-def write_job(path, dataset, episode, output, size, every):
+def write_job(path, dataset, episode, output, senses, size, every):
     """What `render` needs to run an `Episode` again, as an npz file."""
     np.savez(
         path,
@@ -91,6 +94,7 @@ def write_job(path, dataset, episode, output, size, every):
         observations=episode.observations,
         success=episode.success,
         output=str(output),
+        senses=json.dumps(dataclasses.asdict(senses)),
         size=size,
         every=every,
     )
@@ -125,10 +129,11 @@ def render(job):
         observations = file['observations']
         success = bool(file['success'])
         output = Path(str(file['output']))
+        senses = Senses.from_dict(json.loads(str(file['senses'])))
         size = int(file['size'])
         every = int(file['every'])
 
-    env = open_rendering(dataset, size)
+    env = senses.wrap(open_rendering(dataset, size))
     observation, _ = reset_env(env, task, seed)
 
     frames = []

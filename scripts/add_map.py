@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from online_agent import OnlineAgent  # noqa: E402
+from senses import senses_of  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
@@ -39,7 +40,8 @@ def run(config):
 
     known = checkpoint['data']
     data, _, source = load_dataset(known['dataset'], config.dataset_path or known['path'], 'datasets', '',
-                                   known['max_trajectories'], **agent.offline.config.sampling())
+                                   known['max_trajectories'], senses=senses_of(checkpoint),
+                                   **agent.offline.config.sampling())
     print(source.note)
 
     begin = time.perf_counter()

@@ -18,6 +18,7 @@ from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from rollouts import evaluate  # noqa: E402
+from senses import senses_of  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
@@ -60,8 +61,9 @@ def run(config):
         offline = OfflineAgent.from_state_dict(checkpoint['agent'], device)
 
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
-    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories)[0]
-    maze = open_maze(name)
+    senses = senses_of(checkpoint)
+    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories, senses=senses)[0]
+    maze = open_maze(name, senses)
     probe = Probe(maze, data.observations) if maze else None
     title = f'{name}, {offline.step:,} offline updates'
 
@@ -70,7 +72,7 @@ def run(config):
     else:
         pictures = draw_trajectories(data, offline, folder, title)
     if online:
-        pictures += draw_acting(config, name, agent, maze, probe, folder)
+        pictures += draw_acting(config, name, agent, maze, probe, folder, senses)
     for picture in pictures:
         if picture.suffix == '.png':
             shrink(picture)
@@ -78,9 +80,9 @@ def run(config):
     return pictures
 
 
-def draw_acting(config, name, agent, maze, probe, folder):
+def draw_acting(config, name, agent, maze, probe, folder, senses):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
-    envs = [make_env(name) for _ in range(8)]
+    envs = [senses.wrap(make_env(name)) for _ in range(8)]
     episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
     pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
@@ -95,7 +97,7 @@ def draw_acting(config, name, agent, maze, probe, folder):
         pictures.append(folder / 'maze_plan.png')
         draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
     if config.video:
-        for path in record(name, [example], folder, size=160, every=24):
+        for path in record(name, [example], folder, senses, size=160, every=24):
             pictures.append(path.replace(path.with_stem('episode')))
     return pictures
 

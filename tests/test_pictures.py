@@ -107,7 +107,7 @@ def test_soccer_is_drawn_by_its_ball():
     """What has to reach the goal is the ball: 15, 16 of a state."""
     maze = open_maze('antsoccer-medium-navigate-v0')
     np.testing.assert_allclose(maze.places(maze.goal_observations), maze.goals, atol=2 ** 0.5)
-    assert maze.columns == slice(15, 17)
+    assert maze.columns == [15, 16]
     starts = np.array([maze.starts[k] for k in range(5)])
     assert len(np.unique(starts, axis=0)) == 5
 

@@ -12,6 +12,7 @@ import ogbench_utils
 import videos
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
+from senses import FULL
 
 ANT = 'antmaze-medium-navigate-v0'
 
@@ -43,7 +44,7 @@ def no_gl(monkeypatch):
 
 def job_of(episode, folder):
     path = folder / 'job.npz'
-    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', size=200, every=4)
+    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL, size=200, every=4)
     return path
 
 
