@@ -8,7 +8,7 @@
     draw_plan       the map of the data (planner.py), steps to each goal on it, and the way that it plans
 
 Everything is measured at real observations of the data (`Probe`), so joint angles and speeds are plausible ones;
-places without data stay empty. A latent is f(s_t), a sequence of length one, for `--head_memory history` too.
+places without data stay empty. A latent is that of a single state, with `--memory` too.
 """
 
 import dataclasses

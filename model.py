@@ -10,6 +10,7 @@
     InverseDynamics  I(z, z', z_g) -> a
 """
 
+import math
 from typing import NamedTuple
 
 import support.threads  # noqa: F401  before torch
@@ -32,6 +33,54 @@ def mlp(sizes):
 
 
 # ------------------------------------------------------------------------------------------------- encoder
+class GRULayer(nn.Module):
+    """What a Mamba-2 layer is compared with: a GRU of about as many `parameters`, with the same methods."""
+
+    def __init__(self, d_model, parameters):
+        super().__init__()
+        # 3 h (d + h + 2) of the GRU and d (h + 1) of the projection
+        linear = 4 * d_model + 6
+        hidden = int((math.sqrt(linear ** 2 + 12 * (parameters - d_model)) - linear) / 6)
+        self.gru = nn.GRU(d_model, hidden, batch_first=True)
+        self.output = nn.Linear(hidden, d_model)
+
+    def forward(self, u):
+        """u (B, L, d_model) -> (B, L, d_model)."""
+        return self.output(self.gru(u)[0])
+
+    def forward_single(self, u):
+        """u (..., d_model), each row a sequence of length one -> (..., d_model)."""
+        return self.forward(u.reshape(-1, 1, u.shape[-1])).view(u.shape)
+
+    def initial_state(self, batch_size):
+        return (self.output.weight.new_zeros(batch_size, self.gru.hidden_size),)
+
+    def step(self, u, state):
+        """u (B, d_model), state -> (output (B, d_model), new state)."""
+        hidden = self.gru(u.unsqueeze(1), state[0].unsqueeze(0))[1][0]
+        return self.output(hidden), (hidden,)
+
+
+class MLPLayer(nn.Module):
+    """The same without a memory: position t depends on position t alone."""
+
+    def __init__(self, d_model, parameters):
+        super().__init__()
+        self.net = mlp([d_model, (parameters - d_model) // (2 * d_model + 3), d_model])
+
+    def forward(self, u):
+        """u (..., d_model) -> (..., d_model)."""
+        return self.net(u)
+
+    forward_single = forward
+
+    def initial_state(self, batch_size):
+        return ()
+
+    def step(self, u, state):
+        return self.net(u), ()
+
+
 class EncoderState(NamedTuple):
     """What acting remembers. Two streams (first axis of each pair, folded into the batch: 2B rows) restart
     every `context_length` steps, half a period apart; `count` (B,) is the number of states seen."""
@@ -40,20 +89,25 @@ class EncoderState(NamedTuple):
 
     def reset(self, rows):
         """Forget everything in the rows where the bool mask `rows` (B,) is true (a new episode)."""
-        keep = ~torch.cat([rows, rows])
-        layers = tuple((conv * keep[:, None, None], ssm * keep[:, None, None, None]) for conv, ssm in self.layers)
-        return EncoderState(layers, self.count * ~rows)
+        return EncoderState(_forget(self.layers, torch.cat([rows, rows])), self.count * ~rows)
 
 
-class MambaEncoder(nn.Module):
-    """Causal encoder of state sequences: normalise, project, `n_layers` pre-norm residual Mamba-2 blocks, norm.
+def _forget(layers, rows):
+    """The memories of all layers, each a tuple of tensors (2B, ...), with zeros where the mask `rows` (2B,) is true."""
+    return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0) for memory in layer)
+                 for layer in layers)
+
+
+class Encoder(nn.Module):
+    """Causal encoder of state sequences: normalise, project, `n_layers` pre-norm residual blocks, norm. `kind` says
+    what a block is: mamba (Mamba-2), or for comparison gru or mlp, of as many parameters; mlp remembers nothing.
 
     Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and nothing
     else in the project normalises. `context_length` bounds the memory of `step` as training windows do.
     """
 
     def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
-                 context_length=100, backend='torch'):
+                 context_length=100, backend='torch', kind='mamba'):
         super().__init__()
         self.d_model = d_model
         self.context_length = context_length
@@ -63,7 +117,11 @@ class MambaEncoder(nn.Module):
         self.register_buffer('slowness', torch.ones(observation_dim))
 
         self.input = nn.Linear(observation_dim, d_model)
-        self.layers = nn.ModuleList(Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers))
+        layers = [Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers)]
+        if kind != 'mamba':
+            block = {'gru': GRULayer, 'mlp': MLPLayer}[kind]
+            layers = [block(d_model, parameters=sum(p.numel() for p in layer.parameters())) for layer in layers]
+        self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
         self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
 
@@ -71,7 +129,8 @@ class MambaEncoder(nn.Module):
 
     def set_backend(self, backend):
         for layer in self.layers:
-            layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
+            if isinstance(layer, Mamba2):
+                layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
 
     def set_statistics(self, mean, std, slowness=None):
         """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `slowness`
@@ -128,10 +187,8 @@ class MambaEncoder(nn.Module):
         h = self.input(self.normalize(observations)).repeat(2, 1)
 
         layers = []
-        for norm, layer, (conv, ssm) in zip(self.norms, self.layers, state.layers, strict=True):
-            conv = conv.masked_fill(restart[:, None, None], 0)
-            ssm = ssm.masked_fill(restart[:, None, None, None], 0)
-            out, new = layer.step(norm(h), (conv, ssm))
+        for norm, layer, memory in zip(self.norms, self.layers, _forget(state.layers, restart), strict=True):
+            out, new = layer.step(norm(h), memory)
             h = h + out
             layers.append(new)
 

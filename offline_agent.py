@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import GoalValue, MambaEncoder, Proposer, minus_distance, mlp
+from model import Encoder, GoalValue, Proposer, minus_distance, mlp
 from support import parallel
 from support.flags import flag, make_config
 from utils import expectile_loss, load_weights, soft_update
@@ -21,10 +21,10 @@ from utils import expectile_loss, load_weights, soft_update
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
     context_length: int = flag(100, 'states the encoder remembers', least=1)
+    encoder: str = flag('mamba', 'what the encoder is made of: mamba, or for comparison gru or mlp (no memory) of as '
+                                 'many parameters', choices=('mamba', 'gru', 'mlp'))
     sequence_windows: int = flag(4, 'windows of a batch whose whole sequence is encoded, for next-state prediction '
-                                     'from f(s_<=t); all of them with --head_memory history', least=0)
-    head_memory: str = flag('state', 'what Q, V, proposer and inverse dynamics see of the past: state, f(s_t) alone, '
-                            'or history, f of the last context_length states', choices=('state', 'history'))
+                                     'from f(s_<=t)', least=0)
     d_model: int = flag(128, 'size of a latent z', least=1)
     n_layers: int = flag(2, 'Mamba-2 layers', least=1)
     d_state: int = flag(16, 'state dimensions per Mamba-2 channel', least=1)
@@ -107,8 +107,8 @@ class OfflineAgent:
 
         d = config.d_model
         h = config.hidden_dim
-        encoder = MambaEncoder(observation_dim, d, config.n_layers, config.d_state, config.d_conv, config.expand,
-                               config.headdim, config.context_length, backend)
+        encoder = Encoder(observation_dim, d, config.n_layers, config.d_state, config.d_conv, config.expand,
+                          config.headdim, config.context_length, backend, config.encoder)
         self.nets = nn.ModuleDict({
             'encoder': encoder,
             'critic': GoalValue(d, h, n_inputs=3),
@@ -128,7 +128,7 @@ class OfflineAgent:
         return self.nets['encoder']
 
     def place_scale(self):
-        """-> mean, scale (S,), numpy: a state s lies at (s - mean) * scale, which is `MambaEncoder.place`."""
+        """-> mean, scale (S,), numpy: a state s lies at (s - mean) * scale, which is `Encoder.place`."""
         encoder = self.encoder
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
         return mean, slowness / std
@@ -142,15 +142,10 @@ class OfflineAgent:
     def encode(self, batch):
         """Encode a WindowBatch once -> WindowLatents.
 
-        With head_memory 'state', z, z_next and z_goal are single states seen through the encoder's `slowness`, and
-        `full` is all of s_t: a V that sees the history knows where its trajectory is heading, and cannot be optimistic
-        about where others went from the same state. With 'history', z and z_next have seen their windows.
+        z, z_next and z_goal are single states seen through the encoder's `slowness`, and `full` is all of s_t: a V that
+        sees the history knows where its trajectory is heading, and cannot be optimistic about where others went from
+        the same state.
         """
-        if self.config.head_memory == 'history':
-            return self._encode_histories(batch)
-        return self._encode_states(batch)
-
-    def _encode_states(self, batch):
         states = _at(batch.observations, batch.positions)
         next_states = _at(batch.observations, batch.next_positions)
 
@@ -170,24 +165,6 @@ class OfflineAgent:
             z_goal=z_goal,
             sequence=sequence,
             full=self.encoder.encode_full(states),
-            **self._embedded(*targets),
-        )
-
-    def _encode_histories(self, batch):
-        sequence = self.encoder(batch.observations)
-        z = _at(sequence, batch.positions)
-
-        with torch.no_grad():
-            target_sequence = self.targets['encoder'](batch.observations)
-            goals = self.targets['encoder'].encode_slow(torch.cat([batch.goals, batch.proposer_goals], 1)).chunk(2, 1)
-            targets = [_at(target_sequence, batch.positions), _at(target_sequence, batch.next_positions), *goals]
-
-        return WindowLatents(
-            z=z,
-            z_next=_at(sequence, batch.next_positions),
-            z_goal=self.encoder.encode_slow(batch.goals),
-            sequence=sequence,
-            full=z,
             **self._embedded(*targets),
         )
 
@@ -349,7 +326,9 @@ class OfflineAgent:
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        agent = cls(state['observation_dim'], make_config(OfflineConfig, state['config']), device, backend)
+        # older checkpoints say that Q, V and the proposer see single states, which goes without saying now
+        config = {name: value for name, value in state['config'].items() if (name, value) != ('head_memory', 'state')}
+        agent = cls(state['observation_dim'], make_config(OfflineConfig, config), device, backend)
         agent.load_state_dict(state)
         return agent
 

@@ -9,7 +9,7 @@ update trains small heads only: two inverse dynamics, a locator and, on request,
     locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
 
 I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
-encoder sees it (`MambaEncoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
+encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
 that tells every joint.
 
 Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
@@ -44,6 +44,11 @@ class OnlineConfig:
                            'keep the offline one', above=0)
     acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts and labels; 1 '
                                      'disables averaging', above=0, most=1)
+    memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
+                               'the offline one; Q, V and the proposer see single states either way')
+    memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
+    labeler_context: int = flag(0, 'states before and after a step that the labeler sees as well; it labels what was '
+                                   'recorded, so it may look ahead', least=0)
     labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
                                   least=0, below=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
@@ -55,7 +60,7 @@ class OnlineConfig:
     progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress in "
                                             'standard deviations', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
-                            "proposer's only where no path leads; with --head_memory state")
+                            "proposer's only where no path leads")
 
 
 class ActState(NamedTuple):
@@ -97,18 +102,25 @@ class OnlineAgent:
         d = offline.config.d_model
         h = config.idm_hidden_dim
         self.trained = nn.ModuleDict({
-            'labeler': InverseDynamics(2 * offline.observation_dim, self.action_dim, h),
+            'labeler': InverseDynamics((2 + 2 * config.labeler_context) * offline.observation_dim, self.action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
         }).to(self.device).eval()
+        if config.memory:
+            self.trained['memory'] = copy.deepcopy(offline.encoder).requires_grad_(True)
         self.values = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
         acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
         self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
 
-        self.optimizer = torch.optim.Adam([
-            {'params': self.trained.parameters(), 'lr': config.lr},
-            {'params': self.values.parameters(), 'lr': offline.config.lr}], fused=True)
+        heads = [p for name, net in self.trained.items() if name != 'memory' for p in net.parameters()]
+        groups = [
+            {'params': heads, 'lr': config.lr},
+            {'params': self.values.parameters(), 'lr': offline.config.lr},
+        ]
+        if config.memory:
+            groups.append({'params': self.trained['memory'].parameters(), 'lr': config.memory_lr})
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         self.state_map = None
         self.node_places = None
         self.step = 0
@@ -140,12 +152,14 @@ class OnlineAgent:
             action_dim=self.action_dim,
             online_share=config.online_share,
             progress_steps=config.progress_steps,
+            labeler_context=config.labeler_context,
+            window=self.offline.config.context_length if config.memory else 0,
             embed=self.offline.targets['value'].embed if config.value_interval else None,
         )
 
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
-        return LatentStore(dataset, self.encoder, self.offline.config.head_memory == 'history', cached)
+        return LatentStore(dataset, self.encoder, cached)
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
@@ -197,17 +211,15 @@ class OnlineAgent:
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             memory = state.encoder
-            remembers = self.offline.config.head_memory == 'history'
-            if remembers:
-                full, memory = self.encoder.step(observations, memory)
+            if self.config.memory:
+                full, memory = self.acting['memory'].step(observations, memory)
             else:
                 full = self.encoder.encode_full(observations)
 
             biased = np.zeros(len(observations), bool)
             proposed = state.goal_places
             if epsilon > 0 or (ahead == NO_PATH).any():  # a plan alone needs no proposals
-                z = full if remembers else self.encoder.encode_slow(observations)
-                z_next, biased = self.propose(z, state.z_goal, epsilon, rng)
+                z_next, biased = self.propose(self.encoder.encode_slow(observations), state.z_goal, epsilon, rng)
                 proposed = self.acting['locator'](z_next)
             targets = self._follow_plan(proposed, biased, ahead, state.goal_places)
             actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
@@ -251,17 +263,19 @@ class OnlineAgent:
         headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
         return (networks or self.acting)['inverse_dynamics'](full, self.encoder.normalize(states), *headings)
 
-    def label(self, states, next_states, networks=None, **dropout):
-        """I_1(s_t, s_{t+1}) -> the action between two raw states. `networks`: whose I_1, default `acting`."""
-        states = self.encoder.normalize(states)
-        next_states = self.encoder.normalize(next_states)
-        return (networks or self.acting)['labeler'](states, next_states - states, **dropout)
+    def label(self, steps, networks=None, **dropout):
+        """I_1(s_{t-c}, ..., s_{t+1+c}) -> the action between s_t and s_{t+1}; steps (..., 2 + 2c, S) raw, c =
+        `labeler_context`. `networks`: whose I_1, default `acting`."""
+        c = self.config.labeler_context
+        steps = self.encoder.normalize(steps)
+        now = steps[..., c, :]
+        around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now.unsqueeze(-2)
+        return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
 
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
         generator = torch.Generator(self.device).manual_seed(batch.dropout_seed)
-        labels = self.label(batch.online_states, batch.online_next_states, self.trained,
-                            dropout=self.config.labeler_dropout, generator=generator)
+        labels = self.label(batch.online_steps, self.trained, dropout=self.config.labeler_dropout, generator=generator)
         loss = (labels - batch.online_actions).square().mean()
         return loss, {'labeler_loss': loss}
 
@@ -270,7 +284,7 @@ class OnlineAgent:
         is real in the agent's own rows and the labeler's in offline rows."""
         place = self.encoder.place
         with torch.no_grad():
-            labels = self.label(batch.states, batch.next_states).clamp(-1, 1)
+            labels = self.label(batch.steps).clamp(-1, 1)
             actions = torch.where(batch.is_online.unsqueeze(-1), batch.actions, labels)
 
             targets = place(batch.states_ahead)
@@ -280,13 +294,19 @@ class OnlineAgent:
                 places = place(batch.states)
                 weights = self.imitation_weights(targets - places, place(batch.states_soon) - places)
 
-            history = self.offline.config.head_memory == 'history'
-            full = batch.z if history else self.encoder.encode_full(batch.states)
-
+        full = self.remember(batch)
         inferred = self.infer_action(full, batch.states, targets, goals, self.trained)
         error = (inferred - actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
+
+    def remember(self, batch):
+        """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
+        if not self.config.memory:
+            with torch.no_grad():
+                return self.encoder.encode_full(batch.states)
+        sequence = self.trained['memory'](batch.windows)
+        return sequence.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, sequence.shape[-1])).flatten(0, 1)
 
     def imitation_weights(self, ahead, soon):
         """How far the trajectory came toward z' in `progress_steps`, in standard deviations over the batch, as the

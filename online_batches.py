@@ -1,6 +1,6 @@
 """Where an online update's batch comes from: transitions of the offline data and of the agent's own episodes, with the
-latents that the losses read. The encoder is frozen online, so these are computed once and kept where they fit, and for
-each batch where they do not.
+latents that the losses read. The encoder of z is frozen online, so these are computed once and kept where they fit, and
+for each batch where they do not.
 
     offline data  -> LatentStore -\
                                    OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
@@ -27,7 +27,9 @@ class OnlineBatch(TensorBatch):
     the labeler. k = transition_steps, D latent dimensions."""
 
     states: torch.Tensor  # (n, S) raw
-    next_states: torch.Tensor  # (n, S) raw, one step later
+    steps: torch.Tensor  # (n, 2 + 2c, S) raw, what the labeler sees: s_{t-c} to s_{t+1+c}, c = labeler_context
+    windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
+    positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
     states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on: what z' is
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
@@ -36,8 +38,7 @@ class OnlineBatch(TensorBatch):
     z: torch.Tensor  # (n, D)
 
     # the agent's own steps, for the labeler
-    online_states: torch.Tensor  # (n, S) raw
-    online_next_states: torch.Tensor  # (n, S) raw
+    online_steps: torch.Tensor  # (n, 2 + 2c, S) raw
     online_actions: torch.Tensor  # (n, A) in [-1, 1]
     dropout_seed: int  # of the labeler's dropout, so that a batch decides its loss
 
@@ -56,46 +57,46 @@ class OnlineBatch(TensorBatch):
 
 
 class LatentStore:
-    """The latents of all rows of a trajectory dataset, as acting would compute them.
+    """The latents z of all rows of a trajectory dataset, as acting would compute them.
 
-    encoder: MambaEncoder, frozen. history: latents remember the trajectory, as with `--head_memory history`; a row then
-    has another latent as a goal, which is seen without its past. cached: whether latents are kept; None decides by
-    `CACHE_BYTES`. Latents that remember are kept in any case: each would cost a whole window.
+    encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`.
     """
 
-    def __init__(self, dataset, encoder, history=False, cached=None):
+    def __init__(self, dataset, encoder, cached=None):
         self.dataset = dataset
         self.encoder = encoder
-        self.history = history
         self.device = encoder.mean.device
 
         fits = 4 * encoder.d_model * len(dataset) <= CACHE_BYTES
-        self.cached = history or (fits if cached is None else cached)
-        self.z_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
-        self.goal_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
+        self.cached = fits if cached is None else cached
+        self.queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
         if self.cached:
             self.refresh()
 
     @property
     def z(self):
-        """(N, D) latents of all rows, as acting computes them."""
-        return self.z_queue.rows
-
-    @property
-    def z_goal(self):
-        """(N, D) latents of all rows as goals."""
-        return self.goal_queue.rows if self.history else self.z
+        """(N, D) latents of all rows."""
+        return self.queue.rows
 
     @torch.no_grad()
-    def read(self, rows, as_goals=False):
-        """rows (n,) int array -> z (n, D). `as_goals`: are they read as goals?"""
+    def read(self, rows):
+        """rows (n,) int array -> z (n, D)."""
         if not self.cached:
             return self.encoder.encode_slow(self.states(rows))
-        return (self.z_goal if as_goals else self.z)[rows]
+        return self.z[rows]
 
     def states(self, rows):
         """Raw states (n, S) of some rows (a slice or an int array)."""
         return torch.from_numpy(self.dataset.observations[rows]).to(self.device)
+
+    def steps(self, rows, context):
+        """Raw states (n, 2 + 2c, S) around the steps that begin in `rows` (n,), c = `context` on either side. Beyond
+        the ends of a trajectory its first and last states go on."""
+        data = self.dataset
+        end = data.end_of[rows]
+        begin = data.starts[np.searchsorted(data.ends, end)]
+        around = rows[:, None] + np.arange(-context, context + 2)
+        return self.states(np.clip(around, begin[:, None], end[:, None]))
 
     @torch.no_grad()
     def refresh(self, dropped=0):
@@ -104,19 +105,12 @@ class LatentStore:
             return
 
         known = max(0, len(self.z) - dropped)
-        new = len(self.dataset) - known
-        self.z_queue.extend(new, dropped)
-        if self.history:
-            self.goal_queue.extend(new, dropped)
+        self.queue.extend(len(self.dataset) - known, dropped)
 
-        pieces = self._pieces(known)
-        starts = [(i, piece.stop) for piece in pieces for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
+        starts = [(i, piece.stop) for piece in self._pieces(known)
+                  for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
         for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
             self._encode_rows(slice(i, min(i + ROWS_AT_ONCE, stop)))
-
-        if self.history:
-            for piece in pieces:
-                self._encode_windows(piece, max(1, ROWS_AT_ONCE // self.encoder.context_length))
 
     def _pieces(self, known):
         """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
@@ -131,53 +125,29 @@ class LatentStore:
         padding = -len(states) % 128  # few different sizes: see `OnlineBatches.sample`
         z = self.encoder.encode_slow(F.pad(states, (0, 0, 0, padding)))
 
-        self.z_goal[rows] = z[:len(states)]
-
-    def _encode_windows(self, piece, windows_at_once):
-        """z of the trajectories in the slice `piece`. Windows start where the two streams of `MambaEncoder.step`
-        restart, and give the rows for which that stream is the older one."""
-        data = self.dataset
-        c = self.encoder.context_length
-        half = c // 2
-
-        begins = [np.zeros(0, np.int64)]
-        skips = [np.zeros(0, np.int64)]
-        inside = slice(*np.searchsorted(data.starts, (piece.start, piece.stop)))
-        for start, end in zip(data.starts[inside], data.ends[inside], strict=True):
-            number = np.arange(2 * -(-(end - start + 1) // c) + 1)
-            begin = start + number // 2 * c + number % 2 * half
-            skip = np.where(number % 2, c - half, half) * (number > 0)
-            used = begin + skip <= end
-            begins.append(begin[used])
-            skips.append(skip[used])
-        begins = np.concatenate(begins)
-        skips = np.concatenate(skips)
-
-        for i in tqdm(range(0, len(begins), windows_at_once), 'latents of the data', leave=False, dynamic_ncols=True,
-                      delay=1):
-            rows = begins[i:i + windows_at_once, None] + np.arange(c)
-            end = data.end_of[rows[:, :1]]
-            keep = (rows <= end) & (np.arange(c) >= skips[i:i + windows_at_once, None])
-
-            z = self.encoder(self.states(np.minimum(rows, end)))
-            self.z[torch.from_numpy(rows[keep]).to(self.device)] = z[torch.from_numpy(keep).to(self.device)]
+        self.z[rows] = z[:len(states)]
 
 
 class OnlineBatches:
     """Draws batches of `size` transitions from the offline data and the agent's own episodes.
 
     online_share: of the transitions, from own episodes; the labeler learns from these alone, whatever the share.
-    progress_steps: how far on the states lie by which progress is measured; 0: it is not. embed: function z (n, D) ->
-    e (M, n, E), V's target embedding, where Q, V and the proposer learn on; None while they rest.
+    progress_steps: how far on the states lie by which progress is measured; 0: it is not. labeler_context: states on
+    either side of a step that the labeler sees as well. window: length of the windows of which all transitions are
+    taken, so that one can remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E), V's
+    target embedding, where Q, V and the proposer learn on; None while they rest.
     """
 
-    def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0, embed=None):
+    def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
+                 labeler_context=0, window=0, embed=None):
         self.offline_store = offline_store
         self.online_store = online_store
         self.size = size
         self.action_dim = action_dim
         self.online_share = online_share
         self.progress_steps = progress_steps
+        self.labeler_context = labeler_context
+        self.window = window
         self.embed = embed
 
     def refresh(self, dropped):
@@ -186,7 +156,8 @@ class OnlineBatches:
 
     def sample(self, rng):
         """-> OnlineBatch; draws from the numpy Generator `rng`."""
-        n_online = round(self.online_share * self.size)
+        unit = self.window or 1
+        n_online = round(self.online_share * self.size / unit) * unit
         parts = [self._transitions(self.offline_store, self.size - n_online, rng)]
         if n_online:
             parts.append(self._transitions(self.online_store, n_online, rng))
@@ -203,8 +174,7 @@ class OnlineBatches:
         return OnlineBatch(
             **fields,
             latents=latents,
-            online_states=store.states(online_rows),
-            online_next_states=store.states(online_rows + 1),
+            online_steps=store.steps(online_rows, self.labeler_context),
             online_actions=torch.from_numpy(store.dataset.actions[online_rows]).to(store.device),
             dropout_seed=dropout_seed,
             online_rows=torch.from_numpy(online_rows),
@@ -229,7 +199,11 @@ class OnlineBatches:
     def _transitions(self, store, n, rng):
         """n transitions of one store -> {field of OnlineBatch, or latent: tensor (n, ...) or None}."""
         data = store.dataset
-        rows = data.origins[rng.integers(len(data.origins), size=n)]
+        if self.window:
+            window_rows, positions = self._windows(data, n // self.window, rng)
+            rows = np.take_along_axis(window_rows, positions, 1).ravel()
+        else:
+            rows = data.origins[rng.integers(len(data.origins), size=n)]
         transitions = data.sample_transitions(rows, rng)
 
         nearest = min(max(1, self.progress_steps), data.transition_steps)
@@ -246,7 +220,9 @@ class OnlineBatches:
         learns = self.embed is not None
         return {
             'states': store.states(rows),
-            'next_states': store.states(rows + 1),
+            'steps': store.steps(rows, self.labeler_context),
+            'windows': store.states(window_rows) if self.window else None,
+            'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
             'states_soon': store.states(soon) if self.progress_steps else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
@@ -254,10 +230,24 @@ class OnlineBatches:
             'is_online': tensor(np.full(n, is_online)),
             'z': store.read(rows),
             'z_next': store.read(transitions.next_rows) if learns else None,
-            'z_goal': store.read(transitions.goal_rows, as_goals=True) if learns else None,
-            'proposer_goal': store.read(transitions.proposer_goal_rows, as_goals=True) if learns else None,
+            'z_goal': store.read(transitions.goal_rows) if learns else None,
+            'proposer_goal': store.read(transitions.proposer_goal_rows) if learns else None,
             'rewards': tensor(transitions.rewards) if learns else None,
             'discounts': tensor(transitions.discounts) if learns else None,
             'proposer_near': tensor(transitions.proposer_near) if learns else None,
             'rows': tensor(rows),
         }
+
+    def _windows(self, data, count, rng):
+        """-> rows (W, L) of windows of trajectories, and the positions (W, L) in them that have a next state, the last
+        one again and again where a trajectory is shorter than a window."""
+        drawn = data.origins[rng.integers(len(data.origins), size=count)]
+        end = data.end_of[drawn]
+        begin = data.starts[np.searchsorted(data.ends, end)]
+
+        # a window lies anywhere around the row that was drawn, so that rows near both borders are drawn as often
+        first = drawn - rng.integers(self.window, size=count)
+        first = np.clip(first, begin, np.maximum(begin, end - self.window))[:, None]
+        end = end[:, None]
+        offsets = np.arange(self.window)
+        return np.minimum(first + offsets, end), np.minimum(offsets, end - first - 1)

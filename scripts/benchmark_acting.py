@@ -12,17 +12,18 @@ from benchmark_tools import ACTIONS, ENV, ROOT, STATES, Row, interleaved, make_o
 
 
 def acting(options):
-    """Acting with memory (--head_memory history), which is the slower kind, and without."""
+    """Acting with memory (--memory), which is the slower kind, and without."""
     from ogbench_utils import make_env, reset_env
 
     env = make_env(ENV)
     reset_env(env, 1, 0)
     action = env.action_space.sample()
-    for memory in ('state', 'history'):
-        agent = make_online(head_memory=memory)[0]
+    for memory in (False, True):
+        agent = make_online(memory=memory)[0]
         functions = {'ant': lambda: env.step(action)} | {f'act {n}': act_step(agent, n) for n in (1, 8, 64)}
         times = interleaved(functions, options.rounds(20), calls=10)
-        yield Row(f'act, batch of 8, head_memory {memory}', times['act 8'], {'one step of the ant': times['ant']},
+        kind = 'with' if memory else 'without'
+        yield Row(f'act, batch of 8, {kind} memory', times['act 8'], {'one step of the ant': times['ant']},
                   'below one ant step', ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
                   + f"; {times['act 8'] / 8 / times['ant']:.0%} of the 8 steps that it decides")
 
@@ -36,7 +37,7 @@ def acting(options):
               f'{len(planning.state_map):,} nodes; the first step to a new goal also searches the map')
 
     for context in (10, 100, 1000):
-        agent = make_online(head_memory='history', context_length=context)[0]
+        agent = make_online(memory=True, context_length=context)[0]
         window = torch.randn(8, context, STATES)
         times = interleaved({'act': act_step(agent, 8), 'window': lambda a=agent, w=window: encode(a.encoder, w)},
                             options.rounds(20), calls=3)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import GoalValue, MambaEncoder, mlp
+from model import Encoder, GoalValue, mlp
 from utils import expectile_loss, soft_update
 
 
@@ -69,7 +69,7 @@ class OneTransitionPerWindow:
     def __init__(self, observation_dim, config):
         self.config, d, h = config, config.d_model, config.hidden_dim
         self.nets = nn.ModuleDict({
-            'encoder': MambaEncoder(observation_dim, d, config.n_layers), 'critic': GoalValue(d, h, n_inputs=3),
+            'encoder': Encoder(observation_dim, d, config.n_layers), 'critic': GoalValue(d, h, n_inputs=3),
             'value': GoalValue(d, h), 'next_state': mlp([d, h, observation_dim]), 'reward': mlp([2 * d, h, 1])})
         self.target = GoalValue(d, h, n_inputs=3).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr)

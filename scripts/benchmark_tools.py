@@ -59,9 +59,10 @@ def make_offline(device='cpu', backend='torch', **changes):
     return agent, data
 
 
-def make_online(value_interval=0, **changes):
+def make_online(value_interval=0, memory=False, **changes):
     agent, data = make_offline(**changes)
-    online = OnlineAgent(agent, -np.ones(ACTIONS), np.ones(ACTIONS), OnlineConfig(value_interval=value_interval))
+    config = OnlineConfig(value_interval=value_interval, memory=memory)
+    online = OnlineAgent(agent, -np.ones(ACTIONS), np.ones(ACTIONS), config)
     replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)
     for _ in range(10):
         actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import MambaEncoder
+from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
@@ -148,7 +148,7 @@ def make_encoder():
     def make(seed=0, **changes):
         torch.manual_seed(seed)
         sizes = dict(d_model=32, n_layers=2, d_state=8, headdim=16, context_length=12)
-        return MambaEncoder(DIM, **(sizes | changes))
+        return Encoder(DIM, **(sizes | changes))
 
     return make
 
@@ -192,10 +192,10 @@ def agent(make_online):
     return make_online()
 
 
-@pytest.fixture(params=['state', 'history'])
-def either_agent(make_agent, make_online, request):
-    """An agent of each head_memory."""
-    return make_online(offline=make_agent(head_memory=request.param))
+@pytest.fixture(params=[False, True], ids=['state', 'memory'])
+def either_agent(make_online, request):
+    """An agent without memory, and one with."""
+    return make_online(memory=request.param, labeler_context=2 * request.param)
 
 
 @pytest.fixture

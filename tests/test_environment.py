@@ -61,9 +61,8 @@ def envs():
 def mamba_agent():
     """A small untrained agent whose actions depend on its memory."""
     torch.manual_seed(0)
-    config = OfflineConfig(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32, transition_steps=4,
-                           head_memory='history')
-    return OnlineAgent(OfflineAgent(29, config), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32))
+    config = OfflineConfig(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32, transition_steps=4)
+    return OnlineAgent(OfflineAgent(29, config), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32, memory=True))
 
 
 def run(envs, jobs, agent=None, **options):

@@ -225,13 +225,13 @@ def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_
     assert_same(learned(halfway.with_name('seed0-run2') / 'last.pth'), learned(pipeline[0] / 'last.pth'))
 
 
-@pytest.mark.parametrize('head_memory', ['state', 'history'])
-def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same, head_memory):
+@pytest.mark.parametrize('memory', ['--no-memory', '--memory'])
+def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same, memory):
     """Three rounds of 200 random and twice 2 x 30 steps; interrupted after the first and the second. Only the
     evaluations that end the parts are additional, and `best` remembers them."""
-    offline_trainer.main([*OFFLINE, '--dataset_path', str(data_path), '--head_memory', head_memory])
+    offline_trainer.main([*OFFLINE, '--dataset_path', str(data_path)])
     whole, parts = Path('whole'), Path('parts')
-    flags = [*ONLINE, '--update_ratio', '0.1', '--save_dir']
+    flags = [*ONLINE, '--update_ratio', '0.1', memory, '--save_dir']
     online_trainer.main([*flags, str(whole), '--max_steps', '320'])
     for steps, *resume in (('200',), ('260', '--resume'), ('320', '--resume')):
         online_trainer.main([*flags, str(parts), '--max_steps', steps, *resume])

@@ -285,8 +285,9 @@ def unroll(encoder, observations, state=None):
     return torch.stack(outputs, 1), state
 
 
-def test_encoder_is_causal_and_every_parameter_learns(make_encoder):
-    encoder = make_encoder()
+@pytest.mark.parametrize('kind', ['mamba', 'gru', 'mlp'])
+def test_encoder_is_causal_and_every_parameter_learns(make_encoder, kind):
+    encoder = make_encoder(kind=kind)
     observations = torch.randn(2, 40, DIM, requires_grad=True)
     gradient, = torch.autograd.grad(encoder(observations)[:, :20].sum(), observations)
     assert (gradient[:, 20:] == 0).all() and (gradient[:, :20] != 0).any(2).all()
@@ -328,9 +329,25 @@ def test_goals_are_seen_through_their_weight(make_encoder):
     assert not torch.allclose(encoder.encode_full(mixed), encoder.encode_full(goals), atol=1e-2)
 
 
+@pytest.mark.parametrize('kind', ['gru', 'mlp'])
+def test_other_encoders_have_as_many_parameters(make_encoder, kind):
+    def count(encoder):
+        return sum(p.numel() for p in encoder.parameters())
+
+    sizes = dict(d_model=128, d_state=16, headdim=32)
+    assert count(make_encoder(kind=kind, **sizes)) == pytest.approx(count(make_encoder(**sizes)), rel=0.01)
+
+
+def test_an_mlp_remembers_nothing(make_encoder):
+    encoder = make_encoder(kind='mlp')
+    observations = torch.randn(2, 9, DIM)
+    torch.testing.assert_close(encoder(observations), encoder.encode_full(observations))
+
+
+@pytest.mark.parametrize('kind', ['mamba', 'gru', 'mlp'])
 @pytest.mark.parametrize('context', [12, 7, 2, 1])
-def test_step_equals_forward_since_the_older_stream_restarted(make_encoder, context):
-    encoder = randomize(make_encoder(context_length=context))
+def test_step_equals_forward_since_the_older_stream_restarted(make_encoder, context, kind):
+    encoder = randomize(make_encoder(context_length=context, kind=kind))
     observations = torch.randn(2, 3 * context + 2, DIM)
     z, _ = unroll(encoder, observations)
     restarts = sorted({*range(0, 99, context), *range(context // 2, 99, context)})
@@ -351,8 +368,9 @@ def test_z_forgets_what_is_further_back_than_the_context(make_encoder):
     assert not torch.isclose(z[:, 15:18], z_other[:, 15:18]).all(-1).any()  # but shortly after it is remembered
 
 
-def test_reset_forgets_those_rows_only(make_encoder):
-    encoder = make_encoder()
+@pytest.mark.parametrize('kind', ['mamba', 'gru'])
+def test_reset_forgets_those_rows_only(make_encoder, kind):
+    encoder = make_encoder(kind=kind)
     past, observations = torch.randn(3, 17, DIM), torch.randn(3, 30, DIM)
     _, state = unroll(encoder, past)
     kept, _ = unroll(encoder, observations, state)

@@ -24,10 +24,10 @@ def agent(make_agent):
     return make_agent()
 
 
-@pytest.fixture(params=['state', 'history'])
+@pytest.fixture(params=['mamba', 'gru', 'mlp'])
 def either_agent(make_agent, request):
-    """An agent of each head_memory, whose targets differ from its networks."""
-    agent = make_agent(head_memory=request.param)
+    """An agent with each kind of encoder, whose targets differ from its networks."""
+    agent = make_agent(encoder=request.param)
     with torch.no_grad():
         for p in agent.targets.parameters():
             p += 0.1 * torch.randn_like(p)
@@ -147,8 +147,7 @@ def test_proposer_target_by_hand(either_agent, batch):
 def target_latents(agent, batch):
     """z, z_next, z_goal and proposer_goal by the target encoder, (B, P, D) each."""
     encoder = agent.targets['encoder']
-    history = agent.config.head_memory == 'history'
-    encoded = (encoder if history else encoder.encode_slow)(batch.observations)
+    encoded = encoder.encode_slow(batch.observations)
     rows = torch.arange(len(encoded))[:, None]
     return {'z': encoded[rows, batch.positions], 'z_next': encoded[rows, batch.next_positions],
             'z_goal': encoder.encode_slow(batch.goals), 'proposer_goal': encoder.encode_slow(batch.proposer_goals)}
@@ -268,22 +267,18 @@ def test_reward_loss_by_hand(agent, stub, batch):
 
 # ------------------------------------------------------------------------------------------------- encoding
 def test_encode_takes_the_asked_positions(either_agent, batch):
-    """z is f of the state alone, or of the history up to it, as head_memory says; goals are states alone."""
+    """z, z' and goals are states alone; the sequence has seen the history."""
     agent, latents = either_agent, either_agent.encode(batch)
-    history = agent.config.head_memory == 'history'
-    length = batch.observations.shape[1] if history else agent.config.context_length
+    length = agent.config.context_length
     torch.testing.assert_close(latents.sequence, agent.encoder(batch.observations)[:, :length])
 
     rows = torch.arange(5)[:, None]
-    encoded = (agent.encoder if history else agent.encoder.encode_slow)(batch.observations)
+    encoded = agent.encoder.encode_slow(batch.observations)
     torch.testing.assert_close(latents.z, encoded[rows, batch.positions])
     torch.testing.assert_close(latents.z_next, encoded[rows, batch.next_positions])
     torch.testing.assert_close(latents.z_goal, agent.encoder.encode_slow(batch.goals))
-    if history:
-        assert latents.full is latents.z
-    else:
-        full = agent.encoder.encode_full(batch.observations)
-        torch.testing.assert_close(latents.full, full[rows, batch.positions])
+    full = agent.encoder.encode_full(batch.observations)
+    torch.testing.assert_close(latents.full, full[rows, batch.positions])
 
     targets = target_latents(agent, batch)
     torch.testing.assert_close(latents.target_z, targets['z'])
@@ -351,9 +346,9 @@ def test_each_objective_can_be_learned(agent, make_dataset, name):
     assert losses[-1] < 0.75 * losses[0]
 
 
-@pytest.mark.parametrize('memory', ['state', 'history'])
-def test_update_moves_every_parameter_and_targets_by_their_rate(make_agent, make_dataset, memory):
-    agent, data, rng = make_agent(head_memory=memory, target_rate=0.02), make_dataset(), np.random.default_rng(0)
+@pytest.mark.parametrize('encoder', ['mamba', 'gru', 'mlp'])
+def test_update_moves_every_parameter_and_targets_by_their_rate(make_agent, make_dataset, encoder):
+    agent, data, rng = make_agent(encoder=encoder, target_rate=0.02), make_dataset(), np.random.default_rng(0)
     begin = snapshot(agent)
     for _ in range(3):
         before = snapshot(agent)

@@ -11,7 +11,6 @@ import torch
 from model import InverseDynamics
 from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
-from trajectories import TrajectoryDataset
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
 
@@ -28,12 +27,12 @@ def batch(batches):
 
 
 @pytest.fixture
-def make_watched(make_online, make_agent, stub):
+def make_watched(make_online, stub):
     """An agent whose action is 0.01 of what the inverse dynamics is given: `which` is 0 for f(s), 1 for the place of
     z' and 2 for that of z_g. Where a latent lies, its first numbers say."""
 
-    def make(which, memory='state'):
-        agent = make_online(action_dim=DIM if which else D, offline=make_agent(head_memory=memory))
+    def make(which, memory=False):
+        agent = make_online(action_dim=DIM if which else D, memory=memory)
         agent.infer_action = lambda full, states, targets, goals: 0.01 * (full, targets, goals)[which]
         agent.acting['locator'] = stub(lambda z: z[:, :DIM])
         return agent
@@ -86,26 +85,81 @@ def test_acting_is_deterministic_unless_asked_and_stays_in_the_action_space(agen
     assert loud.dtype == np.float32 and loud.min() == -1 and loud.max() == 1
 
 
-@pytest.mark.parametrize('memory', ['state', 'history'])
-def test_acting_sees_what_the_cached_latents_hold(make_watched, memory, states):
-    """z at every step of an episode of 3 contexts is LatentStore's, in a row that was reset as well."""
+@pytest.mark.parametrize('memory', [False, True])
+def test_acting_sees_what_training_sees(make_watched, memory, states):
+    """f at every step of an episode of 3 contexts is that of the state, or of a window that ends there and begins up
+    to a context before, in a row that was reset as well."""
     agent = make_watched(0, memory)
     episode, other, goals = states(40), states(40, seed=1), states(2, seed=2)
-    data = TrajectoryDataset(np.concatenate([episode, other[:17], other[17:]]), np.array([0, 40, 57]),
-                             np.array([39, 56, 79]), context_length=CONTEXT, transition_steps=STEPS)
-    store = agent.latent_store(data)
+    sequences = [[episode], [other[:17], other[17:]]]  # what belongs together
     state, acted = agent.initial_state(2), []
     for t in range(40):
         if t == 17:
             state = agent.reset_state(state, np.array([False, True]))
         actions, state = agent.act(np.stack([episode[t], other[t]]), goals, state)
         acted.append(100 * actions)
-    expected = store.z if memory == 'history' else agent.encoder.encode_full(torch.from_numpy(data.observations))
-    expected = expected.view(2, 40, D).transpose(0, 1)
-    torch.testing.assert_close(torch.from_numpy(np.stack(acted)), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(store.z_goal, agent.encoder.encode_slow(torch.from_numpy(data.observations)),
-                               rtol=1e-4, atol=1e-5)
-    assert torch.allclose(store.z, store.z_goal, atol=1e-4) == (memory == 'state')
+
+    for row, parts in enumerate(sequences):
+        t = 0
+        for part in parts:
+            for now in range(len(part)):
+                begin = 0 if now < CONTEXT else now - (CONTEXT // 2 + now % (CONTEXT // 2))
+                window = torch.from_numpy(part[begin if memory else now:now + 1])
+                encoder = agent.acting['memory'] if memory else agent.encoder
+                expected = encoder(window[None])[0, -1].detach()
+                torch.testing.assert_close(torch.from_numpy(acted[t][row]), expected, rtol=1e-4, atol=1e-4)
+                t += 1
+
+
+def test_memory_of_a_batch_is_that_of_its_windows(make_online, make_dataset, make_replay):
+    """Each transition's f(s_<=t) has seen its window up to it, and nothing of what comes later."""
+    agent = make_online(memory=True, online_share=0.5)
+    batches = agent.open_batches(make_dataset(), make_replay((40, 8, 25)))
+    batch = batches.sample(np.random.default_rng(0))
+    full = agent.remember(batch).detach()
+    assert batch.windows.shape == (*batch.positions.shape, DIM) and len(full) == len(batch.rows)
+
+    for i, (window, position) in enumerate(zip(batch.windows.repeat_interleave(CONTEXT, 0),
+                                               batch.positions.flatten().tolist(), strict=True)):
+        torch.testing.assert_close(window[position], batch.states[i])
+        expected = agent.trained['memory'](window[None, :position + 1])[0, -1]
+        torch.testing.assert_close(full[i], expected, rtol=1e-4, atol=1e-4)
+    assert batch.is_online.sum() == len(full) // 2
+
+
+def test_memory_learns_more_slowly_and_the_encoder_of_places_rests(make_online, make_batches):
+    agent = make_online(memory=True, memory_lr=1e-5, lr=1e-3, acting_rate=0.5)
+    batches = make_batches(agent)
+    before = copy.deepcopy(agent.trained.state_dict())
+    frozen = copy.deepcopy(agent.encoder.state_dict())
+    agent.update(batches.sample(np.random.default_rng(0)))
+
+    change = {name: (value - before[name]).abs().max().item() for name, value in agent.trained.state_dict().items()}
+    memory = [size for name, size in change.items() if name.startswith('memory') and 'layers' in name]
+    assert 0.9e-5 < max(memory) < 1.1e-5 and 0.9e-3 < change['inverse_dynamics.net.0.weight'] < 1.1e-3
+    assert all(torch.equal(value, frozen[name]) for name, value in agent.encoder.state_dict().items())
+    averaged = agent.acting['memory'].input.weight - before['memory.input.weight']
+    torch.testing.assert_close(averaged, 0.5 * (agent.trained['memory'].input.weight - before['memory.input.weight']))
+
+
+@pytest.mark.parametrize('context', [0, 2])
+def test_the_labeler_sees_both_sides(make_online, make_dataset, context, stub):
+    agent = make_online(labeler_context=context)
+    data = make_dataset()
+    store = agent.latent_store(data)
+    rows = np.array([data.starts[0], data.starts[0] + 9, data.ends[0] - 1])
+    steps = store.steps(rows, context)
+    for row, seen in zip(rows, steps, strict=True):
+        wanted = np.clip(np.arange(row - context, row + context + 2), data.starts[0], data.ends[0])
+        assert np.array_equal(seen, data.observations[wanted])
+
+    read = []
+    agent.acting['labeler'] = stub(lambda now, around: read.append((now, around)) or now)
+    agent.label(steps)
+    now, around = read[0]
+    assert torch.equal(now, agent.encoder.normalize(steps[:, context])) and around.shape[1] == (1 + 2 * context) * DIM
+    after = agent.encoder.normalize(steps[:, context + 1]) - now
+    torch.testing.assert_close(around.view(3, -1, DIM)[:, context], after)
 
 
 def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
@@ -224,19 +278,18 @@ def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch
     agent.acting['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
     agent.trained['inverse_dynamics'] = stub(lambda full, *_: torch.zeros(len(full), ACTION_DIM))
     mean, std = agent.encoder.mean, agent.encoder.std  # the labeler reads states as the encoder does
-    labels = ((2 * batch.next_states - batch.states - mean) / std)[:, :ACTION_DIM]
-    torch.testing.assert_close(agent.label(batch.states, batch.next_states), labels, rtol=1e-4, atol=1e-5)
+    labels = ((2 * batch.steps[:, 1] - batch.states - mean) / std)[:, :ACTION_DIM]
+    torch.testing.assert_close(agent.label(batch.steps), labels, rtol=1e-4, atol=1e-5)
     assert (labels.abs() > 1).any() and 0 < batch.is_online.sum() < len(labels)
     actions = torch.where(batch.is_online[:, None], batch.actions, labels.clamp(-1, 1))
     error = agent.total_loss(batch)[1]['inverse_dynamics_error']
     assert error.item() == pytest.approx(actions.square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize('memory', ['state', 'history'])
-def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_agent, make_batches, stub, memory):
+@pytest.mark.parametrize('memory', [False, True])
+def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_batches, stub, memory):
     """I reads headings; weights are min(exp(temperature * progress in standard deviations), 100) over their mean."""
-    agent = make_online(offline=make_agent(head_memory=memory), progress_steps=3, progress_temperature=2.5,
-                        online_share=0.5)
+    agent = make_online(memory=memory, progress_steps=3, progress_temperature=2.5, online_share=0.5)
     batches = make_batches(agent)
     batch = batches.sample(np.random.default_rng(0))
     agent.acting['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
@@ -316,7 +369,7 @@ def test_the_labeler_learns_linear_dynamics(make_online, make_replay, make_datas
         loss.backward()
         optimizer.step()
     batch = test.sample(rng)
-    labels = agent.label(batch.online_states, batch.online_next_states, agent.trained)
+    labels = agent.label(batch.online_steps, agent.trained)
     error = (labels - batch.online_actions).square().mean()
     assert error.item() < 0.2 / 3  # R2 above 0.8: the variance of uniform actions is 1/3
 
@@ -334,11 +387,11 @@ def test_the_labeler_can_learn_alone(make_online, make_batches, alone):
 
 def test_labels_are_those_of_the_averaged_labeler(agent, batches):
     batch = batches.sample(np.random.default_rng(0))
-    before = agent.label(batch.states, batch.next_states)
+    before = agent.label(batch.steps)
     for p in agent.trained['labeler'].parameters():
         p.data += 1
-    assert torch.equal(agent.label(batch.states, batch.next_states), before)
-    assert not torch.allclose(agent.label(batch.states, batch.next_states, agent.trained), before)
+    assert torch.equal(agent.label(batch.steps), before)
+    assert not torch.allclose(agent.label(batch.steps, agent.trained), before)
 
 
 def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, batches, assert_same):
@@ -349,10 +402,9 @@ def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, batc
     losses = [agent.labeler_loss(dataclasses.replace(batch, dropout_seed=seed))[0].item()
               for seed in (1, 1, *range(2, 100))]
     assert losses[0] == losses[1] != losses[2] and torch.equal(torch.get_rng_state(), rng)
-    states, next_states = batch.online_states, batch.online_next_states
-    labels = agent.label(states, next_states)
+    labels = agent.label(batch.online_steps)
     for other in (agent, plain):
-        assert torch.equal(labels, other.label(states, next_states))
+        assert torch.equal(labels, other.label(batch.online_steps))
     assert plain.labeler_loss(batch)[0].item() == (labels - batch.online_actions).square().mean().item()
     net, seen = InverseDynamics(2, 1, 4000), []
     net.net[3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -371,7 +423,8 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, asse
     sizes = {len(value) for value in vars(batch).values() if isinstance(value, torch.Tensor)}
     assert sizes == {50 * CONTEXT}
     missing = {name for name, value in vars(batch).items() if value is None}
-    assert missing == {'states_soon'} | (set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'})
+    resting = set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'}
+    assert missing == {'states_soon', 'windows', 'positions'} | resting
     assert batch.is_online.sum() == 150
     assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 
@@ -486,7 +539,7 @@ def test_plan_and_map_survive_a_checkpoint(make_online, make_dataset, tmp_path):
 
 def test_memory_plans_as_well(make_watched, make_dataset):
     """A node is a place, which needs no past."""
-    agent = make_watched(1, 'history')
+    agent = make_watched(1, memory=True)
     data = make_dataset((60, 60, 60))
     agent.build_map(data)
     observations, goals = data.observations[[0]], data.observations[[59]]

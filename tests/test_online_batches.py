@@ -23,9 +23,8 @@ def test_refreshing_equals_encoding_from_scratch(either_agent, make_replay, capa
         store.refresh(dropped)
         lost += dropped
         scratch = agent.latent_store(replay)
-        assert len(store.z) == len(store.z_goal) == len(replay)
+        assert len(store.z) == len(replay)
         torch.testing.assert_close(store.z, scratch.z, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(store.z_goal, scratch.z_goal, rtol=1e-5, atol=1e-5)
         assert (store.z.square().mean(-1) > 0.5).all()  # normalised latents: no row was left out
     assert (lost > 0) == (capacity == 60)
 
@@ -37,7 +36,6 @@ def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_repla
     store.refresh(sum(replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM))) for n in (15, 10)))
     scratch = agent.latent_store(replay)
     torch.testing.assert_close(store.z, scratch.z)
-    torch.testing.assert_close(store.z_goal, scratch.z_goal)
 
 
 def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch, states):
@@ -70,20 +68,8 @@ def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch
     assert rows - {padding} == {tuple(row) for row in new.tolist()}
 
 
-@pytest.mark.parametrize('context', [12, 7, 3, 2, 1])
-def test_cached_histories_are_those_of_steps(make_agent, make_online, make_dataset, context):
-    agent = make_online(offline=make_agent(head_memory='history', context_length=context))
-    encoder, data = agent.encoder, make_dataset(context_length=context)
-    store = agent.latent_store(data)
-    for start, end in zip(data.starts, data.ends, strict=True):
-        state = encoder.initial_state(1)
-        for row in range(start, end + 1):
-            z, state = encoder.step(torch.from_numpy(data.observations[row:row + 1]), state)
-            torch.testing.assert_close(store.z[row], z[0], rtol=1e-4, atol=1e-4, msg=f'row {row - start}')
-
-
 class TaggedStore:
-    """Latents are row numbers, and 1,000 more as goals."""
+    """Latents are row numbers."""
 
     device = torch.device('cpu')
 
@@ -93,8 +79,10 @@ class TaggedStore:
     def states(self, rows):
         return torch.from_numpy(self.dataset.observations[rows])
 
-    def read(self, rows, as_goals=False):
-        return torch.from_numpy(rows + 1000 * as_goals).float()[:, None]
+    steps = online_batches.LatentStore.steps
+
+    def read(self, rows):
+        return torch.from_numpy(rows).float()[:, None]
 
 
 @pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
@@ -116,11 +104,10 @@ def test_samples_are_transitions_of_one_trajectory(tagged):
     end = data.end_of[rows]
     assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
     assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
-    assert np.array_equal(batch.next_states, data.observations[rows + 1])
+    assert np.array_equal(batch.steps, data.observations[rows[:, None] + np.arange(2)])
     assert (later == np.minimum(rows + STEPS, end)).all()
     assert np.array_equal(batch.states_soon, data.observations[np.minimum(rows + 3, end)])
-    assert goal.min() >= 1000 and proposer_goal.min() >= 1000
-    assert np.array_equal(batch.goal_states, data.observations[proposer_goal - 1000])
+    assert len(set(goal)) > 1 and np.array_equal(batch.goal_states, data.observations[proposer_goal])
 
     assert latents.z is batch.z and latents.target_z is batch.z
     for name in ('z', 'z_next', 'z_goal', 'proposer_goal'):
@@ -153,8 +140,7 @@ def test_samples_have_the_agents_own_actions_only(tagged):
     own = batches.online_store.dataset
     rows = batch.online_rows.numpy()
     assert set(rows) == set(own.origins)
-    assert np.array_equal(batch.online_states, own.observations[rows])
-    assert np.array_equal(batch.online_next_states, own.observations[rows + 1])
+    assert np.array_equal(batch.online_steps, own.observations[rows[:, None] + np.arange(2)])
     assert np.array_equal(batch.online_actions, own.actions[rows])
 
 
@@ -162,15 +148,24 @@ def test_what_is_kept_changes_nothing(either_agent, make_dataset):
     """Latents from the cache are those that are computed for each batch."""
     data = make_dataset()
     kept, fresh = either_agent.latent_store(data, cached=True), either_agent.latent_store(data, cached=False)
-    history = either_agent.offline.config.head_memory == 'history'
-    assert kept.cached and fresh.cached == history, 'a latent that remembers is always kept'
-
+    assert kept.cached and not fresh.cached
     rows = np.random.default_rng(0).integers(len(data), size=50)
-    for as_goals in (False, True):
-        torch.testing.assert_close(kept.read(rows, as_goals), fresh.read(rows, as_goals), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept.read(rows), fresh.read(rows), rtol=1e-4, atol=1e-5)
     goals = either_agent.encoder.encode_slow(torch.from_numpy(data.observations[rows]))
-    torch.testing.assert_close(kept.read(rows, as_goals=True), goals, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(kept.read(rows), goals, atol=1e-2) != history
+    torch.testing.assert_close(kept.read(rows), goals, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_cover_all_transitions(make_dataset, make_replay):
+    """All rows that have a next state are drawn, as often on average; windows end where trajectories do."""
+    stores = TaggedStore(make_dataset()), TaggedStore(make_replay((40, 8, 25)))
+    batches = OnlineBatches(*stores, size=12 * 400, action_dim=ACTION_DIM, window=12)
+    batch = batches.sample(np.random.default_rng(0))
+    data, rows = stores[0].dataset, batch.rows.numpy()
+    assert batch.windows.shape[:2] == batch.positions.shape == (400, 12) and set(rows) == set(data.origins)
+    firsts = rows - batch.positions.numpy().ravel()
+    assert np.array_equal(data.end_of[firsts], data.end_of[rows])
+    assert np.array_equal(batch.windows[:, 0], data.observations[firsts.reshape(400, 12)[:, 0]])
+    assert np.array_equal(batch.states, data.observations[rows]) and (rows < data.end_of[rows]).all()
 
 
 def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):

@@ -27,15 +27,15 @@ def train(folder, *flags, launcher=(), updates=6):
                           env={**os.environ, 'OMP_NUM_THREADS': '1', 'USE_LIBUV': '0'})
 
 
-@pytest.mark.parametrize('memory', ['state', 'history'])
-def test_two_processes_learn_what_one_does(tmp_path, memory):
+@pytest.mark.parametrize('resumes', [False, True])
+def test_two_processes_learn_what_one_does(tmp_path, resumes):
     """Six updates, in the second case the last three of them after a resume; every logged number, then every
     parameter. Windows differ in length and in how many goals lie ahead, so no term is a plain mean of shares."""
     one, two = tmp_path / 'one', tmp_path / 'two'
-    done = [train(one, '--head_memory', memory)]
-    if memory == 'history':
-        done.append(train(two, '--head_memory', memory, launcher=TORCHRUN, updates=3))
-    done.append(train(two, '--head_memory', memory, *['--resume'] * (memory == 'history'), launcher=TORCHRUN))
+    done = [train(one)]
+    if resumes:
+        done.append(train(two, launcher=TORCHRUN, updates=3))
+    done.append(train(two, *['--resume'] * resumes, launcher=TORCHRUN))
     assert [run.returncode for run in done] == [0] * len(done), done[-1].stderr
     assert done[-1].stdout.count('run folder') == 1
     rows = [read_csv(folder / 'train.csv') for folder in (one, two)]

@@ -303,14 +303,12 @@ def test_global_generators_go_on(whole, tmp_path, monkeypatch):
 def test_latents_do_not_depend_on_when_they_were_made(make_online, make_replay):
     """Round by round, as a run goes, or all at once, as a resumed one starts; at the real size of a latent."""
     agent = make_online(offline=OfflineAgent(5, OfflineConfig()))
-    for memory in ('state', 'history'):
-        agent.offline.config.head_memory = memory
-        replay = make_replay((2,))
-        store = agent.latent_store(replay)
-        for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
-            for other in lengths:
-                replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
-                           np.zeros((other - 1, 3), np.float32))
-            store.refresh()
-        again = agent.latent_store(replay)
-        assert torch.equal(store.z, again.z) and torch.equal(store.z_goal, again.z_goal)
+    replay = make_replay((2,))
+    store = agent.latent_store(replay)
+    for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
+        for other in lengths:
+            replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
+                       np.zeros((other - 1, 3), np.float32))
+        store.refresh()
+    again = agent.latent_store(replay)
+    assert torch.equal(store.z, again.z)
