@@ -51,6 +51,10 @@ class TrainConfig(RunConfig):
     random_steps: int = flag(10_000, 'first environment steps, with random actions', least=0)
     random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
                                     'whoever walks well uses its ends', above=0)
+    random_correlation: float = flag(0.0, 'correlation of a random action with the one before it; pushes that last '
+                                          'move a heavy robot more (a humanoid: 0.6)', least=0, below=1)
+    random_episode_steps: int = flag(0, 'reset after so many random steps, for a robot that falls at once (a humanoid: '
+                                        '50); 0: when an episode ends', least=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
     labeler_updates: int = flag(4000, 'gradient steps of the labeler alone after the random steps: what I learns from '
                                       'bad labels it has to unlearn', least=0)

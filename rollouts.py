@@ -37,12 +37,12 @@ class Episode:
         return self
 
 
-def run_episodes(envs, jobs, agent, act=None, max_steps=None):
+def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None):
     """Run `jobs`, an iterable of (task_id, seed), in lock-step over the list `envs`; yields an `Episode` when it ends.
 
     `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
     included, so that the batch keeps its size and an action never depends on how many episodes are left.
-    After `max_steps` environment steps the episodes still running are cut.
+    After `max_steps` environment steps the episodes still running are cut, each one after `episode_steps` of its own.
     """
     n = len(envs)
     act = act or agent.act
@@ -90,9 +90,9 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
                 episode.actions.append(actions[i].copy())
             episode.reward += float(reward)
             episode.success = float(info['success'])
-            episode.cut = last_round
+            episode.cut = last_round or episode.length == episode_steps
 
-            if terminated or truncated or last_round:
+            if terminated or truncated or episode.cut:
                 episodes[i] = None
                 yield episode.finish(actions.shape[1])
 
@@ -163,8 +163,13 @@ class Collector:
         space = self.envs[0].action_space
         biased = []
 
+        # of the same spread whatever the correlation
+        last = np.zeros((len(self.envs), *space.shape))
+
         def act_randomly(observations, goals, state):
-            actions = self.rng.uniform(-1, 1, (len(observations), *space.shape)) * config.random_range
+            fresh = self.rng.uniform(-1, 1, last.shape) * config.random_range
+            last[:] = config.random_correlation * last + np.sqrt(1 - config.random_correlation**2) * fresh
+            actions = last
             middle = (space.high + space.low) / 2
             half_width = (space.high - space.low) / 2
             actions = middle + half_width * np.clip(actions, -1, 1)
@@ -176,10 +181,14 @@ class Collector:
             return actions, state
 
         left = config.max_steps - self.steps if config.max_steps else None
+        episode_steps = None
         if self.steps == 0 and config.random_steps:
             act = act_randomly
             left = min(config.random_steps, left or config.random_steps)
             count = config.max_episodes
+            if config.random_episode_steps:
+                episode_steps = config.random_episode_steps
+                count = left  # until the steps are spent
         else:
             count = min(config.max_episodes - self.episodes, config.num_envs)
 
@@ -187,13 +196,17 @@ class Collector:
         numbers = range(self.episodes, self.episodes + count)
         jobs = ((number % tasks + 1, episode_seed(config.seed, 3, number)) for number in numbers)
         episodes = []
-        for episode in run_episodes(self.envs, jobs, self.agent, act, left):
+        for episode in run_episodes(self.envs, jobs, self.agent, act, left, episode_steps):
             episodes.append(episode)
-            progress.update(episode.length if config.max_steps else 1)
+            if config.max_steps:
+                progress.update(episode.length)
+            elif not episode_steps:
+                progress.update(1)
 
         steps = sum(episode.length for episode in episodes)
         self.steps += steps
-        self.episodes += len(episodes)
+        if not episode_steps:  # random ones that are cut short are none of --max_episodes
+            self.episodes += len(episodes)
 
         row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
         faults = sum(bool(episode.fault) for episode in episodes)

@@ -1,5 +1,7 @@
 """Resets, episodes and evaluation in OGBench's real antmaze, episodes cut short by a wrapper."""
 
+import types
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import episode_seed, make_env, reset_env
 from online_agent import OnlineAgent, OnlineConfig
-from rollouts import evaluate, run_episodes
+from rollouts import Collector, evaluate, run_episodes
 
 DATASET = 'antmaze-medium-navigate-v0'
 LIMIT = 12
@@ -188,6 +190,24 @@ def test_max_steps_is_a_hard_limit_and_cut_episodes_are_flagged(envs, max_steps)
     complete = used // 3 // LIMIT * 3
     assert [episode.cut for episode in episodes[complete:]] == [True] * (len(episodes) - complete)
     assert not any(episode.cut for episode in episodes[:complete - 3])
+
+
+@pytest.mark.parametrize('correlation', [0.0, 0.7])
+def test_random_steps(envs, correlation):
+    """Uniform and independent, or correlated with the same spread; with resets in between, which are no episodes."""
+    config = types.SimpleNamespace(seed=3, max_episodes=50, max_steps=0, num_envs=3, random_steps=900, random_range=0.5,
+                                   random_correlation=correlation, random_episode_steps=7, epsilon_start=0,
+                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+    collector = Collector(config, envs, StubAgent())
+    progress = types.SimpleNamespace(update=lambda n=1: pytest.fail('--max_episodes are counted'))
+    episodes = collector.round(progress).episodes
+    assert {episode.length for episode in episodes[:-3]} == {7} and all(episode.cut for episode in episodes)
+    assert (collector.steps, collector.episodes) == (900, 0)
+
+    actions = np.stack([episode.actions for episode in episodes if episode.length == 7])
+    assert actions.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.1 + 0.2 * correlation)
+    after = np.mean(actions[:, 1:] * actions[:, :-1]) / np.mean(np.square(actions))
+    assert after == pytest.approx(correlation, abs=0.05)
 
 
 def test_no_limit_cuts_nothing(envs):

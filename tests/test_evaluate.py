@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gymnasium
+import measure_labels
 import numpy as np
 import pytest
 import torch
@@ -96,3 +97,28 @@ def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
                    '--output', str(tmp_path / 'evaluation.json')])
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())
     assert metrics['evaluation/overall_success'] >= 0.5, 'of about 0.9'
+
+
+# ---------------------------------------------------------------------------------------------- labels
+def test_how_much_labels_explain(make_online, make_agent, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
+    assert measure_labels.explained(actions, actions) == 1
+    assert measure_labels.explained(np.broadcast_to(actions.mean(0), actions.shape), actions) == pytest.approx(0)
+
+    states = np.zeros((40, 5), np.float32)
+    states[:-1, :3] = actions[:-1]  # what the labeler below says is the action
+    np.savez(tmp_path / 'data.npz', observations=states, actions=actions, terminals=np.arange(40) == 39)
+    np.savez(tmp_path / 'states.npz', observations=states, terminals=np.arange(40) == 39)
+    agent = make_online(offline=make_agent())
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict(), 'data': {}})
+    flags = ['--checkpoint', str(tmp_path / 'last.pth'), '--actions_path']
+    with pytest.raises(ValueError, match='no `actions` in it; collect it with --no-state_only'):
+        measure_labels.main([*flags, str(tmp_path / 'states.npz')])
+
+    config = measure_labels.LabelConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'data.npz'))
+    assert measure_labels.run(config) < 0.5, 'an untrained labeler'
+    assert 'of 39 steps' in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_labels.OnlineAgent, 'label', lambda self, steps: steps[:, 0, :3])
+        assert measure_labels.run(config) == pytest.approx(1)

@@ -23,6 +23,7 @@ from environments import num_tasks, open_envs
 from ogbench_utils import make_env, reset_env
 from own_environment import open_env
 from rollouts import Episode, run_episodes
+from senses import FULL
 from support.files import load_checkpoint
 from support.flags import run_main
 
@@ -237,7 +238,7 @@ def test_a_video_of_ones_own_environment_needs_no_gl(give, tmp_path, monkeypatch
         episode.actions.append(np.ones(2, np.float32))
         episode.observations.append(env.step(episode.actions[-1])[0].astype(np.float32))
     monkeypatch.setattr(videos.shutil, 'which', lambda program: None)
-    videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', 96, 2)
+    videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL, 96, 2)
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
     with pytest.raises(OSError, match='gives no picture'):

@@ -1,0 +1,82 @@
+"""How good are the labels of a checkpoint? The share of the variance of true actions (R2) that they explain.
+
+    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
+        --output_dir with_actions --seed 77 --no-state_only
+    python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
+        --actions_path with_actions/antmaze-medium-navigate-v0.npz
+
+A diagnosis: OPSO never reads actions of data. Those in the file must be in [-1, 1], as in OGBench's.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
+import support.threads  # noqa: F401, E402  before torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from ogbench_utils import load_trajectories  # noqa: E402
+from online_agent import OnlineAgent  # noqa: E402
+from senses import senses_of  # noqa: E402
+from support.files import load_checkpoint, naming_file  # noqa: E402
+from support.flags import flag, parse_flags, run_main  # noqa: E402
+from support.kernels import prepare_cpu  # noqa: E402
+from trajectories import TrajectoryDataset  # noqa: E402
+
+
+@dataclasses.dataclass
+class LabelConfig:
+    """what to measure"""
+    checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
+    actions_path: str = flag('', 'npz file with `observations`, `terminals` and `actions` of the same robot (required)')
+
+
+def explained(labels, actions):
+    """Share of the variance of actions (N, A) that labels (N, A) explain: 1 - squared error / variance, of all numbers
+    together."""
+    return float(1 - np.square(labels - actions).sum() / np.square(actions - actions.mean(0)).sum())
+
+
+def run(config):
+    """-> R2; also printed."""
+    if not config.checkpoint or not config.actions_path:
+        raise ValueError('--checkpoint and --actions_path are required')
+
+    checkpoint = load_checkpoint(config.checkpoint, 'online')
+    prepare_cpu(torch.device('cpu'))
+    with naming_file(config.checkpoint):
+        agent = OnlineAgent.from_state_dict(checkpoint['agent'])
+
+    observations, starts, ends = load_trajectories(config.actions_path)
+    with np.load(config.actions_path, allow_pickle=False) as file:
+        if 'actions' not in file:
+            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with --no-state_only')
+        actions = file['actions']
+    if actions.shape[1] != agent.action_dim:
+        raise ValueError(f'{config.actions_path}: actions of {actions.shape[1]} numbers, {config.checkpoint} has '
+                         f'{agent.action_dim}')
+
+    observations = senses_of(checkpoint).see_trajectories(observations, starts, ends, seed=0)
+    data = TrajectoryDataset(observations, starts, ends)
+    store = agent.latent_store(data, cached=False)
+    labels = []
+    with torch.no_grad():
+        for rows in np.array_split(data.origins, -(-len(data.origins) // 8192)):
+            labels.append(agent.label(store.steps(rows, agent.config.labeler_context)).clamp(-1, 1).numpy())
+
+    r2 = explained(np.concatenate(labels), actions[data.origins])
+    print(f'R2 of the labels of {len(data.origins):,} steps: {r2:.3f}')
+    return r2
+
+
+def main(argv=None):
+    run(*parse_flags(__doc__.splitlines()[0], LabelConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)
