@@ -25,6 +25,8 @@ collect() { # dataset, episodes, validation episodes
 
 data() { # a dataset of our own expert, at least 500 trajectories
     case $1 in
+    humanoidmaze-*-navigate-v0) collect "$1" 250 12 ;;
+    humanoidmaze-*-stitch-v0) collect "$1" 1250 60 ;;
     *-navigate-v0) collect "$1" 500 50 ;;
     *-stitch-v0) collect "$1" 2500 100 ;;
     *-explore-v0) collect "$1" 1000 50 ;;
@@ -63,14 +65,19 @@ run() {
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
-for dataset in antmaze-medium-navigate-v0 antmaze-large-navigate-v0; do # what is imitated, once for each maze
+expert() { # dataset, noise, episodes per task: what is imitated, once for each maze
+    output=results/expert-noise-$2/$1/seed0/evaluation.json
+    wanted "expert-noise-$2" "$1" 0 && [ ! -f "$output" ] || return 0
+    "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
+        --output "$output"
+}
+
+for dataset in antmaze-medium-navigate-v0 antmaze-large-navigate-v0; do
     for noise in 0 0.2; do
-        experiment=expert-noise-$noise output=results/expert-noise-$noise/$dataset/seed0/evaluation.json
-        wanted "$experiment" "$dataset" 0 && [ ! -f "$output" ] || continue
-        "$PYTHON" scripts/evaluate_expert.py --dataset "$dataset" --noise "$noise" --seed 12345 \
-            --episodes_per_task 60 --output "$output"
+        expert $dataset $noise 60
     done
 done
+expert humanoidmaze-medium-navigate-v0 0.2 20
 
 # the front page: random environment steps only
 mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore large-explore'
@@ -85,4 +92,7 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
     for steps in 1000 2000 5000; do
         run steps-$steps antmaze-$maze-v0 10 $steps main "--random_steps $steps"
     done
+done
+for seed in 11 12; do
+    run steps-25000 antmaze-large-navigate-v0 $seed 25000 main '--random_steps 25000'
 done
