@@ -35,7 +35,7 @@ END = '<!-- end of what scripts/make_tables.py made -->'
 METRIC = 'evaluation/overall_success'
 MILESTONES = (10_000, 50_000, 100_000, 250_000)
 NEAR = 0.1  # an evaluation this share of a milestone away from it stands for it; nothing is interpolated
-SUFFIX = ' (our expert)'  # not the official files, whatever their names
+OUR_EXPERTS = ('antmaze-', 'humanoidmaze-')  # whose data are not the official files, whatever their names
 # what a run is called, where it lies, how long it is and how often it is looked at: no part of the method
 BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
           'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'env_processes', 'log_interval',
@@ -149,7 +149,9 @@ def given_flags(folder):
 
 
 def label(dataset):
-    return f'`{dataset.removesuffix("-v0")}`{SUFFIX}'
+    """A dataset's name, and whose data it is: OGBench's protocol moves points and arms without an expert."""
+    whose = 'our expert' if dataset.startswith(OUR_EXPERTS) else 'official protocol'
+    return f'`{dataset.removesuffix("-v0")}` ({whose})'
 
 
 def mean_text(values):

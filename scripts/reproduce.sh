@@ -27,6 +27,7 @@ data() { # a dataset of our own expert, at least 500 trajectories
     case $1 in
     humanoidmaze-*-navigate-v0) collect "$1" 250 12 ;;
     humanoidmaze-*-stitch-v0) collect "$1" 1250 60 ;;
+    pointmaze-*) collect "$1" 1000 100 ;;
     *-navigate-v0) collect "$1" 500 50 ;;
     *-stitch-v0) collect "$1" 2500 100 ;;
     *-explore-v0) collect "$1" 1000 50 ;;
@@ -95,4 +96,9 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
 done
 for seed in 11 12; do
     run steps-25000 antmaze-large-navigate-v0 $seed 25000 main '--random_steps 25000'
+done
+
+# other tasks of OGBench, on data by its own protocol (the sizes are the collector's defaults)
+for maze in medium large; do
+    run breadth pointmaze-$maze-navigate-v0 0 10000 '' '--labeler_updates 1000 --initial_updates 4000'
 done
