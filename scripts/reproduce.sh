@@ -98,6 +98,9 @@ for seed in 11 12; do
     run steps-25000 antmaze-large-navigate-v0 $seed 25000 main '--random_steps 25000'
 done
 
+# the two commands as the README has them
+run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
+
 # other tasks of OGBench, on data by its own protocol (the sizes are the collector's defaults)
 for maze in medium large; do
     run breadth pointmaze-$maze-navigate-v0 0 10000 '' '--labeler_updates 1000 --initial_updates 4000'
