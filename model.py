@@ -82,7 +82,7 @@ class MLPLayer(nn.Module):
 
 
 class EncoderState(NamedTuple):
-    """What acting remembers. Two streams (first axis of each pair, folded into the batch: 2B rows) restart
+    """What acting remembers. Two streams (first axis of each tensor, folded into the batch: 2B rows) restart
     every `context_length` steps, half a period apart; `count` (B,) is the number of states seen."""
     layers: tuple
     count: torch.Tensor

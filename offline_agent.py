@@ -146,8 +146,8 @@ class OfflineAgent:
         sees the history knows where its trajectory is heading, and cannot be optimistic about where others went from
         the same state.
         """
-        states = _at(batch.observations, batch.positions)
-        next_states = _at(batch.observations, batch.next_positions)
+        states = at_positions(batch.observations, batch.positions)
+        next_states = at_positions(batch.observations, batch.next_positions)
 
         # next-state prediction alone needs sequences, and no more than the context
         windows = batch.observations[:self.config.sequence_windows, :self.config.context_length]
@@ -227,7 +227,7 @@ class OfflineAgent:
         """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows, and from the single
         states s_t. It is also what keeps joint angles and velocities in f(s_t), which the inverse dynamics need."""
         target = self.encoder.normalize(batch.observations[:, 1:])
-        single = (self.nets['next_state'](latents.full) - _at(target, batch.positions)).square().mean()
+        single = (self.nets['next_state'](latents.full) - at_positions(target, batch.positions)).square().mean()
         windows = len(latents.sequence)
         if not windows:
             return single, {'state_loss': single}
@@ -344,6 +344,6 @@ def imitation_weight(advantage, temperature):
     return weight / parallel.mean(weight.mean())
 
 
-def _at(sequence, positions):
+def at_positions(sequence, positions):
     """sequence (B, L, D), positions (B, P) -> (B, P, D)."""
     return sequence.gather(1, positions.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))

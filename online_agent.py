@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import EncoderState, InverseDynamics, mlp
-from offline_agent import OfflineAgent, imitation_weight
+from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planner import AT_GOAL, NO_PATH, StateMap
 from support.flags import flag, make_config
@@ -38,7 +38,7 @@ from utils import load_weights, soft_update
 class OnlineConfig:
     """inverse dynamics and updates of the online half"""
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
-                              '(8 * 100 = 800), drawn one by one from the data', least=1)
+                              '(8 * 100 = 800), drawn one by one from the data, or with --memory as windows', least=1)
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
     lr: float = flag(1e-3, "Adam's learning rate for both inverse dynamics and the locator; Q, V and the proposer "
                            'keep the offline one', above=0)
@@ -305,8 +305,7 @@ class OnlineAgent:
         if not self.config.memory:
             with torch.no_grad():
                 return self.encoder.encode_full(batch.states)
-        sequence = self.trained['memory'](batch.windows)
-        return sequence.gather(1, batch.positions.unsqueeze(-1).expand(-1, -1, sequence.shape[-1])).flatten(0, 1)
+        return at_positions(self.trained['memory'](batch.windows), batch.positions).flatten(0, 1)
 
     def imitation_weights(self, ahead, soon):
         """How far the trajectory came toward z' in `progress_steps`, in standard deviations over the batch, as the

@@ -92,11 +92,9 @@ class LatentStore:
     def steps(self, rows, context):
         """Raw states (n, 2 + 2c, S) around the steps that begin in `rows` (n,), c = `context` on either side. Beyond
         the ends of a trajectory its first and last states go on."""
-        data = self.dataset
-        end = data.end_of[rows]
-        begin = data.starts[np.searchsorted(data.ends, end)]
-        around = rows[:, None] + np.arange(-context, context + 2)
-        return self.states(np.clip(around, begin[:, None], end[:, None]))
+        rows = rows[:, None]
+        around = rows + np.arange(-context, context + 2)
+        return self.states(np.clip(around, self.dataset.start_of(rows), self.dataset.end_of[rows]))
 
     @torch.no_grad()
     def refresh(self, dropped=0):
@@ -133,9 +131,9 @@ class OnlineBatches:
 
     online_share: of the transitions, from own episodes; the labeler learns from these alone, whatever the share.
     progress_steps: how far on the states lie by which progress is measured; 0: it is not. labeler_context: states on
-    either side of a step that the labeler sees as well. window: length of the windows of which all transitions are
-    taken, so that one can remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E), V's
-    target embedding, where Q, V and the proposer learn on; None while they rest.
+    either side of a step that the labeler sees as well. window: the datasets' context_length, to take all transitions
+    of windows, so that one can remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E),
+    V's target embedding, where Q, V and the proposer learn on; None while they rest.
     """
 
     def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
@@ -200,8 +198,11 @@ class OnlineBatches:
         """n transitions of one store -> {field of OnlineBatch, or latent: tensor (n, ...) or None}."""
         data = store.dataset
         if self.window:
-            window_rows, positions = self._windows(data, n // self.window, rng)
-            rows = np.take_along_axis(window_rows, positions, 1).ravel()
+            first, end = data.draw_windows(n // self.window, rng)
+            offsets = np.arange(self.window)
+            window_rows = np.minimum(first + offsets, end)
+            positions = np.minimum(offsets, end - first - 1)  # the last step again where a trajectory is shorter
+            rows = (first + positions).ravel()
         else:
             rows = data.origins[rng.integers(len(data.origins), size=n)]
         transitions = data.sample_transitions(rows, rng)
@@ -218,9 +219,10 @@ class OnlineBatches:
             return torch.from_numpy(array).to(store.device)
 
         learns = self.embed is not None
+        steps = store.steps(rows, self.labeler_context)
         return {
-            'states': store.states(rows),
-            'steps': store.steps(rows, self.labeler_context),
+            'states': steps[:, self.labeler_context],
+            'steps': steps,
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
@@ -237,17 +239,3 @@ class OnlineBatches:
             'proposer_near': tensor(transitions.proposer_near) if learns else None,
             'rows': tensor(rows),
         }
-
-    def _windows(self, data, count, rng):
-        """-> rows (W, L) of windows of trajectories, and the positions (W, L) in them that have a next state, the last
-        one again and again where a trajectory is shorter than a window."""
-        drawn = data.origins[rng.integers(len(data.origins), size=count)]
-        end = data.end_of[drawn]
-        begin = data.starts[np.searchsorted(data.ends, end)]
-
-        # a window lies anywhere around the row that was drawn, so that rows near both borders are drawn as often
-        first = drawn - rng.integers(self.window, size=count)
-        first = np.clip(first, begin, np.maximum(begin, end - self.window))[:, None]
-        end = end[:, None]
-        offsets = np.arange(self.window)
-        return np.minimum(first + offsets, end), np.minimum(offsets, end - first - 1)

@@ -176,18 +176,26 @@ class TrajectoryDataset:
             proposer_near=~proposer_random & (uniform <= next_rows),
         )
 
+    def start_of(self, rows):
+        """First row of the trajectory of each of some rows, of any shape."""
+        return self.starts[np.searchsorted(self.ends, self.end_of[rows])]
+
+    def draw_windows(self, count, rng):
+        """-> first (count, 1) row of windows of `context_length` states, and the last row (count, 1) of their
+        trajectories, which may come before the end of a window."""
+        drawn = self.origins[rng.integers(len(self.origins), size=count)]
+        begin = self.start_of(drawn)
+        end = self.end_of[drawn]
+
+        # a window lies anywhere around the row that was drawn, so that rows near both borders are drawn as often
+        first = drawn - rng.integers(self.context_length, size=count)
+        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))
+        return first[:, None], end[:, None]
+
     def sample(self, batch_size, rng):
         """-> WindowBatch of `batch_size` windows. No actions: they were never read."""
-        first = self.origins[rng.integers(len(self.origins), size=batch_size)]
-        length = self.context_length + self.transition_steps
-        end = self.end_of[first]
-        begin = self.starts[np.searchsorted(self.ends, end)]
-
-        # a window lies anywhere around its first draw, so that rows near both borders are drawn as often as others
-        first = first - rng.integers(self.context_length, size=batch_size)
-        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))[:, None]
-        end = end[:, None]
-        rows = first + np.arange(length)
+        first, end = self.draw_windows(batch_size, rng)
+        rows = first + np.arange(self.context_length + self.transition_steps)
 
         limit = np.minimum(self.context_length, end - first)
         if self.positions_per_window == self.context_length:

@@ -18,16 +18,16 @@ RUNS=${RUNS:-reproduced}
 PYTHON=${PYTHON:-python}
 only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
-collect() { # dataset, episodes, validation episodes
-    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" --num_episodes "$2" \
-        --num_val_episodes "$3" --output_dir "$DATA" --seed 1
+collect() { # dataset, episodes, validation episodes; without these, as many as the official one has
+    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
+        ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1
 }
 
 data() { # a dataset of our own expert, at least 500 trajectories
     case $1 in
     humanoidmaze-*-navigate-v0) collect "$1" 250 12 ;;
     humanoidmaze-*-stitch-v0) collect "$1" 1250 60 ;;
-    pointmaze-*) collect "$1" 1000 100 ;;
+    pointmaze-*) collect "$1" ;;
     *-navigate-v0) collect "$1" 500 50 ;;
     *-stitch-v0) collect "$1" 2500 100 ;;
     *-explore-v0) collect "$1" 1000 50 ;;

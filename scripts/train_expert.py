@@ -57,6 +57,9 @@ class Body:
         self.rng = np.random.default_rng(seed)
         self.begins_standing = begins_standing
 
+    def step(self, action):
+        self.env.do_simulation(action, self.env.frame_skip * self.action_repeat)
+
     def torso(self):
         """(3, 3), its columns the axes of the torso in the world."""
         return self.data.xmat[1].reshape(3, 3)
@@ -106,9 +109,6 @@ class Humanoid(Body):
         self.env.set_state(qpos, qvel)
         qpos[2] -= self.data.xpos[1:, 2].min() - 0.1
         self.env.set_state(qpos, qvel)
-
-    def step(self, action):
-        self.env.do_simulation(action, self.env.frame_skip * self.action_repeat)
 
     def features(self, direction):
         """(70,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
@@ -172,7 +172,7 @@ class Ant(Body):
             velocity = self.data.qvel.copy()
             velocity[:2] += self.rng.normal(0.0, 1.0, 2)
             self.env.set_state(self.data.qpos, velocity)
-        self.env.do_simulation(action, self.env.frame_skip)
+        super().step(action)
 
     def features(self, direction):
         """(29,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
