@@ -132,8 +132,8 @@ def expand(path):
     return Path(os.path.expanduser(path))
 
 
-class ContextTooLong(ValueError):
-    """The file is good, but not for this --context_length."""
+class DoesNotFit(ValueError):
+    """The file is good, but not for these flags."""
 
 
 def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None, allow_fallback=True):
@@ -273,19 +273,40 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
 
             longest = np.max(ends - starts) + 1
             if longest < context_length:
-                raise ContextTooLong(f'{path}: --context_length {context_length} is longer than every trajectory; the '
-                                     f'longest has {longest} states, give at most that')
+                raise DoesNotFit(f'{path}: --context_length {context_length} is longer than every trajectory; the '
+                                 f'longest has {longest} states, give at most that')
 
             observations = _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1)
             return observations, starts, ends
-    except ContextTooLong:
+    except DoesNotFit:
         raise
     except (*DAMAGED, ValueError) as error:
-        with open(path, 'rb') as file:
-            web_page = file.read(512).lstrip()[:1] == b'<'
-        problem = 'this is a web page, not a dataset' if web_page else str(error) or type(error).__name__
-        way_out = 'repair it, delete it to have it downloaded again, or give another with --dataset_path'
-        raise ValueError(f'{path}: {problem}; {way_out}') from error
+        raise _unreadable(path, error) from error
+
+
+def load_actions(path, rows):
+    """The first `rows` actions of a dataset that has them (OGBench's have, and what `collect_dataset.py
+    --no-state_only` writes) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if 'actions.npy' not in archive.namelist():
+                raise DoesNotFit(f'{path}: there are no `actions` in it, which --true_actions learns from; name one '
+                                 'that has them with --dataset_path, or collect it with --no-state_only')
+            size = len(_read_rows(archive, 'terminals', 1))
+            return _read_rows(archive, 'actions', 2, size, rows)
+    except DoesNotFit:
+        raise
+    except (*DAMAGED, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path, error):
+    """-> ValueError: what is wrong with the dataset file, and the way out."""
+    with open(path, 'rb') as file:
+        web_page = file.read(512).lstrip()[:1] == b'<'
+    problem = 'this is a web page, not a dataset' if web_page else str(error) or type(error).__name__
+    way_out = 'repair it, delete it to have it downloaded again, or give another with --dataset_path'
+    return ValueError(f'{path}: {problem}; {way_out}')
 
 
 def _borders(terminals):

@@ -281,11 +281,11 @@ class OnlineAgent:
 
     def imitation_loss(self, batch):
         """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
-        is real in the agent's own rows and the labeler's in offline rows."""
+        is real in the agent's own rows and the labeler's in offline rows, unless these have true actions."""
         place = self.encoder.place
         with torch.no_grad():
             labels = self.label(batch.steps).clamp(-1, 1)
-            actions = torch.where(batch.is_online.unsqueeze(-1), batch.actions, labels)
+            actions = torch.where(batch.has_action.unsqueeze(-1), batch.actions, labels)
 
             targets = place(batch.states_ahead)
             goals = place(batch.goal_states)

@@ -33,8 +33,9 @@ class OnlineBatch(TensorBatch):
     states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on: what z' is
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
-    actions: torch.Tensor  # (n, A) in [-1, 1]; zero in rows of the offline data
-    is_online: torch.Tensor  # (n,) bool, from the agent's own episodes, whose actions are real
+    actions: torch.Tensor  # (n, A) in [-1, 1]; zero where they are unknown
+    is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
+    has_action: torch.Tensor  # (n,) bool, the action is real: of the agent's own episodes, or --true_actions
     z: torch.Tensor  # (n, D)
 
     # the agent's own steps, for the labeler
@@ -212,8 +213,8 @@ class OnlineBatches:
         ahead = np.minimum(rows + steps_ahead, data.end_of[rows])
         soon = np.minimum(rows + self.progress_steps, data.end_of[rows])
 
-        is_online = hasattr(data, 'actions')
-        actions = data.actions[rows] if is_online else np.zeros((n, self.action_dim), np.float32)
+        has_action = data.actions is not None
+        actions = data.actions[rows] if has_action else np.zeros((n, self.action_dim), np.float32)
 
         def tensor(array):
             return torch.from_numpy(array).to(store.device)
@@ -229,7 +230,8 @@ class OnlineBatches:
             'states_soon': store.states(soon) if self.progress_steps else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
             'actions': tensor(actions),
-            'is_online': tensor(np.full(n, is_online)),
+            'is_online': tensor(np.full(n, store is self.online_store)),
+            'has_action': tensor(np.full(n, has_action)),
             'z': store.read(rows),
             'z_next': store.read(transitions.next_rows) if learns else None,
             'z_goal': store.read(transitions.goal_rows) if learns else None,

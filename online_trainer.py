@@ -17,7 +17,7 @@ from tqdm import tqdm
 from environments import num_tasks, open_envs
 from mamba import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import check_name, episode_seed, make_env
+from ogbench_utils import check_name, episode_seed, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from own_environment import name_flag
 from pictures import draw_evaluation, open_maze
@@ -42,6 +42,8 @@ class TrainConfig(RunConfig):
     dataset_path: str = flag('', 'npz file with the offline states; default: the very file of the offline run')
     data_dir: str = flag('', 'folder to take the dataset from by its name, instead of the file of the offline run')
     max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used', least=0)
+    true_actions: bool = flag(False, "imitate the actions that the data file has, instead of the labeler's: what do "
+                                     'labels cost?')
 
     offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
                                        'offline run of --dataset')
@@ -175,6 +177,16 @@ def load_offline_data(config, origin, **sampling):
     return data, source
 
 
+def load_true_actions(path, data, agent):
+    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file. Raises ValueError where there
+    are none or not the environment's."""
+    actions = load_actions(path, len(data))
+    if actions.shape[1] != agent.action_dim:
+        raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the environment '
+                         f'{agent.action_dim}')
+    return agent.scale_to_unit(actions).clip(-1, 1)
+
+
 def train(config, agent_config):
     """Run (or resume) one online training -> path of last.pth."""
     check_flags(config, agent_config)
@@ -198,6 +210,8 @@ def train(config, agent_config):
             data, data_source = load_offline_data(config, origin, **sampling)
         space = envs[0].action_space
         agent = OnlineAgent(offline, space.low, space.high, agent_config)
+        if config.true_actions:
+            data.actions = load_true_actions(data_source.path, data, agent)
         if not run.saved:  # else it is part of what was saved
             with run.stop.at_once():
                 agent.build_map(data, config.seed)

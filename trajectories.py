@@ -58,7 +58,11 @@ class TrajectoryDataset:
 
     observations (N, S); starts, ends (n,) first and last row of each trajectory, in order. A transition goes
     from row t to row min(t + transition_steps, end). Raises ValueError for numbers that cannot be sampled from.
+
+    actions (N, A) in [-1, 1] are those between a row and the next, None where they are unknown.
     """
+
+    actions = None
 
     def __init__(self, observations, starts, ends, context_length=100, transition_steps=25, discount=0.99,
                  positions_per_window=32, current_goals=0.2, random_goals=0.3, proposer_random_goals=0.2):

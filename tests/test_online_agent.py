@@ -286,6 +286,19 @@ def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch
     assert error.item() == pytest.approx(actions.square().mean().item(), rel=1e-5)
 
 
+def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_batches, stub):
+    agent = make_online(online_share=0.0)
+    batches = make_batches(agent)
+    data = batches.offline_store.dataset
+    data.actions = np.random.default_rng(0).uniform(-1, 1, (len(data), ACTION_DIM)).astype(np.float32)
+    batch = batches.sample(np.random.default_rng(1))
+    agent.acting['labeler'] = stub(lambda s, change, **_: torch.full((len(s), ACTION_DIM), torch.nan))
+    agent.trained['inverse_dynamics'] = stub(lambda full, *_: torch.zeros(len(full), ACTION_DIM))
+    assert np.array_equal(batch.actions, data.actions[batch.rows])
+    error = agent.imitation_loss(batch)[1]['inverse_dynamics_error']
+    assert error.item() == pytest.approx(np.square(data.actions[batch.rows]).mean(), rel=1e-5)
+
+
 @pytest.mark.parametrize('memory', [False, True])
 def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_batches, stub, memory):
     """I reads headings; weights are min(exp(temperature * progress in standard deviations), 100) over their mean."""

@@ -17,6 +17,7 @@ import online_trainer
 import trajectories
 from mamba import choose_backend
 from offline_agent import OfflineConfig
+from online_batches import OnlineBatches
 from support import parallel
 from support.devices import choose_device
 from support.files import load_checkpoint
@@ -97,6 +98,31 @@ def test_data_that_are_gone_or_differ_are_refused_unless_one_insists(mine, quick
     online_trainer.main([*flags, '--data_dir', 'mine', '--save_dir', 'insists'])
     warning = capsys.readouterr().err
     assert 'warning: other data than offline, as asked' in warning and fingerprint in warning
+
+
+def test_true_actions_are_taken_from_the_data_if_asked_for(mine, quick, monkeypatch):
+    """Only then; a file without them, or with those of another robot, is one line that names it."""
+    flags = ['--offline_checkpoint', 'off line/last.pth', *ONLINE]
+    with pytest.raises(ValueError, match=f'{mine}: there are no `actions` in it.*--dataset_path'):
+        online_trainer.main([*flags, '--true_actions'])
+
+    arrays = dict(np.load(mine))
+    actions = np.random.default_rng(0).uniform(-2, 2, (800, 8)).astype(np.float32)
+    for name, wrong in (('five', actions[:, :5]), ('short', actions[:700]), ('nan', actions * np.nan)):
+        np.savez(f'{name}.npz', **arrays, actions=wrong)
+        with pytest.raises(ValueError, match=f'{name}.npz.*`actions'):
+            online_trainer.main([*flags, '--true_actions', '--dataset_path', f'{name}.npz'])
+
+    np.savez('labelled.npz', **arrays, actions=actions)
+    batches = []
+    sample = OnlineBatches.sample
+    monkeypatch.setattr(OnlineBatches, 'sample', lambda self, rng: batches.append(sample(self, rng)) or batches[-1])
+    for extra in ([], ['--true_actions']):
+        online_trainer.main([*flags, *extra, '--dataset_path', 'labelled.npz', '--save_dir', f'run{len(extra)}'])
+
+    known = batches[-1].has_action
+    assert known.all() and not batches[0].has_action.any() and not batches[-1].is_online.any()
+    np.testing.assert_array_equal(batches[-1].actions, actions[batches[-1].rows].clip(-1, 1))
 
 
 def test_resume_with_a_lower_budget_evaluates(mine, capsys):
