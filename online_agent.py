@@ -28,7 +28,7 @@ from torch import nn
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
-from planner import AT_GOAL, NO_PATH, StateMap
+from planner import AT_GOAL, NO_PATH, STANDING, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, soft_update
@@ -292,7 +292,9 @@ class OnlineAgent:
             weights = torch.ones(len(targets), device=self.device)
             if batch.states_soon is not None:
                 places = place(batch.states)
-                weights = self.imitation_weights(targets - places, place(batch.states_soon) - places)
+                soon = place(batch.states_soon) - places
+                far = place(batch.states_far) - places
+                weights = self.imitation_weights(targets - places, soon, far)
 
         full = self.remember(batch)
         inferred = self.infer_action(full, batch.states, targets, goals, self.trained)
@@ -307,13 +309,26 @@ class OnlineAgent:
                 return self.encoder.encode_full(batch.states)
         return at_positions(self.trained['memory'](batch.windows), batch.positions).flatten(0, 1)
 
-    def imitation_weights(self, ahead, soon):
+    def imitation_weights(self, ahead, soon, far):
         """How far the trajectory came toward z' in `progress_steps`, in standard deviations over the batch, as the
         exponent of the weight (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there) -> (n,), mean 1.
-        ahead, soon (n, S): from the place of s_t to those of z' and of the state so many steps on."""
-        progress = (F.normalize(ahead, dim=-1) * soon).sum(-1)
+        ahead, soon, far (n, S): from the place of s_t to those of z', of the state so many steps on and of the one k
+        steps on.
+
+        A trajectory that stands where it is (at its goal, or on its back) has no heading: its pairs weigh nothing.
+        """
+        distance = far.norm(dim=-1)
+        moves = distance > STANDING * distance.quantile(0.9)
+        if not moves.any():  # then there is no reason to prefer any
+            moves = torch.ones_like(moves)
+
+        progress = (F.normalize(ahead, dim=-1) * soon).sum(-1)[moves]
         deviation = progress.std(correction=min(1, len(progress) - 1)).clamp(min=1e-8)
-        return imitation_weight((progress - progress.mean()) / deviation, self.config.progress_temperature)
+        advantage = (progress - progress.mean()) / deviation
+
+        weights = moves.float() / moves.float().mean()
+        weights[moves] *= imitation_weight(advantage, self.config.progress_temperature)
+        return weights
 
     def locator_loss(self, batch):
         """Where the latents of states lie: mean squared error of their places."""

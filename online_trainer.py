@@ -57,6 +57,7 @@ class TrainConfig(RunConfig):
                                           'move a heavy robot more (a humanoid: 0.6)', least=0, below=1)
     random_episode_steps: int = flag(0, 'reset after so many random steps, for a robot that falls at once (a humanoid: '
                                         '50); 0: when an episode ends', least=0)
+    episode_steps: int = flag(0, "the same for the agent's own episodes in training; 0: when an episode ends", least=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
     labeler_updates: int = flag(4000, 'gradient steps of the labeler alone after the random steps: what I learns from '
                                       'bad labels it has to unlearn', least=0)

@@ -7,6 +7,7 @@ Laskin et al. 2020, plan so with actions and learned distances; here neither is 
 
     nodes     k-means over states seen through the encoder's slowness: a node is a place, not a posture
     edges     u -> v: somewhere in the data a state of u was followed, `hop` steps later, by one of v
+    near      u is near v: it was followed by v within a hop, so that whoever is in u can head for a goal in v
     cost      the observed steps; more for an edge that was hardly ever seen or that depends on luck (`edge_costs`)
     distance  Dijkstra's, from the goal's node over reversed edges; kept for the goals asked for last
 """
@@ -32,6 +33,7 @@ CLUSTERED_STATES = 40_000  # drawn from the data for k-means
 FAR = 2.0  # a state further than so many node radii from every node is not on the map
 PROVEN = 2  # crossings that make an edge an ordinary one
 UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
+STANDING = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
 JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
 KEPT_GOALS = 128  # routes that a map remembers
 ROWS_AT_ONCE = 1 << 18
@@ -42,10 +44,11 @@ class StateMap:
 
     mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
     data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node, at least the usual
-    gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps.
+    gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps; near_sources,
+    near_targets (M,): the nodes that are near others.
     """
 
-    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, hop):
+    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, near_sources, near_targets, hop):
         self.mean = mean
         self.scale = scale
         self.centers = centers
@@ -54,6 +57,8 @@ class StateMap:
         self.sources = sources
         self.targets = targets
         self.costs = costs
+        self.near_sources = near_sources
+        self.near_targets = near_targets
         self.hop = int(hop)
 
         self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
@@ -61,6 +66,7 @@ class StateMap:
         # coo_array would add up the costs of an edge given twice; `from_data` gives each one once
         shape = len(centers), len(centers)
         self._reversed = coo_array((costs, (targets, sources)), shape=shape).tocsr()
+        self._near = coo_array((np.ones(len(near_sources), bool), (near_targets, near_sources)), shape=shape).tocsr()
         self._routes = collections.OrderedDict()
 
     @classmethod
@@ -99,8 +105,10 @@ class StateMap:
         rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
         # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
         radius = max(np.quantile(distances, 0.999), typical_gap(centers))
-        edges = find_edges(strides, labels, data.end_of, hop)
-        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, hop)
+        jumps = find_jumps(strides, data.end_of)
+        edges = find_edges(jumps, labels, data.end_of, hop)
+        near = find_near(jumps, labels, data.end_of, hop)
+        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop)
 
     def __len__(self):
         return len(self.centers)
@@ -113,7 +121,19 @@ class StateMap:
 
     def distances(self, node):
         """-> (K,) steps from every node to `node`, inf where no path leads."""
-        return dijkstra(self._reversed, indices=node)
+        return self._paths_to(node)[0]
+
+    def _paths_to(self, node):
+        """-> distances (K,) to `node`, and following (K,): from each node the next one on the way, negative where none
+        leads there. The last part of every way is from a near node: edges are a hop long, and by them alone a goal
+        that is nearer could only be reached by going away from it first."""
+        near = self._near.indices[self._near.indptr[node]:self._near.indptr[node + 1]]
+        distances, following, _ = dijkstra(self._reversed, indices=[node, *near], min_only=True,
+                                           return_predecessors=True)
+        distances += self.hop
+        distances[node] = 0
+        following[near] = node
+        return distances, following
 
     def route(self, node):
         """The way to the goal's `node` (-1: it is off the map) -> (K + 1,) int: from each node the next one to head
@@ -126,7 +146,7 @@ class StateMap:
 
         route = np.full(len(self) + 1, NO_PATH, np.int32)
         if node >= 0:
-            distances, following = dijkstra(self._reversed, indices=node, return_predecessors=True)
+            distances, following = self._paths_to(node)
             connected = np.isfinite(distances)
             route[:-1][connected] = following[connected]
             route[:-1][distances <= self.hop] = AT_GOAL
@@ -145,7 +165,7 @@ class StateMap:
         either."""
         if min(start, goal) < 0:
             return []
-        _, following = dijkstra(self._reversed, indices=goal, return_predecessors=True)
+        _, following = self._paths_to(goal)
         nodes = [int(start)]
         while nodes[-1] != goal:
             if following[nodes[-1]] < 0:
@@ -161,6 +181,9 @@ class StateMap:
 
     @classmethod
     def from_state_dict(cls, saved):
+        if 'near_sources' not in saved:  # maps from before there were near nodes
+            direct = saved['costs'] <= saved['hop']
+            saved = saved | {'near_sources': saved['sources'][direct], 'near_targets': saved['targets'][direct]}
         arrays = {name: saved[name].cpu().numpy() for name in ARRAYS}
         return cls(**arrays, radius=saved['radius'], hop=saved['hop'])
 
@@ -174,17 +197,20 @@ class StateMap:
                 f'{self.nbytes / 2**20:.1f} MiB')
 
 
-ARRAYS = 'mean', 'scale', 'centers', 'states', 'sources', 'targets', 'costs'  # of a StateMap
+ARRAYS = ('mean', 'scale', 'centers', 'states', 'sources', 'targets', 'costs', 'near_sources',
+          'near_targets')  # of a StateMap
 
 
 def typical_displacement(place, end_of, hop):
-    """Median distance between two states of a trajectory `hop` steps apart; 0 without such pairs. `place(rows)` gives
-    where some rows lie."""
+    """Median distance between two states of a trajectory `hop` steps apart, of those that do not stand (at a goal, or
+    fallen); 0 without such pairs. `place(rows)` gives where some rows lie."""
     rows = np.flatnonzero(np.arange(len(end_of)) + hop <= end_of)
     rows = rows[::max(1, len(rows) // 50_000)]
     if not len(rows):
         return 0.0
-    return float(np.median(np.linalg.norm(place(rows + hop) - place(rows), axis=1)))
+
+    distances = np.linalg.norm(place(rows + hop) - place(rows), axis=1)
+    return float(np.median(distances[distances >= STANDING * np.quantile(distances, 0.9)]))
 
 
 def typical_gap(centers):
@@ -217,25 +243,35 @@ def cluster(places, nodes, spacing, rng, most=MOST_NODES):
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def find_edges(strides, labels, end_of, hop):
-    """strides (N,): the length of the step from each row to the next; labels (N,): the node of each row; end_of (N,):
-    the last row of its trajectory -> sources, targets (E,) int32 and costs (E,) float32 of the edges walked.
+def find_jumps(strides, end_of):
+    """strides (N,): the length of the step from each row to the next; end_of (N,): the last row of its trajectory
+    -> (N,) bool: is that step a jump?"""
+    inside = np.arange(len(end_of)) < end_of
+    if not inside.any():
+        return inside
+    return inside & (strides > JUMP * np.quantile(strides[inside], 0.99))
+
+
+def walks(jumps, end_of, steps):
+    """-> int rows (n,) from which the trajectory goes on for so many steps, without a jump."""
+    rows = np.arange(len(end_of), dtype=np.int32)
+    rows = rows[rows + steps <= end_of]
+    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
+    return rows[jumps_before[rows] == jumps_before[rows + steps]]
+
+
+def find_edges(jumps, labels, end_of, hop):
+    """jumps (N,), see `find_jumps`; labels (N,): the node of each row; end_of (N,): the last row of its trajectory
+    -> sources, targets (E,) int32 and costs (E,) float32 of the edges walked.
 
     A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
     the trajectory dwells there. Where a trajectory jumps (a teleporter), no edge leads over the jump but one from each
     node before it to the node of the landing.
     """
-    t = np.arange(len(labels), dtype=np.int32)
-    inside = t < end_of
-    jumps = np.zeros(len(labels), bool)
-    if inside.any():
-        jumps = inside & (strides > JUMP * np.quantile(strides[inside], 0.99))
-    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
-
-    rows = t[t + hop <= end_of]
-    rows = rows[jumps_before[rows] == jumps_before[rows + hop]]
+    rows = walks(jumps, end_of, hop)
     walked = _count_crossings(rows, labels[rows], labels[rows + hop])
 
+    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
     take_off = np.flatnonzero(jumps)
     before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
     same = (before >= 0) & (end_of[np.maximum(before, 0)] == end_of[take_off][:, None])
@@ -243,6 +279,21 @@ def find_edges(strides, labels, end_of, hop):
     landing = np.broadcast_to(take_off[:, None] + 1, before.shape)[same]
     jumped = _count_crossings(before[same], labels[before[same]], labels[landing])
     return edge_costs(walked, jumped, hop)
+
+
+def find_near(jumps, labels, end_of, hop):
+    """As `find_edges` -> sources, targets (M,) int32: pairs of nodes of which the second followed on the first after a
+    quarter of a hop, a half, three quarters or a whole one, at least `PROVEN` times altogether."""
+    pairs = []
+    for steps in sorted({max(1, hop * quarters // 4) for quarters in (1, 2, 3, 4)}):
+        rows = walks(jumps, end_of, steps)
+        pairs.append(_count_crossings(rows, labels[rows], labels[rows + steps]))
+
+    sources, targets, crossings = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    number = int(labels.max()) + 1
+    pairs, position = np.unique(sources * number + targets, return_inverse=True)
+    proven = pairs[np.bincount(position, crossings, len(pairs)) >= PROVEN]
+    return (proven // number).astype(np.int32), (proven % number).astype(np.int32)
 
 
 def _count_crossings(rows, sources, targets):

@@ -9,6 +9,8 @@ from environments import num_tasks
 from ogbench_utils import episode_seed, reset_env
 from utils import linear_schedule
 
+SHORT_ONES = 10  # episodes of each environment in a round, where --episode_steps cuts them
+
 
 @dataclasses.dataclass
 class Episode:
@@ -156,7 +158,8 @@ class Collector:
                 linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
 
     def round(self, progress):
-        """One episode per environment (the first round: `random_steps` random steps) -> CollectedRound."""
+        """One episode per environment, `SHORT_ONES` where these are cut short (the first round: `random_steps` random
+        steps) -> CollectedRound."""
         config = self.config
         begin = time.perf_counter()
         epsilon, noise = self.schedules()
@@ -181,16 +184,19 @@ class Collector:
             return actions, state
 
         left = config.max_steps - self.steps if config.max_steps else None
-        episode_steps = None
+        counted = True  # among --max_episodes
         if self.steps == 0 and config.random_steps:
             act = act_randomly
             left = min(config.random_steps, left or config.random_steps)
+            episode_steps = config.random_episode_steps or None
             count = config.max_episodes
-            if config.random_episode_steps:
-                episode_steps = config.random_episode_steps
+            if episode_steps:
                 count = left  # until the steps are spent
+                counted = False
         else:
-            count = min(config.max_episodes - self.episodes, config.num_envs)
+            episode_steps = config.episode_steps or None
+            count = config.num_envs * (SHORT_ONES if episode_steps else 1)
+            count = min(config.max_episodes - self.episodes, count)
 
         tasks = num_tasks(self.envs[0])
         numbers = range(self.episodes, self.episodes + count)
@@ -200,12 +206,12 @@ class Collector:
             episodes.append(episode)
             if config.max_steps:
                 progress.update(episode.length)
-            elif not episode_steps:
+            elif counted:
                 progress.update(1)
 
         steps = sum(episode.length for episode in episodes)
         self.steps += steps
-        if not episode_steps:  # random ones that are cut short are none of --max_episodes
+        if counted:
             self.episodes += len(episodes)
 
         row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}

@@ -20,7 +20,7 @@ only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
 collect() { # dataset, episodes, validation episodes; without these, as many as the official one has
     [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
-        ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1
+        ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1 ${collect_flags:-}
 }
 
 data() { # a dataset of our own expert, at least 500 trajectories
@@ -46,6 +46,9 @@ run() {
     folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
     wanted "$1" "$2" "$3" && [ ! -f "$result/evaluation.json" ] || return 0
     data "$2"
+    case $1 in
+    true-actions) (DATA=$DATA/with_actions collect_flags=--no-state_only; data "$2") ;; # the same episodes
+    esac
     case $5 in
     main*) offline=$RUNS/main/$2/seed$3/offline flags=${5#main} ;;
     *) offline=$folder/offline flags=$5 ;;
@@ -96,6 +99,20 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
 done
 for seed in 11 12; do
     run steps-25000 antmaze-large-navigate-v0 $seed 25000 main '--random_steps 25000'
+done
+
+# what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
+for maze in medium-navigate large-navigate large-explore; do
+    run true-actions antmaze-$maze-v0 10 10000 main "--true_actions --data_dir $DATA/with_actions"
+done
+
+# how many offline updates
+for seed in 10 11; do
+    for maze in medium-navigate medium-stitch; do
+        for updates in 1 1500 3000; do
+            run updates-$updates antmaze-$maze-v0 $seed 10000 "--num_updates $updates" ''
+        done
+    done
 done
 
 # the two commands as the README has them

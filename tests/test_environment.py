@@ -196,8 +196,9 @@ def test_max_steps_is_a_hard_limit_and_cut_episodes_are_flagged(envs, max_steps)
 def test_random_steps(envs, correlation):
     """Uniform and independent, or correlated with the same spread; with resets in between, which are no episodes."""
     config = types.SimpleNamespace(seed=3, max_episodes=50, max_steps=0, num_envs=3, random_steps=900, random_range=0.5,
-                                   random_correlation=correlation, random_episode_steps=7, epsilon_start=0,
-                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+                                   random_correlation=correlation, random_episode_steps=7, episode_steps=0,
+                                   epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0,
+                                   schedule_episodes=1)
     collector = Collector(config, envs, StubAgent())
     progress = types.SimpleNamespace(update=lambda n=1: pytest.fail('--max_episodes are counted'))
     episodes = collector.round(progress).episodes
@@ -208,6 +209,23 @@ def test_random_steps(envs, correlation):
     assert actions.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.1 + 0.2 * correlation)
     after = np.mean(actions[:, 1:] * actions[:, :-1]) / np.mean(np.square(actions))
     assert after == pytest.approx(correlation, abs=0.05)
+
+
+def test_own_episodes_can_be_cut_short_in_training(envs):
+    """Many of them make a round then, and they are episodes like any other."""
+    config = types.SimpleNamespace(seed=3, max_episodes=70, max_steps=0, num_envs=3, random_steps=0, random_range=1,
+                                   random_correlation=0, random_episode_steps=0, episode_steps=4, epsilon_start=0,
+                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+    agent = StubAgent()
+    shape = 3, *envs[0].action_space.shape
+    agent.act = lambda *_: (np.zeros(shape, np.float32), types.SimpleNamespace(biased=np.zeros(3, bool)))
+    collector = Collector(config, envs, agent)
+    counted = []
+    progress = types.SimpleNamespace(update=lambda n=1: counted.append(n))
+    rounds = [collector.round(progress).episodes for _ in range(3)]
+    assert [len(episodes) for episodes in rounds] == [30, 30, 10] and collector.done
+    assert all(episode.length == 4 and episode.cut for episodes in rounds for episode in episodes)
+    assert (collector.steps, collector.episodes, sum(counted)) == (280, 70, 70)
 
 
 def test_no_limit_cuts_nothing(envs):

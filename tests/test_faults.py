@@ -105,8 +105,8 @@ def test_evaluation_counts_a_fault_as_failure(idle):
 
 def test_collected_rounds_show_faults(idle):
     config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
-                                   random_correlation=0, random_episode_steps=0, epsilon_start=0, epsilon_end=0,
-                                   action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+                                   random_correlation=0, random_episode_steps=0, episode_steps=0, epsilon_start=0,
+                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
     agent = idle
     log = []
     agent.act = lambda observations, goals, state, *_: (

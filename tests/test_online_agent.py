@@ -8,6 +8,7 @@ import pytest
 import shrink_checkpoint
 import torch
 
+import planner
 from model import InverseDynamics
 from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
@@ -321,13 +322,22 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     error = ((heading + 2 * goal_heading)[:, :ACTION_DIM] - batch.actions).square().mean(-1)
     assert info['inverse_dynamics_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
 
+    far = torch.cat([store.states(np.minimum(at + STEPS, store.dataset.end_of[at]))
+                     for store, at in zip(stores, (rows[:half], rows[half:]), strict=True)])
+    distance = (place(far) - now).norm(dim=-1)
+    moves = distance > planner.STANDING * distance.quantile(0.9)
+    assert 0 < (~moves).sum() < len(moves) // 2
+
     progress = (heading * soon).sum(-1)
-    weight = (2.5 * (progress - progress.mean()) / progress.std()).exp().clamp(max=100)
-    assert weight.min() < 0.1 and weight.max() > 10
+    progress = (progress - progress[moves].mean()) / progress[moves].std()
+    weight = moves * (2.5 * progress).exp().clamp(max=100)
+    assert weight[moves].min() < 0.1 and weight.max() > 10
     assert info['inverse_dynamics_loss'].item() == pytest.approx(
         (weight * error).sum().item() / weight.sum().item(), rel=1e-3)
-    one = agent.imitation_weights(torch.ones(1, DIM), torch.ones(1, DIM))
+    one = agent.imitation_weights(*torch.ones(3, 1, DIM))
     assert one.item() == 1, 'a single transition has no deviation'
+    still = agent.imitation_weights(torch.ones(3, DIM), torch.ones(3, DIM), torch.zeros(3, DIM))
+    assert (still == 1).all(), 'where nothing moves, there is nothing to prefer'
 
 
 def test_without_progress_all_transitions_weigh_the_same(make_online, make_batches):
@@ -437,7 +447,7 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, asse
     assert sizes == {50 * CONTEXT}
     missing = {name for name, value in vars(batch).items() if value is None}
     resting = set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'}
-    assert missing == {'states_soon', 'windows', 'positions'} | resting
+    assert missing == {'states_soon', 'states_far', 'windows', 'positions'} | resting
     assert batch.is_online.sum() == 150
     assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 

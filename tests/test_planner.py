@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import planner
-from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges
+from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges, find_jumps
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -85,6 +85,37 @@ def test_path_is_the_route_followed():
     assert state_map.path(start, far) == state_map.path(far, goal) == []
 
 
+def test_a_goal_within_a_hop_is_headed_for():
+    """Where all walk at one speed, every edge is as long as a hop: by edges alone the way to a goal two steps ahead
+    would lead back first."""
+    line = np.stack([np.arange(40.0), np.zeros(40)], 1).astype(np.float32)
+    state_map = make_map(line, line, line[::-1], line[::-1], nodes=40, hop=8)
+    nodes = state_map.locate(line)
+    route = state_map.route(nodes[22])
+    assert (route[nodes[[20, 18, 16, 14, 22, 24, 26]]] == AT_GOAL).all()
+    far = state_map.states[route[nodes[5]], 0]
+    assert far == 13
+    assert (state_map.distances(nodes[22])[nodes[[22, 20, 6]]] == [0, 8, 16]).all()
+    assert route[nodes[11]] != AT_GOAL and len(state_map.path(nodes[6], nodes[22])) == 3
+
+
+def test_what_jumps_is_not_near():
+    line = np.stack([np.r_[np.arange(20.0), np.arange(500, 520.0)], np.zeros(40)], 1).astype(np.float32)
+    still = np.stack([np.arange(300.0) - 900, np.zeros(300)], 1).astype(np.float32)
+    state_map = make_map(line, line, line, still, nodes=340, hop=8)
+    before, after = state_map.locate(line[[19, 20]])
+    assert state_map.route(after)[before] >= 0  # by the edge over the jump, not AT_GOAL
+
+
+def test_old_maps_have_near_nodes_as_well():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    saved = {name: value for name, value in state_map.state_dict().items() if not name.startswith('near_')}
+    old = StateMap.from_state_dict(saved)
+    goal = state_map.locate(np.array([[1, 0]], np.float32))[0]
+    assert (old.route(goal) == AT_GOAL).sum() > 1
+    np.testing.assert_array_equal(old.route(goal) == NO_PATH, state_map.route(goal) == NO_PATH)
+
+
 def test_goal_and_state_far_from_all_nodes_have_no_plan():
     state_map = make_map(*around_the_wall(), nodes=40)
     far = np.array([[50.0, 50.0]], np.float32)
@@ -123,8 +154,7 @@ def test_proven_way_is_preferred_to_a_shorter_one_seen_once():
 def test_dwelling_is_one_crossing():
     """Ten states in u followed by ten in v are one visit, not ten."""
     labels = np.repeat([0, 1], 10)
-    strides = np.full(20, 0.05)
-    _, _, costs = find_edges(strides, labels, np.full(20, 19), hop=2)
+    _, _, costs = find_edges(np.zeros(20, bool), labels, np.full(20, 19), hop=2)
     np.testing.assert_array_equal(costs, [planner.UNPROVEN_COST * 2])
 
 
@@ -146,7 +176,7 @@ def test_jump_costs_its_expected_attempts():
     strides = np.append(np.abs(np.diff(positions)), 0.0)
     labels = np.concatenate([labels, np.full(500, 8)])
     ends = np.concatenate([ends, np.full(500, 515)])
-    sources, targets, costs = find_edges(strides, labels, ends, hop=2)
+    sources, targets, costs = find_edges(find_jumps(strides, ends), labels, ends, hop=2)
     cost = dict(zip(zip(sources.tolist(), targets.tolist(), strict=True), costs.tolist(), strict=True))
     assert cost[2, 5] == pytest.approx(2 * 4 / 3)
     assert cost[2, 7] == pytest.approx(2 * 4)
@@ -169,7 +199,7 @@ def test_rare_landing_is_not_relied_on():
         (np.array([0, 0]), np.array([3, 4]), np.array([1, 9])), hop=10)
     centers = by_foot[::len(by_foot) // 4][:5]
     state_map = StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, sources, targets,
-                         costs, hop=10)
+                         costs, near_sources=sources[:0], near_targets=targets[:0], hop=10)
     assert state_map.route(3)[0] == 1
     assert state_map.route(4)[0] == 4 or state_map.route(4)[0] == AT_GOAL
 
