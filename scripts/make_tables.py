@@ -1,13 +1,14 @@
 """Write the result tables from the files under results/, so that they cannot drift: the main one into README.md and
 README.ko.md, the others into results/README.md.
 
-    python scripts/make_tables.py            rewrite the tables and assets/success_curves.png
+    python scripts/make_tables.py            rewrite the tables and assets/success_by_steps.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
 flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
-has no run of. `expert-noise-*` makes the table of the demonstrator. Every other experiment is a row of the ablations,
-paired by seed with `main`, or with `no-plan` if it did not plan. The last table has the evaluations while training.
+has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
+`expert-noise-*` makes the table of the demonstrator. Every other experiment is a row of the ablations, paired by seed
+with `main`, or with `no-plan` if it did not plan. The last table has the evaluations while training.
 What is missing is left out. The data are of our own expert, which every name says.
 """
 
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from plot_runs import read_metric  # noqa: E402
 
-from support.figures import plot_bands  # noqa: E402
+from support.figures import plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
@@ -49,7 +50,8 @@ WORDS = {
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references on the official data, with all action labels, 1M updates and no '
                    'environment steps; † another evaluation than OGBench\'s, or not checked.',
-        'curves': 'Success against environment steps, mean and 95 % interval over seeds'},
+        'budgets': 'success, % (seeds), after environment steps',
+        'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
         'header': ('데이터', '성공률, %', 'plan 없이, %', 'environment step', 'offline + online update',
                    'seed × task × episode', 'HIQL, %', '발표된 최고, %'),
@@ -58,7 +60,8 @@ WORDS = {
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
                    '1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 '
                    '것입니다.',
-        'curves': 'Environment step에 따른 성공률, seed에 대한 평균과 95 % 구간'}}
+        'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
+        'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
@@ -248,10 +251,33 @@ def make_front(results, words, published):
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
 
-    if any(run.has_curve for _, runs in front.values() for run in runs):
-        picture = f'<img src="assets/success_curves.png" width="75%" alt="{words["curves"]}">'
+    budgets = by_steps(results)
+    if budgets:
+        parts.append(budget_table(budgets, words['budgets']))
+        picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
+
+
+def by_steps(results):
+    """-> {dataset: {environment steps: [success of each run]}} of `main` and `steps-<n>`, where there are both."""
+    budgets = {}
+    for (experiment, name), runs in results.items():
+        if experiment.startswith('steps-') and ('main', name) in results:
+            budgets.setdefault(name, {})[int(experiment.removeprefix('steps-'))] = [run.success for run in runs]
+    for name, own in budgets.items():
+        runs = results['main', name]
+        own[runs[0].online_steps] = [run.success for run in runs]
+    return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
+
+
+def budget_table(budgets, heading):
+    steps = sorted({count for own in budgets.values() for count in own})
+    rows = []
+    for name, own in budgets.items():
+        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+        rows.append((label(name), *cells))
+    return table((heading, *(f'{count:,}' for count in steps)), rows)
 
 
 def counts(runs):
@@ -317,16 +343,12 @@ def with_block(text, block, name):
 
 
 def draw(results, path, published):
-    """Success against environment steps, one colour per dataset of the front page; beside it HIQL's."""
-    groups = {}
-    for name, (_, runs) in front_runs(results, published).items():
-        curves = [run.curve for run in runs if run.has_curve]
-        if curves:
-            groups[name.removesuffix('-v0')] = curves
-    if groups:
+    """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
+    budgets = {name.removesuffix('-v0'): own for name, own in by_steps(results).items()}
+    if budgets:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
-        plot_bands(groups, path, 'success, %', 'OPSO, no action labels offline, data of our own expert',
-                   references=('HIQL: official data,\nall labels, 1M updates', hiql))
+        plot_budgets(budgets, ('HIQL: official data,\nall labels, 1M updates', hiql), path, 'random environment steps',
+                     'success, %', 'OPSO, no action labels offline, data of our own expert')
 
 
 def main():
@@ -356,7 +378,7 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw(results, root / 'assets' / 'success_curves.png', published)
+    draw(results, root / 'assets' / 'success_by_steps.png', published)
     print(f'{len(results)} experiments and datasets; rewritten: {", ".join(stale) or "nothing, all was up to date"}')
 
 

@@ -118,7 +118,15 @@ done
 # the two commands as the README has them
 run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 
-# other tasks of OGBench, on data by its own protocol (the sizes are the collector's defaults)
-for maze in medium large; do
-    run breadth pointmaze-$maze-navigate-v0 0 10000 '' '--labeler_updates 1000 --initial_updates 4000'
+# the same on point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
+for seed in 10 11 12; do
+    for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
+        run main pointmaze-$maze-v0 $seed 10000 '' ''
+    done
 done
+
+# `main` of ants is older than two rules of the plan (what stands, and what is near): runs with these
+for seed in 11 12; do
+    run main-again antmaze-large-navigate-v0 $seed 10000 main ''
+done
+run main-again antmaze-medium-stitch-v0 11 10000 main ''

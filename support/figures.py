@@ -4,6 +4,8 @@ import dataclasses
 import gc
 import itertools
 
+import numpy as np
+
 from support.files import write_atomic
 from support.stats import bootstrap_interval, on_common_steps
 
@@ -12,6 +14,7 @@ TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')
 GOOD = '#009E73'
 FAILURE = '#D55E00'
 INK = '#222222'
+MARKERS = 'os^Dvp'
 LINE_COLORS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
 
 
@@ -86,14 +89,13 @@ def plot_curves(rows, panels, path, xlabel, title):
     save(figure, path)
 
 
-def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True, references=None):
+def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
     """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
-    ...]}. Thin lines are the single runs. `references` = (name, {label: value}) are empty markers at the right."""
-    references, numbers = references or ('', {})
+    ...]}. Thin lines are the single runs."""
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     scale = 100 if percent else 1
     top = 0.0  # the last step of all
-    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle('os^Dvp')):
+    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle(MARKERS)):
         for own_steps, own_values in runs[:len(runs) * (len(runs) > 1)]:
             axis.plot(own_steps, [scale * value for value in own_values], color=color, lw=0.6, alpha=0.4)
         steps, values = on_common_steps(runs)
@@ -102,9 +104,6 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
                   label=f'{label} ({len(runs)})')
         axis.fill_between(steps, scale * low, scale * high, color=color, alpha=0.2, lw=0)
         top = max(top, *(own_steps[-1] for own_steps, _ in runs))
-        if label in numbers:
-            axis.plot(1.03, scale * numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
-                      transform=axis.get_yaxis_transform())
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     axis.set_xlim(0, 1.001 * top)  # a run ends a little before its budget, whose tick shall be seen
@@ -112,9 +111,39 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
         axis.set_ylim(0, 100)
     _thousands(axis)
     axis.set_title(title, fontsize=11)
-    if numbers:
-        axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=references)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
+    save(figure, path)
+
+
+def plot_budgets(groups, references, path, xlabel, ylabel, title):
+    """Success (0 to 1) of runs of different budgets, a logarithmic axis: the mean of each budget, and a dot for each of
+    several runs. groups = {label: {budget: [success, ...]}}; `references` = (name, {label: success}) are empty
+    markers at the right, in the group's colour."""
+    name, numbers = references
+    figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
+    budgets = sorted({budget for runs in groups.values() for budget in runs})
+    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle(MARKERS)):
+        own = sorted(runs)
+        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], color=color, lw=2, marker=marker, ms=5,
+                  label=label)
+        for budget in own:
+            if len(runs[budget]) > 1:
+                axis.plot([budget] * len(runs[budget]), [100 * value for value in runs[budget]], '.', color=color,
+                          ms=4, alpha=0.6)
+        if label in numbers:
+            axis.plot(1.03, 100 * numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
+                      transform=axis.get_yaxis_transform())
+
+    axis.set_xscale('log')
+    axis.set_xticks(budgets)
+    axis.minorticks_off()
+    axis.set_ylim(0, 100)
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel(ylabel, fontsize=10)
+    _thousands(axis)
+    axis.set_title(title, fontsize=11)
+    axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
+    figure.legend(loc='outside right center', fontsize=9, frameon=False)
     save(figure, path)
 
 

@@ -67,7 +67,6 @@ def test_tables_come_from_the_files(page):
     assert f'| {DATA} | 20 |' in details, 'two seeds at 10,000 steps; at 50,000 there was no evaluation'
     assert f'| {DATA}, `no-alignment` | 40 |' in details and '50,000' not in details
     assert LARGE not in text + details
-    assert (page / 'assets' / 'success_curves.png').stat().st_size > 20_000
     assert script('make_tables', '--root', page, '--check')[0] == 0
     (page / 'results' / 'main' / ANT / 'seed1' / 'evaluation.json').unlink()
     code, _, error = script('make_tables', '--root', page, '--check')
@@ -152,18 +151,37 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     assert line == f'All with the default flags, except `antmaze-medium-navigate`, `antmaze-large-navigate`: {flags}.'
 
 
-def test_references_stand_beside_the_curves_in_their_colours(monkeypatch):
+def test_success_by_steps(page):
+    """Of datasets that have runs of several budgets, in the README and as a picture; `main` is one of the budgets."""
+    assert script('make_tables', '--root', page)[0] == 0
+    assert 'success_by_steps' not in (page / 'README.md').read_text()
+    for path in (page / 'results' / 'main' / ANT).glob('*/online.csv'):
+        path.write_text('step,time,evaluation/overall_success\n10000,1.0,0.5\n')
+    write_run(page / 'results' / 'steps-2000' / ANT / 'seed0', [0.3], csv=False)
+    write_run(page / 'results' / 'steps-2000' / LARGE / 'seed0', [0.3], csv=False)
+    assert script('make_tables', '--root', page)[0] == 0
+    text = (page / 'README.md').read_text()
+    assert '| success, % (seeds), after environment steps | 2,000 | 10,000 |' in text
+    assert f'| {DATA} | 30.0 (1) | 85.0 ± 7.1 (2) |' in text and 'assets/success_by_steps.png' in text
+    assert text.count(DATA.replace('medium', 'large')) == 0, 'nothing to compare the other dataset with'
+    assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 20_000
+
+
+def test_references_stand_beside_the_budgets_in_their_colours(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
-    runs = [(np.array([0, 10]), np.array([0.2, 0.8]))]
-    for references in (None, ('HIQL', {'b': 0.4, 'c': 0.5})):
-        figures.plot_bands({'a': runs, 'b': runs}, 'picture.png', 'success', 'title', references=references)
+    runs = {1000: [0.2], 5000: [0.6, 0.8]}
+    for numbers in ({}, {'b': 0.4, 'c': 0.5}):
+        figures.plot_budgets({'a': runs, 'b': runs}, ('HIQL', numbers), 'picture.png', 'steps', 'success', 'title')
     without, lines = drawn
-    curve, = (line for line in lines if line.get_label() == 'b (1)')
+    curve, = (line for line in lines if line.get_label() == 'b')
     mark, = (line for line in lines if line.get_markerfacecolor() == 'none' and len(line.get_ydata()))
     assert [*mark.get_ydata()] == [40.0] and mark.get_markeredgecolor() == curve.get_color()
-    assert mark.get_marker() == curve.get_marker() and len(lines) == len(without) + 2
+    assert mark.get_marker() == curve.get_marker() and len(lines) == len(without) + 1
     assert lines[-1].get_label() == 'HIQL'
+    assert [*curve.get_ydata()] == pytest.approx([20, 70]), 'the mean of two runs'
+    dots = [[*line.get_ydata()] for line in lines if line.get_marker() == '.']
+    assert dots == [pytest.approx([60, 80])] * 2, 'a dot for each of several runs'
 
 
 def test_a_readme_without_markers_is_refused(page):
