@@ -7,6 +7,8 @@ update trains small heads only: two inverse dynamics, a locator and, on request,
                                                        (BCO, Torabi et al. 2018, made goal-conditioned) and, with
                                                        online_share, on the agent's own transitions
     locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
+    baseline            b(s) -> progress               how far trajectories usually come from here in a few steps;
+                                                       what goes beyond it is imitated
 
 I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
 encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
@@ -28,7 +30,7 @@ from torch import nn
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
-from planner import AT_GOAL, NO_PATH, STANDING, StateMap
+from planner import AT_GOAL, NO_PATH, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, soft_update
@@ -57,8 +59,8 @@ class OnlineConfig:
                                     'proposer if they do (the labeler learns from nothing else)', least=0, most=1)
     progress_steps: int = flag(5, "weight I's pairs by how far the trajectory came toward z' in so many steps; 0: all "
                                   "alike. It is also the nearest z' of a pair", least=0)
-    progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress in "
-                                            'standard deviations', least=0)
+    progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress beyond "
+                                            'what is usual from its state, in standard deviations', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
 
@@ -77,10 +79,10 @@ class ActState(NamedTuple):
 class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
-    trained: labeler, inverse_dynamics, locator. values: critic, value, proposer, trained only with `value_interval`.
-    acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds (A,) of the
-    actions. state_map: the StateMap on which it plans, None until `set_map` or `build_map`; node_places (K, S): the
-    places of its nodes.
+    trained: labeler, inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
+    `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
+    (A,) of the actions. state_map: the StateMap on which it plans, None until `set_map` or `build_map`; node_places
+    (K, S): the places of its nodes.
     """
 
     def __init__(self, offline, action_low, action_high, config):
@@ -105,6 +107,7 @@ class OnlineAgent:
             'labeler': InverseDynamics((2 + 2 * config.labeler_context) * offline.observation_dim, self.action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
+            'baseline': mlp([offline.observation_dim, h, 1]),
         }).to(self.device).eval()
         if config.memory:
             self.trained['memory'] = copy.deepcopy(offline.encoder).requires_grad_(True)
@@ -282,19 +285,13 @@ class OnlineAgent:
     def imitation_loss(self, batch):
         """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
         is real in the agent's own rows and the labeler's in offline rows, unless these have true actions."""
-        place = self.encoder.place
         with torch.no_grad():
             labels = self.label(batch.steps).clamp(-1, 1)
             actions = torch.where(batch.has_action.unsqueeze(-1), batch.actions, labels)
 
-            targets = place(batch.states_ahead)
-            goals = place(batch.goal_states)
-            weights = torch.ones(len(targets), device=self.device)
-            if batch.states_soon is not None:
-                places = place(batch.states)
-                soon = place(batch.states_soon) - places
-                far = place(batch.states_far) - places
-                weights = self.imitation_weights(targets - places, soon, far)
+            targets = self.encoder.place(batch.states_ahead)
+            goals = self.encoder.place(batch.goal_states)
+            weights = self.imitation_weights(batch)
 
         full = self.remember(batch)
         inferred = self.infer_action(full, batch.states, targets, goals, self.trained)
@@ -309,26 +306,37 @@ class OnlineAgent:
                 return self.encoder.encode_full(batch.states)
         return at_positions(self.trained['memory'](batch.windows), batch.positions).flatten(0, 1)
 
-    def imitation_weights(self, ahead, soon, far):
-        """How far the trajectory came toward z' in `progress_steps`, in standard deviations over the batch, as the
-        exponent of the weight (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there) -> (n,), mean 1.
-        ahead, soon, far (n, S): from the place of s_t to those of z', of the state so many steps on and of the one k
-        steps on.
+    def imitation_weights(self, batch):
+        """-> (n,), mean 1: exponential in how far the trajectory came toward z' beyond what is usual from its state
+        (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there). All alike without `progress_steps`.
 
-        A trajectory that stands where it is (at its goal, or on its back) has no heading: its pairs weigh nothing.
+        Beyond what is usual: who lies on the ground comes nowhere whatever he does, and shall get up all the same; who
+        waits where others walk on shall not be imitated.
         """
-        distance = far.norm(dim=-1)
-        moves = distance > STANDING * distance.quantile(0.9)
-        if not moves.any():  # then there is no reason to prefer any
-            moves = torch.ones_like(moves)
+        if batch.states_soon is None:
+            return torch.ones(len(batch.states), device=self.device)
 
-        progress = (F.normalize(ahead, dim=-1) * soon).sum(-1)[moves]
-        deviation = progress.std(correction=min(1, len(progress) - 1)).clamp(min=1e-8)
-        advantage = (progress - progress.mean()) / deviation
+        advantage = self.progress(batch) - self.usual_progress(batch.states, self.acting)
+        advantage = (advantage - advantage.mean()) / _deviation(advantage)
+        return imitation_weight(advantage, self.config.progress_temperature)
 
-        weights = moves.float() / moves.float().mean()
-        weights[moves] *= imitation_weight(advantage, self.config.progress_temperature)
-        return weights
+    def progress(self, batch):
+        """How far the trajectories came toward z' in `progress_steps` -> (n,), in standard deviations of the batch."""
+        here = self.encoder.place(batch.states)
+        heading = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
+        progress = (heading * (self.encoder.place(batch.states_soon) - here)).sum(-1)
+        return progress / _deviation(progress)
+
+    def usual_progress(self, states, networks):
+        """b(s) -> (...,); states (..., S) raw."""
+        return networks['baseline'](self.encoder.normalize(states)).squeeze(-1)
+
+    def baseline_loss(self, batch):
+        """How far trajectories usually come from a state: mean squared error of the progress."""
+        with torch.no_grad():
+            progress = self.progress(batch)
+        loss = (self.usual_progress(batch.states, self.trained) - progress).square().mean()
+        return loss, {'baseline_loss': loss}
 
     def locator_loss(self, batch):
         """Where the latents of states lie: mean squared error of their places."""
@@ -342,6 +350,8 @@ class OnlineAgent:
         if not labeler_alone:
             results.append(self.locator_loss(batch))
             results.append(self.imitation_loss(batch))
+            if batch.states_soon is not None:
+                results.append(self.baseline_loss(batch))
         if train_values:
             results.append(self.offline.proposer_loss(batch.latents, batch))
             results.append(self.offline.critic_loss(batch.latents, batch))
@@ -390,9 +400,13 @@ class OnlineAgent:
     def load_state_dict(self, state):
         """Load what `state_dict` returned. Raises ValueError that names sizes that differ."""
         self.offline.load_state_dict(state['offline'])
-        load_weights(self.trained, state['trained'])
-        load_weights(self.acting, state['acting'])
-        if state['optimizer'] is not None:
+        older = 'baseline.0.weight' not in state['trained']  # from before there was one; acting does not need it
+        for networks, saved in (self.trained, state['trained']), (self.acting, state['acting']):
+            if older:
+                own = networks['baseline'].state_dict()
+                saved = saved | {f'baseline.{key}': value for key, value in own.items()}
+            load_weights(networks, saved)
+        if state['optimizer'] is not None and not older:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         if state.get('map') is not None:  # checkpoints from before there were maps have none
@@ -405,3 +419,8 @@ class OnlineAgent:
         agent = cls(offline, state['action_low'], state['action_high'], config)
         agent.load_state_dict(state)
         return agent
+
+
+def _deviation(values):
+    """Standard deviation over a batch of numbers (n,), by which one may divide; of a single one, too."""
+    return values.std(correction=min(1, len(values) - 1)).clamp(min=1e-8)

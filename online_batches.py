@@ -32,7 +32,6 @@ class OnlineBatch(TensorBatch):
     positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
     states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on: what z' is
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
-    states_far: torch.Tensor | None  # (n, S) raw, k steps on: does the trajectory go anywhere? None without progress
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
     actions: torch.Tensor  # (n, A) in [-1, 1]; zero where they are unknown
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
@@ -229,7 +228,6 @@ class OnlineBatches:
             'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
             'states_soon': store.states(soon) if self.progress_steps else None,
-            'states_far': store.states(transitions.next_rows) if self.progress_steps else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
             'actions': tensor(actions),
             'is_online': tensor(np.full(n, store is self.online_store)),

@@ -90,6 +90,7 @@ PANELS = (  # after the panel of success
     Panel('action noise', {'mean': 'collect/action_noise'}),
     Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}),
     Panel('locator', {'train': 'training/locator_loss'}, log_scale=True),
+    Panel('usual progress', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),  # --progress_steps
     Panel('critic, value, proposer', {'critic': 'training/critic_loss', 'value': 'training/value_loss',
                                       'proposer': 'training/proposer_loss'}, log_scale=True,
           optional=True),  # --value_interval

@@ -115,6 +115,15 @@ for seed in 10 11; do
     done
 done
 
+# how many online updates: of the labeler alone, and then of all
+for seed in 10 11; do
+    for updates in '500 500' '1000 1000' '2000 2500'; do
+        labeler=${updates% *} initial=${updates#* }
+        run online-$((labeler + initial)) antmaze-medium-navigate-v0 $seed 10000 main \
+            "--labeler_updates $labeler --initial_updates $initial"
+    done
+done
+
 # the two commands as the README has them
 run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 

@@ -8,7 +8,6 @@ import pytest
 import shrink_checkpoint
 import torch
 
-import planner
 from model import InverseDynamics
 from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
@@ -213,7 +212,7 @@ def test_total_loss_is_pure(agent, batch, train_values, assert_same):
     second = agent.total_loss(batch, train_values)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
-    names = {'labeler_loss', 'inverse_dynamics_loss', 'locator_loss'}
+    names = {'labeler_loss', 'inverse_dynamics_loss', 'locator_loss', 'baseline_loss'}
     names |= {'critic_loss', 'value_loss', 'proposer_loss'} if train_values else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
@@ -266,7 +265,7 @@ def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, make_
             assert max(steps) == pytest.approx(lr, rel=0.01), name
 
 
-@pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics', 'locator', 'proposer'])
+@pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics', 'locator', 'baseline', 'proposer'])
 def test_each_net_has_its_own_loss(agent, batch, trained):
     agent.total_loss(batch, train_values=True)[1][f'{trained}_loss'].backward()
     everything = {**agent.trained, **agent.offline.nets}
@@ -309,6 +308,8 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     agent.acting['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
     agent.trained['inverse_dynamics'] = stub(
         lambda full, state, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
+    usual = agent.usual_progress(batch.states, agent.acting)
+    agent.trained['baseline'].load_state_dict(agent.acting['baseline'].state_dict())
     info = agent.total_loss(batch)[1]
 
     rows, half = batch.rows.numpy(), len(batch.rows) // 2
@@ -322,22 +323,50 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     error = ((heading + 2 * goal_heading)[:, :ACTION_DIM] - batch.actions).square().mean(-1)
     assert info['inverse_dynamics_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
 
-    far = torch.cat([store.states(np.minimum(at + STEPS, store.dataset.end_of[at]))
-                     for store, at in zip(stores, (rows[:half], rows[half:]), strict=True)])
-    distance = (place(far) - now).norm(dim=-1)
-    moves = distance > planner.STANDING * distance.quantile(0.9)
-    assert 0 < (~moves).sum() < len(moves) // 2
-
     progress = (heading * soon).sum(-1)
-    progress = (progress - progress[moves].mean()) / progress[moves].std()
-    weight = moves * (2.5 * progress).exp().clamp(max=100)
-    assert weight[moves].min() < 0.1 and weight.max() > 10
+    progress = progress / progress.std()
+    assert info['baseline_loss'].item() == pytest.approx((usual - progress).square().mean().item(), rel=1e-3)
+    beyond = progress - usual
+    weight = (2.5 * (beyond - beyond.mean()) / beyond.std()).exp().clamp(max=100)
+    assert weight.min() < 0.1 and weight.max() > 10
     assert info['inverse_dynamics_loss'].item() == pytest.approx(
         (weight * error).sum().item() / weight.sum().item(), rel=1e-3)
-    one = agent.imitation_weights(*torch.ones(3, 1, DIM))
-    assert one.item() == 1, 'a single transition has no deviation'
-    still = agent.imitation_weights(torch.ones(3, DIM), torch.ones(3, DIM), torch.zeros(3, DIM))
-    assert (still == 1).all(), 'where nothing moves, there is nothing to prefer'
+    one = dataclasses.replace(batch, **{name: getattr(batch, name)[:1]
+                                        for name in ('states', 'states_ahead', 'states_soon')})
+    assert agent.imitation_weights(one).item() == 1, 'a single transition has no deviation'
+
+
+def test_what_is_usual_from_a_state_is_learned_and_what_goes_beyond_it_imitated(make_online, make_batches):
+    """Half of the states lie on the ground, where nobody comes anywhere; of the others some walk and some wait."""
+    agent = make_online(progress_steps=3, lr=0.01, acting_rate=1.0)
+    batch = make_batches(agent).sample(np.random.default_rng(0))
+    n = 300
+    lies = torch.arange(n) < n // 2
+    waits = ~lies & (torch.arange(n) % 3 == 0)
+    states = torch.zeros(n, DIM)
+    states[:, 1] = torch.where(lies, -1.0, 1.0)
+    step = torch.zeros(n, DIM)
+    step[:, 0] = torch.where(lies | waits, 0.01, 1.0)
+    batch = dataclasses.replace(batch, states=states, states_soon=states + step, states_ahead=states + 2 * step)
+
+    for _ in range(300):
+        loss, _ = agent.baseline_loss(batch)
+        agent.optimizer.zero_grad()
+        loss.backward()
+        agent.optimizer.step()
+    agent.acting['baseline'].load_state_dict(agent.trained['baseline'].state_dict())
+    weights = agent.imitation_weights(batch)
+    walking, waiting, lying = (weights[rows].mean().item() for rows in (~lies & ~waits, waits, lies))
+    assert walking > 3 * lying > 9 * waiting
+
+
+def test_checkpoints_from_before_there_was_a_baseline_act_as_they_did(agent):
+    state = agent.state_dict()
+    for kind in ('trained', 'acting'):
+        state[kind] = {name: value for name, value in state[kind].items() if not name.startswith('baseline.')}
+    older = OnlineAgent.from_state_dict(state)
+    for name, value in state['acting'].items():
+        assert torch.equal(older.acting.state_dict()[name], value)
 
 
 def test_without_progress_all_transitions_weigh_the_same(make_online, make_batches):
@@ -404,7 +433,7 @@ def test_the_labeler_can_learn_alone(make_online, make_batches, alone):
     info = agent.update(make_batches(agent).sample(np.random.default_rng(0)), labeler_alone=alone)
     moved = {name.split('.')[0] for name, p in agent.trained.named_parameters()
              if not torch.equal(p, before['trained'][name])}
-    assert moved == ({'labeler'} if alone else {'labeler', 'locator', 'inverse_dynamics'})
+    assert moved == ({'labeler'} if alone else {'labeler', 'locator', 'inverse_dynamics', 'baseline'})
     assert ('inverse_dynamics_loss' not in info) == alone
 
 
@@ -447,7 +476,7 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, asse
     assert sizes == {50 * CONTEXT}
     missing = {name for name, value in vars(batch).items() if value is None}
     resting = set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'}
-    assert missing == {'states_soon', 'states_far', 'windows', 'positions'} | resting
+    assert missing == {'states_soon', 'windows', 'positions'} | resting
     assert batch.is_online.sum() == 150
     assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 
