@@ -127,15 +127,16 @@ done
 # the two commands as the README has them
 run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 
-# the same on point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
-for seed in 10 11 12; do
-    for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
-        run main pointmaze-$maze-v0 $seed 10000 '' ''
+# `main` again with two rules that are younger than it: weights by progress beyond what is usual, and near nodes; fresh seeds
+for seed in 13 14 15; do
+    for maze in $mazes; do
+        run beyond-usual antmaze-$maze-v0 $seed 10000 '' ''
     done
 done
 
-# `main` of ants is older than two rules of the plan (what stands, and what is near): runs with these
-for seed in 11 12; do
-    run main-again antmaze-large-navigate-v0 $seed 10000 main ''
+# point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
+for seed in 10 11 12; do
+    for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
+        run beyond-usual pointmaze-$maze-v0 $seed 10000 '' ''
+    done
 done
-run main-again antmaze-medium-stitch-v0 11 10000 main ''

@@ -106,7 +106,7 @@ def test_true_actions_are_taken_from_the_data_if_asked_for(mine, quick, monkeypa
     with pytest.raises(ValueError, match=f'{mine}: there are no `actions` in it.*--dataset_path'):
         online_trainer.main([*flags, '--true_actions'])
 
-    arrays = dict(np.load(mine))
+    arrays = dict(np.load(mine, allow_pickle=False))
     actions = np.random.default_rng(0).uniform(-2, 2, (800, 8)).astype(np.float32)
     for name, wrong in (('five', actions[:, :5]), ('short', actions[:700]), ('nan', actions * np.nan)):
         np.savez(f'{name}.npz', **arrays, actions=wrong)
