@@ -15,6 +15,7 @@ A trajectory ends where `terminals` is set; its last row has no next state. With
 
 import argparse
 import collections
+import contextlib
 import difflib
 import lzma
 import math
@@ -264,49 +265,46 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
     if max_trajectories is not None and max_trajectories < 1:
         raise ValueError(f'--max_trajectories {max_trajectories}: must be at least 1')
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            terminals = _read_rows(archive, 'terminals', 1)
-            starts, ends = _borders(terminals)
-            starts = starts[:max_trajectories]
-            ends = ends[:max_trajectories]
+    with _open_dataset(path) as archive:
+        terminals = _read_rows(archive, 'terminals', 1)
+        starts, ends = _borders(terminals)
+        starts = starts[:max_trajectories]
+        ends = ends[:max_trajectories]
 
-            longest = np.max(ends - starts) + 1
-            if longest < context_length:
-                raise DoesNotFit(f'{path}: --context_length {context_length} is longer than every trajectory; the '
-                                 f'longest has {longest} states, give at most that')
+        longest = np.max(ends - starts) + 1
+        if longest < context_length:
+            raise DoesNotFit(f'{path}: --context_length {context_length} is longer than every trajectory; the longest '
+                             f'has {longest} states, give at most that')
 
-            observations = _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1)
-            return observations, starts, ends
-    except DoesNotFit:
-        raise
-    except (*DAMAGED, ValueError) as error:
-        raise _unreadable(path, error) from error
+        observations = _read_rows(archive, 'observations', 2, len(terminals), ends[-1] + 1)
+        return observations, starts, ends
 
 
 def load_actions(path, rows):
     """The first `rows` actions of a dataset that has them (OGBench's have, and what `collect_dataset.py
     --no-state_only` writes) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
+    with _open_dataset(path) as archive:
+        if 'actions.npy' not in archive.namelist():
+            raise DoesNotFit(f'{path}: there are no `actions` in it, which --true_actions learns from; name one that '
+                             'has them with --dataset_path, or collect it with --no-state_only')
+        size = len(_read_rows(archive, 'terminals', 1))
+        return _read_rows(archive, 'actions', 2, size, rows)
+
+
+@contextlib.contextmanager
+def _open_dataset(path):
+    """The archive of a dataset; whatever is wrong with it becomes a ValueError that says so, and the way out."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if 'actions.npy' not in archive.namelist():
-                raise DoesNotFit(f'{path}: there are no `actions` in it, which --true_actions learns from; name one '
-                                 'that has them with --dataset_path, or collect it with --no-state_only')
-            size = len(_read_rows(archive, 'terminals', 1))
-            return _read_rows(archive, 'actions', 2, size, rows)
+            yield archive
     except DoesNotFit:
         raise
     except (*DAMAGED, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path, error):
-    """-> ValueError: what is wrong with the dataset file, and the way out."""
-    with open(path, 'rb') as file:
-        web_page = file.read(512).lstrip()[:1] == b'<'
-    problem = 'this is a web page, not a dataset' if web_page else str(error) or type(error).__name__
-    way_out = 'repair it, delete it to have it downloaded again, or give another with --dataset_path'
-    return ValueError(f'{path}: {problem}; {way_out}')
+        with open(path, 'rb') as file:
+            web_page = file.read(512).lstrip()[:1] == b'<'
+        problem = 'this is a web page, not a dataset' if web_page else str(error) or type(error).__name__
+        way_out = 'repair it, delete it to have it downloaded again, or give another with --dataset_path'
+        raise ValueError(f'{path}: {problem}; {way_out}') from error
 
 
 def _borders(terminals):

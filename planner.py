@@ -290,10 +290,9 @@ def find_near(jumps, labels, end_of, hop):
         pairs.append(_count_crossings(rows, labels[rows], labels[rows + steps]))
 
     sources, targets, crossings = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    number = int(labels.max()) + 1
-    pairs, position = np.unique(sources * number + targets, return_inverse=True)
-    proven = pairs[np.bincount(position, crossings, len(pairs)) >= PROVEN]
-    return (proven // number).astype(np.int32), (proven % number).astype(np.int32)
+    sources, targets, crossings = _sum_by_pair(sources, targets, crossings)
+    proven = crossings >= PROVEN
+    return sources[proven].astype(np.int32), targets[proven].astype(np.int32)
 
 
 def _count_crossings(rows, sources, targets):
@@ -307,10 +306,15 @@ def _count_crossings(rows, sources, targets):
     begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
     begins &= sources != targets
 
+    return _sum_by_pair(sources[begins], targets[begins], np.ones(begins.sum(), np.int64))
+
+
+def _sum_by_pair(sources, targets, counts):
+    """-> sources, targets, counts (E,) of the different pairs of nodes, the counts of each added up."""
     number = int(targets.max(initial=0)) + 1
-    pairs = sources[begins].astype(np.int64) * number + targets[begins]
-    pairs, crossings = np.unique(pairs, return_counts=True)
-    return pairs // number, pairs % number, crossings
+    pairs, position = np.unique(sources.astype(np.int64) * number + targets, return_inverse=True)
+    totals = np.bincount(position, counts, len(pairs)).astype(np.int64)
+    return pairs // number, pairs % number, totals
 
 
 def edge_costs(walked, jumped, hop):
