@@ -5,8 +5,9 @@ neither the map nor Dijkstra. Nothing else in the checkpoint is retrained.
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
 Of a proposal, acting reads the heading of its place. So the loss is 1 - cos between the heading of l(f_P(z, z_g)) and
-that of the plan, the next node on the way from s to g or g itself. Both are drawn from all states of the data, so that
-far routes are learned as well. `--objective embedding` regresses in V's embedding instead, as the offline half does.
+that of the plan, the next node on the way from s to g or g itself. Half of the goals are drawn from anywhere, so that
+far routes are learned, and half from what lies ahead, so that arriving is. `--objective embedding` regresses in V's
+embedding instead, as the offline half does.
 """
 
 import dataclasses
@@ -45,6 +46,9 @@ class DistilConfig:
     dataset_path: str = flag('', 'npz file of the states; default: the very file of the offline run')
     objective: str = flag('heading', "what is compared with the plan's: the heading of the proposal, or its embedding "
                                      'by V', choices=('heading', 'embedding'))
+    near_goals: float = flag(0.5, 'share of goals that the trajectory itself comes to within context_length steps; of '
+                                  'two states from anywhere, one hardly ever lies near the other, and the last steps '
+                                  'to a goal would not be learned', least=0, most=1)
     num_updates: int = flag(5000, 'gradient steps', least=1)
     batch_size: int = flag(1024, 'pairs of a state and a goal per gradient step', least=1)
     lr: float = flag(1e-3, "Adam's learning rate at first; it falls to 0, linearly", above=0)
@@ -64,16 +68,19 @@ class Lesson:
 class Teacher:
     """Draws lessons from a `TrajectoryDataset` and the agent's map.
 
-    routes (K, K + 1): `StateMap.route` to each node, one Dijkstra each, once; nodes (N,): where the rows lie.
+    near_goals: share of goals that lie ahead in the trajectory. routes (K + 1, K + 1): `StateMap.route` to each node,
+    one Dijkstra each, once; the last is that of goals off the map. nodes (N,): where the rows lie.
     """
 
-    def __init__(self, agent, data):
+    def __init__(self, agent, data, near_goals=0.5):
+        self.data = data
+        self.near_goals = near_goals
         self.state_map = agent.state_map
         self.store = agent.latent_store(data)
         self.node_states = torch.from_numpy(self.state_map.states).to(agent.device)
 
         count = len(self.state_map)
-        self.routes = np.empty((count, count + 1), np.int32)
+        self.routes = np.full((count + 1, count + 1), NO_PATH, np.int32)
         for node in tqdm(range(count), 'routes', leave=False, dynamic_ncols=True, delay=1):
             self.routes[node] = self.state_map.route(node)
 
@@ -82,13 +89,18 @@ class Teacher:
         self.nodes = np.concatenate(pieces).astype(np.int32)
         self.rows = np.flatnonzero(self.nodes >= 0)  # those on the map
 
-        if not (self.routes[:, :-1] >= 0).any():
+        if not (self.routes >= 0).any():
             raise ValueError('on the map no path leads from one node to another: there is nothing to teach')
 
     def draw(self, n, rng):
-        """n pairs from anywhere, less those without a path -> Lesson."""
+        """n pairs, less those without a path -> Lesson."""
         rows = self.rows[rng.integers(len(self.rows), size=n)]
-        goal_rows = self.rows[rng.integers(len(self.rows), size=n)]
+        anywhere = self.rows[rng.integers(len(self.rows), size=n)]
+        steps = rng.integers(1, self.data.context_length + 1, size=n)
+        soon = np.minimum(rows + steps, self.data.end_of[rows])
+        goal_rows = np.where(rng.random(n) < self.near_goals, soon, anywhere)
+
+        # index -1 of a route, of a state off the map, is NO_PATH; and so is all of the last route, of such a goal
         ahead = self.routes[self.nodes[goal_rows], self.nodes[rows]]
 
         connected = ahead != NO_PATH
@@ -204,7 +216,7 @@ def run(config):
     data = load_data(config, checkpoint, agent)
 
     begin = time.perf_counter()
-    teacher = Teacher(agent, data)
+    teacher = Teacher(agent, data, config.near_goals)
     print(f'{agent.state_map}; routes to all of them in {time.perf_counter() - begin:.1f} s')
 
     lesson = teacher.draw(MEASURED, np.random.default_rng([config.seed, 9]))

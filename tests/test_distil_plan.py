@@ -89,16 +89,29 @@ def test_the_distilled_agent_heads_where_the_plan_does(planner_agent, data, obje
     assert not planner_agent.plans
 
 
-def test_lessons_are_what_acting_plans(planner_agent, data, monkeypatch):
-    lesson = distil_plan.Teacher(planner_agent, data).draw(200, np.random.default_rng(0))
-    teacher = distil_plan.Teacher(planner_agent, data)
-    monkeypatch.setattr(teacher.store, 'read', lambda rows: teacher.store.states(rows))
-    goals = teacher.draw(200, np.random.default_rng(0)).z_goal.numpy()
+def draw_states(agent, data, near_goals, monkeypatch):
+    """-> a Lesson of 200 pairs whose z and z_goal are the raw states."""
+    teacher = distil_plan.Teacher(agent, data, near_goals)
+    monkeypatch.setattr(teacher.store, 'read', teacher.store.states)
+    return teacher.draw(200, np.random.default_rng(0))
 
+
+def test_lessons_are_what_acting_plans(planner_agent, data, monkeypatch):
+    lesson = draw_states(planner_agent, data, 0.5, monkeypatch)
+    goals = lesson.z_goal.numpy()
     planned = headings(planner_agent, lesson.states.numpy(), goals, True, monkeypatch)
     place = planner_agent.encoder.place
     expected = F.normalize(place(lesson.next_states) - place(lesson.states), dim=-1)
     torch.testing.assert_close(planned, expected)
+
+
+def test_near_goals_are_what_lies_ahead(planner_agent, data, monkeypatch):
+    """Within context_length = 12 steps of 0.25."""
+    farthest = []
+    for share in (1.0, 0.0):
+        lesson = draw_states(planner_agent, data, share, monkeypatch)
+        farthest.append((lesson.z_goal - lesson.z)[:, :2].norm(dim=-1).max())
+    assert 2 < farthest[0] <= 3.01 and farthest[1] > 8
 
 
 def test_pairs_without_a_path_are_left_out(planner_agent, data):
@@ -109,7 +122,7 @@ def test_pairs_without_a_path_are_left_out(planner_agent, data):
     islands = TrajectoryDataset(np.concatenate([data.observations, far]), starts, ends, context_length=12,
                                 transition_steps=4)
     planner_agent.build_map(islands, nodes=80, hop=4)
-    lesson = distil_plan.Teacher(planner_agent, islands).draw(400, np.random.default_rng(0))
+    lesson = distil_plan.Teacher(planner_agent, islands, near_goals=0).draw(400, np.random.default_rng(0))
     assert 120 < len(lesson.z) < 280
     assert ((lesson.states[:, 0] > 25) == (lesson.next_states[:, 0] > 25)).all()
     assert (lesson.states[:, 0] > 25).any() and (lesson.states[:, 0] < 25).any()
