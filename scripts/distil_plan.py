@@ -6,8 +6,9 @@ neither the map nor Dijkstra. Nothing else in the checkpoint is retrained.
 
 Of a proposal, acting reads the heading of its place. So the loss is 1 - cos between the heading of l(f_P(z, z_g)) and
 that of the plan, the next node on the way from s to g or g itself. Half of the goals are drawn from anywhere, so that
-far routes are learned, and half from what lies ahead, so that arriving is. `--objective embedding` regresses in V's
-embedding instead, as the offline half does.
+far routes are learned, and half from nearby, so that arriving is, and the way around a wall to what lies right behind
+it: of two states from anywhere, one hardly ever lies near the other. `--objective embedding` regresses in V's embedding
+instead, as the offline half does.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -35,6 +37,7 @@ from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 
 ROWS_AT_ONCE = 1 << 16
+NEARBY = 0.1  # of all nodes: those that are near a node
 MEASURED = 8192  # pairs of a state and a goal by which the proposer is measured before and after
 
 
@@ -46,9 +49,8 @@ class DistilConfig:
     dataset_path: str = flag('', 'npz file of the states; default: the very file of the offline run')
     objective: str = flag('heading', "what is compared with the plan's: the heading of the proposal, or its embedding "
                                      'by V', choices=('heading', 'embedding'))
-    near_goals: float = flag(0.5, 'share of goals that the trajectory itself comes to within context_length steps; of '
-                                  'two states from anywhere, one hardly ever lies near the other, and the last steps '
-                                  'to a goal would not be learned', least=0, most=1)
+    near_goals: float = flag(0.5, 'share of goals near the state, on either side of a wall; the rest is from anywhere',
+                             least=0, most=1)
     num_updates: int = flag(5000, 'gradient steps', least=1)
     batch_size: int = flag(1024, 'pairs of a state and a goal per gradient step', least=1)
     lr: float = flag(1e-3, "Adam's learning rate at first; it falls to 0, linearly", above=0)
@@ -68,45 +70,49 @@ class Lesson:
 class Teacher:
     """Draws lessons from a `TrajectoryDataset` and the agent's map.
 
-    near_goals: share of goals that lie ahead in the trajectory. routes (K + 1, K + 1): `StateMap.route` to each node,
-    one Dijkstra each, once; the last is that of goals off the map. nodes (N,): where the rows lie.
+    near_goals: share of goals near their state. routes (K, K + 1): `StateMap.route` to each node, one Dijkstra each,
+    once; rows (n,): the rows of the data that are on the map, node by node; nodes (n,): theirs; first, count (K,):
+    where in `rows` those of a node begin, and how many there are; nearby (K, M): the nodes nearest to each, itself
+    included.
     """
 
     def __init__(self, agent, data, near_goals=0.5):
-        self.data = data
         self.near_goals = near_goals
-        self.state_map = agent.state_map
         self.store = agent.latent_store(data)
-        self.node_states = torch.from_numpy(self.state_map.states).to(agent.device)
+        state_map = agent.state_map
+        self.node_states = torch.from_numpy(state_map.states).to(agent.device)
 
-        count = len(self.state_map)
-        self.routes = np.full((count + 1, count + 1), NO_PATH, np.int32)
-        for node in tqdm(range(count), 'routes', leave=False, dynamic_ncols=True, delay=1):
-            self.routes[node] = self.state_map.route(node)
-
+        size = len(state_map)
+        self.routes = np.empty((size, size + 1), np.int32)
+        for node in tqdm(range(size), 'routes', leave=False, dynamic_ncols=True, delay=1):
+            self.routes[node] = state_map.route(node)
         starts = range(0, len(data), ROWS_AT_ONCE)
-        pieces = [self.state_map.locate(data.observations[i:min(i + ROWS_AT_ONCE, len(data))]) for i in starts]
-        self.nodes = np.concatenate(pieces).astype(np.int32)
-        self.rows = np.flatnonzero(self.nodes >= 0)  # those on the map
+        nodes = np.concatenate([state_map.locate(data.observations[i:i + ROWS_AT_ONCE]) for i in starts])
+        self.rows = np.argsort(nodes, kind='stable')[np.sum(nodes < 0):]
+        self.nodes = nodes[self.rows]
+        self.first = np.searchsorted(self.nodes, np.arange(size))
+        self.count = np.bincount(self.nodes, minlength=size)
+        if not len(self.rows) or not (self.routes >= 0).any():
+            raise ValueError('no path of the map leads from state to state of the data: there is nothing to teach')
 
-        if not (self.routes >= 0).any():
-            raise ValueError('on the map no path leads from one node to another: there is nothing to teach')
+        visited = np.flatnonzero(self.count)  # all of them, but for other data than the map's
+        most = max(1, round(NEARBY * len(visited)))
+        centers = state_map.centers
+        nearest = KDTree(centers[visited]).query(centers, k=range(1, most + 1))[1]
+        self.nearby = visited[nearest]
 
     def draw(self, n, rng):
         """n pairs, less those without a path -> Lesson."""
-        rows = self.rows[rng.integers(len(self.rows), size=n)]
-        anywhere = self.rows[rng.integers(len(self.rows), size=n)]
-        steps = rng.integers(1, self.data.context_length + 1, size=n)
-        soon = np.minimum(rows + steps, self.data.end_of[rows])
-        goal_rows = np.where(rng.random(n) < self.near_goals, soon, anywhere)
+        states = rng.integers(len(self.rows), size=n)
+        anywhere = rng.integers(len(self.rows), size=n)
+        near = self._near(states, rng)
+        goals = np.where(rng.random(n) < self.near_goals, near, anywhere)
 
-        # index -1 of a route, of a state off the map, is NO_PATH; and so is all of the last route, of such a goal
-        ahead = self.routes[self.nodes[goal_rows], self.nodes[rows]]
-
+        ahead = self.routes[self.nodes[goals], self.nodes[states]]
         connected = ahead != NO_PATH
-        rows = rows[connected]
-        goal_rows = goal_rows[connected]
         ahead = torch.from_numpy(ahead[connected]).to(self.node_states.device).long()
+        rows = self.rows[states[connected]]
+        goal_rows = self.rows[goals[connected]]
 
         at_goal = (ahead == AT_GOAL).unsqueeze(-1)
         next_states = torch.where(at_goal, self.store.states(goal_rows), self.node_states[ahead.clamp(min=0)])
@@ -116,6 +122,11 @@ class Teacher:
             z_goal=self.store.read(goal_rows),
             next_states=next_states,
         )
+
+    def _near(self, states, rng):
+        """states (n,): positions in `rows` -> as many of states nearby."""
+        nearby = self.nearby[self.nodes[states], rng.integers(self.nearby.shape[1], size=len(states))]
+        return self.first[nearby] + (rng.random(len(states)) * self.count[nearby]).astype(np.int64)
 
 
 def heading_cosine(agent, proposed, lesson):

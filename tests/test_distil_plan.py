@@ -105,13 +105,13 @@ def test_lessons_are_what_acting_plans(planner_agent, data, monkeypatch):
     torch.testing.assert_close(planned, expected)
 
 
-def test_near_goals_are_what_lies_ahead(planner_agent, data, monkeypatch):
-    """Within context_length = 12 steps of 0.25."""
+def test_near_goals_are_nearby(planner_agent, data, monkeypatch):
+    """In the nearest 6 of 60 nodes, along 22 units of corridor; the others are anywhere."""
     farthest = []
     for share in (1.0, 0.0):
         lesson = draw_states(planner_agent, data, share, monkeypatch)
         farthest.append((lesson.z_goal - lesson.z)[:, :2].norm(dim=-1).max())
-    assert 2 < farthest[0] <= 3.01 and farthest[1] > 8
+    assert 0.5 < farthest[0] < 3 and farthest[1] > 8, farthest
 
 
 def test_pairs_without_a_path_are_left_out(planner_agent, data):
