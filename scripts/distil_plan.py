@@ -224,6 +224,8 @@ def run(config):
     if agent.state_map is None:
         raise ValueError(f'{config.checkpoint} has no map of the data, it is of an older version; '
                          f'python scripts/add_map.py --checkpoint {config.checkpoint} adds one')
+    if agent.moves_things:
+        raise ValueError(f'{config.checkpoint} plans with things that it moves; only the ways of a map can be taught')
     data = load_data(config, checkpoint, agent)
 
     begin = time.perf_counter()

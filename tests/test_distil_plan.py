@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from support.files import load_checkpoint, save_checkpoint
+from things import ThingsMap
 from trajectories import TrajectoryDataset
 
 DATASET = 'pointmaze-medium-navigate-v0'
@@ -172,3 +173,10 @@ def test_bad_input_is_named(planner_agent, data, tmp_path):
     write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
     with pytest.raises(ValueError, match='no map.*add_map'):
         distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
+
+
+def test_what_moves_things_has_no_ways_to_teach(planner_agent, data, tmp_path):
+    planner_agent.state_map = ThingsMap.from_data(data, np.array([1, 0, 0, 0, 0]))
+    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
+    with pytest.raises(ValueError, match='things that it moves'):
+        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), '--output', str(tmp_path / 'distilled.pth')])
