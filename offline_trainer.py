@@ -26,6 +26,7 @@ from support.figures import Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
+from things import find_things
 from trajectories import load_dataset, slowness_summary
 from utils import as_floats, expected_time, mean_of
 
@@ -104,15 +105,14 @@ def train_process_0(config, agent_config, device):
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
-        slowness = data.slowness()
-        agent.set_statistics(mean, std, slowness)
+        weights, line, warning = goal_weights(data)
+        agent.set_statistics(mean, std, weights)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
         print_banner(run, config, agent, data, source, device_line(config.device, device, why), num_updates,
                      updates_per_epoch)
         if agent_config.slow_goals:
-            line, warning = slowness_summary(slowness)
             print(line)
             if warning:
                 print(warning, file=sys.stderr)
@@ -130,6 +130,17 @@ def load_data(config, agent_config):
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                         config.max_trajectories, batch_size=config.batch_size, senses=senses,
                         **agent_config.sampling())
+
+
+def goal_weights(data):
+    """A `TrajectoryDataset` -> (weights (S,) of its dimensions in what V, Q and the proposer see: those of things, or
+    else their slowness; one line for the banner; warning or '')."""
+    weights = find_things(data)
+    if weights.any():
+        numbers = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
+        return weights, f'numbers of things that rest until they are moved (--slow_goals): {numbers}', ''
+    slowness = data.slowness()
+    return slowness, *slowness_summary(slowness)
 
 
 def update_budget(config, data):

@@ -30,11 +30,13 @@ from torch import nn
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
-from planner import AT_GOAL, NO_PATH, StateMap
+from planner import StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
+from things import ThingsMap, find_things
 from utils import load_weights, soft_update
 
+OWN_SHARE = 0.5  # of the deviation of one-step changes in the data: what own steps change so much they have tried
 
 @dataclasses.dataclass
 class OnlineConfig:
@@ -72,7 +74,7 @@ class ActState(NamedTuple):
     goals: torch.Tensor  # (B, S) raw
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
-    routes: np.ndarray | None  # (B, K + 1) ways to the goals on the map (`StateMap.route`); None without a plan
+    routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
@@ -81,8 +83,7 @@ class OnlineAgent:
 
     trained: labeler, inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
     `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
-    (A,) of the actions. state_map: the StateMap on which it plans, None until `set_map` or `build_map`; node_places
-    (K, S): the places of its nodes.
+    (A,) of the actions. state_map: the StateMap or ThingsMap on which it plans, None until `build_map`.
     """
 
     def __init__(self, offline, action_low, action_high, config):
@@ -125,19 +126,34 @@ class OnlineAgent:
             groups.append({'params': self.trained['memory'].parameters(), 'lr': config.memory_lr})
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.state_map = None
-        self.node_places = None
+        self.labeler_scale = torch.ones(offline.observation_dim, device=self.device)
         self.step = 0
 
     def build_map(self, data, seed=0, hop=0, nodes=0):
-        """Make the StateMap of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it. `hop`,
-        `nodes`: 0 for what `StateMap.from_data` chooses."""
+        """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
+        there are things to be moved, else a StateMap. `hop`, `nodes`: 0 for what `StateMap.from_data` chooses."""
         mean, scale = self.offline.place_scale()
-        self.set_map(StateMap.from_data(data, mean, scale, hop, nodes, seed))
+        if self.offline.config.slow_goals and find_things(data).any():
+            self.state_map = ThingsMap.from_data(data, scale, seed)
+        else:
+            self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
 
-    @torch.no_grad()
-    def set_map(self, state_map):
-        self.state_map = state_map
-        self.node_places = self.encoder.place(torch.from_numpy(state_map.states).to(self.device))
+    @property
+    def moves_things(self):
+        """Are places those of things that rest until they are moved?"""
+        return isinstance(self.state_map, ThingsMap)
+
+    def scale_labeler(self, replay, data):
+        """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer) and the
+        offline data. Where there are things it sees the robot's numbers alone, those of no thing that its own steps
+        have moved as the data do: what becomes of a cube that it has hardly touched it cannot know. Of those that it
+        has moved further than anybody in the data (a wrist that nobody turned) it sees its own units."""
+        if not self.moves_things:
+            return
+        moved = replay.step_deviation() > OWN_SHARE * data.step_deviation()
+        is_robot = torch.as_tensor(moved, device=self.device) & (self.encoder.slowness == 0)
+        own = torch.as_tensor(replay.statistics()[1], dtype=torch.float32, device=self.device)
+        self.labeler_scale = is_robot * self.encoder.std / torch.maximum(own, self.encoder.std)
 
     @property
     def plans(self):
@@ -162,7 +178,7 @@ class OnlineAgent:
 
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
-        return LatentStore(dataset, self.encoder, cached)
+        return LatentStore(dataset, self.encoder, cached, self.state_map.scale if self.moves_things else None)
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
@@ -207,10 +223,9 @@ class OnlineAgent:
                 routes=self.state_map.routes(raw_goals) if self.plans else None,
             )
 
-        ahead = np.full(len(observations), NO_PATH)
+        planned = np.zeros(len(observations), bool)
         if state.routes is not None:
-            nodes = self.state_map.locate(raw_observations)
-            ahead = state.routes[np.arange(len(nodes)), nodes]
+            waypoints, planned = self.state_map.waypoints(raw_observations, raw_goals, state.routes)
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             memory = state.encoder
@@ -220,29 +235,20 @@ class OnlineAgent:
                 full = self.encoder.encode_full(observations)
 
             biased = np.zeros(len(observations), bool)
-            proposed = state.goal_places
-            if epsilon > 0 or (ahead == NO_PATH).any():  # a plan alone needs no proposals
+            targets = state.goal_places
+            if epsilon > 0 or not planned.all():  # a plan alone needs no proposals
                 z_next, biased = self.propose(self.encoder.encode_slow(observations), state.z_goal, epsilon, rng)
-                proposed = self.acting['locator'](z_next)
-            targets = self._follow_plan(proposed, biased, ahead, state.goal_places)
+                targets = self.acting['locator'](z_next)
+            follows = planned & ~biased
+            if follows.any():
+                waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
+                rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
+                targets = torch.where(rows, self.encoder.place(waypoints), targets)
             actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
 
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         return self._scale_from_unit(np.clip(actions, -1, 1)), state._replace(encoder=memory, biased=biased)
-
-    def _follow_plan(self, proposed, biased, ahead, goal_places):
-        """-> (B, S), the places to head for: the next node's, the goal's at AT_GOAL, or the `proposed` one (B, S)
-        where there is no path and where it is `biased` (B,), for exploration. `ahead` (B,): see `StateMap.route`."""
-        if (ahead == NO_PATH).all():
-            return proposed
-
-        keep = torch.as_tensor(biased | (ahead == NO_PATH), device=self.device).unsqueeze(-1)
-        at_goal = torch.as_tensor(ahead == AT_GOAL, device=self.device).unsqueeze(-1)
-        nodes = torch.as_tensor(ahead, dtype=torch.long, device=self.device).clamp(min=0)
-
-        planned = torch.where(at_goal, goal_places, self.node_places[nodes])
-        return torch.where(keep, proposed, planned)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -260,17 +266,21 @@ class OnlineAgent:
     # -------------------------------------------------------------------------------------------- objectives
     def infer_action(self, full, states, targets, goals, networks=None):
         """I(z, z', z_g) -> action (..., A), unbounded. full (..., D): f(s_t), or what the encoder remembers of it;
-        states (..., S): s_t, raw; targets, goals (..., S): the places of z' and z_g, of which I sees the direction.
+        states (..., S): s_t, raw; targets, goals (..., S): the places of z' and z_g, of which I sees the direction. Of
+        things it sees how far they are to be moved, and of the goal no more than the next move.
         `networks`: whose I, default `acting`."""
         place = self.encoder.place(states)
-        headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
+        if self.moves_things:
+            headings = targets - place, torch.zeros_like(place)
+        else:
+            headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
         return (networks or self.acting)['inverse_dynamics'](full, self.encoder.normalize(states), *headings)
 
     def label(self, steps, networks=None, **dropout):
         """I_1(s_{t-c}, ..., s_{t+1+c}) -> the action between s_t and s_{t+1}; steps (..., 2 + 2c, S) raw, c =
         `labeler_context`. `networks`: whose I_1, default `acting`."""
         c = self.config.labeler_context
-        steps = self.encoder.normalize(steps)
+        steps = self.encoder.normalize(steps) * self.labeler_scale
         now = steps[..., c, :]
         around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now.unsqueeze(-2)
         return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
@@ -313,7 +323,7 @@ class OnlineAgent:
         Beyond what is usual: who lies on the ground comes nowhere whatever he does, and shall get up all the same; who
         waits where others walk on shall not be imitated.
         """
-        if batch.states_soon is None:
+        if not batch.shows_progress:
             return torch.ones(len(batch.states), device=self.device)
 
         advantage = self.progress(batch) - self.usual_progress(batch.states, self.acting)
@@ -321,7 +331,11 @@ class OnlineAgent:
         return imitation_weight(advantage, self.config.progress_temperature)
 
     def progress(self, batch):
-        """How far the trajectories came toward z' in `progress_steps` -> (n,), in standard deviations of the batch."""
+        """How far the trajectories came toward z' in `progress_steps`, or how soon the next move was done -> (n,), in
+        standard deviations of the batch."""
+        if batch.steps_left is not None:
+            return -batch.steps_left / _deviation(batch.steps_left)
+
         here = self.encoder.place(batch.states)
         heading = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
         progress = (heading * (self.encoder.place(batch.states_soon) - here)).sum(-1)
@@ -350,7 +364,7 @@ class OnlineAgent:
         if not labeler_alone:
             results.append(self.locator_loss(batch))
             results.append(self.imitation_loss(batch))
-            if batch.states_soon is not None:
+            if batch.shows_progress:
                 results.append(self.baseline_loss(batch))
         if train_values:
             results.append(self.offline.proposer_loss(batch.latents, batch))
@@ -395,6 +409,7 @@ class OnlineAgent:
             'acting': self.acting.state_dict(),
             'optimizer': self.optimizer.state_dict(),
             'map': self.state_map.state_dict() if self.state_map else None,
+            'labeler_scale': self.labeler_scale,
         }
 
     def load_state_dict(self, state):
@@ -409,8 +424,11 @@ class OnlineAgent:
         if state['optimizer'] is not None and not older:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
+        if 'labeler_scale' in state:
+            self.labeler_scale = state['labeler_scale'].to(self.device)
         if state.get('map') is not None:  # checkpoints from before there were maps have none
-            self.set_map(StateMap.from_state_dict(state['map']))
+            kind = ThingsMap if 'thing_of' in state['map'] else StateMap
+            self.state_map = kind.from_state_dict(state['map'])
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from offline_agent import Latents
+from things import find_moves
 from utils import RowQueue, TensorBatch
 
 CACHE_BYTES = 512 << 20  # a store that would be larger computes the latents of each batch anew
@@ -30,8 +31,9 @@ class OnlineBatch(TensorBatch):
     steps: torch.Tensor  # (n, 2 + 2c, S) raw, what the labeler sees: s_{t-c} to s_{t+1+c}, c = labeler_context
     windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
     positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
-    states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on: what z' is
+    states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on, or after the next move: what z' is
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
+    steps_left: torch.Tensor | None  # (n,) steps to states_ahead, where these are after the next move; else None
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
     actions: torch.Tensor  # (n, A) in [-1, 1]; zero where they are unknown
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
@@ -53,6 +55,11 @@ class OnlineBatch(TensorBatch):
     rows: torch.Tensor  # (n,) int, in the data that `is_online` says
     online_rows: torch.Tensor  # (n,) int
 
+    @property
+    def shows_progress(self):
+        """Is there something to weigh imitation by?"""
+        return self.states_soon is not None or self.steps_left is not None
+
     def __getitem__(self, rows):
         raise TypeError('an OnlineBatch is used whole')
 
@@ -60,13 +67,17 @@ class OnlineBatch(TensorBatch):
 class LatentStore:
     """The latents z of all rows of a trajectory dataset, as acting would compute them.
 
-    encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`.
+    encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
+    makes places of states where there are things (things.py), else None.
     """
 
-    def __init__(self, dataset, encoder, cached=None):
+    def __init__(self, dataset, encoder, cached=None, things_scale=None):
         self.dataset = dataset
         self.encoder = encoder
         self.device = encoder.mean.device
+        self.things_scale = things_scale
+        self.next_rest = None  # (N,) int, the row after the next move, -1: there is none; None without things
+        self._find_moves()
 
         fits = 4 * encoder.d_model * len(dataset) <= CACHE_BYTES
         self.cached = fits if cached is None else cached
@@ -100,6 +111,7 @@ class LatentStore:
     @torch.no_grad()
     def refresh(self, dropped=0):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
+        self._find_moves()
         if not self.cached:
             return
 
@@ -110,6 +122,20 @@ class LatentStore:
                   for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
         for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
             self._encode_rows(slice(i, min(i + ROWS_AT_ONCE, stop)))
+
+    def _find_moves(self):
+        data = self.dataset
+        if self.things_scale is not None:
+            self.next_rest = find_moves(data.observations, data.starts, data.ends, self.things_scale).next_rest
+            self._leading = np.flatnonzero(self.next_rest >= 0)
+
+    @property
+    def origins(self):
+        """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
+        move."""
+        if self.next_rest is None or not len(self._leading):
+            return self.dataset.origins
+        return self._leading
 
     def _pieces(self, known):
         """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
@@ -205,13 +231,12 @@ class OnlineBatches:
             positions = np.minimum(offsets, end - first - 1)  # the last step again where a trajectory is shorter
             rows = (first + positions).ravel()
         else:
-            rows = data.origins[rng.integers(len(data.origins), size=n)]
+            rows = store.origins[rng.integers(len(store.origins), size=n)]
         transitions = data.sample_transitions(rows, rng)
 
-        nearest = min(max(1, self.progress_steps), data.transition_steps)
-        steps_ahead = rng.integers(nearest, data.transition_steps + 1, size=n)
-        ahead = np.minimum(rows + steps_ahead, data.end_of[rows])
+        ahead = self._rows_ahead(store, rows, rng)
         soon = np.minimum(rows + self.progress_steps, data.end_of[rows])
+        to_move = store.next_rest is not None  # progress is the time that a move takes
 
         has_action = data.actions is not None
         actions = data.actions[rows] if has_action else np.zeros((n, self.action_dim), np.float32)
@@ -227,7 +252,8 @@ class OnlineBatches:
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
-            'states_soon': store.states(soon) if self.progress_steps else None,
+            'states_soon': store.states(soon) if self.progress_steps and not to_move else None,
+            'steps_left': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
             'actions': tensor(actions),
             'is_online': tensor(np.full(n, store is self.online_store)),
@@ -241,3 +267,13 @@ class OnlineBatches:
             'proposer_near': tensor(transitions.proposer_near) if learns else None,
             'rows': tensor(rows),
         }
+
+    def _rows_ahead(self, store, rows, rng):
+        """rows (n,) -> rows (n,) of the states that z' is: after the next move, or `progress_steps` to k steps on."""
+        data = store.dataset
+        if store.next_rest is not None:
+            return np.where(store.next_rest[rows] >= 0, store.next_rest[rows], data.end_of[rows])
+
+        nearest = min(max(1, self.progress_steps), data.transition_steps)
+        steps = rng.integers(nearest, data.transition_steps + 1, size=len(rows))
+        return np.minimum(rows + steps, data.end_of[rows])

@@ -268,6 +268,7 @@ class OnlineTraining:
         self.run = run
         self.config = config
         self.agent = agent
+        self.data = data
         self.replay = replay
         self.envs = envs
         self.origin = origin
@@ -341,6 +342,7 @@ class OnlineTraining:
 
         due = round(self.config.update_ratio * collected.steps)
         if not self.agent.step:
+            self.agent.scale_labeler(self.replay, self.data)
             due = self.config.labeler_updates + self.config.initial_updates
         self.batches.refresh(dropped)
         self.round = Round(first_step, due, collected.numbers)

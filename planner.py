@@ -160,6 +160,14 @@ class StateMap:
         """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
         return np.stack([self.route(node) for node in self.locate(goals)])
 
+    def waypoints(self, observations, goals, routes):
+        """observations, goals (B, S) raw, routes of these goals (B, K + 1) -> states (B, S) to head for, raw: the next
+        node's, or the goal; found (B,) bool, false where no path leads."""
+        nodes = self.locate(observations)
+        ahead = routes[np.arange(len(nodes)), nodes]
+        states = np.where((ahead == AT_GOAL)[:, None], goals, self.states[np.maximum(ahead, 0)])
+        return states, ahead != NO_PATH
+
     def path(self, start, goal):
         """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for
         either."""

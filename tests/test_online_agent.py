@@ -476,7 +476,7 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, asse
     assert sizes == {50 * CONTEXT}
     missing = {name for name, value in vars(batch).items() if value is None}
     resting = set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'}
-    assert missing == {'states_soon', 'windows', 'positions'} | resting
+    assert missing == {'states_soon', 'steps_left', 'windows', 'positions'} | resting
     assert batch.is_online.sum() == 150
     assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 

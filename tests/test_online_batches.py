@@ -80,6 +80,8 @@ class TaggedStore:
         return torch.from_numpy(self.dataset.observations[rows])
 
     steps = online_batches.LatentStore.steps
+    origins = online_batches.LatentStore.origins
+    next_rest = None
 
     def read(self, rows):
         return torch.from_numpy(rows).float()[:, None]

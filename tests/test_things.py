@@ -1,0 +1,335 @@
+"""What rests until it is moved, found in states alone, and plans that move one thing after the other."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from offline_agent import OfflineAgent
+from online_agent import OnlineAgent
+from things import ThingsMap, find_levels, find_moves, find_things, group_numbers
+from trajectories import ReplayBuffer, TrajectoryDataset
+
+PAUSE = 60  # steps between two moves
+
+
+def play(configurations, rng, pause=PAUSE):
+    """States (T, 3 + d): two numbers of a hand, one of a spring, and those of things. The hand is always on its way and
+    changes the things (places (n, d), one row a move) every `pause` steps."""
+    things = np.repeat(configurations, pause, axis=0)
+    time = np.arange(len(things))
+    phase = rng.uniform(0, 6)
+    hand = np.stack([np.sin(time / 5 + phase), np.cos(time / 7 + phase)], 1)
+    spring = np.zeros(len(things))
+    spring[pause - 2::pause] = 1  # pressed for a moment before each move
+    return np.concatenate([hand, spring[:, None], things], 1).astype(np.float32)
+
+
+def dataset(*trajectories, **options):
+    ends = np.cumsum([len(states) for states in trajectories]) - 1
+    starts = np.append(0, ends[:-1] + 1)
+    return TrajectoryDataset(np.concatenate(trajectories), starts, ends, context_length=8, **options)
+
+
+def lamps(rng, moves=40, locked=False):
+    """Configurations (moves, 2) of two lamps, of which one is switched in each move; `locked`: the second one only
+    while the first is on."""
+    state = rng.integers(0, 2, 2) if not locked else np.array([0, 0])
+    rows = [state.copy()]
+    while len(rows) < moves:
+        lamp = rng.integers(2)
+        if locked and lamp == 1 and not state[0]:
+            continue
+        state[lamp] = 1 - state[lamp]
+        rows.append(state.copy())
+    return np.array(rows, float)
+
+
+def cubes(rng, moves=40):
+    """Places (moves, 4) of two cubes in the plane, one of which is put anywhere in each move."""
+    places = rng.uniform(-3, 3, 4)
+    rows = [places.copy()]
+    for _ in range(moves - 1):
+        cube = rng.integers(2)
+        places[2 * cube:2 * cube + 2] = rng.uniform(-3, 3, 2)
+        rows.append(places.copy())
+    return np.array(rows)
+
+
+def make(kind, trajectories=20, **options):
+    rngs = [np.random.default_rng(i) for i in range(trajectories)]
+    return dataset(*[play(kind(rng, **options), rng) for rng in rngs])
+
+
+def make_map(data):
+    weights = find_things(data)
+    return ThingsMap.from_data(data, weights / data.statistics()[1])
+
+
+def test_things_are_what_rests_and_does_not_spring_back():
+    assert np.flatnonzero(find_things(make(cubes))).tolist() == [3, 4, 5, 6]
+    assert np.flatnonzero(find_things(make(lamps))).tolist() == [3, 4]
+
+
+def test_walkers_are_no_things():
+    rng = np.random.default_rng(0)
+    walks = [np.cumsum(rng.normal(0, 0.2, (300, 4)), 0).astype(np.float32) for _ in range(8)]
+    assert not find_things(dataset(*walks)).any()
+
+
+def test_what_always_rests_is_nothing_to_be_moved():
+    """A walker with a number that tells trajectories apart: it rests, but is never moved."""
+    rng = np.random.default_rng(0)
+    walks = [np.cumsum(rng.normal(0, 0.2, (300, 3)), 0) for _ in range(8)]
+    named = [np.insert(walk, 1, i, axis=1).astype(np.float32) for i, walk in enumerate(walks)]
+    assert not find_things(dataset(*named)).any()
+
+
+def test_data_in_which_all_rests_have_no_robot():
+    rng = np.random.default_rng(0)
+    data = dataset(*[np.repeat(cubes(rng), 30, axis=0).astype(np.float32) for _ in range(9)])
+    assert not find_things(data).any()
+
+
+def test_short_trajectories_tell_nothing():
+    data = dataset(*[play(cubes(np.random.default_rng(i), moves=2), np.random.default_rng(i), 40) for i in range(4)])
+    assert not find_things(data).any()
+
+
+def test_a_number_that_moves_hardly_change_weighs_little():
+    """How a cube is turned differs between trajectories and is changed a little by each move."""
+    def turned(rng):
+        places = cubes(rng)
+        angle = rng.uniform(-3, 3) + 0.3 * rng.standard_normal(len(places))
+        return np.column_stack([places, angle])
+
+    weights = find_things(make(turned))
+    assert weights[7] < 0.2 < 0.5 < weights[3:7].min()
+
+
+def test_moves_are_counted_once_each():
+    data = make(cubes, trajectories=3)
+    scale = find_things(data) / data.statistics()[1]
+    moves = find_moves(data.observations, data.starts, data.ends, scale)
+    places = data.observations[::PAUSE].reshape(3, -1, 7)[:, :, 3:] * scale[3:]
+    assert len(moves.after) == (np.linalg.norm(np.diff(places, axis=1), axis=2) > 0.1).sum() > 100
+    assert (data.observations[moves.before, 3:] != data.observations[moves.after, 3:]).any(1).all()
+
+
+def test_every_row_leads_to_the_next_place_of_rest():
+    data = make(lamps, trajectories=2)
+    moves = find_moves(data.observations, data.starts, data.ends, find_things(data) / data.statistics()[1])
+    rows = np.arange(PAUSE * 40)  # of the first trajectory
+    expected = np.where(rows < PAUSE * 39, (rows // PAUSE + 1) * PAUSE, -1)
+    np.testing.assert_array_equal(moves.next_rest[rows], expected)
+    assert moves.next_rest[PAUSE * 40] == PAUSE * 41  # and none into the next one
+
+
+def test_numbers_that_change_together_are_one_thing():
+    data = make(cubes)
+    state_map = make_map(data)
+    assert sorted(group.tolist() for group in state_map.loose) == [[3, 4], [5, 6]]
+    assert not state_map.switches
+
+
+def test_lamps_are_switches():
+    state_map = make_map(make(lamps))
+    assert [group.tolist() for group in state_map.switches] == [[3], [4]]
+    assert not state_map.loose
+
+
+def test_few_places_or_many():
+    rng = np.random.default_rng(0)
+    assert len(find_levels(rng.integers(0, 3, (500, 1)).astype(float))) == 3
+    assert find_levels(rng.uniform(-2, 2, (500, 1))) is None
+    assert find_levels(np.zeros((500, 1))) is None  # it has one place, so there is nothing to switch
+    assert find_levels(np.zeros((0, 1))) is None
+
+
+def follow(state_map, state, goal, moves=20):
+    """The states of the plan, each reached exactly."""
+    states = [state]
+    for _ in range(moves):
+        ahead, found = state_map.waypoints(states[-1][None], goal[None], state_map.routes(goal[None]))
+        assert found.all()
+        states.append(ahead[0])
+        if np.array_equal(ahead[0, 3:], goal[3:]):
+            return states
+    raise AssertionError('the plan does not arrive')
+
+
+def with_things(data, places):
+    state = data.observations[0].copy()
+    state[3:] = places
+    return state
+
+
+@pytest.mark.parametrize(('start', 'goal'), [*itertools.permutations([(0, 0), (0, 1), (1, 0), (1, 1)], 2)])
+def test_a_lock_is_opened_first(start, goal):
+    """The second lamp can be switched only while the first is on; nobody said so but the data."""
+    data = make(lamps, locked=True)
+    way = follow(make_map(data), with_things(data, start), with_things(data, goal))
+    for before, after in itertools.pairwise(state[3:] for state in way):
+        assert np.abs(after - before).sum() <= 1, 'one lamp a move'
+        if after[1] != before[1]:
+            assert before[0] == 1
+
+
+def test_cubes_go_to_their_goals_one_after_the_other():
+    data = make(cubes)
+    start = with_things(data, [-2, -2, 2, 2])
+    goal = with_things(data, [1, 1, -1, 0.5])
+    way = follow(make_map(data), start, goal)
+    assert len(way) == 3
+    between = way[1][3:]
+    assert np.array_equal(between[:2], start[3:5]) != np.array_equal(between[2:], start[5:])
+
+
+def test_a_cube_on_its_way_is_brought_there():
+    """The cube that is nearer to its goal is the one that is being carried; another one must wait."""
+    data = make(cubes)
+    goal = with_things(data, [1, 1, -1, 0.5])
+    state_map = make_map(data)
+    for share in (0.1, 0.5, 0.8):
+        moving = with_things(data, [1 + 2 * (1 - share), 1, 2, 2.5])
+        ahead, _ = state_map.waypoints(moving[None], goal[None], state_map.routes(goal[None]))
+        np.testing.assert_array_equal(ahead[0, 3:], [1, 1, 2, 2.5])
+
+
+def test_where_no_moves_lead_the_goal_is_headed_for():
+    data = make(cubes)
+    state_map = make_map(data)
+    goal = with_things(data, [90, 90, -1, 0.5])
+    state = with_things(data, [0, 0, 0, 0])
+    ahead, found = state_map.waypoints(state[None], goal[None], state_map.routes(goal[None]))
+    assert found.all()
+    np.testing.assert_array_equal(ahead[0], goal)
+
+
+def test_what_was_never_moved_makes_an_empty_map():
+    data = make(cubes, trajectories=2, moves=1)
+    state_map = ThingsMap.from_data(data, np.array([0, 0, 0, 1, 1, 1, 1]))
+    state = data.observations[:1]
+    ahead, _ = state_map.waypoints(state, data.observations[-1:], state_map.routes(data.observations[-1:]))
+    np.testing.assert_array_equal(ahead, data.observations[-1:])
+
+
+def test_groups_of_nothing():
+    assert group_numbers(np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0, int)) == []
+
+
+@pytest.mark.parametrize('kind', [lamps, cubes])
+def test_round_trip(kind, tmp_path, assert_same):
+    data = make(kind)
+    state_map = make_map(data)
+    torch.save(state_map.state_dict(), tmp_path / 'map.pth')
+    loaded = ThingsMap.from_state_dict(torch.load(tmp_path / 'map.pth', weights_only=True))
+    assert_same(state_map.state_dict(), loaded.state_dict())
+    states, goals = data.observations[::500], data.observations[::500][::-1].copy()
+    ways = [a.waypoints(states, goals, a.routes(goals))[0] for a in (state_map, loaded)]
+    np.testing.assert_array_equal(*ways)
+
+
+def test_routes_are_kept_but_not_without_bound(monkeypatch):
+    monkeypatch.setattr('things.KEPT_GOALS', 3)
+    data = make(lamps)
+    state_map = make_map(data)
+    goals = data.observations[::30][:10]
+    assert len(state_map.routes(goals)) == 10
+    assert len(state_map._ways) == 3
+
+
+# ------------------------------------------------------------------------------------------------------- agent
+def record(data, rng, actions=2):
+    """A ReplayBuffer of somebody who waved the hand and touched nothing."""
+    replay = ReplayBuffer(data.observations.shape[1], actions, context_length=8)
+    for _ in range(3):
+        states = play(np.full((2, data.observations.shape[1] - 3), 1.5), rng)
+        states[:, 2] = 0
+        replay.add(states, rng.uniform(-1, 1, (len(states) - 1, actions)).astype(np.float32))
+    return replay
+
+
+@pytest.fixture
+def mover(make_config, make_online):
+    """(an OnlineAgent that plans on the things of two cubes, their data, a replay)."""
+    data = make(cubes)
+    config = make_config(transition_steps=data.transition_steps)
+    offline = OfflineAgent(7, config)
+    offline.set_statistics(*data.statistics(), find_things(data))
+    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
+    agent.build_map(data)
+    return agent, data, record(data, np.random.default_rng(0))
+
+
+def test_z_next_is_the_state_after_the_next_move(mover):
+    agent, data, replay = mover
+    batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
+    rows = batch.rows.numpy()
+    ahead = (rows // PAUSE + 1) * PAUSE
+    usual = ahead == rows + batch.steps_left.numpy()  # all but cubes that were put back where they had been
+    assert usual.mean() > 0.9
+    np.testing.assert_array_equal(batch.states_ahead[usual], data.observations[ahead[usual]])
+    assert batch.states_soon is None
+
+
+def test_quick_moves_are_imitated_more(mover):
+    agent, data, replay = mover
+    batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
+    agent.usual_progress = lambda states, networks: torch.zeros(len(states))
+    weights = agent.imitation_weights(batch)
+    assert weights[batch.steps_left < 10].min() > weights[batch.steps_left > 50].max()
+    assert agent.total_loss(batch)[1]['baseline_loss'] > 0
+
+
+def test_progress_steps_0_imitates_all_alike(mover):
+    agent, data, replay = mover
+    agent.config.progress_steps = 0
+    batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
+    assert (agent.imitation_weights(batch) == 1).all()
+
+
+def test_the_labeler_sees_what_the_robot_has_moved(mover):
+    agent, data, replay = mover
+    agent.scale_labeler(replay, data)
+    assert (agent.labeler_scale > 0).tolist() == [True, True, False, False, False, False, False]
+
+    states = torch.from_numpy(data.observations[100:102])[None]
+    with_other_things = states.clone()
+    with_other_things[..., 2:] += 7
+    assert torch.equal(agent.label(states), agent.label(with_other_things))
+    loaded = OnlineAgent.from_state_dict(agent.state_dict())
+    assert torch.equal(loaded.label(states), agent.label(states))
+    assert loaded.moves_things
+
+
+def test_walkers_show_the_labeler_everything(make_online, make_dataset, make_replay):
+    agent = make_online()
+    agent.build_map(make_dataset((60, 60, 60)))
+    agent.scale_labeler(make_replay(), make_dataset())
+    assert (agent.labeler_scale == 1).all()
+
+
+def test_acting_heads_for_the_next_move(mover, stub):
+    """I sees how far the thing is to be moved whose turn it is, and nothing of the others."""
+    agent, data, _ = mover
+    seen = []
+    agent.acting['inverse_dynamics'] = stub(lambda full, states, *headings: seen.append(headings) or full[:, :2])
+    state = with_things(data, [1.5, 1, 2, 2.5])
+    goal = with_things(data, [1, 1, -1, 0.5])
+    agent.act(state[None], goal[None], agent.initial_state(1))
+    heading, to_goal = seen[0]
+    scale = agent.encoder.slowness / agent.encoder.std
+    expected = torch.tensor([0, 0, 0, -0.5, 0, 0, 0]) * scale
+    torch.testing.assert_close(heading[0], expected, atol=1e-5, rtol=1e-4)
+    assert (to_goal == 0).all()
+
+
+def test_without_slow_goals_there_are_no_things(make_config, make_online):
+    data = make(cubes)
+    offline = OfflineAgent(7, make_config(slow_goals=False))
+    offline.set_statistics(*data.statistics(), find_things(data))
+    agent = make_online(offline=offline, action_dim=2)
+    agent.build_map(data, nodes=20)
+    assert not agent.moves_things

@@ -1,0 +1,363 @@
+"""Things: what rests until it is moved. A cube, a button, a drawer or a window stays where it is while the robot does
+something else; joints and grippers never rest for long. A goal of such data is about where things rest, so that a
+*place* (`Encoder.place`) is made of these numbers alone, and a *move* leads from one place of rest to the next.
+
+    things    groups of numbers that change together; `find_things` weighs the numbers, `ThingsMap` groups them
+    switches  things with a handful of places (a button, a drawer): all of them together are a configuration
+    loose     things that may rest anywhere (a cube)
+    moves     what the data show: which configuration follows which, and in which of them a loose thing was put where
+
+A plan is a shortest sequence of moves. A map of whole states (planner.py) would need every combination of places to
+occur in the data; here two cubes are two things, each of which is brought to its goal in its turn. None of this knows
+a cube from a button: all is read from trajectories of states.
+"""
+
+import collections
+import dataclasses
+
+import numpy as np
+import torch
+
+STILL = 0.02  # a number that changes by less, in its standard deviations, rests
+RESTS = 0.25  # what rests in so large a share of the times in which something else moves is a thing's number
+STAYS = 0.9  # and it does not spring back: after k steps it has moved less than so much of what it does in 4k steps
+MOVING = 1.0  # the robot moves where some number changes by so many standard deviations
+LEAST = 0.1  # of the largest weight: who walks far in some trajectories and hardly at all in others is not a thing
+REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
+SAME_PLACE = 0.1  # places nearer than this are one
+TOGETHER = 0.5  # two numbers that change in the same moves, in so large a share of the moves of either, are one thing's
+MOST_LEVELS = 4  # a switch has at most so many places,
+COVERED = 0.98  # which are where it is found nearly always,
+LEVEL_RADIUS = 0.35  # so near
+DONE = 0.15  # a loose thing so near to its goal is there
+KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
+KEPT_GOALS = 128
+SAMPLED_ROWS = 100_000
+
+
+def find_things(data):
+    """A `TrajectoryDataset` -> weights (S,) in [0, 1] of its dimensions, all zero where there are no things.
+
+    A thing's number rests while the robot moves, and does not spring back as a button's spring does. Its weight is the
+    mean square of what a move changes of it, in its variances: where a cube lies changes with every move, how it is
+    turned hardly at all, whatever the differences between trajectories.
+    """
+    observations = data.observations[:len(data)]
+    dimensions = observations.shape[1]
+    std = data.statistics()[1]
+    std = np.where(std > 1e-6, std, 1)
+
+    soon = _changes(observations, data.end_of, data.transition_steps, std)
+    late = _changes(observations, data.end_of, 4 * data.transition_steps, std)
+    if soon is None or late is None:
+        return np.zeros(dimensions)
+
+    moving = soon.max(1) > MOVING
+    if not moving.any():
+        return np.zeros(dimensions)
+    rests = (soon[moving] < STILL).mean(0) >= RESTS
+
+    moved_soon = np.square(soon).mean(0)
+    moved_late = np.square(late).mean(0)
+    stays = moved_soon <= STAYS * moved_late
+
+    found = rests & stays & (moved_late > 1e-6)
+    if found.all():  # nothing is left that could move them
+        return np.zeros(dimensions)
+    changed = 1 - (late < STILL).mean(0)
+    weights = np.where(found, np.minimum(0.5 * moved_late / np.maximum(changed, 1e-9), 1), 0)
+    return weights if weights.max() >= LEAST else np.zeros(dimensions)
+
+
+def _changes(observations, end_of, steps, std):
+    """How much each dimension changes in so many steps of a trajectory -> (n, S), in standard deviations; None where no
+    trajectory is that long."""
+    rows = np.flatnonzero(np.arange(len(end_of)) + steps <= end_of)
+    if not len(rows):
+        return None
+    rows = rows[::max(1, len(rows) // SAMPLED_ROWS)]
+    return np.abs(observations[rows + steps] - observations[rows]) / std
+
+
+@dataclasses.dataclass
+class Moves:
+    """What trajectories do with things: rows of the data."""
+
+    next_rest: np.ndarray  # (N,) int32, the row in which the things rest next, elsewhere than now; -1: never again
+    before: np.ndarray  # (M,) int, the last row of rest before each move
+    after: np.ndarray  # (M,) int, the first row of rest after it
+
+
+def find_moves(observations, starts, ends, scale):
+    """observations (N, S); starts, ends (n,) of the trajectories; scale (S,): the places of things are
+    observations * scale, where that is not 0 -> Moves."""
+    seen = np.flatnonzero(scale > 0)
+    next_rest = np.full(len(observations), -1, np.int32)
+    before = []
+    after = []
+    for start, end in zip(starts, ends, strict=True):
+        places = observations[start:end + 1, seen] * scale[seen]
+        firsts, lasts = _rests(places)
+        firsts = firsts + start
+        lasts = lasts + start
+        if not len(firsts):
+            continue
+
+        # on the way to a rest are all rows from the beginning of the one before it on
+        borders = np.concatenate([[start], firsts])
+        next_rest[start:firsts[-1]] = np.repeat(firsts, np.diff(borders))
+        before.append(lasts[:-1])
+        after.append(firsts[1:])
+
+    empty = np.zeros(0, np.int64)
+    return Moves(next_rest, np.concatenate([empty, *before]), np.concatenate([empty, *after]))
+
+
+def _rests(places):
+    """places (T, d) of one trajectory -> first and last rows (R,) of its rests, each elsewhere than the one before."""
+    still = np.abs(np.diff(places, axis=0)).max(1) < STILL / 2
+    run = np.concatenate([[0], np.cumsum(still)])
+    resting = np.flatnonzero(run[REST_STEPS:] - run[:-REST_STEPS] == REST_STEPS)
+    if not len(resting):
+        return resting, resting
+
+    # stretches of resting rows, joined where they are at one place
+    breaks = np.flatnonzero(np.diff(resting) > 1)
+    firsts = resting[np.concatenate([[0], breaks + 1])]
+    lasts = resting[np.concatenate([breaks, [-1]])]
+    elsewhere = np.linalg.norm(np.diff(places[firsts], axis=0), axis=1) >= SAME_PLACE
+    joined_firsts = firsts[np.concatenate([[True], elsewhere])]
+    joined_lasts = lasts[np.concatenate([elsewhere, [True]])]
+    return joined_firsts, joined_lasts
+
+
+class ThingsMap:
+    """Which moves the data show, and shortest sequences of them.
+
+    scale (S,): places are states times this; thing_of (S,) int: the thing that a number belongs to, -1: none, switches
+    first; level_things (L,), level_states (L, S): the places of the switches, as raw states, those of a switch one
+    after the other; sources, targets (E, W) int: configurations of the W switches of which the second was seen to
+    follow on the first; loose_things (G,), loose_configurations (G, W), loose_states (G, S): a loose thing that was
+    moved, the configuration that this was seen in, and the raw state at rest after it.
+    """
+
+    def __init__(self, scale, thing_of, level_things, level_states, sources, targets, loose_things,
+                 loose_configurations, loose_states):
+        self.scale = scale
+        self.thing_of = thing_of
+        self.level_things = level_things
+        self.level_states = level_states
+        self.sources = sources
+        self.targets = targets
+        self.loose_things = loose_things
+        self.loose_configurations = loose_configurations
+        self.loose_states = loose_states
+
+        groups = [np.flatnonzero(thing_of == thing) for thing in range(thing_of.max(initial=-1) + 1)]
+        count = sources.shape[1]
+        self.switches = groups[:count]
+        self.loose = groups[count:]
+        self._levels = [self.place(level_states[level_things == thing])[:, group]
+                        for thing, group in enumerate(self.switches)]
+        self._level_states = [level_states[level_things == thing] for thing in range(count)]
+
+        self._before = collections.defaultdict(list)  # configuration -> those that it was seen to follow on
+        self._after = collections.defaultdict(list)
+        for source, target in zip(map(tuple, sources.tolist()), map(tuple, targets.tolist()), strict=True):
+            self._before[target].append(source)
+            self._after[source].append(target)
+        self._loose_places = [self.place(loose_states[loose_things == count + i])[:, group]
+                              for i, group in enumerate(self.loose)]
+        self._loose_configurations = [loose_configurations[loose_things == count + i] for i in range(len(self.loose))]
+        self._ways = collections.OrderedDict()
+
+    @classmethod
+    def from_data(cls, data, scale, seed=0):
+        """The map of a `TrajectoryDataset`; scale (S,) as above."""
+        scale = np.asarray(scale, np.float32)
+        observations = data.observations
+        moves = find_moves(observations, data.starts, data.ends, scale)
+        before = observations[moves.before]
+        after = observations[moves.after]
+        both = np.concatenate([before, after])
+
+        groups = group_numbers(before * scale, after * scale, np.flatnonzero(scale > 0))
+        levels = [find_levels((both * scale)[:, group], seed) for group in groups]
+        is_switch = [rows is not None for rows in levels]
+        order = sorted(range(len(groups)), key=lambda i: not is_switch[i])  # switches first
+
+        thing_of = np.full(len(scale), -1, np.int32)
+        for thing, i in enumerate(order):
+            thing_of[groups[i]] = thing
+        rows_of_levels = [levels[i] for i in order if is_switch[i]]
+        level_things = np.repeat(np.arange(len(rows_of_levels)), [len(rows) for rows in rows_of_levels])
+        level_states = both[np.concatenate([np.zeros(0, np.int64), *rows_of_levels])]
+
+        none = np.zeros((0, len(rows_of_levels)), np.int8)
+        empty = cls(scale, thing_of, level_things, level_states, none, none, np.zeros(0, np.int32), none, both[:0])
+        sources = empty.configurations(before)
+        targets = empty.configurations(after)
+        switched = (sources != targets).any(1)
+        pairs = np.unique(np.concatenate([sources[switched], targets[switched]], 1), axis=0)
+
+        changes = empty.place(after) - empty.place(before)
+        loose_things = []
+        loose_rows = []
+        for i, group in enumerate(empty.loose):
+            moved = np.flatnonzero(~switched & (np.linalg.norm(changes[:, group], axis=1) > SAME_PLACE))
+            loose_rows.append(moved)
+            loose_things.append(np.full(len(moved), len(empty.switches) + i, np.int32))
+        rows = np.concatenate([np.zeros(0, np.int64), *loose_rows])
+        return cls(
+            scale,
+            thing_of,
+            level_things,
+            level_states,
+            sources=pairs[:, :len(empty.switches)],
+            targets=pairs[:, len(empty.switches):],
+            loose_things=np.concatenate([np.zeros(0, np.int32), *loose_things]),
+            loose_configurations=sources[rows],
+            loose_states=after[rows],
+        )
+
+    def place(self, states):
+        """states (..., S) raw -> (..., S), zero for what belongs to no thing."""
+        return states * self.scale
+
+    def configurations(self, states):
+        """states (B, S) raw -> (B, W) int8: in which of its places each switch is, the nearest one."""
+        places = self.place(states)
+        columns = []
+        for group, levels in zip(self.switches, self._levels, strict=True):
+            distances = np.linalg.norm(places[:, None, group] - levels, axis=-1)
+            columns.append(distances.argmin(-1))
+        return np.stack(columns, 1).astype(np.int8) if columns else np.zeros((len(states), 0), np.int8)
+
+    # ------------------------------------------------------------------------------------------------- plans
+    def routes(self, goals):
+        """goals (B, S) raw -> list of the `Way` to each of them; kept for the goals asked for last."""
+        ways = []
+        for goal in goals:
+            key = goal.tobytes()
+            if key not in self._ways:
+                self._ways[key] = self._way(goal)
+            self._ways.move_to_end(key)
+            ways.append(self._ways[key])
+            if len(self._ways) > KEPT_GOALS:
+                self._ways.popitem(last=False)
+        return ways
+
+    def _way(self, goal):
+        """Breadth-first search from the goal backwards, over configurations and which loose things are at their
+        goals."""
+        place = self.place(goal)
+        known_in = []  # for each loose thing, configurations in which it was seen to be put where it shall be
+        for group, places, seen in zip(self.loose, self._loose_places, self._loose_configurations, strict=True):
+            near = np.linalg.norm(places - place[group], axis=1) <= KNOWN
+            known_in.append(set(map(tuple, seen[near].tolist())))
+
+        end = tuple(self.configurations(goal[None])[0].tolist()), (True,) * len(self.loose)
+        moves_left = {end: 0}
+        queue = collections.deque([end])
+        while queue:
+            configuration, done = queue.popleft()
+            before = [(source, done) for source in self._before[configuration]]
+            for i, known in enumerate(known_in):
+                if done[i] and configuration in known:
+                    before.append((configuration, done[:i] + (False,) + done[i + 1:]))
+            for node in before:
+                if node not in moves_left:
+                    moves_left[node] = moves_left[configuration, done] + 1
+                    queue.append(node)
+        return Way(goal, place, known_in, moves_left)
+
+    def waypoints(self, observations, goals, routes):
+        """observations, goals (B, S) raw, routes of these goals -> states (B, S) to head for, raw; found (B,) bool.
+        Each is the observation after the next move. Where no sequence of moves leads to the goal it is the goal: all
+        that differs at once."""
+        configurations = self.configurations(observations)
+        rows = zip(observations, map(tuple, configurations.tolist()), routes, strict=True)
+        states = np.stack([self._next(observation, configuration, way) for observation, configuration, way in rows])
+        return states, np.ones(len(states), bool)
+
+    def _next(self, observation, configuration, way):
+        missing = self.place(observation) - way.place
+        distances = [np.linalg.norm(missing[group]) for group in self.loose]
+        done = tuple(bool(distance <= DONE) for distance in distances)
+        left = way.moves_left.get((configuration, done), 0)
+        if not left:
+            return way.goal
+
+        state = observation.copy()
+        # of the things whose turn it is, the one that is nearly there: it may be on its way already
+        for i in np.argsort(distances):
+            after = done[:i] + (True,) + done[i + 1:]
+            if not done[i] and configuration in way.known_in[i] and way.moves_left.get((configuration, after)) < left:
+                state[self.loose[i]] = way.goal[self.loose[i]]
+                return state
+
+        following = [node for node in self._after[configuration] if way.moves_left.get((node, done), left) < left]
+        for i, group in enumerate(self.switches):
+            if following[0][i] != configuration[i]:
+                state[group] = self._level_states[i][following[0][i]][group]
+        return state
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+    def state_dict(self):
+        """-> tensors from which `from_state_dict` rebuilds this map exactly."""
+        return {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in ARRAYS}
+
+    @classmethod
+    def from_state_dict(cls, saved):
+        return cls(**{name: saved[name].cpu().numpy() for name in ARRAYS})
+
+    def __str__(self):
+        return (f'{len(self.switches)} switches, {len(self.loose)} loose things, '
+                f'{len(self.sources):,} + {len(self.loose_things):,} moves')
+
+
+ARRAYS = ('scale', 'thing_of', 'level_things', 'level_states', 'sources', 'targets', 'loose_things',
+          'loose_configurations', 'loose_states')  # of a ThingsMap
+
+
+@dataclasses.dataclass
+class Way:
+    """How many moves are left to a goal."""
+
+    goal: np.ndarray  # (S,) raw
+    place: np.ndarray  # (S,)
+    known_in: list  # for each loose thing, the configurations in which it can be put where it shall be
+    moves_left: dict  # (configuration, which loose things are at their goals) -> moves
+
+
+def group_numbers(before, after, seen):
+    """before, after (M, S): places around the moves; seen (d,): the numbers that belong to things -> list of int
+    arrays, the numbers of each thing: those that change in the same moves."""
+    changes = np.abs(after - before)[:, seen]
+    changed = changes > SAME_PLACE * np.quantile(changes, 0.99, axis=0) if len(changes) else changes > 0
+    changed = changed.astype(np.int64)
+    both = changed.T @ changed
+    count = changed.sum(0)
+    either = np.maximum(count[:, None] + count - both, 1)
+
+    thing = np.arange(len(seen))
+    for i, j in zip(*np.nonzero(both >= TOGETHER * either), strict=True):
+        thing[thing == thing[i]] = thing[j]
+    return [seen[thing == label] for label in np.unique(thing)]
+
+
+def find_levels(places, seed=0):
+    """places (M, d) of one thing at rest -> rows (L,) of its few places, or None where they are not few: at most
+    `MOST_LEVELS` balls of `LEVEL_RADIUS` around these rows hold `COVERED` of all."""
+    rng = np.random.default_rng([seed, 8])
+    left = np.ones(len(places), bool)
+    rows = []
+    while len(left) and left.mean() > 1 - COVERED:
+        if len(rows) == MOST_LEVELS:
+            return None
+        tried = rng.choice(np.flatnonzero(left), 50)
+        within = np.linalg.norm(places[:, None] - places[tried], axis=2) < LEVEL_RADIUS
+        best = within.sum(0).argmax()
+        rows.append(tried[best])
+        left &= ~within[:, best]
+    return np.array(rows) if len(rows) > 1 else None
