@@ -23,6 +23,7 @@ RESTS = 0.25  # what rests in so large a share of the times in which something e
 STAYS = 0.9  # and it does not spring back: after k steps it has moved less than so much of what it does in 4k steps
 MOVING = 1.0  # the robot moves where some number changes by so many standard deviations
 LEAST = 0.1  # of the largest weight: who walks far in some trajectories and hardly at all in others is not a thing
+ALL_REST = 0.2  # in so large a share of the time in which the robot moves all things rest at once: nobody walks so
 REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
 SAME_PLACE = 0.1  # places nearer than this are one
 TOGETHER = 0.5  # two numbers that change in the same moves, in so large a share of the moves of either, are one thing's
@@ -38,8 +39,9 @@ SAMPLED_ROWS = 100_000
 def find_things(data):
     """A `TrajectoryDataset` -> weights (S,) in [0, 1] of its dimensions, all zero where there are no things.
 
-    A thing's number rests while the robot moves, and does not spring back as a button's spring does. Its weight is the
-    mean square of what a move changes of it, in its variances: where a cube lies changes with every move, how it is
+    A thing's number rests while the robot moves, and does not spring back as a button's spring does. Who walks along
+    one corridor after another rests in each of his coordinates as well, but never in all of them. A weight is the mean
+    square of what a move changes of it, in its variances: where a cube lies changes with every move, how it is
     turned hardly at all, whatever the differences between trajectories.
     """
     observations = data.observations[:len(data)]
@@ -62,8 +64,13 @@ def find_things(data):
     stays = moved_soon <= STAYS * moved_late
 
     found = rests & stays & (moved_late > 1e-6)
-    if found.all():  # nothing is left that could move them
+    if found.all() or not found.any():  # if all, nothing is left that could move them
         return np.zeros(dimensions)
+    now = _changes(observations, data.end_of, REST_STEPS, std)
+    busy = now[:, ~found].max(1) > STILL
+    if (now[busy][:, found] < STILL).all(1).sum() < ALL_REST * busy.sum():
+        return np.zeros(dimensions)
+
     changed = 1 - (late < STILL).mean(0)
     weights = np.where(found, np.minimum(0.5 * moved_late / np.maximum(changed, 1e-9), 1), 0)
     return weights if weights.max() >= LEAST else np.zeros(dimensions)

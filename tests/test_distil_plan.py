@@ -20,8 +20,10 @@ def around_the_wall():
     up = np.stack([np.zeros(40), np.arange(40) / 4], 1)
     over = np.stack([np.arange(8) / 4, np.full(8, 10.0)], 1)
     down = np.stack([np.full(41, 2.0), 10 - np.arange(41) / 4], 1)
+    rng = np.random.default_rng(0)
     way = np.concatenate([up, over, down])
-    noise = 0.1 * np.random.default_rng(0).standard_normal((len(way), DIM - 2))
+    way = way + 0.03 * rng.standard_normal(way.shape)  # a walker sways: what stays exactly where it is was put there
+    noise = 0.1 * rng.standard_normal((len(way), DIM - 2))
     return np.concatenate([way, noise], 1).astype(np.float32)
 
 
