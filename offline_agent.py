@@ -122,6 +122,7 @@ class OfflineAgent:
         self.targets.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
+        self.moves_things = False  # are places those of things that rest until they are moved?
 
     @property
     def encoder(self):
@@ -133,8 +134,10 @@ class OfflineAgent:
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
         return mean, slowness / std
 
-    def set_statistics(self, mean, std, slowness):
-        """Mean, std and slowness (S,) of the training observations, for the encoder and its target."""
+    def set_statistics(self, mean, std, slowness, moves_things=False):
+        """Mean, std and slowness (S,) of the training observations, for the encoder and its target. `moves_things`: is
+        that the weight of things to be moved (things.py)?"""
+        self.moves_things = moves_things and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):
             encoder.set_statistics(mean, std, slowness if self.config.slow_goals else None)
 
@@ -311,7 +314,7 @@ class OfflineAgent:
         """-> tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
         return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
                 'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
-                'optimizer': self.optimizer.state_dict(), 'step': self.step}
+                'optimizer': self.optimizer.state_dict(), 'step': self.step, 'moves_things': self.moves_things}
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned. Raises ValueError that names the sizes that differ."""
@@ -323,6 +326,7 @@ class OfflineAgent:
         if state['optimizer'] is not None:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
+        self.moves_things = state.get('moves_things', False)  # older checkpoints know of no things
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):

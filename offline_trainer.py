@@ -105,14 +105,20 @@ def train_process_0(config, agent_config, device):
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
-        weights, line, warning = goal_weights(data)
-        agent.set_statistics(mean, std, weights)
+        things = find_things(data)
+        slowness = data.slowness()
+        moves_things = bool(things.any())
+        agent.set_statistics(mean, std, things if moves_things else slowness, moves_things)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
         print_banner(run, config, agent, data, source, device_line(config.device, device, why), num_updates,
                      updates_per_epoch)
-        if agent_config.slow_goals:
+        if agent.moves_things:
+            numbers = ', '.join(f'{i}: {things[i]:.2g}' for i in np.flatnonzero(things))
+            print(f'things that rest until they are moved (--slow_goals): {numbers}')
+        elif agent_config.slow_goals:
+            line, warning = slowness_summary(slowness)
             print(line)
             if warning:
                 print(warning, file=sys.stderr)
@@ -130,17 +136,6 @@ def load_data(config, agent_config):
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                         config.max_trajectories, batch_size=config.batch_size, senses=senses,
                         **agent_config.sampling())
-
-
-def goal_weights(data):
-    """A `TrajectoryDataset` -> (weights (S,) of its dimensions in what V, Q and the proposer see: those of things, or
-    else their slowness; one line for the banner; warning or '')."""
-    weights = find_things(data)
-    if weights.any():
-        numbers = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
-        return weights, f'numbers of things that rest until they are moved (--slow_goals): {numbers}', ''
-    slowness = data.slowness()
-    return slowness, *slowness_summary(slowness)
 
 
 def update_budget(config, data):

@@ -33,7 +33,7 @@ from online_batches import LatentStore, OnlineBatches
 from planner import StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from things import ThingsMap, find_things
+from things import ThingsMap
 from utils import load_weights, soft_update
 
 OWN_SHARE = 0.5  # of the deviation of one-step changes in the data: what own steps change so much they have tried
@@ -108,7 +108,7 @@ class OnlineAgent:
             'labeler': InverseDynamics((2 + 2 * config.labeler_context) * offline.observation_dim, self.action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
-            'baseline': mlp([offline.observation_dim, h, 1]),
+            'baseline': mlp([(1 + offline.moves_things) * offline.observation_dim, h, 1]),
         }).to(self.device).eval()
         if config.memory:
             self.trained['memory'] = copy.deepcopy(offline.encoder).requires_grad_(True)
@@ -133,7 +133,7 @@ class OnlineAgent:
         """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
         there are things to be moved, else a StateMap. `hop`, `nodes`: 0 for what `StateMap.from_data` chooses."""
         mean, scale = self.offline.place_scale()
-        if self.offline.config.slow_goals and find_things(data).any():
+        if self.moves_things:
             self.state_map = ThingsMap.from_data(data, scale, seed)
         else:
             self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
@@ -141,7 +141,7 @@ class OnlineAgent:
     @property
     def moves_things(self):
         """Are places those of things that rest until they are moved?"""
-        return isinstance(self.state_map, ThingsMap)
+        return self.offline.moves_things
 
     def scale_labeler(self, replay, data):
         """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer) and the
@@ -178,7 +178,8 @@ class OnlineAgent:
 
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
-        return LatentStore(dataset, self.encoder, cached, self.state_map.scale if self.moves_things else None)
+        things_scale = self.offline.place_scale()[1] if self.moves_things else None
+        return LatentStore(dataset, self.encoder, cached, things_scale)
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
@@ -326,7 +327,7 @@ class OnlineAgent:
         if not batch.shows_progress:
             return torch.ones(len(batch.states), device=self.device)
 
-        advantage = self.progress(batch) - self.usual_progress(batch.states, self.acting)
+        advantage = self.progress(batch) - self.usual_progress(batch, self.acting)
         advantage = (advantage - advantage.mean()) / _deviation(advantage)
         return imitation_weight(advantage, self.config.progress_temperature)
 
@@ -341,15 +342,20 @@ class OnlineAgent:
         progress = (heading * (self.encoder.place(batch.states_soon) - here)).sum(-1)
         return progress / _deviation(progress)
 
-    def usual_progress(self, states, networks):
-        """b(s) -> (...,); states (..., S) raw."""
-        return networks['baseline'](self.encoder.normalize(states)).squeeze(-1)
+    def usual_progress(self, batch, networks):
+        """b(s) -> (n,). Where there are things b sees what shall be moved as well: who has just put down a cube needs
+        longer for the next move than who is about to, and it is no fault of his."""
+        seen = self.encoder.normalize(batch.states)
+        if self.moves_things:
+            move = self.encoder.place(batch.states_ahead) - self.encoder.place(batch.states)
+            seen = torch.cat([seen, move], -1)
+        return networks['baseline'](seen).squeeze(-1)
 
     def baseline_loss(self, batch):
         """How far trajectories usually come from a state: mean squared error of the progress."""
         with torch.no_grad():
             progress = self.progress(batch)
-        loss = (self.usual_progress(batch.states, self.trained) - progress).square().mean()
+        loss = (self.usual_progress(batch, self.trained) - progress).square().mean()
         return loss, {'baseline_loss': loss}
 
     def locator_loss(self, batch):

@@ -308,7 +308,7 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     agent.acting['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
     agent.trained['inverse_dynamics'] = stub(
         lambda full, state, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
-    usual = agent.usual_progress(batch.states, agent.acting)
+    usual = agent.usual_progress(batch, agent.acting)
     agent.trained['baseline'].load_state_dict(agent.acting['baseline'].state_dict())
     info = agent.total_loss(batch)[1]
 

@@ -257,7 +257,7 @@ def mover(make_config, make_online):
     data = make(cubes)
     config = make_config(transition_steps=data.transition_steps)
     offline = OfflineAgent(7, config)
-    offline.set_statistics(*data.statistics(), find_things(data))
+    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
     agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
     agent.build_map(data)
     return agent, data, record(data, np.random.default_rng(0))
@@ -277,7 +277,7 @@ def test_z_next_is_the_state_after_the_next_move(mover):
 def test_quick_moves_are_imitated_more(mover):
     agent, data, replay = mover
     batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
-    agent.usual_progress = lambda states, networks: torch.zeros(len(states))
+    agent.usual_progress = lambda batch, networks: torch.zeros(len(batch.states))
     weights = agent.imitation_weights(batch)
     assert weights[batch.steps_left < 10].min() > weights[batch.steps_left > 50].max()
     assert agent.total_loss(batch)[1]['baseline_loss'] > 0
@@ -329,7 +329,7 @@ def test_acting_heads_for_the_next_move(mover, stub):
 def test_without_slow_goals_there_are_no_things(make_config, make_online):
     data = make(cubes)
     offline = OfflineAgent(7, make_config(slow_goals=False))
-    offline.set_statistics(*data.statistics(), find_things(data))
+    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
     agent = make_online(offline=offline, action_dim=2)
     agent.build_map(data, nodes=20)
     assert not agent.moves_things
