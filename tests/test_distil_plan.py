@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from support.files import load_checkpoint, save_checkpoint
-from things import ThingsMap
 from trajectories import TrajectoryDataset
 
 DATASET = 'pointmaze-medium-navigate-v0'
@@ -177,8 +176,11 @@ def test_bad_input_is_named(planner_agent, data, tmp_path):
         distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
 
 
-def test_what_moves_things_has_no_ways_to_teach(planner_agent, data, tmp_path):
-    planner_agent.state_map = ThingsMap.from_data(data, np.array([1, 0, 0, 0, 0]))
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
+def test_what_moves_things_has_no_ways_to_teach(make_agent, make_online, data, tmp_path):
+    offline = make_agent()
+    offline.moves_things = True
+    agent = make_online(offline=offline)
+    agent.build_map(data)
+    write(tmp_path / 'last.pth', agent, data, tmp_path / 'gone.npz')
     with pytest.raises(ValueError, match='things that it moves'):
         distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), '--output', str(tmp_path / 'distilled.pth')])
