@@ -8,7 +8,7 @@ Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row
 flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
 has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
 `expert-noise-*` makes the table of the demonstrator. Every other experiment is a row of the ablations, paired by seed
-with `main`, or with `no-plan` if it did not plan. The last table has the evaluations while training.
+with `main`, or with what `main` was at the time (`older-weights`, or `no-plan` if it did not plan). The last table has the evaluations while training.
 What is missing is left out. The data are of our own expert, which every name says.
 """
 
@@ -301,20 +301,23 @@ def make_details(results):
 
 
 def ablation_row(results, experiment, name):
-    """Cells of one experiment, beside `main` of the same seeds (`no-plan` if it did not plan); None for what is no
-    ablation."""
+    """Cells of one experiment, beside the same seeds of `main`, `older-weights`, or `no-plan` if it did not plan; None
+    for what is no ablation."""
     if experiment == 'main' or experiment.startswith('expert-'):
         return None
 
     runs = results[experiment, name]
     planned = experiment == 'no-plan' or all(run.planned for run in runs)
-    reference = 'main' if planned else 'no-plan'
-    successes = {run.seed: run.success for run in results.get((reference, name), [])}
-    pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
+    pairs = []
+    for reference in (('main', 'older-weights') if planned else ('no-plan',)):
+        successes = {run.seed: run.success for run in results.get((reference, name), [])}
+        pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
+        if pairs:
+            break
 
     beside = '–'
     difference = '–'
-    if pairs:
+    if pairs and reference != experiment:
         beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
         difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
     flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'

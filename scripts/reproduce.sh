@@ -9,8 +9,10 @@
 # a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
 # Each run keeps to one process and, with OMP_NUM_THREADS=1, to one core: start as many side by side as there are cores.
 #
-# The experiments that are older than headings (no-plan and its ablations, plan-10k*) need the code of their time:
+# The experiments that are older than headings (no-plan and its ablations, plan-10k*), and `older-weights`, which was
+# `main` before imitation was weighted by progress beyond what is usual, need the code of their time:
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
+#   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}
@@ -85,7 +87,7 @@ expert humanoidmaze-medium-navigate-v0 0.2 20
 
 # the front page: random environment steps only
 mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore large-explore'
-for seed in 10 11 12; do
+for seed in 13 14 15; do
     for maze in $mazes; do
         run main antmaze-$maze-v0 $seed 10000 '' ''
     done
@@ -94,11 +96,8 @@ done
 # success against environment steps, all of them random
 for maze in medium-navigate large-navigate medium-stitch large-explore; do
     for steps in 1000 2000 5000; do
-        run steps-$steps antmaze-$maze-v0 10 $steps main "--random_steps $steps"
+        run steps-$steps antmaze-$maze-v0 13 $steps main "--random_steps $steps"
     done
-done
-for seed in 11 12; do
-    run steps-25000 antmaze-large-navigate-v0 $seed 25000 main '--random_steps 25000'
 done
 
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
@@ -127,16 +126,9 @@ done
 # the two commands as the README has them
 run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 
-# `main` again with two rules that are younger than it: weights by progress beyond what is usual, and near nodes; fresh seeds
-for seed in 13 14 15; do
-    for maze in $mazes; do
-        run beyond-usual antmaze-$maze-v0 $seed 10000 '' ''
-    done
-done
-
 # point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
 for seed in 10 11 12; do
     for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
-        run beyond-usual pointmaze-$maze-v0 $seed 10000 '' ''
+        run main pointmaze-$maze-v0 $seed 10000 '' ''
     done
 done

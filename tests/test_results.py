@@ -114,6 +114,16 @@ def test_runs_without_a_plan_are_beside_no_plan(page):
     assert f'| `no-plan` | – | {DATA} | 70.0 | 80.0 (`main`) | -10.0 | 1 |' in details
 
 
+def test_runs_are_beside_what_was_main_at_their_time(page):
+    """Of other seeds than those of `main`."""
+    write_run(page / 'results' / 'older-weights' / ANT / 'seed7', [0.5])
+    write_run(page / 'results' / 'k-10' / ANT / 'seed7', [0.6])
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert f'| `k-10` | – | {DATA} | 60.0 | 50.0 (`older-weights`) | +10.0 | 1 |' in details
+    assert f'| `older-weights` | – | {DATA} | 50.0 | – | – | ' in details
+
+
 def test_a_dataset_without_a_run_of_main_shows_the_one_without_a_plan(page):
     write_run(page / 'results' / 'no-plan' / ANT / 'seed0', [0.6])
     write_run(page / 'results' / 'no-plan' / LARGE / 'seed0', [0.7])
