@@ -309,7 +309,8 @@ def ablation_row(results, experiment, name):
     runs = results[experiment, name]
     planned = experiment == 'no-plan' or all(run.planned for run in runs)
     pairs = []
-    for reference in (('main', 'older-weights') if planned else ('no-plan',)):
+    references = {'main', 'older-weights'} if planned else {'no-plan'}
+    for reference in sorted(references - {experiment}):
         successes = {run.seed: run.success for run in results.get((reference, name), [])}
         pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
         if pairs:
@@ -317,7 +318,7 @@ def ablation_row(results, experiment, name):
 
     beside = '–'
     difference = '–'
-    if pairs and reference != experiment:
+    if pairs:
         beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
         difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
     flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
