@@ -5,7 +5,6 @@
 
 import dataclasses
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from support.files import load_checkpoint, naming_file
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run, runs_of
-from trajectories import ReplayBuffer, load_dataset
+from trajectories import ReplayBuffer, load_recorded
 from utils import as_floats, expected_time, mean_of
 from videos import record
 
@@ -148,37 +147,6 @@ def find_origin(config, saved):
     return Origin(str(source.resolve()), data, checkpoint['agent'], senses_of(checkpoint))
 
 
-def load_offline_data(config, origin, **sampling):
-    """-> (TrajectoryDataset, DataSource) of the file that the offline half was trained on, or of another that the
-    user insists on (--dataset_path, --data_dir, --dataset_url).
-
-    Raises FileNotFoundError or ValueError where that file is gone or has changed: what was found where, and how to
-    insist. Imitating other data than V was trained on would fail silently.
-    """
-    known = origin.data
-    insists = config.dataset_path or config.data_dir or config.dataset_url
-    path = config.dataset_path
-    if not insists:
-        path = known['path']
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'{path}, the data of {origin.source}, is not there any more; name it with '
-                                    '--dataset_path FILE, or its folder with --data_dir FOLDER')
-
-    count = config.max_trajectories or known['max_trajectories']
-    data, _, source = load_dataset(config.name, path, config.data_dir or 'datasets', config.dataset_url, count,
-                                   senses=origin.senses, **sampling)
-
-    found = data.fingerprint()
-    same_count = count == known['max_trajectories']
-    if same_count and found != known['fingerprint']:
-        difference = f"{origin.source} was trained on {known['fingerprint']}; {source.path} has {found}"
-        if not insists:
-            raise ValueError(f'{difference}. The file has changed: to train on it all the same, give --dataset_path '
-                             f'{source.path}')
-        print(f'warning: other data than offline, as asked: {difference}', file=sys.stderr)
-    return data, source
-
-
 def load_true_actions(path, data, agent):
     """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file. Raises ValueError where there
     are none or not the environment's."""
@@ -209,7 +177,8 @@ def train(config, agent_config):
 
         sampling = offline.config.sampling()
         with run.stop.at_once():
-            data, data_source = load_offline_data(config, origin, **sampling)
+            data, data_source = load_recorded(origin.data, origin.source, config.dataset_path, config.data_dir,
+                                              config.dataset_url, config.max_trajectories, origin.senses, **sampling)
         space = envs[0].action_space
         agent = OnlineAgent(offline, space.low, space.high, agent_config)
         if config.true_actions:

@@ -344,6 +344,38 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     return train, val, DataSource(str(Path(train_path).resolve()), note, senses)
 
 
+def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url='', max_trajectories=0, senses=FULL,
+                  **sampling):
+    """-> (training TrajectoryDataset, DataSource) of the file that the offline half was trained on, or of another that
+    the user insists on by one of the flags. `recorded`: dataset, path, max_trajectories and fingerprint, as the offline
+    trainer wrote them; origin: the checkpoint that says so.
+
+    Raises FileNotFoundError or ValueError where that file is gone or has changed: what was found where, and how to
+    insist. Imitating other data than V was trained on would fail silently.
+    """
+    insists = dataset_path or data_dir or dataset_url
+    path = dataset_path
+    if not insists:
+        path = recorded['path']
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'{path}, the data of {origin}, is not there any more; name it with '
+                                    '--dataset_path FILE, or its folder with --data_dir FOLDER')
+
+    count = max_trajectories or recorded['max_trajectories']
+    data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url, count,
+                                   senses=senses, **sampling)
+
+    found = data.fingerprint()
+    same_count = count == recorded['max_trajectories']
+    if same_count and found != recorded['fingerprint']:
+        difference = f"{origin} was trained on {recorded['fingerprint']}; {source.path} has {found}"
+        if not insists:
+            raise ValueError(f'{difference}. The file has changed: to train on it all the same, give --dataset_path '
+                             f'{source.path}')
+        print(f'warning: other data than offline, as asked: {difference}', file=sys.stderr)
+    return data, source
+
+
 def _check(train, val, train_path, val_path, batch_size):
     sizes = [data.observations.shape[1] for data in (train, val)]
     if sizes[0] != sizes[1]:

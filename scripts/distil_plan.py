@@ -34,7 +34,7 @@ from support.devices import set_seed  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
-from trajectories import load_dataset  # noqa: E402
+from trajectories import load_recorded  # noqa: E402
 
 ROWS_AT_ONCE = 1 << 16
 NEARBY = 0.1  # of all nodes: those that are near a node
@@ -188,28 +188,6 @@ def measure(agent, lesson):
     return cosine.mean().item(), (cosine > 0.5 ** 0.5).float().mean().item()
 
 
-def load_data(config, checkpoint, agent):
-    """-> the TrajectoryDataset that the checkpoint was trained on, as online_trainer.py loads it. ValueError where the
-    file has changed, unless `--dataset_path` asks for it."""
-    known = checkpoint['data']
-    path = config.dataset_path or known['path']
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}, the data of {config.checkpoint}, is not there; name it with --dataset_path')
-
-    data, _, source = load_dataset(known['dataset'], path, 'datasets', '', known['max_trajectories'],
-                                   senses=senses_of(checkpoint), **agent.offline.config.sampling())
-    print(source.note)
-
-    found = data.fingerprint()
-    if found != known['fingerprint']:
-        difference = f"{config.checkpoint} was trained on {known['fingerprint']}; {source.path} has {found}"
-        if not config.dataset_path:
-            raise ValueError(f'{difference}. The file has changed: to learn from it all the same, give --dataset_path '
-                             f'{source.path}')
-        print(f'warning: other data than offline, as asked: {difference}', file=sys.stderr)
-    return data
-
-
 def run(config):
     """-> path of the checkpoint with the distilled proposer."""
     if not config.checkpoint or not config.output:
@@ -226,7 +204,9 @@ def run(config):
                          f'python scripts/add_map.py --checkpoint {config.checkpoint} adds one')
     if agent.moves_things:
         raise ValueError(f'{config.checkpoint} plans with things that it moves; only the ways of a map can be taught')
-    data = load_data(config, checkpoint, agent)
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
+                                 senses=senses_of(checkpoint), **agent.offline.config.sampling())
+    print(source.note)
 
     begin = time.perf_counter()
     teacher = Teacher(agent, data, config.near_goals)
