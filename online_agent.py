@@ -36,7 +36,7 @@ from support.kernels import small_products
 from things import ThingsMap
 from utils import load_weights, soft_update
 
-OWN_SHARE = 0.5  # of the deviation of one-step changes in the data: what own steps change so much they have tried
+ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
 
 @dataclasses.dataclass
 class OnlineConfig:
@@ -143,15 +143,14 @@ class OnlineAgent:
         """Are places those of things that rest until they are moved?"""
         return self.offline.moves_things
 
-    def scale_labeler(self, replay, data):
-        """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer) and the
-        offline data. Where there are things it sees the robot's numbers alone, those of no thing that its own steps
-        have moved as the data do: what becomes of a cube that it has hardly touched it cannot know. Of those that it
-        has moved further than anybody in the data (a wrist that nobody turned) it sees its own units."""
+    def scale_labeler(self, replay):
+        """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer). Where there
+        are things it sees the robot's numbers alone, those that its own steps move all the time: what becomes of a cube
+        or a spring that it has hardly touched it cannot know. Of those that it has moved further than anybody in the
+        data (a wrist that nobody turned) it sees its own units."""
         if not self.moves_things:
             return
-        moved = replay.step_deviation() > OWN_SHARE * data.step_deviation()
-        is_robot = torch.as_tensor(moved, device=self.device) & (self.encoder.slowness == 0)
+        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
         own = torch.as_tensor(replay.statistics()[1], dtype=torch.float32, device=self.device)
         self.labeler_scale = is_robot * self.encoder.std / torch.maximum(own, self.encoder.std)
 

@@ -237,7 +237,6 @@ class OnlineTraining:
         self.run = run
         self.config = config
         self.agent = agent
-        self.data = data
         self.replay = replay
         self.envs = envs
         self.origin = origin
@@ -311,7 +310,7 @@ class OnlineTraining:
 
         due = round(self.config.update_ratio * collected.steps)
         if not self.agent.step:
-            self.agent.scale_labeler(self.replay, self.data)
+            self.agent.scale_labeler(self.replay)
             due = self.config.labeler_updates + self.config.initial_updates
         self.batches.refresh(dropped)
         self.round = Round(first_step, due, collected.numbers)

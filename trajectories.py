@@ -109,11 +109,12 @@ class TrajectoryDataset:
         squares = sum(np.square(piece - mean).sum(0) for piece in _pieces(rows))  # float64, as the mean is
         return mean, np.sqrt(squares / len(rows))
 
-    def step_deviation(self):
-        """Root mean square (S,) of the changes from a row to the next, of up to 100,000 of them."""
+    def moving_share(self):
+        """(S,) in [0, 1]: in how many of the steps, of up to 100,000, each dimension changes by more than a hundredth
+        of its standard deviation."""
         rows = self.origins[::max(1, len(self.origins) // 100_000)]
-        change = self.observations[rows + 1] - self.observations[rows]
-        return np.sqrt(np.square(change, dtype=np.float64).mean(0))
+        change = np.abs(self.observations[rows + 1] - self.observations[rows])
+        return (change > 0.01 * self.statistics()[1]).mean(0)
 
     def slowness(self):
         """(S,) in [0, 1]: the squared time scale of each dimension, in those of the slowest; the time scale is that
