@@ -36,6 +36,7 @@ from support.kernels import small_products
 from things import ThingsMap
 from utils import load_weights, soft_update
 
+BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
 ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
 
 @dataclasses.dataclass
@@ -143,6 +144,20 @@ class OnlineAgent:
         """Are places those of things that rest until they are moved?"""
         return self.offline.moves_things
 
+    @property
+    def weighs_progress(self):
+        """Is there progress to weigh imitation by? Switches alone need none: who presses a button in haste misses it.
+        What is put down is another matter, see `usual_progress`."""
+        return not self.moves_things or bool(self.state_map.loose)
+
+    def bounded(self, states):
+        """What I sees of states (..., S) raw. Where there are things, none of their numbers lies further than `BOUND`
+        from the data's mean: of a wrist that nobody in the data ever turned, a little turn would be all that it
+        sees."""
+        if not self.moves_things:
+            return states
+        return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
+
     def scale_labeler(self, replay):
         """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer). Where there
         are things it sees the robot's numbers alone, those that its own steps move all the time: what becomes of a cube
@@ -169,7 +184,7 @@ class OnlineAgent:
             size=config.batch_size * self.offline.config.context_length,
             action_dim=self.action_dim,
             online_share=config.online_share,
-            progress_steps=config.progress_steps,
+            progress_steps=config.progress_steps if self.weighs_progress else 0,
             labeler_context=config.labeler_context,
             window=self.offline.config.context_length if config.memory else 0,
             embed=self.offline.targets['value'].embed if config.value_interval else None,
@@ -230,9 +245,9 @@ class OnlineAgent:
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             memory = state.encoder
             if self.config.memory:
-                full, memory = self.acting['memory'].step(observations, memory)
+                full, memory = self.acting['memory'].step(self.bounded(observations), memory)
             else:
-                full = self.encoder.encode_full(observations)
+                full = self.encoder.encode_full(self.bounded(observations))
 
             biased = np.zeros(len(observations), bool)
             targets = state.goal_places
@@ -274,7 +289,8 @@ class OnlineAgent:
             headings = targets - place, torch.zeros_like(place)
         else:
             headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
-        return (networks or self.acting)['inverse_dynamics'](full, self.encoder.normalize(states), *headings)
+        seen = self.encoder.normalize(self.bounded(states))
+        return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
 
     def label(self, steps, networks=None, **dropout):
         """I_1(s_{t-c}, ..., s_{t+1+c}) -> the action between s_t and s_{t+1}; steps (..., 2 + 2c, S) raw, c =
@@ -313,8 +329,8 @@ class OnlineAgent:
         """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
         if not self.config.memory:
             with torch.no_grad():
-                return self.encoder.encode_full(batch.states)
-        return at_positions(self.trained['memory'](batch.windows), batch.positions).flatten(0, 1)
+                return self.encoder.encode_full(self.bounded(batch.states))
+        return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)
 
     def imitation_weights(self, batch):
         """-> (n,), mean 1: exponential in how far the trajectory came toward z' beyond what is usual from its state

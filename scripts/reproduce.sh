@@ -30,6 +30,7 @@ data() { # a dataset of our own expert, at least 500 trajectories
     humanoidmaze-*-navigate-v0) collect "$1" 250 12 ;;
     humanoidmaze-*-stitch-v0) collect "$1" 1250 60 ;;
     pointmaze-*) collect "$1" ;;
+    *-play-v0) collect "$1" 250 20 ;;
     *-navigate-v0) collect "$1" 500 50 ;;
     *-stitch-v0) collect "$1" 2500 100 ;;
     *-explore-v0) collect "$1" 1000 50 ;;
@@ -98,6 +99,11 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
     for steps in 1000 2000 5000; do
         run steps-$steps antmaze-$maze-v0 13 $steps main "--random_steps $steps"
     done
+done
+
+# things: a quarter of the official trajectories
+for seed in 10 11 12; do
+    run main puzzle-3x3-play-v0 $seed 10000 '' '--initial_updates 8000'
 done
 
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them

@@ -283,6 +283,33 @@ def test_quick_moves_are_imitated_more(mover):
     assert agent.total_loss(batch)[1]['baseline_loss'] > 0
 
 
+def test_switches_are_imitated_all_alike(make_config, make_online):
+    data = make(lamps)
+    offline = OfflineAgent(5, make_config(transition_steps=data.transition_steps))
+    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
+    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
+    agent.build_map(data)
+    batch = agent.open_batches(data, record(data, np.random.default_rng(0))).sample(np.random.default_rng(0))
+    assert (agent.imitation_weights(batch) == 1).all()
+    assert 'baseline_loss' not in agent.total_loss(batch)[1]
+
+
+def test_what_lies_far_from_the_data_is_seen_at_its_border(mover):
+    """In acting as in training."""
+    agent, data, replay = mover
+    states = torch.from_numpy(data.observations[:3])
+    assert torch.allclose(agent.bounded(states), states, atol=1e-5)
+    far = states.clone()
+    far[:, 0] += 100
+    further = states.clone()
+    further[:, 0] += 200
+    torch.testing.assert_close(agent.bounded(far), agent.bounded(further))
+    torch.testing.assert_close(agent.encoder.normalize(agent.bounded(far))[:, 0], torch.full((3,), 4.0))
+    goals = data.observations[-3:]
+    acted = [agent.act(observations.numpy(), goals, agent.initial_state(3))[0] for observations in (far, further)]
+    np.testing.assert_allclose(*acted, atol=1e-6)
+
+
 def test_progress_steps_0_imitates_all_alike(mover):
     agent, data, replay = mover
     agent.config.progress_steps = 0
