@@ -13,6 +13,7 @@ update trains small heads only: two inverse dynamics, a locator and, on request,
 I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
 encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
 that tells every joint.
+Where the robot moves things (things.py), I reads how far each is to be moved instead.
 
 Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
 """
