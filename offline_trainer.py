@@ -89,7 +89,8 @@ def train(config, agent_config):
             raise ValueError(f'--batch_size {config.batch_size}: must be a multiple of the {parallel.world_size()} '
                              'processes that share it')
         if parallel.rank():
-            return follow_process_0(config, agent_config, device)
+            follow_process_0(config, agent_config, device)
+            parallel.leave()
         return train_process_0(config, agent_config, device)
 
 
