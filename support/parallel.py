@@ -72,9 +72,9 @@ def ignore_signals():
 
 
 def leave():
-    """End this process, which is not process 0 and has nothing to write. At once: it ends before process 0 does, and the
-    threads of its connections, taken down with the interpreter, now and then abort it ("terminate called without an
-    active exception"), by which torchrun would call the whole run failed."""
+    """End this process, which is not process 0 and has nothing to write. At once: it ends before process 0 does, and
+    the threads of its connections, taken down with the interpreter, now and then abort it ("terminate called without
+    an active exception"), by which torchrun would call the whole run failed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
