@@ -107,19 +107,19 @@ def train_process_0(config, agent_config, device):
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
         things = find_things(data)
-        slowness = data.slowness()
         moves_things = bool(things.any())
-        agent.set_statistics(mean, std, things if moves_things else slowness, moves_things)
+        weights = things if moves_things else data.slowness()
+        agent.set_statistics(mean, std, weights, moves_things)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
         print_banner(run, config, agent, data, source, device_line(config.device, device, why), num_updates,
                      updates_per_epoch)
         if agent.moves_things:
-            numbers = ', '.join(f'{i}: {things[i]:.2g}' for i in np.flatnonzero(things))
+            numbers = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
             print(f'things that rest until they are moved (--slow_goals): {numbers}')
         elif agent_config.slow_goals:
-            line, warning = slowness_summary(slowness)
+            line, warning = slowness_summary(weights)
             print(line)
             if warning:
                 print(warning, file=sys.stderr)

@@ -298,8 +298,10 @@ class ThingsMap:
         state = observation.copy()
         # of the things whose turn it is, the one that is nearly there: it may be on its way already
         for i in np.argsort(distances):
+            if done[i] or configuration not in way.known_in[i]:
+                continue
             after = done[:i] + (True,) + done[i + 1:]
-            if not done[i] and configuration in way.known_in[i] and way.moves_left.get((configuration, after)) < left:
+            if way.moves_left.get((configuration, after), left) < left:
                 state[self.loose[i]] = way.goal[self.loose[i]]
                 return state
 
