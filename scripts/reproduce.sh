@@ -14,7 +14,7 @@
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
-#   git worktree add /tmp/opso-25000 f48482d && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
+#   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}
