@@ -145,6 +145,9 @@ class Encoder(nn.Module):
     def normalize(self, observations):
         return (observations - self.mean) / self.std
 
+    def denormalize(self, states):
+        return states * self.std + self.mean
+
     def forward(self, observations):
         """(B, L, S) raw observations -> z (B, L, D); z at t depends on observations 0..t of its row."""
         h = self.input(self.normalize(observations))

@@ -24,7 +24,8 @@ class OfflineConfig:
     encoder: str = flag('mamba', 'what the encoder is made of: mamba, or for comparison gru or mlp (no memory) of as '
                                  'many parameters', choices=('mamba', 'gru', 'mlp'))
     sequence_windows: int = flag(4, 'windows of a batch whose whole sequence is encoded, for next-state prediction '
-                                     'from f(s_<=t)', least=0)
+                                     'from f(s_<=t); where readings get lost (--observe dropped:P), all of them',
+                                  least=0)
     d_model: int = flag(128, 'size of a latent z', least=1)
     n_layers: int = flag(2, 'Mamba-2 layers', least=1)
     d_state: int = flag(16, 'state dimensions per Mamba-2 channel', least=1)
@@ -123,6 +124,7 @@ class OfflineAgent:
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
         self.moves_things = False  # are places those of things that rest until they are moved?
+        self.loses_readings = False  # do states repeat where a reading was lost?
 
     @property
     def encoder(self):
@@ -134,9 +136,11 @@ class OfflineAgent:
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
         return mean, slowness / std
 
-    def set_statistics(self, mean, std, slowness, moves_things=False):
+    def set_statistics(self, mean, std, slowness, moves_things=False, loses_readings=False):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target. `moves_things`: is
-        that the weight of things to be moved (things.py)?"""
+        that the weight of things to be moved (things.py)? `loses_readings`: do observations repeat where a reading was
+        lost (beliefs.py)?"""
+        self.loses_readings = loses_readings
         self.moves_things = moves_things and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):
             encoder.set_statistics(mean, std, slowness if self.config.slow_goals else None)
@@ -153,7 +157,8 @@ class OfflineAgent:
         next_states = at_positions(batch.observations, batch.next_positions)
 
         # next-state prediction alone needs sequences, and no more than the context
-        windows = batch.observations[:self.config.sequence_windows, :self.config.context_length]
+        count = len(batch.observations) if self.loses_readings else self.config.sequence_windows
+        windows = batch.observations[:count, :self.config.context_length]
         sequence = self.encoder(windows) if len(windows) else windows.new_zeros(0, 0, self.config.d_model)
 
         z, z_next, z_goal = self.encoder.encode_slow(torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
@@ -226,20 +231,37 @@ class OfflineAgent:
         loss = ((1 - cosine) * weight).sum() / parallel.mean(weight.sum()).clamp(min=1)
         return loss, {'alignment_loss': loss}
 
+    def predict_next(self, latents, observations):
+        """f(s_<=t) (..., D) and s_t (..., S), raw -> the normalised s_{t+1} (..., S) that is expected.
+
+        Where readings get lost, as a change of the last one that arrived: what has to be foretold then is how far the
+        robot has come since.
+        """
+        predicted = self.nets['next_state'](latents)
+        if self.loses_readings:
+            predicted = predicted + self.encoder.normalize(observations)
+        return predicted
+
     def state_loss(self, latents, batch):
         """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows, and from the single
         states s_t. It is also what keeps joint angles and velocities in f(s_t), which the inverse dynamics need."""
+        states = batch.observations[:, :-1]
         target = self.encoder.normalize(batch.observations[:, 1:])
-        single = (self.nets['next_state'](latents.full) - at_positions(target, batch.positions)).square().mean()
+        known = batch.valids[:, 1:]
+        if self.loses_readings:  # what was lost cannot be foretold
+            known = known & (batch.observations[:, 1:] != states).any(-1)
+
+        predicted = self.predict_next(latents.full, at_positions(states, batch.positions))
+        error = (predicted - at_positions(target, batch.positions)).square().mean(-1)
+        single = _mean_where(known.gather(1, batch.positions), error)
         windows = len(latents.sequence)
         if not windows:
             return single, {'state_loss': single}
 
         length = min(latents.sequence.shape[1], target.shape[1])
-        predicted = self.nets['next_state'](latents.sequence[:, :length])
+        predicted = self.predict_next(latents.sequence[:, :length], states[:windows, :length])
         error = (predicted - target[:windows, :length]).square().mean(-1)
-        valid = batch.valids[:windows, 1:length + 1].float()
-        sequence = (error * valid).sum() / parallel.mean(valid.sum()).clamp(min=1)
+        sequence = _mean_where(known[:windows, :length], error)
 
         loss = 0.5 * (sequence + single)
         return loss, {'state_loss': loss}
@@ -314,7 +336,8 @@ class OfflineAgent:
         """-> tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
         return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
                 'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
-                'optimizer': self.optimizer.state_dict(), 'step': self.step, 'moves_things': self.moves_things}
+                'optimizer': self.optimizer.state_dict(), 'step': self.step, 'moves_things': self.moves_things,
+                'loses_readings': self.loses_readings}
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned. Raises ValueError that names the sizes that differ."""
@@ -327,6 +350,7 @@ class OfflineAgent:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         self.moves_things = state.get('moves_things', False)  # older checkpoints know of no things
+        self.loses_readings = state.get('loses_readings', False)
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
@@ -346,6 +370,12 @@ def imitation_weight(advantage, temperature):
     """min(exp(temperature * advantage), 100) over its mean, of any shape."""
     weight = (temperature * advantage).exp().clamp(max=100.0)
     return weight / parallel.mean(weight.mean())
+
+
+def _mean_where(mask, values):
+    """Mean of `values` where the bool `mask` of the same shape is true; over all processes."""
+    mask = mask.float()
+    return (values * mask).sum() / parallel.mean(mask.sum()).clamp(min=1)
 
 
 def at_positions(sequence, positions):

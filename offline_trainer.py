@@ -109,7 +109,7 @@ def train_process_0(config, agent_config, device):
         things = find_things(data)
         moves_things = bool(things.any())
         weights = things if moves_things else data.slowness()
-        agent.set_statistics(mean, std, weights, moves_things)
+        agent.set_statistics(mean, std, weights, moves_things, bool(source.senses.loss_rate))
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)

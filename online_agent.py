@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beliefs import Belief, Believer
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
@@ -65,6 +66,8 @@ class OnlineConfig:
                                   "alike. It is also the nearest z' of a pair", least=0)
     progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress beyond "
                                             'what is usual from its state, in standard deviations', least=0)
+    remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
+                                     'sequences expects in their place; else on the last one that arrived')
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
 
@@ -73,6 +76,7 @@ class ActState(NamedTuple):
     """What acting carries from step to step: the encoder's memory and the goals, encoded once."""
 
     encoder: EncoderState
+    belief: Belief | None  # where readings get lost
     goals: torch.Tensor  # (B, S) raw
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
@@ -100,6 +104,10 @@ class OnlineAgent:
             raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
                              f'{self.action_high}')
 
+        if config.memory and offline.loses_readings:
+            raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
+                             '(--remember_lost); leave --memory out')
+
         # the averaged networks are the better ones, and the proposer was trained on their latents
         for name, target in offline.targets.items():
             offline.nets[name].load_state_dict(target.state_dict())
@@ -118,6 +126,7 @@ class OnlineAgent:
         acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
         self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
+        self.believer = Believer(offline, config.remember_lost) if offline.loses_readings else None
 
         heads = [p for name, net in self.trained.items() if name != 'memory' for p in net.parameters()]
         groups = [
@@ -194,17 +203,26 @@ class OnlineAgent:
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
         things_scale = self.offline.place_scale()[1] if self.moves_things else None
-        return LatentStore(dataset, self.encoder, cached, things_scale)
+        return LatentStore(dataset, self.encoder, cached, things_scale, self.believer)
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
-        return ActState(self.encoder.initial_state(batch_size), goals, self.encoder.encode_slow(goals),
-                        self.encoder.place(goals), None, np.zeros(batch_size, bool))
+        return ActState(
+            encoder=self.encoder.initial_state(batch_size),
+            belief=self.believer.initial_state(batch_size) if self.believer else None,
+            goals=goals,
+            z_goal=self.encoder.encode_slow(goals),
+            goal_places=self.encoder.place(goals),
+            routes=None,
+            biased=np.zeros(batch_size, bool),
+        )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
-        return state._replace(encoder=state.encoder.reset(torch.as_tensor(rows, device=self.device)))
+        rows = torch.as_tensor(rows, device=self.device)
+        belief = state.belief.reset(rows) if state.belief else None
+        return state._replace(encoder=state.encoder.reset(rows), belief=belief)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
@@ -227,7 +245,6 @@ class OnlineAgent:
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
         deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
         """
-        raw_observations = observations
         raw_goals = goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
@@ -239,11 +256,15 @@ class OnlineAgent:
                 routes=self.state_map.routes(raw_goals) if self.plans else None,
             )
 
-        planned = np.zeros(len(observations), bool)
-        if state.routes is not None:
-            waypoints, planned = self.state_map.waypoints(raw_observations, raw_goals, state.routes)
-
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
+            belief = state.belief
+            if self.believer:
+                observations, belief = self.believer.step(observations, belief)
+
+            planned = np.zeros(len(observations), bool)
+            if state.routes is not None:
+                waypoints, planned = self.state_map.waypoints(observations.cpu().numpy(), raw_goals, state.routes)
+
             memory = state.encoder
             if self.config.memory:
                 full, memory = self.acting['memory'].step(self.bounded(observations), memory)
@@ -264,7 +285,8 @@ class OnlineAgent:
 
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
-        return self._scale_from_unit(np.clip(actions, -1, 1)), state._replace(encoder=memory, biased=biased)
+        actions = self._scale_from_unit(np.clip(actions, -1, 1))
+        return actions, state._replace(encoder=memory, belief=belief, biased=biased)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -321,7 +343,7 @@ class OnlineAgent:
             weights = self.imitation_weights(batch)
 
         full = self.remember(batch)
-        inferred = self.infer_action(full, batch.states, targets, goals, self.trained)
+        inferred = self.infer_action(full, batch.seen_states, targets, goals, self.trained)
         error = (inferred - actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
@@ -330,7 +352,7 @@ class OnlineAgent:
         """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
         if not self.config.memory:
             with torch.no_grad():
-                return self.encoder.encode_full(self.bounded(batch.states))
+                return self.encoder.encode_full(self.bounded(batch.seen_states))
         return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)
 
     def imitation_weights(self, batch):

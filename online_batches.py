@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from beliefs import Beliefs
 from offline_agent import Latents
 from things import find_moves
 from utils import RowQueue, TensorBatch
@@ -28,6 +29,7 @@ class OnlineBatch(TensorBatch):
     the labeler. k = transition_steps, D latent dimensions."""
 
     states: torch.Tensor  # (n, S) raw
+    seen_states: torch.Tensor  # (n, S) raw, what acting would see of them: the same, unless readings get lost
     steps: torch.Tensor  # (n, 2 + 2c, S) raw, what the labeler sees: s_{t-c} to s_{t+1+c}, c = labeler_context
     windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
     positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
@@ -65,14 +67,16 @@ class OnlineBatch(TensorBatch):
 
 
 class LatentStore:
-    """The latents z of all rows of a trajectory dataset, as acting would compute them.
+    """The states of a trajectory dataset and the latents z of all its rows, as acting would see and compute them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (things.py), else None.
+    makes places of states where there are things (things.py), else None. believer: Believer, where readings get lost
+    (beliefs.py), else None.
     """
 
-    def __init__(self, dataset, encoder, cached=None, things_scale=None):
+    def __init__(self, dataset, encoder, cached=None, things_scale=None, believer=None):
         self.dataset = dataset
+        self.beliefs = Beliefs(dataset, believer) if believer else None
         self.encoder = encoder
         self.device = encoder.mean.device
         self.things_scale = things_scale
@@ -98,8 +102,16 @@ class LatentStore:
         return self.z[rows]
 
     def states(self, rows):
-        """Raw states (n, S) of some rows (a slice or an int array)."""
-        return torch.from_numpy(self.dataset.observations[rows]).to(self.device)
+        """Raw states (..., S) of some rows (a slice or an int array), believed ones where readings got lost."""
+        states = self.beliefs.believed(rows) if self.beliefs else self.dataset.observations[rows]
+        return torch.from_numpy(states).to(self.device)
+
+    def seen_states(self, rows, rng):
+        """What acting would see at the rows (n,) of a batch, raw (n, S): of some the reading is lost, if readings get
+        lost."""
+        if not self.beliefs:
+            return self.states(rows)
+        return torch.from_numpy(self.beliefs.lose(rows, rng)).to(self.device)
 
     def steps(self, rows, context):
         """Raw states (n, 2 + 2c, S) around the steps that begin in `rows` (n,), c = `context` on either side. Beyond
@@ -112,6 +124,8 @@ class LatentStore:
     def refresh(self, dropped=0):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
         self._find_moves()
+        if self.beliefs:
+            self.beliefs.refresh(dropped)
         if not self.cached:
             return
 
@@ -132,10 +146,17 @@ class LatentStore:
     @property
     def origins(self):
         """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
-        move."""
+        move; where readings get lost, those at which an action can be told."""
+        if self.beliefs:
+            return self.whole_steps
         if self.next_rest is None or not len(self._leading):
             return self.dataset.origins
         return self._leading
+
+    @property
+    def whole_steps(self):
+        """Rows (n,) at which steps begin whose two readings arrived: all steps, unless readings get lost."""
+        return self.beliefs.whole_steps if self.beliefs else self.dataset.origins
 
     def _pieces(self, known):
         """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
@@ -194,7 +215,7 @@ class OnlineBatches:
 
         dropout_seed = int(rng.integers(2**62))
         store = self.online_store
-        origins = store.dataset.origins
+        origins = store.whole_steps
         online_rows = origins[rng.integers(len(origins), size=self.size)]
         return OnlineBatch(
             **fields,
@@ -248,6 +269,7 @@ class OnlineBatches:
         steps = store.steps(rows, self.labeler_context)
         return {
             'states': steps[:, self.labeler_context],
+            'seen_states': store.seen_states(rows, rng),
             'steps': steps,
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,

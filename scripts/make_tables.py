@@ -1,13 +1,14 @@
 """Write the result tables from the files under results/, so that they cannot drift: the main one into README.md and
 README.ko.md, the others into results/README.md.
 
-    python scripts/make_tables.py            rewrite the tables and assets/success_by_steps.png
+    python scripts/make_tables.py            rewrite the tables and assets/success_by_{steps,losses}.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
 flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
 has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
-`expert-noise-*` makes the table of the demonstrator. Every other experiment is a row of the ablations, paired by seed
+`expert-noise-*` makes the table of the demonstrator. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table
+of their own and the other picture. Every other experiment is a row of the ablations, paired by seed
 with `main`, or with what `main` was at the time (`older-weights`, or `no-plan` if it did not plan). The last table has
 the evaluations while training.
 What is missing is left out. The data are of our own expert, which every name says.
@@ -66,6 +67,9 @@ WORDS = {
 DETAILS = 'results/README.md'
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
+LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
+          'environment steps', 'episodes a seed')
+FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
 DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
 
 
@@ -291,6 +295,8 @@ def make_details(results):
     parts = []
     if rows := [row for key in sorted(results) if (row := ablation_row(results, *key))]:
         parts.append(table(ABLATIONS, rows))
+    if rows := losses_rows(results):
+        parts.append(table(LOSSES, rows))
     if rows := demonstrator_rows(results):
         parts.append(table(DEMONSTRATOR, rows))
     if rows := curve_rows(results):
@@ -304,7 +310,7 @@ def make_details(results):
 def ablation_row(results, experiment, name):
     """Cells of one experiment, beside the same seeds of `main`, `older-weights`, or `no-plan` if it did not plan; None
     for what is no ablation."""
-    if experiment == 'main' or experiment.startswith('expert-'):
+    if experiment == 'main' or experiment.startswith(('expert-', 'lost-')):
         return None
 
     runs = results[experiment, name]
@@ -327,6 +333,41 @@ def ablation_row(results, experiment, name):
             str(len(pairs)), _range(run.online_steps for run in runs), _range(5 * run.episodes for run in runs))
 
 
+def by_losses(results):
+    """-> {dataset: {what fills in: {share of lost readings: runs}}} of `lost-<P>-<what>`."""
+    losses = {}
+    for (experiment, name), runs in sorted(results.items()):
+        if experiment.startswith('lost-'):
+            _, share, filler = experiment.split('-')
+            losses.setdefault(name, {}).setdefault(filler, {})[float(share)] = runs
+    return losses
+
+
+def losses_rows(results):
+    """Cells of the table of lost readings, paired by seed with those of the Mamba."""
+    rows = []
+    for name, fillers in by_losses(results).items():
+        for share in sorted({share for own in fillers.values() for share in own}):
+            mamba = {run.seed: run.success for run in fillers.get('mamba', {}).get(share, [])}
+            for filler in FILLERS:
+                runs = fillers.get(filler, {}).get(share)
+                if not runs:
+                    continue
+                pairs = [mamba[run.seed] - run.success for run in runs if run.seed in mamba]
+                less = f'{100 * np.mean(pairs):.1f}' if pairs and filler != 'mamba' else '–'
+                rows.append((
+                    label(name),
+                    f'{share:.0%}',
+                    FILLERS[filler],
+                    mean_text([run.success for run in runs]),
+                    less,
+                    str(len(runs)),
+                    _range(run.online_steps for run in runs),
+                    _range(5 * run.episodes for run in runs),
+                ))
+    return rows
+
+
 def demonstrator_rows(results):
     """The expert of our data, which knows the maze and every action; datasets of one maze share the measurement."""
     rows = {}
@@ -347,13 +388,33 @@ def with_block(text, block, name):
     return f'{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}'
 
 
-def draw(results, path, published):
+def draw_losses(results, folder):
+    """Success against the share of readings that get lost, one colour for each thing that fills in; one picture, of the
+    dataset that has most."""
+    losses = by_losses(results)
+    if not losses:
+        return
+    name = max(losses, key=lambda name: sum(map(len, losses[name].values())))
+    fillers = losses[name]
+    groups = {}
+    for filler, text in FILLERS.items():
+        if filler in fillers:
+            # of what nothing is lost, nothing has to be filled in
+            everything = {0.0: results['main', name]} if ('main', name) in results else {}
+            groups[text] = {100 * share: [run.success for run in runs]
+                            for share, runs in (everything | fillers[filler]).items()}
+    plot_budgets(groups, folder / 'success_by_losses.png', 'readings that get lost, %', 'success, %',
+                 f'{name.removesuffix("-v0")}, no action labels offline', log_scale=False)
+
+
+def draw_steps(results, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
     budgets = {name.removesuffix('-v0'): own for name, own in by_steps(results).items()}
     if budgets:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
-        plot_budgets(budgets, ('HIQL: official data,\nall labels, 1M updates', hiql), path, 'random environment steps',
-                     'success, %', 'OPSO, no action labels offline, data of our own expert')
+        plot_budgets(budgets, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
+                     'OPSO, no action labels offline, data of our own expert',
+                     references=('HIQL: official data,\nall labels, 1M updates', hiql))
 
 
 def main():
@@ -383,7 +444,8 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw(results, root / 'assets' / 'success_by_steps.png', published)
+    draw_steps(results, root / 'assets', published)
+    draw_losses(results, root / 'assets')
     print(f'{len(results)} experiments and datasets; rewritten: {", ".join(stale) or "nothing, all was up to date"}')
 
 

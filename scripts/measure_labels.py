@@ -66,11 +66,11 @@ def run(config):
     store = agent.latent_store(data, cached=False)
     labels = []
     with torch.no_grad():
-        for rows in np.array_split(data.origins, -(-len(data.origins) // 8192)):
+        for rows in np.array_split(store.origins, -(-len(store.origins) // 8192)):
             labels.append(agent.label(store.steps(rows, agent.config.labeler_context)).clamp(-1, 1).numpy())
 
-    r2 = explained(np.concatenate(labels), actions[data.origins])
-    print(f'R2 of the labels of {len(data.origins):,} steps: {r2:.3f}')
+    r2 = explained(np.concatenate(labels), actions[store.origins])
+    print(f'R2 of the labels of {len(store.origins):,} steps that are imitated: {r2:.3f}')
     return r2
 
 

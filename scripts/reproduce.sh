@@ -46,7 +46,7 @@ wanted() { # experiment, dataset, seed
 }
 
 # experiment, dataset, seed, environment steps, flags of the offline half, of the online; `main FLAGS`: the offline half of
-# `main`
+# `main`, and so for another experiment
 run() {
     folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
     wanted "$1" "$2" "$3" && [ ! -f "$result/evaluation.json" ] || return 0
@@ -55,7 +55,7 @@ run() {
     true-actions) (DATA=$DATA/with_actions collect_flags=--no-state_only; data "$2") ;; # the same episodes
     esac
     case $5 in
-    main*) offline=$RUNS/main/$2/seed$3/offline flags=${5#main} ;;
+    main*|lost-*) offline=$RUNS/${5%% *}/$2/seed$3/offline flags=${5#"${5%% *}"} ;;
     *) offline=$folder/offline flags=$5 ;;
     esac
     # shellcheck disable=SC2086
@@ -106,6 +106,21 @@ done
 # things: a quarter of the official trajectories
 for seed in 10 11 12; do
     run main puzzle-3x3-play-v0 $seed 10000 '' '--initial_updates 8000'
+done
+
+# lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
+# readings get lost
+for seed in 13 14 15; do
+    for lost in '0.5 40000' '0.8 100000'; do
+        share=${lost% *} steps=${lost#* }
+        for encoder in mamba gru mlp; do
+            run lost-$share-$encoder antmaze-medium-navigate-v0 $seed $steps \
+                "--observe dropped:$share --encoder $encoder --num_updates 2000 --lr 1e-3 --positions_per_window 8" \
+                "--random_steps $steps"
+        done
+        run lost-$share-hold antmaze-medium-navigate-v0 $seed $steps lost-$share-mamba \
+            "--random_steps $steps --no-remember_lost"
+    done
 done
 
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them

@@ -115,11 +115,11 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
     save(figure, path)
 
 
-def plot_budgets(groups, references, path, xlabel, ylabel, title):
-    """Success (0 to 1) of runs of different budgets, a logarithmic axis: the mean of each budget, and a dot for each of
-    several runs. groups = {label: {budget: [success, ...]}}; `references` = (name, {label: success}) are empty
-    markers at the right, in the group's colour."""
-    name, numbers = references
+def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True):
+    """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
+    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `references` = (name, {label: success})
+    are empty markers at the right, in the group's colour."""
+    name, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     budgets = sorted({budget for runs in groups.values() for budget in runs})
     for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle(MARKERS)):
@@ -134,7 +134,8 @@ def plot_budgets(groups, references, path, xlabel, ylabel, title):
             axis.plot(1.03, 100 * numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
                       transform=axis.get_yaxis_transform())
 
-    axis.set_xscale('log')
+    if log_scale:
+        axis.set_xscale('log')
     axis.set_xticks(budgets)
     axis.minorticks_off()
     axis.set_ylim(0, 100)
@@ -142,7 +143,8 @@ def plot_budgets(groups, references, path, xlabel, ylabel, title):
     axis.set_ylabel(ylabel, fontsize=10)
     _thousands(axis)
     axis.set_title(title, fontsize=11)
-    axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
+    if references:
+        axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
     figure.legend(loc='outside right center', fontsize=9, frameon=False)
     save(figure, path)
 

@@ -80,7 +80,10 @@ class TaggedStore:
         return torch.from_numpy(self.dataset.observations[rows])
 
     steps = online_batches.LatentStore.steps
+    seen_states = online_batches.LatentStore.seen_states
     origins = online_batches.LatentStore.origins
+    whole_steps = online_batches.LatentStore.whole_steps
+    beliefs = None
     next_rest = None
 
     def read(self, rows):

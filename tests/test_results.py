@@ -177,12 +177,32 @@ def test_success_by_steps(page):
     assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 20_000
 
 
+def test_success_by_losses(page):
+    """What fills in lost readings, paired with the Mamba; a table of its own and a picture."""
+    runs = {'lost-0.5-mamba': [0.8, 0.7], 'lost-0.5-mlp': [0.5, 0.3], 'lost-0.8-gru': [0.2]}
+    for experiment, successes in runs.items():
+        for seed, success in enumerate(successes):
+            write_run(page / 'results' / experiment / ANT / f'seed{seed}', [success])
+    assert script('make_tables', '--root', page)[0] == 0
+    rows = [line for line in (page / 'results' / 'README.md').read_text().splitlines() if line.startswith(f'| {DATA}')]
+    cells = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows if 'seed' not in row]
+    losses = [row[1:6] for row in cells if row[1].endswith('%')]
+    assert losses == [
+        ['50%', 'Mamba', '75.0 ± 7.1', '–', '2'],
+        ['50%', 'MLP, no memory', '40.0 ± 14.1', '35.0', '2'],
+        ['80%', 'GRU', '20.0', '–', '1'],
+    ]
+    assert 'lost-' not in (page / 'results' / 'README.md').read_text(), 'no ablations'
+    assert (page / 'assets' / 'success_by_losses.png').stat().st_size > 20_000
+
+
 def test_references_stand_beside_the_budgets_in_their_colours(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
     runs = {1000: [0.2], 5000: [0.6, 0.8]}
     for numbers in ({}, {'b': 0.4, 'c': 0.5}):
-        figures.plot_budgets({'a': runs, 'b': runs}, ('HIQL', numbers), 'picture.png', 'steps', 'success', 'title')
+        figures.plot_budgets({'a': runs, 'b': runs}, 'picture.png', 'steps', 'success', 'title',
+                             references=('HIQL', numbers))
     without, lines = drawn
     curve, = (line for line in lines if line.get_label() == 'b')
     mark, = (line for line in lines if line.get_markerfacecolor() == 'none' and len(line.get_ydata()))

@@ -1,0 +1,138 @@
+"""What takes the place of readings that get lost (--observe dropped:P): what the encoder of sequences expects.
+
+A lost reading repeats the one before it, number for number, which tells that it was lost. The encoder has learned
+from states alone to foretell the next one, f(s_<=t) -> s_{t+1}, from whatever arrived; where nothing arrives, an agent
+goes on with that. So memory is where it is needed and nowhere else: V, Q, f_P, the map and inverse dynamics see a state
+as ever, of which some numbers are beliefs.
+
+Actions can be told of steps only whose two readings arrived. From such a step inverse dynamics learn to act without
+its reading, too: the expectation stands in for it as often as readings get lost.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import EncoderState
+from utils import RowQueue
+
+WINDOWS_AT_ONCE = 64
+
+
+def find_arrived(observations, starts):
+    """Which of the readings (N, S) of trajectories that begin in rows `starts` arrived -> (N,) bool. The first of each
+    does."""
+    arrived = np.ones(len(observations), bool)
+    arrived[1:] = (observations[1:] != observations[:-1]).any(1)
+    arrived[starts] = True
+    return arrived
+
+
+class Belief(NamedTuple):
+    """What acting knows about its present states, of B environments."""
+
+    encoder: EncoderState
+    reading: torch.Tensor  # (B, S) raw, the last one
+    expected: torch.Tensor  # (B, S) raw, what is expected to come next
+
+    def reset(self, rows):
+        """Forget everything in the rows where the bool mask `rows` (B,) is true."""
+        return self._replace(encoder=self.encoder.reset(rows))
+
+
+class Believer:
+    """Turns readings into beliefs, with a trained OfflineAgent. `remembers`: whether lost readings are filled in; else
+    the last one that arrived is taken for the present state."""
+
+    def __init__(self, offline, remembers=True):
+        self.offline = offline
+        self.encoder = offline.encoder
+        self.remembers = remembers
+
+    def initial_state(self, batch_size):
+        nothing = self.encoder.mean.expand(batch_size, -1)
+        return Belief(self.encoder.initial_state(batch_size), nothing, nothing)
+
+    def step(self, observations, belief):
+        """Readings (B, S), raw, of the next step -> (believed states (B, S), new Belief)."""
+        is_first = (belief.encoder.count == 0).unsqueeze(-1)
+        lost = (observations == belief.reading).all(-1, keepdim=True) & ~is_first
+        believed = torch.where(lost, belief.expected, observations)
+        if not self.remembers:
+            count = belief.encoder.count + 1
+            return believed, Belief(belief.encoder._replace(count=count), observations, observations)
+
+        latent, encoder = self.encoder.step(observations, belief.encoder)
+        expected = self.encoder.denormalize(self.offline.predict_next(latent, observations))
+        return believed, Belief(encoder, observations, expected)
+
+    @torch.no_grad()
+    def expect(self, observations):
+        """Readings (T, S) of a trajectory -> (T, S), what was expected of each: of the first, itself. As `step` would
+        expect it: from the readings since half a context ago, or up to a whole one."""
+        if not self.remembers or len(observations) < 2:
+            return np.concatenate([observations[:1], observations[:-1]])
+
+        context = self.encoder.context_length
+        half = max(1, context // 2)
+        length = len(observations) - 1
+        firsts = np.arange(0, max(1, length - half), half)  # of windows that overlap by half
+        rows = np.minimum(firsts[:, None] + np.arange(context), length - 1)
+
+        expected = observations.copy()
+        for i in range(0, len(firsts), WINDOWS_AT_ONCE):
+            windows = torch.from_numpy(observations[rows[i:i + WINDOWS_AT_ONCE]]).to(self.encoder.mean.device)
+            predicted = self.encoder.denormalize(self.offline.predict_next(self.encoder(windows), windows))
+            for first, ahead in zip(firsts[i:i + WINDOWS_AT_ONCE], predicted.cpu().numpy(), strict=True):
+                known = half if first else 0  # earlier positions have a window with more of the past
+                last = min(first + context, length)
+                expected[first + known + 1:last + 1] = ahead[known:last - first]
+        return expected
+
+
+class Beliefs:
+    """What acting would believe at all rows of a trajectory dataset whose readings get lost."""
+
+    def __init__(self, dataset, believer):
+        self.dataset = dataset
+        self.believer = believer
+        size = dataset.observations.shape[1]
+        self.queue = RowQueue(lambda n: np.empty((n, size), np.float32))
+        self.refresh()
+
+    @property
+    def expected(self):
+        """(N, S) raw, what was expected of a row before it came."""
+        return self.queue.rows
+
+    def refresh(self, dropped=0):
+        """Take in trajectories that were added to the dataset; `dropped` rows went at its front."""
+        data = self.dataset
+        self.arrived = find_arrived(data.observations[:len(data)], data.starts)
+        self.told = data.origins[self.arrived[data.origins] & self.arrived[data.origins + 1]]
+
+        known = max(0, len(self.expected) - dropped)
+        self.queue.extend(len(data) - known, dropped)
+
+        new = [(start, end) for start, end in zip(data.starts, data.ends, strict=True) if start >= known]
+        for start, end in tqdm(new, 'lost readings', leave=False, dynamic_ncols=True, delay=1):
+            self.expected[start:end + 1] = self.believer.expect(data.observations[start:end + 1])
+
+    @property
+    def whole_steps(self):
+        """Rows (n,) at which steps begin whose two readings arrived. ValueError where there are none."""
+        if not len(self.told):
+            raise ValueError(f'of {len(self.dataset.origins):,} steps none has both its readings, so that no action '
+                             'can be told; use a smaller P in --observe dropped:P or more steps')
+        return self.told
+
+    def believed(self, rows):
+        """What was believed at some rows (a slice or an int array) -> (n, S) raw."""
+        return np.where(self.arrived[rows, None], self.dataset.observations[rows], self.expected[rows])
+
+    def lose(self, rows, rng):
+        """The same at rows (n,) whose readings arrived, as if these had got lost as often as others do."""
+        lost = rng.random(len(rows)) >= self.arrived.mean()
+        return np.where(lost[:, None], self.expected[rows], self.dataset.observations[rows])

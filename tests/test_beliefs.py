@@ -1,0 +1,170 @@
+"""Lost readings: found, foretold, filled in as acting does, and learned from."""
+
+import numpy as np
+import pytest
+import torch
+
+from beliefs import Beliefs, Believer, find_arrived
+from offline_agent import at_positions
+from senses import Senses
+
+CONTEXT = 12  # of the tiny networks
+
+
+@pytest.fixture
+def lossy_agent(make_agent):
+    agent = make_agent()
+    agent.loses_readings = True
+    return agent
+
+
+@pytest.fixture
+def lossy_data(make_dataset):
+    """lossy_data(lengths) -> TrajectoryDataset of random walks, half of whose readings got lost."""
+
+    def make(lengths=(40, 2, 23, 9, 31), loss_rate=0.5):
+        data = make_dataset(lengths)
+        senses = Senses('dropped', loss_rate=loss_rate)
+        data.observations = senses.see_trajectories(data.observations, data.starts, data.ends, seed=3)
+        return data
+
+    return make
+
+
+def test_lost_readings_are_those_that_repeat():
+    rows = np.array([[1, 2], [1, 2], [1, 3], [1, 3], [1, 3], [4, 4]])
+    assert find_arrived(rows, np.array([0, 4])).tolist() == [True, False, True, False, True, True]
+
+
+@pytest.mark.parametrize('length', [1, 2, 5, CONTEXT - 1, CONTEXT, CONTEXT + 1, CONTEXT + 7, 2 * CONTEXT, 40])
+@pytest.mark.parametrize('remembers', [True, False])
+def test_data_are_filled_in_as_acting_fills_them(lossy_agent, lossy_data, remembers, length):
+    readings = lossy_data((length,)).observations
+    believer = Believer(lossy_agent, remembers)
+    expected = believer.expect(readings)
+    arrived = find_arrived(readings, np.array([0]))
+
+    belief = believer.initial_state(2)
+    for t, reading in enumerate(readings):
+        if t:
+            np.testing.assert_allclose(belief.expected[0].detach(), expected[t], rtol=1e-4, atol=1e-4)
+        rows = torch.from_numpy(np.stack([reading, -reading]))  # the other environment changes nothing
+        believed, belief = believer.step(rows, belief)
+        right = reading if arrived[t] or not remembers else expected[t]
+        np.testing.assert_allclose(believed[0].detach(), right, rtol=1e-4, atol=1e-4)
+    assert (expected[0] == readings[0]).all()
+
+
+def test_a_new_episode_forgets_the_one_before(lossy_agent, states):
+    believer = Believer(lossy_agent)
+    belief = believer.initial_state(2)
+    for t in range(4):
+        believed, belief = believer.step(torch.from_numpy(states(2, seed=t)), belief)
+    belief = belief.reset(torch.tensor([True, False]))
+    believed, belief = believer.step(belief.reading, belief)  # to one environment its first reading, to the other lost
+    assert torch.equal(believed[0], belief.reading[0]) and not torch.equal(believed[1], belief.reading[1])
+
+
+def test_beliefs_of_data_that_come_and_go(lossy_agent, make_replay, states):
+    replay, believer = make_replay((12,), capacity=50), Believer(lossy_agent)
+    beliefs = Beliefs(replay, believer)
+    for lengths in ((14,), (20, 9), (), (30, 3)):
+        dropped = sum(replay.add(states(n, seed=n).repeat(2, 0)[:n], np.zeros((n - 1, 3))) for n in lengths)
+        beliefs.refresh(dropped)
+        scratch = Beliefs(replay, believer)
+        np.testing.assert_array_equal(beliefs.expected, scratch.expected)
+        np.testing.assert_array_equal(beliefs.arrived, scratch.arrived)
+        assert len(beliefs.expected) == len(replay)
+
+
+def test_what_is_believed_and_lost_again(lossy_agent, lossy_data):
+    data = lossy_data((4000,), loss_rate=0.3)
+    beliefs = Beliefs(data, Believer(lossy_agent))
+    rows = np.arange(len(data))
+    believed = beliefs.believed(rows)
+    assert (believed[beliefs.arrived] == data.observations[beliefs.arrived]).all()
+    assert (believed[~beliefs.arrived] == beliefs.expected[~beliefs.arrived]).all()
+    np.testing.assert_array_equal(beliefs.believed(slice(5, 9)), believed[5:9])
+
+    told = beliefs.whole_steps
+    arrived = set(np.flatnonzero(beliefs.arrived))
+    assert set(told) == {row for row in rows[:-1] if {row, row + 1} <= arrived}
+    again = beliefs.lose(told, np.random.default_rng(0))
+    kept = (again == data.observations[told]).all(1)
+    assert (again[~kept] == beliefs.expected[told][~kept]).all()
+    assert abs((~kept).mean() - 0.3) < 0.03
+
+
+def test_no_whole_step_is_an_error(lossy_agent, lossy_data):
+    data = lossy_data((20,))
+    data.observations = data.observations.repeat(2, 0)[:20]
+    with pytest.raises(ValueError, match='of 19 steps none has both its readings'):
+        print(Beliefs(data, Believer(lossy_agent)).whole_steps)
+
+
+def test_lost_readings_are_no_targets_of_prediction(lossy_agent, lossy_data, stub):
+    """By hand, with a network that foretells no change."""
+    agent = lossy_agent
+    batch = lossy_data().sample(6, np.random.default_rng(0))
+    agent.nets['next_state'] = stub(lambda z: torch.zeros(*z.shape[:-1], 5))
+    loss = agent.state_loss(agent.encode(batch), batch)[0]
+
+    normal = agent.encoder.normalize(batch.observations)
+    change = (normal[:, 1:] - normal[:, :-1]).square().mean(-1)
+    counts = batch.valids[:, 1:] & (change > 0)
+    everywhere = change[:, :CONTEXT][counts[:, :CONTEXT]].mean()
+    at_sampled = at_positions(torch.stack([change, counts.float()], -1), batch.positions)
+    sampled = at_sampled[..., 0][at_sampled[..., 1] > 0].mean()
+    assert loss.item() == pytest.approx((everywhere + sampled).item() / 2, rel=1e-5)
+
+
+def test_memory_foretells_what_was_lost(make_agent, make_dataset):
+    """Points that swing, half of whose readings are lost: only memory can tell which way one is going."""
+    data = make_dataset((200,) * 20)
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 2 * np.pi, (20, 1, 5))
+    angle = phase + 0.2 * np.arange(200)[:, None]
+    places = 10 * np.sin(angle).reshape(-1, 5).astype(np.float32)
+    data.observations = Senses('', loss_rate=0.5).see_trajectories(places, data.starts, data.ends, seed=0)
+
+    errors = {}
+    for kind in ('mamba', 'mlp'):
+        agent = make_agent(encoder=kind, lr=3e-3)
+        agent.set_statistics(*data.statistics(), np.ones(5), loses_readings=True)
+        for _ in range(300):
+            batch = data.sample(16, rng)
+            agent.apply_gradient(agent.state_loss(agent.encode(batch), batch)[0])
+        beliefs = Beliefs(data, Believer(agent))
+        errors[kind] = np.square(beliefs.expected - places)[~beliefs.arrived].mean()
+    assert errors['mamba'] < 0.7 * errors['mlp']
+
+
+def test_acting_and_batches_see_beliefs(make_online, lossy_agent, lossy_data, make_replay):
+    agent = make_online(offline=lossy_agent, value_interval=0, online_share=0.0)
+    data = lossy_data()
+    agent.build_map(data)
+    batches = agent.open_batches(data, make_replay((40, 25)))
+    batch = batches.sample(np.random.default_rng(0))
+    beliefs = batches.offline_store.beliefs
+    rows = batch.rows.numpy()
+    assert beliefs.arrived[rows].all() and beliefs.arrived[rows + 1].all()
+    np.testing.assert_array_equal(batch.states, data.observations[rows])
+    lost = (batch.seen_states != batch.states).any(-1).numpy()
+    assert 0.3 < lost.mean() < 0.7
+    np.testing.assert_array_equal(batch.seen_states[lost], beliefs.expected[rows[lost]])
+    assert agent.update(batch)['total_loss'].isfinite()
+
+    # a reading that repeats is not what acting goes by
+    reading, goal = data.observations[:1], data.observations[30:31]
+    first, state = agent.act(reading, goal, agent.initial_state(1))
+    second, state = agent.act(reading, goal, state)
+    assert not np.array_equal(first, second)
+
+    holding = make_online(offline=lossy_agent, remember_lost=False, value_interval=0, online_share=0.0)
+    first, state = holding.act(reading, goal, holding.initial_state(1))
+    np.testing.assert_array_equal(first, holding.act(reading, goal, state)[0])
+
+
+def test_i_has_no_second_memory(make_online, lossy_agent):
+    with pytest.raises(ValueError, match='--memory: where readings get lost'):
+        make_online(offline=lossy_agent, memory=True)
