@@ -1,5 +1,8 @@
 """Lost readings: found, foretold, filled in as acting does, and learned from."""
 
+import dataclasses
+
+import measure_beliefs
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from beliefs import Beliefs, Believer, find_arrived
 from offline_agent import at_positions
 from senses import Senses
+from support.files import save_checkpoint
 
 CONTEXT = 12  # of the tiny networks
 
@@ -168,3 +172,32 @@ def test_acting_and_batches_see_beliefs(make_online, lossy_agent, lossy_data, ma
 def test_i_has_no_second_memory(make_online, lossy_agent):
     with pytest.raises(ValueError, match='--memory: where readings get lost'):
         make_online(offline=lossy_agent, memory=True)
+
+
+def test_how_well_readings_are_foretold(lossy_agent, tmp_path, capsys):
+    """By networks that foretell the last reading, and then the truth."""
+    states = np.cumsum(np.random.default_rng(0).standard_normal((60, 5)), 0).astype(np.float32)
+    np.savez(tmp_path / 'states.npz', observations=states, terminals=np.arange(60) == 59)
+    senses = dataclasses.asdict(Senses('dropped:0.5', loss_rate=0.5))
+
+    def measure(agent, senses):
+        save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'agent': agent.state_dict(),
+                                                'data': {'senses': senses}})
+        config = measure_beliefs.BeliefConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'states.npz'))
+        return measure_beliefs.run(config)
+
+    torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].weight)
+    torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].bias)
+    r2 = measure(lossy_agent, senses)
+    assert list(r2) == [0, 1, 2, 5, 10] and len(set(r2.values())) == 1 and 0 < r2[0] < 1
+    assert f'expected from 5 readings: R2 {r2[5]:.3f}' in capsys.readouterr().out
+
+    with pytest.MonkeyPatch.context() as patch:
+        order = np.random.default_rng(0).choice(50, 50, replace=False)
+        truth = torch.from_numpy(states[10:][order])
+        patch.setattr(measure_beliefs.OfflineAgent, 'predict_next',
+                      lambda self, latents, readings: self.encoder.normalize(truth))
+        assert measure(lossy_agent, senses)[10] == pytest.approx(1)
+
+    with pytest.raises(ValueError, match='nothing gets lost with --observe full'):
+        measure(lossy_agent, dataclasses.asdict(Senses()))
