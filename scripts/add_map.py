@@ -15,7 +15,7 @@ from online_agent import OnlineAgent  # noqa: E402
 from senses import senses_of  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
-from trajectories import load_dataset  # noqa: E402
+from trajectories import load_recorded  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -38,10 +38,8 @@ def run(config):
     with naming_file(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
-    known = checkpoint['data']
-    data, _, source = load_dataset(known['dataset'], config.dataset_path or known['path'], 'datasets', '',
-                                   known['max_trajectories'], senses=senses_of(checkpoint),
-                                   **agent.offline.config.sampling())
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
+                                 senses=senses_of(checkpoint), **agent.offline.config.sampling())
     print(source.note)
 
     begin = time.perf_counter()

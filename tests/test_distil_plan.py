@@ -1,11 +1,13 @@
 """scripts/distil_plan.py: a proposer that heads where the plan does, and what it says about bad input."""
 
+import add_map
 import distil_plan
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 
@@ -159,6 +161,21 @@ def test_script(planner_agent, data, tmp_path, capsys):
         distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), *flags])
     distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), '--dataset_path', str(files['states']), *flags])
     assert 'as asked' in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_a_map_gets_one(planner_agent, data, tmp_path):
+    for name in ('states', 'states-val'):
+        terminals = np.isin(np.arange(len(data)), data.ends)
+        np.savez(tmp_path / f'{name}.npz', observations=data.observations, terminals=terminals)
+    known, planner_agent.state_map = planner_agent.state_map, None
+    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'states.npz')
+    add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--hop', '4'])
+    saved = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
+    assert str(saved.state_map) == str(known)
+
+    write(tmp_path / 'other.pth', planner_agent, data, tmp_path / 'states.npz', fingerprint='other data')
+    with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
+        add_map.main(['--checkpoint', str(tmp_path / 'other.pth')])
 
 
 def test_bad_input_is_named(planner_agent, data, tmp_path):
