@@ -111,7 +111,7 @@ done
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
 # readings get lost
 for seed in 13 14 15; do
-    for lost in '0.3 20000' '0.5 40000' '0.7 100000'; do
+    for lost in '0.3 20000' '0.4 28000' '0.5 40000' '0.6 62000'; do
         share=${lost% *} steps=${lost#* }
         for encoder in mamba gru mlp; do
             run lost-$share-$encoder antmaze-medium-navigate-v0 $seed $steps \
