@@ -111,6 +111,7 @@ class Beliefs:
         """Take in trajectories that were added to the dataset; `dropped` rows went at its front."""
         data = self.dataset
         self.arrived = find_arrived(data.observations[:len(data)], data.starts)
+        # rows at which steps begin whose two readings arrived
         self.told = data.origins[self.arrived[data.origins] & self.arrived[data.origins + 1]]
 
         known = max(0, len(self.expected) - dropped)
@@ -122,7 +123,7 @@ class Beliefs:
 
     @property
     def whole_steps(self):
-        """Rows (n,) at which steps begin whose two readings arrived. ValueError where there are none."""
+        """`told`, (n,) rows. ValueError where there are none."""
         if not len(self.told):
             raise ValueError(f'of {len(self.dataset.origins):,} steps none has both its readings, so that no action '
                              'can be told; use a smaller P in --observe dropped:P or more steps')

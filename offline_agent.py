@@ -50,6 +50,8 @@ class OfflineConfig:
     random_goals: float = flag(0.3, 'share of value goals from anywhere in the data; the rest lies ahead',
                                least=0, most=1)
     proposer_random_goals: float = flag(0.2, 'share of proposer goals from anywhere in the data', least=0, most=1)
+    critic_weight: float = flag(1.0, 'weight of Q, which shapes z and is read by nothing that acts: V regresses on '
+                                     "Q's own target", least=0)
     infonce_weight: float = flag(0.05, 'weight of InfoNCE', least=0)
     alignment_weight: float = flag(0.02, 'weight of trajectory alignment', least=0)
     state_weight: float = flag(1.0, 'weight of next-state prediction', least=0)
@@ -296,7 +298,7 @@ class OfflineAgent:
         config = self.config
         objectives = (
             (self.proposer_loss, 1),
-            (self.critic_loss, 1),
+            (self.critic_loss, config.critic_weight),
             (self.value_loss, 1),
             (self.infonce_loss, config.infonce_weight),
             (self.alignment_loss, config.alignment_weight),

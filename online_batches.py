@@ -123,9 +123,9 @@ class LatentStore:
     @torch.no_grad()
     def refresh(self, dropped=0):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        self._find_moves()
         if self.beliefs:
             self.beliefs.refresh(dropped)
+        self._find_moves()
         if not self.cached:
             return
 
@@ -141,16 +141,15 @@ class LatentStore:
         data = self.dataset
         if self.things_scale is not None:
             self.next_rest = find_moves(data.observations, data.starts, data.ends, self.things_scale).next_rest
-            self._leading = np.flatnonzero(self.next_rest >= 0)
+            steps = self.beliefs.told if self.beliefs else np.arange(len(data))
+            self._leading = steps[self.next_rest[steps] >= 0]
 
     @property
     def origins(self):
         """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
         move; where readings get lost, those at which an action can be told."""
-        if self.beliefs:
-            return self.whole_steps
         if self.next_rest is None or not len(self._leading):
-            return self.dataset.origins
+            return self.whole_steps
         return self._leading
 
     @property

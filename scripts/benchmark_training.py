@@ -15,6 +15,7 @@ from benchmark_peers import (
 from benchmark_tools import STATES, Row, interleaved, make_offline
 
 from mamba import Mamba2, choose_backend, load_mamba_ssm_scan
+from model import GRULayer
 
 
 def layer_step(layer, batch, length, device='cpu'):
@@ -30,7 +31,10 @@ def layer_step(layer, batch, length, device='cpu'):
 
 
 def layers():
-    return {'ours': Mamba2(128), "transformers' Mamba2Mixer": transformers_mamba2(128),
+    ours = Mamba2(128)
+    parameters = sum(p.numel() for p in ours.parameters())
+    return {'ours': ours, '--encoder gru, of as many parameters': GRULayer(128, parameters),
+            "transformers' Mamba2Mixer": transformers_mamba2(128),
             '… with its default chunks of 256': transformers_mamba2(128, 256), 'mambapy (Mamba-1)': mambapy_mamba1(128),
             'nn.GRU(128, 256)': gru(128), 'causal Transformer layer': CausalTransformer(128)}
 
