@@ -138,7 +138,7 @@ def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale
         axis.set_xscale('log')
     axis.set_xticks(budgets)
     axis.minorticks_off()
-    axis.set_ylim(0, 100)
+    axis.set_ylim(-3, 103)  # marks at 0 and 100 are whole
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     _thousands(axis)
