@@ -2,8 +2,8 @@
 
 A lost reading repeats the one before it, number for number, which tells that it was lost. The encoder has learned
 from states alone to foretell the next one, f(s_<=t) -> s_{t+1}, from whatever arrived; where nothing arrives, an agent
-goes on with that. So memory is where it is needed and nowhere else: V, Q, f_P, the map and inverse dynamics see a state
-as ever, of which some numbers are beliefs.
+goes on with that. So memory is where it is needed and nowhere else: the plan, f_P and inverse dynamics see a state as
+ever, which may be a belief.
 
 Actions can be told of steps only whose two readings arrived. From such a step inverse dynamics learn to act without
 its reading, too: the expectation stands in for it as often as readings get lost.
@@ -52,6 +52,7 @@ class Believer:
         self.remembers = remembers
 
     def initial_state(self, batch_size):
+        """-> Belief before the first readings of `batch_size` episodes."""
         nothing = self.encoder.mean.expand(batch_size, -1)
         return Belief(self.encoder.initial_state(batch_size), nothing, nothing)
 
@@ -70,25 +71,26 @@ class Believer:
 
     @torch.no_grad()
     def expect(self, observations):
-        """Readings (T, S) of a trajectory -> (T, S), what was expected of each: of the first, itself. As `step` would
-        expect it: from the readings since half a context ago, or up to a whole one."""
+        """Readings (T, S) of a trajectory -> (T, S), what `step` would have expected of each; of the first, itself."""
         if not self.remembers or len(observations) < 2:
             return np.concatenate([observations[:1], observations[:-1]])
 
+        # windows begin where one of the two streams of `Encoder.step` restarts, as far as anything is left to foretell
         context = self.encoder.context_length
-        half = max(1, context // 2)
         length = len(observations) - 1
-        firsts = np.arange(0, max(1, length - half), half)  # of windows that overlap by half
+        firsts = np.flatnonzero(np.isin(np.arange(length) % context, (0, context // 2)))
+        firsts = firsts[:1 + np.sum(firsts[:-1] + context < length)]
         rows = np.minimum(firsts[:, None] + np.arange(context), length - 1)
 
         expected = observations.copy()
+        done = 0  # rows whose successor is foretold, by the window that remembers most
         for i in range(0, len(firsts), WINDOWS_AT_ONCE):
             windows = torch.from_numpy(observations[rows[i:i + WINDOWS_AT_ONCE]]).to(self.encoder.mean.device)
             predicted = self.encoder.denormalize(self.offline.predict_next(self.encoder(windows), windows))
             for first, ahead in zip(firsts[i:i + WINDOWS_AT_ONCE], predicted.cpu().numpy(), strict=True):
-                known = half if first else 0  # earlier positions have a window with more of the past
-                last = min(first + context, length)
-                expected[first + known + 1:last + 1] = ahead[known:last - first]
+                end = min(first + context, length)
+                expected[done + 1:end + 1] = ahead[done - first:end - first]
+                done = end
         return expected
 
 

@@ -41,10 +41,13 @@ def test_lost_readings_are_those_that_repeat():
 
 
 @pytest.mark.parametrize('length', [1, 2, 5, CONTEXT - 1, CONTEXT, CONTEXT + 1, CONTEXT + 7, 2 * CONTEXT, 40])
+@pytest.mark.parametrize('context', [CONTEXT, 7, 2, 1])
 @pytest.mark.parametrize('remembers', [True, False])
-def test_data_are_filled_in_as_acting_fills_them(lossy_agent, lossy_data, remembers, length):
+def test_data_are_filled_in_as_acting_fills_them(make_agent, lossy_data, remembers, context, length):
+    agent = make_agent(context_length=context)
+    agent.loses_readings = True
     readings = lossy_data((length,)).observations
-    believer = Believer(lossy_agent, remembers)
+    believer = Believer(agent, remembers)
     expected = believer.expect(readings)
     arrived = find_arrived(readings, np.array([0]))
 
