@@ -58,13 +58,12 @@ class Believer:
 
     def step(self, observations, belief):
         """Readings (B, S), raw, of the next step -> (believed states (B, S), new Belief)."""
+        if not self.remembers:
+            return observations, belief._replace(reading=observations, expected=observations)
+
         is_first = (belief.encoder.count == 0).unsqueeze(-1)
         lost = (observations == belief.reading).all(-1, keepdim=True) & ~is_first
         believed = torch.where(lost, belief.expected, observations)
-        if not self.remembers:
-            count = belief.encoder.count + 1
-            return believed, Belief(belief.encoder._replace(count=count), observations, observations)
-
         latent, encoder = self.encoder.step(observations, belief.encoder)
         expected = self.encoder.denormalize(self.offline.predict_next(latent, observations))
         return believed, Belief(encoder, observations, expected)
@@ -113,6 +112,7 @@ class Beliefs:
         """Take in trajectories that were added to the dataset; `dropped` rows went at its front."""
         data = self.dataset
         self.arrived = find_arrived(data.observations[:len(data)], data.starts)
+        self.arrival_rate = self.arrived.mean() if len(data) else 1.0
         # rows at which steps begin whose two readings arrived
         self.told = data.origins[self.arrived[data.origins] & self.arrived[data.origins + 1]]
 
@@ -137,5 +137,5 @@ class Beliefs:
 
     def lose(self, rows, rng):
         """The same at rows (n,) whose readings arrived, as if these had got lost as often as others do."""
-        lost = rng.random(len(rows)) >= self.arrived.mean()
+        lost = rng.random(len(rows)) >= self.arrival_rate
         return np.where(lost[:, None], self.expected[rows], self.dataset.observations[rows])

@@ -229,8 +229,7 @@ class OfflineAgent:
     def alignment_loss(self, latents, batch):
         """1 - cos(z_{t+k} - z_t, z_g - z_t) for goals in the future: latent moves point at the goal."""
         cosine = F.cosine_similarity(latents.z_next - latents.z, latents.z_goal - latents.z, dim=-1)
-        weight = batch.future.float()
-        loss = ((1 - cosine) * weight).sum() / parallel.mean(weight.sum()).clamp(min=1)
+        loss = _mean_where(batch.future, 1 - cosine)
         return loss, {'alignment_loss': loss}
 
     def predict_next(self, latents, observations):
