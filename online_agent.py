@@ -32,7 +32,7 @@ from beliefs import Belief, Believer
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
-from planner import StateMap
+from planner import Pursuit, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from things import ThingsMap
@@ -81,6 +81,7 @@ class ActState(NamedTuple):
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
+    pursuit: Pursuit  # which nodes of it are headed for
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
@@ -215,14 +216,16 @@ class OnlineAgent:
             z_goal=self.encoder.encode_slow(goals),
             goal_places=self.encoder.place(goals),
             routes=None,
+            pursuit=Pursuit.none(batch_size),
             biased=np.zeros(batch_size, bool),
         )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
+        pursuit = state.pursuit.forget(rows)
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
-        return state._replace(encoder=state.encoder.reset(rows), belief=belief)
+        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
@@ -248,12 +251,14 @@ class OnlineAgent:
         raw_goals = goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
-        if not torch.equal(goals, state.goals):
+        is_new = (goals != state.goals).any(1)
+        if is_new.any():
             state = state._replace(
                 goals=goals.clone(),
                 z_goal=self.encoder.encode_slow(goals),
                 goal_places=self.encoder.place(goals),
                 routes=self.state_map.routes(raw_goals) if self.plans else None,
+                pursuit=state.pursuit.forget(is_new.cpu().numpy()),
             )
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
@@ -262,8 +267,10 @@ class OnlineAgent:
                 observations, belief = self.believer.step(observations, belief)
 
             planned = np.zeros(len(observations), bool)
+            pursuit = state.pursuit
             if state.routes is not None:
-                waypoints, planned = self.state_map.waypoints(observations.cpu().numpy(), raw_goals, state.routes)
+                waypoints, planned, pursuit = self.state_map.waypoints(observations.cpu().numpy(), raw_goals,
+                                                                       state.routes, pursuit)
 
             memory = state.encoder
             if self.config.memory:
@@ -286,7 +293,7 @@ class OnlineAgent:
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
-        return actions, state._replace(encoder=memory, belief=belief, biased=biased)
+        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""

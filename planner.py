@@ -10,10 +10,13 @@ Laskin et al. 2020, plan so with actions and learned distances; here neither is 
     near      u is near v: it was followed by v within a hop, so that whoever is in u can head for a goal in v
     cost      the observed steps; more for an edge that was hardly ever seen or that depends on luck (`edge_costs`)
     distance  Dijkstra's, from the goal's node over reversed edges; kept for the goals asked for last
+    waypoint  what is headed for: the next node's state or the goal; of a way that only leads back to where one set out
+              for it, no notice is taken for a hop
 """
 
 import collections
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +40,22 @@ STANDING = 0.2  # what comes less far in a hop than this share of what the faste
 JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
 KEPT_GOALS = 128  # routes that a map remembers
 ROWS_AT_ONCE = 1 << 18
+
+
+class Pursuit(NamedTuple):
+    """What B episodes head for, and for how many steps each has kept to it against the plan."""
+
+    targets: np.ndarray  # (B,) int, nodes, AT_GOAL or NO_PATH
+    kept: np.ndarray  # (B,) int
+
+    @classmethod
+    def none(cls, size):
+        """Of `size` episodes that head for nothing yet."""
+        return cls(np.full(size, NO_PATH), np.zeros(size, int))
+
+    def forget(self, rows):
+        """rows (B,) bool -> the Pursuit in which these episodes head for nothing yet."""
+        return Pursuit(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
 
 
 class StateMap:
@@ -160,13 +179,25 @@ class StateMap:
         """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
         return np.stack([self.route(node) for node in self.locate(goals)])
 
-    def waypoints(self, observations, goals, routes):
-        """observations, goals (B, S) raw, routes of these goals (B, K + 1) -> states (B, S) to head for, raw: the next
-        node's, or the goal; found (B,) bool, false where no path leads."""
+    def waypoints(self, observations, goals, routes, pursuit):
+        """observations, goals (B, S) raw, routes of these goals (B, K + 1), the Pursuit of the step before -> states
+        (B, S) to head for, raw: the next node's, or the goal; found (B,) bool, false where no path leads; the new
+        Pursuit.
+
+        An edge is a move of a hop. Who follows it crosses other nodes, and where edges are few the way from such a node
+        may lead back to where the edge begins: he would go back and forth for ever. So he keeps to his target where the
+        way leads to a node from which he would head for the same one; but for a hop at most, for there may be a wall
+        before it.
+        """
         nodes = self.locate(observations)
-        ahead = routes[np.arange(len(nodes)), nodes]
-        states = np.where((ahead == AT_GOAL)[:, None], goals, self.states[np.maximum(ahead, 0)])
-        return states, ahead != NO_PATH
+        rows = np.arange(len(nodes))
+        named = routes[rows, nodes]
+        leads_back = (named >= 0) & (routes[rows, named] == pursuit.targets)
+        keeps = leads_back & (pursuit.kept < self.hop)
+
+        targets = np.where(keeps, pursuit.targets, named)
+        states = np.where((targets == AT_GOAL)[:, None], goals, self.states[np.maximum(targets, 0)])
+        return states, targets != NO_PATH, Pursuit(targets, np.where(keeps, pursuit.kept + 1, 0))
 
     def path(self, start, goal):
         """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for

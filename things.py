@@ -278,14 +278,14 @@ class ThingsMap:
                     queue.append(node)
         return Way(goal, place, known_in, moves_left)
 
-    def waypoints(self, observations, goals, routes):
-        """observations, goals (B, S) raw, routes of these goals -> states (B, S) to head for, raw; found (B,) bool.
-        Each is the observation after the next move. Where no sequence of moves leads to the goal it is the goal: all
-        that differs at once."""
+    def waypoints(self, observations, goals, routes, pursuit):
+        """observations, goals (B, S) raw, routes of these goals -> states (B, S) to head for, raw; found (B,) bool;
+        `pursuit`, of which moves have no need. Each state is the observation after the next move. Where no sequence of
+        moves leads to the goal it is the goal: all that differs at once."""
         configurations = self.configurations(observations)
         rows = zip(observations, map(tuple, configurations.tolist()), routes, strict=True)
         states = np.stack([self._next(observation, configuration, way) for observation, configuration, way in rows])
-        return states, np.ones(len(states), bool)
+        return states, np.ones(len(states), bool), pursuit
 
     def _next(self, observation, configuration, way):
         missing = self.place(observation) - way.place

@@ -10,6 +10,7 @@ import torch
 
 from model import InverseDynamics
 from online_agent import OnlineAgent
+from planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32
@@ -535,6 +536,30 @@ def test_plan_is_the_place_of_the_next_node(planning, make_dataset):
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
     again, _ = agent.act(observations, goals, state)  # the goals are known by now
     assert np.array_equal(again, actions)
+
+
+def test_what_an_episode_heads_for_is_forgotten_with_it(make_watched):
+    """A target is kept over steps; a new episode and a new goal begin without one, whatever the rows beside them do."""
+    agent = make_watched(1)
+    centers = np.zeros((4, DIM), np.float32)
+    centers[:, 0] = [0, 1, 5, 9]  # from 1 the way leads back to 0, and from there to 5
+    edges = {'sources': np.array([0, 1, 2]), 'targets': np.array([2, 0, 3]), 'costs': np.full(3, 10, np.float32)}
+    none = np.zeros(0, int)
+    agent.state_map = StateMap(np.zeros(DIM, np.float32), np.ones(DIM, np.float32), centers, centers, 1.0, **edges,
+                               near_sources=none, near_targets=none, hop=10)
+    goals = centers[[3, 3, 3]]
+    back, on = heads_for(agent, centers[[0, 2]])
+
+    actions, begun = agent.act(centers[[0, 0, 0]], goals, agent.initial_state(3))
+    np.testing.assert_allclose(actions, [on, on, on], atol=1e-6)
+
+    state = agent.reset_state(begun, np.array([True, False, False]))
+    actions, _ = agent.act(centers[[1, 1, 1]], goals, state)
+    np.testing.assert_allclose(actions, [back, on, on], atol=1e-6)
+
+    goals[1] += 0.1
+    actions, _ = agent.act(centers[[1, 1, 1]], goals, begun)
+    np.testing.assert_allclose(actions, [on, back, on], atol=1e-6)
 
 
 def test_plan_ends_in_the_goal_itself(planning, make_dataset):

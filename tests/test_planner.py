@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import planner
-from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges, find_jumps
+from planner import AT_GOAL, NO_PATH, Pursuit, StateMap, cluster, edge_costs, find_edges, find_jumps
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -202,6 +202,59 @@ def test_rare_landing_is_not_relied_on():
                          costs, near_sources=sources[:0], near_targets=targets[:0], hop=10)
     assert state_map.route(3)[0] == 1
     assert state_map.route(4)[0] == 4 or state_map.route(4)[0] == AT_GOAL
+
+
+def back_and_forth():
+    """Two nodes side by side: only from the first, at 0, an edge leads on to the goal's, at 5, so that the way from the
+    second, at 1, leads back."""
+    centers = np.array([[0, 0], [1, 0], [5, 0], [9, 0]], np.float32)
+    edges = {'sources': np.array([0, 1, 2]), 'targets': np.array([2, 0, 3]), 'costs': np.full(3, 10, np.float32)}
+    none = np.zeros(0, int)
+    return StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, **edges,
+                    near_sources=none, near_targets=none, hop=10)
+
+
+def walk_along(state_map, positions, goal):
+    """-> where to head for at each of these positions (T,) in turn, x alone; None where no path leads."""
+    goals = np.array([[goal, 0]], np.float32)
+    pursuit = Pursuit.none(1)
+    headings = []
+    for x in positions:
+        here = np.array([[x, 0]], np.float32)
+        states, found, pursuit = state_map.waypoints(here, goals, state_map.routes(goals), pursuit)
+        headings.append(states[0, 0] if found[0] else None)
+    return headings
+
+
+def test_who_has_set_out_does_not_turn_back():
+    state_map = back_and_forth()
+    assert walk_along(state_map, [1.0, 0.4, 0.6, 1.2, 5.0, 9.0], goal=9) == [0, 5, 5, 5, 9, 9]
+
+
+def test_who_leaves_the_map_keeps_to_nothing():
+    assert walk_along(back_and_forth(), [0.0, 90.0, 1.0], goal=9) == [5, None, 0]
+
+
+def test_a_target_is_given_up_after_a_hop():
+    """There may be a wall before it."""
+    headings = walk_along(back_and_forth(), [0.0] + 12 * [1.0] + [0.0], goal=9)
+    assert headings == 11 * [5] + 2 * [0] + [5]
+
+
+def test_episodes_pursue_their_own_targets():
+    """What one heads for, or forgets, does not depend on the others beside it."""
+    state_map = back_and_forth()
+    goals = np.array([[9, 0], [9, 0], [9, 0], [0, 0]], np.float32)
+    routes = state_map.routes(goals)
+    here = np.array([[0, 0], [0, 0], [1, 0], [1, 0]], np.float32)
+    states, _, pursuit = state_map.waypoints(here, goals, routes, Pursuit.none(4))
+    assert states[:, 0].tolist() == [5, 5, 0, 0]
+
+    here = np.array([[1, 0], [1, 0], [0, 0], [1, 0]], np.float32)
+    pursuit = pursuit.forget(np.array([True, False, False, False]))
+    states, _, pursuit = state_map.waypoints(here, goals, routes, pursuit)
+    assert states[:, 0].tolist() == [0, 5, 5, 0]
+    assert pursuit.kept.tolist() == [0, 1, 0, 0]
 
 
 def test_fewer_states_than_nodes():
