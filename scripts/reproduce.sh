@@ -146,6 +146,10 @@ for seed in 10 11; do
     done
 done
 
+for seed in 13 14 15; do
+    run online-18000 antmaze-medium-navigate-v0 $seed 10000 main '--initial_updates 14000'
+done
+
 # the two commands as the README has them
 run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 
