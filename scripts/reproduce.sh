@@ -125,7 +125,7 @@ done
 
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
-    run true-actions antmaze-$maze-v0 10 10000 main "--true_actions --data_dir $DATA/with_actions"
+    run true-actions antmaze-$maze-v0 14 10000 main "--true_actions --data_dir $DATA/with_actions"
 done
 
 # how many offline updates
