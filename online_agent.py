@@ -56,6 +56,8 @@ class OnlineConfig:
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
     labeler_context: int = flag(0, 'states before and after a step that the labeler sees as well; it labels what was '
                                    'recorded, so it may look ahead', least=0)
+    labeler_places: bool = flag(True, 'the labeler sees where the robot is (the slow dimensions); without, it needs '
+                                      'fewer steps where physics is the same everywhere')
     labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
                                   least=0, below=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
@@ -105,6 +107,9 @@ class OnlineAgent:
             raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
                              f'{self.action_high}')
 
+        if not config.labeler_places and not offline.config.slow_goals:
+            raise ValueError('--no-labeler_places: the offline run took all dimensions for places (--no-slow_goals); '
+                             'leave it out')
         if config.memory and offline.loses_readings:
             raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
                              '(--remember_lost); leave --memory out')
@@ -329,6 +334,8 @@ class OnlineAgent:
         steps = self.encoder.normalize(steps) * self.labeler_scale
         now = steps[..., c, :]
         around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now.unsqueeze(-2)
+        if not self.config.labeler_places:
+            now = now * (1 - self.encoder.slowness)
         return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
 
     def labeler_loss(self, batch):

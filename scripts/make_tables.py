@@ -7,7 +7,8 @@ README.ko.md, the others into results/README.md.
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
 flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
 has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
-`expert-noise-*` makes the table of the demonstrator. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table
+`expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
+same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table
 of their own and the other picture. Every other experiment is a row of the ablations, paired by seed
 with `main`, or with what `main` was at the time (`older-weights`, or `no-plan` if it did not plan). The last table has
 the evaluations while training.
@@ -52,6 +53,8 @@ WORDS = {
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references on the official data, with all action labels, 1M updates and no '
                    'environment steps; † another evaluation than OGBench\'s, or not checked.',
+        'like': ('success, %, on the very same data', 'demonstrator, with its map', 'OPSO, true labels',
+                 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
@@ -62,6 +65,7 @@ WORDS = {
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
                    '1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 '
                    '것입니다.',
+        'like': ('같은 데이터에서의 성공률, %', '시연자(지도를 앎)', 'OPSO, 실제 label', 'OPSO, label 없음, 같은 seed'),
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
@@ -256,12 +260,40 @@ def make_front(results, words, published):
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
 
+    if rows := like_for_like_rows(results):
+        parts.append(table(words['like'], rows))
+
     budgets = by_steps(results)
     if budgets:
         parts.append(budget_table(budgets, words['budgets']))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
+
+
+def like_for_like_rows(results):
+    """Cells of who does how well on one file of data: the demonstrator, at the noise of navigate and stitch; OPSO with
+    its true actions (`true-actions`); and the same seeds of OPSO without them."""
+    experts = {maze_of(name): runs for (experiment, name), runs in results.items() if experiment == 'expert-noise-0.2'}
+    rows = []
+    for (experiment, name), runs in sorted(results.items()):
+        if experiment != 'true-actions':
+            continue
+        inferred = {run.seed: run.success for run in results.get(('main', name), [])}
+        pairs = [(run.success, inferred[run.seed]) for run in runs if run.seed in inferred]
+        if pairs:
+            expert = experts.get(maze_of(name))
+            rows.append((
+                label(name),
+                mean_text([run.success for run in expert]) if expert else '–',
+                *(f'{mean_text(successes)} ({len(pairs)})' for successes in zip(*pairs, strict=True)),
+            ))
+    return rows
+
+
+def maze_of(name):
+    """antmaze-large-navigate-v0 -> antmaze-large."""
+    return name.rsplit('-', 2)[0]
 
 
 def by_steps(results):
@@ -373,7 +405,7 @@ def demonstrator_rows(results):
     rows = {}
     for (experiment, name), runs in sorted(results.items()):
         if experiment.startswith('expert-noise-'):
-            maze = name.rsplit('-', 2)[0]
+            maze = maze_of(name)
             noise = experiment.removeprefix('expert-noise-')
             rows[maze, noise] = (f'`{maze}`', noise, mean_text([run.success for run in runs]),
                                  _range(5 * run.episodes for run in runs))

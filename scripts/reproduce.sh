@@ -123,6 +123,12 @@ for seed in 13 14 15; do
     done
 done
 
+# a labeler that does not see where the robot is
+run no-places pointmaze-large-stitch-v0 10 10000 main --no-labeler_places
+run no-places antmaze-medium-navigate-v0 13 10000 main --no-labeler_places
+run no-places-1000 antmaze-medium-navigate-v0 13 1000 main '--random_steps 1000 --no-labeler_places'
+run no-places-2000 antmaze-medium-navigate-v0 13 2000 main '--random_steps 2000 --no-labeler_places'
+
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
     run true-actions antmaze-$maze-v0 14 10000 main "--true_actions --data_dir $DATA/with_actions"

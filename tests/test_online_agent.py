@@ -163,6 +163,27 @@ def test_the_labeler_sees_both_sides(make_online, make_dataset, context, stub):
     torch.testing.assert_close(around.view(3, -1, DIM)[:, context], after)
 
 
+def test_a_labeler_without_places_labels_a_step_alike_everywhere(make_online, states):
+    agent = make_online(labeler_places=False)
+    agent.encoder.slowness.copy_(torch.tensor([1.0] + [0.0] * (DIM - 1)))
+    steps = torch.from_numpy(states(16)).view(8, 2, DIM)
+    elsewhere = steps + torch.tensor([50.0] + [0.0] * (DIM - 1))
+    otherwise = steps + torch.tensor([0.0, 50.0] + [0.0] * (DIM - 2))
+    torch.testing.assert_close(agent.label(elsewhere), agent.label(steps), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(agent.label(otherwise), agent.label(steps), atol=1e-2)
+
+    further = steps + torch.tensor([[0.0], [3.0]]) * torch.tensor([1.0] + [0.0] * (DIM - 1))
+    assert not torch.allclose(agent.label(further), agent.label(steps), atol=1e-2), 'how far a step leads is seen'
+
+
+def test_a_labeler_without_places_needs_slow_goals(make_online):
+    agent = make_online()
+    agent.offline.config.slow_goals = False
+    config = dataclasses.replace(agent.config, labeler_places=False)
+    with pytest.raises(ValueError, match='--no-labeler_places'):
+        OnlineAgent(agent.offline, agent.action_low, agent.action_high, config)
+
+
 def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
     observations, goals = states(4), states(4, seed=1)
     agent = make_watched(1)
@@ -539,7 +560,7 @@ def test_plan_is_the_place_of_the_next_node(planning, make_dataset):
 
 
 def test_what_an_episode_heads_for_is_forgotten_with_it(make_watched):
-    """A target is kept over steps; a new episode and a new goal begin without one, whatever the rows beside them do."""
+    """A target is kept over steps; a new episode and a new goal begin without one, whatever other rows do."""
     agent = make_watched(1)
     centers = np.zeros((4, DIM), np.float32)
     centers[:, 0] = [0, 1, 5, 9]  # from 1 the way leads back to 0, and from there to 5

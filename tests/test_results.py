@@ -142,6 +142,15 @@ def test_one_measurement_of_the_demonstrator_is_shown_once(page):
     assert details.count('| `antmaze-large` | 0.2 | 90.0 | 300 |') == 1
 
 
+def test_what_labels_cost_stands_beside_the_demonstrator(page):
+    for name, success in ('expert-noise-0.2', 0.95), ('true-actions', 0.9):
+        write_run(page / 'results' / name / ANT / 'seed0', [success])
+    write_run(page / 'results' / 'true-actions' / ANT / 'seed7', [0.1])  # `main` has no such seed
+    assert script('make_tables', '--root', page)[0] == 0
+    for name in make_tables.WORDS:
+        assert f'| {DATA} | 95.0 | 90.0 (1) | 80.0 (1) |' in (page / name).read_text(encoding='utf-8')
+
+
 def test_flags_that_are_not_the_defaults_are_told(page):
     def write(seed, name=ANT, experiment='main', **argv):
         for half, flags in argv.items():
