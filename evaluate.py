@@ -46,6 +46,8 @@ class EvaluateConfig:
                              type=bool)
     compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
     compare_plan: bool | None = flag(None, 'the same as --plan, for --compare', type=bool)
+    action_scale: float = flag(0.0, 'do so much of what I infers (default 0: as it was trained)', least=0)
+    compare_action_scale: float = flag(0.0, 'the same as --action_scale, for --compare', least=0)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
 
@@ -64,13 +66,15 @@ def run(config):
     maze = open_maze(dataset, senses)
     kind = 'paths' if maze else 'values'
 
-    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, config.plan)
+    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, config.plan,
+                                       config.action_scale)
     print_table(metrics, episodes)
     pictures = [output.with_name(f'{output.stem}_{kind}.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
 
     if config.compare:
-        others, other_episodes, agent = measure(config, config.compare, other, dataset, config.compare_plan)
+        others, other_episodes, agent = measure(config, config.compare, other, dataset, config.compare_plan,
+                                                 config.compare_action_scale)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
         draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
@@ -99,9 +103,9 @@ def print_table(metrics, episodes):
         print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
 
 
-def measure(config, path, checkpoint, dataset, plan=None):
-    """Evaluate one checkpoint, with or without plans (None: as trained) -> (metrics with intervals, episodes,
-    agent)."""
+def measure(config, path, checkpoint, dataset, plan=None, action_scale=0.0):
+    """Evaluate one checkpoint, with or without plans (None: as trained) and with its actions scaled (0: as trained)
+    -> (metrics with intervals, episodes, agent)."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
@@ -109,6 +113,8 @@ def measure(config, path, checkpoint, dataset, plan=None):
     with naming_file(path):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
     switch_plan(agent, plan, path)
+    if action_scale:
+        agent.config.action_scale = action_scale
 
     envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
@@ -130,6 +136,7 @@ def measure(config, path, checkpoint, dataset, plan=None):
     metrics['episodes_per_task'] = n
     metrics['seed'] = config.seed
     metrics['plan'] = agent.plans
+    metrics['action_scale'] = agent.config.action_scale
     return metrics, episodes, agent
 
 

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beliefs import Belief, Believer
+from labeler_trial import try_labeler
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
@@ -56,8 +57,9 @@ class OnlineConfig:
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
     labeler_context: int = flag(0, 'states before and after a step that the labeler sees as well; it labels what was '
                                    'recorded, so it may look ahead', least=0)
-    labeler_places: bool = flag(True, 'the labeler sees where the robot is (the slow dimensions); without, it needs '
-                                      'fewer steps where physics is the same everywhere')
+    labeler_places: bool = flag(None, 'the labeler sees where the robot is (the slow dimensions); without, it needs '
+                                      'fewer steps where physics is the same everywhere; default: tried out on the '
+                                      'first own steps', type=bool)
     labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
                                   least=0, below=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
@@ -70,6 +72,8 @@ class OnlineConfig:
                                             'what is usual from its state, in standard deviations', least=0)
     remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
                                      'sequences expects in their place; else on the last one that arrived')
+    action_scale: float = flag(0.85, 'acting does so much of what I infers; below 1 it walks more carefully than the '
+                                     'data, and falls less', above=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
 
@@ -107,7 +111,7 @@ class OnlineAgent:
             raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
                              f'{self.action_high}')
 
-        if not config.labeler_places and not offline.config.slow_goals:
+        if config.labeler_places is False and not offline.config.slow_goals:
             raise ValueError('--no-labeler_places: the offline run took all dimensions for places (--no-slow_goals); '
                              'leave it out')
         if config.memory and offline.loses_readings:
@@ -144,6 +148,7 @@ class OnlineAgent:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.state_map = None
         self.labeler_scale = torch.ones(offline.observation_dim, device=self.device)
+        self.labeler_sees_places = config.labeler_places is not False
         self.step = 0
 
     def build_map(self, data, seed=0, hop=0, nodes=0):
@@ -174,11 +179,22 @@ class OnlineAgent:
             return states
         return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
 
-    def scale_labeler(self, replay):
-        """Set what the labeler sees of normalised states, by the agent's first own steps (a ReplayBuffer). Where there
-        are things it sees the robot's numbers alone, those that its own steps move all the time: what becomes of a cube
-        or a spring that it has hardly touched it cannot know. Of those that it has moved further than anybody in the
-        data (a wrist that nobody turned) it sees its own units."""
+    def prepare_labeler(self, store, updates, seed):
+        """Decide what the labeler sees of states, by the LatentStore of the agent's first own steps -> the LabelerTrial
+        of so many updates that decided whether it sees places, None where there was none to make."""
+        self._scale_labeler(store.dataset)
+        if self.config.labeler_places is not None or self.moves_things or not self.offline.config.slow_goals:
+            return None
+
+        trial = try_labeler(self, store, updates, seed)
+        if trial:
+            self.labeler_sees_places = trial.places_help
+        return trial
+
+    def _scale_labeler(self, replay):
+        """Where there are things the labeler sees the robot's numbers alone, those that its own steps move all the
+        time: what becomes of a cube or a spring that it has hardly touched it cannot know. Of those that it has moved
+        further than anybody in the data (a wrist that nobody turned) it sees its own units."""
         if not self.moves_things:
             return
         is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
@@ -293,7 +309,8 @@ class OnlineAgent:
                 waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
                 rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
                 targets = torch.where(rows, self.encoder.place(waypoints), targets)
-            actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
+            inferred = self.infer_action(full, observations, targets, state.goal_places)
+            actions = self.config.action_scale * inferred.cpu().numpy()
 
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
@@ -327,14 +344,16 @@ class OnlineAgent:
         seen = self.encoder.normalize(self.bounded(states))
         return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
 
-    def label(self, steps, networks=None, **dropout):
+    def label(self, steps, networks=None, sees_places=None, **dropout):
         """I_1(s_{t-c}, ..., s_{t+1+c}) -> the action between s_t and s_{t+1}; steps (..., 2 + 2c, S) raw, c =
-        `labeler_context`. `networks`: whose I_1, default `acting`."""
+        `labeler_context`. `networks`: whose I_1, default `acting`; `sees_places`: default what was decided."""
+        if sees_places is None:
+            sees_places = self.labeler_sees_places
         c = self.config.labeler_context
         steps = self.encoder.normalize(steps) * self.labeler_scale
         now = steps[..., c, :]
         around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now.unsqueeze(-2)
-        if not self.config.labeler_places:
+        if not sees_places:
             now = now * (1 - self.encoder.slowness)
         return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
 
@@ -468,6 +487,7 @@ class OnlineAgent:
             'optimizer': self.optimizer.state_dict(),
             'map': self.state_map.state_dict() if self.state_map else None,
             'labeler_scale': self.labeler_scale,
+            'labeler_sees_places': self.labeler_sees_places,
         }
 
     def load_state_dict(self, state):
@@ -484,6 +504,8 @@ class OnlineAgent:
         self.step = state['step']
         if 'labeler_scale' in state:
             self.labeler_scale = state['labeler_scale'].to(self.device)
+        if 'labeler_sees_places' in state:  # else the flag decided
+            self.labeler_sees_places = state['labeler_sees_places']
         if state.get('map') is not None:  # checkpoints from before there were maps have none
             kind = ThingsMap if 'thing_of' in state['map'] else StateMap
             self.state_map = kind.from_state_dict(state['map'])
@@ -491,7 +513,8 @@ class OnlineAgent:
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
-        config = make_config(OnlineConfig, state['config'])
+        older = {'action_scale': 1.0}  # what did not exist yet when a checkpoint was written
+        config = make_config(OnlineConfig, older | state['config'])
         agent = cls(offline, state['action_low'], state['action_high'], config)
         agent.load_state_dict(state)
         return agent

@@ -72,6 +72,8 @@ class TrainConfig(RunConfig):
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
 
+TRIAL_SHARE = 8  # the trial of labelers with and without places has so small a part of --labeler_updates
+
 
 def success_panel(tasks):
     """The panel of an environment with so many tasks."""
@@ -309,10 +311,13 @@ class OnlineTraining:
                 dropped += self.replay.add(episode.observations, actions)
 
         due = round(self.config.update_ratio * collected.steps)
-        if not self.agent.step:
-            self.agent.scale_labeler(self.replay)
-            due = self.config.labeler_updates + self.config.initial_updates
         self.batches.refresh(dropped)
+        if not self.agent.step:
+            trial = self.agent.prepare_labeler(self.batches.online_store, self.config.labeler_updates // TRIAL_SHARE,
+                                               self.config.seed)
+            if trial:
+                self.progress.write(str(trial))
+            due = self.config.labeler_updates + self.config.initial_updates
         self.round = Round(first_step, due, collected.numbers)
 
     def update(self):

@@ -173,7 +173,7 @@ def make_online(make_agent):
     def make(seed=0, action_dim=ACTION_DIM, offline=None, **changes):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)
-        flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4} | changes
+        flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4, 'action_scale': 1.0} | changes
         config = OnlineConfig(**{'online_share': 0.25, **flags})
         return OnlineAgent(offline, -np.ones(action_dim), np.ones(action_dim), config)
 

@@ -49,6 +49,26 @@ def snapshot(agent):
 
 
 # ---------------------------------------------------------------------------------------------------- acting
+def test_actions_are_scaled_before_they_are_clipped(make_online, states):
+    full, gentle = make_online(), make_online(action_scale=0.5)
+    inferred = torch.tensor([[0.4, -0.6, 3.0]]).expand(4, ACTION_DIM)
+    for agent in full, gentle:
+        agent.infer_action = lambda *_: inferred
+    acted = [agent.act(states(4), states(4, seed=1), agent.initial_state(4))[0] for agent in (full, gentle)]
+    np.testing.assert_allclose(acted[0][0], [0.4, -0.6, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(acted[1][0], [0.2, -0.3, 1.0], rtol=1e-6)
+
+
+def test_a_checkpoint_from_before_actions_were_scaled_acts_as_it_did(make_online, states):
+    agent = make_online()
+    state = agent.state_dict()
+    del state['config']['action_scale']
+    loaded = OnlineAgent.from_state_dict(state)
+    assert loaded.config.action_scale == 1
+    acted = [a.act(states(4), states(4, seed=1), a.initial_state(4))[0] for a in (agent, loaded)]
+    assert np.array_equal(*acted)
+
+
 def test_goal_biased_proposals(agent):
     z, z_goal = torch.randn(500, D), torch.randn(500, D)
     z_next, biased = agent.propose(z, z_goal, epsilon=1.0, rng=np.random.default_rng(0))

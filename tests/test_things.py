@@ -326,7 +326,7 @@ def test_progress_steps_0_imitates_all_alike(mover):
 
 def test_the_labeler_sees_what_the_robot_has_moved(mover):
     agent, data, replay = mover
-    agent.scale_labeler(replay)
+    assert agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0) is None
     assert (agent.labeler_scale > 0).tolist() == [True, True, False, False, False, False, False]
 
     states = torch.from_numpy(data.observations[100:102])[None]
@@ -341,7 +341,7 @@ def test_the_labeler_sees_what_the_robot_has_moved(mover):
 def test_walkers_show_the_labeler_everything(make_online, make_dataset, make_replay):
     agent = make_online()
     agent.build_map(make_dataset((60, 60, 60)))
-    agent.scale_labeler(make_replay())
+    agent.prepare_labeler(agent.latent_store(make_replay(), cached=False), updates=5, seed=0)
     assert (agent.labeler_scale == 1).all()
 
 
