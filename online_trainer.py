@@ -60,7 +60,7 @@ class TrainConfig(RunConfig):
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
     labeler_updates: int = flag(4000, 'gradient steps of the labeler alone after the random steps: what I learns from '
                                       'bad labels it has to unlearn', least=0)
-    initial_updates: int = flag(5000, 'gradient steps after these', least=1)
+    initial_updates: int = flag(14_000, 'gradient steps after these', least=1)
     update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)

@@ -31,8 +31,9 @@ STANDING_HEAD = 1.2  # metres
 class Expert:
     """Acts for `rollouts.evaluate`: toward the next cell of the shortest path, with noise on the actions."""
 
-    def __init__(self, dataset, path, noise, seed):
+    def __init__(self, dataset, path, noise, seed, action_scale=1.0):
         path = expert_path(dataset, path)
+        self.action_scale = action_scale
         self.collector = MazeCollector(CollectConfig(dataset, 'expert', path, noise, 2, True, seed))
         self.rng = np.random.default_rng(seed)
 
@@ -46,7 +47,7 @@ class Expert:
         """observations, goals (B, S) -> (actions (B, A), state)."""
         actions = [self.collector.action(self.rng, s, self.collector.direction_to(s[:2], g[:2]))
                    for s, g in zip(observations, goals, strict=True)]
-        return np.stack(actions).astype(np.float32), state
+        return self.action_scale * np.stack(actions).astype(np.float32), state
 
 
 def fallen(dataset, episodes):
@@ -66,6 +67,7 @@ def main():
     parser.add_argument('--dataset', default='antmaze-medium-navigate-v0',
                         help='of an ant or a humanoid (default: %(default)s)')
     parser.add_argument('--noise', type=float, default=0.0, help='standard deviation on the actions (default: 0)')
+    parser.add_argument('--action_scale', type=float, default=1.0, help='do so much of its actions (default: 1)')
     parser.add_argument('--episodes_per_task', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0, help='seed of starts, goals and noise (default: 0)')
     parser.add_argument('--expert_path', help='weights of the expert (default: those in datasets/)')
@@ -73,11 +75,11 @@ def main():
     flags = parser.parse_args()
     if flags.dataset.split('-')[0].removesuffix('maze') not in EXPERTS:
         raise ValueError(f'--dataset {flags.dataset}: the experts are an ant and a humanoid')
-    agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed)
+    agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed, flags.action_scale)
     envs = [make_env(flags.dataset) for _ in range(8)]
     metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
     metrics |= fallen(flags.dataset, episodes)
-    metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'episodes_per_task', 'seed')}
+    metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'action_scale', 'episodes_per_task', 'seed')}
     print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
     if flags.output:
         Path(flags.output).parent.mkdir(parents=True, exist_ok=True)

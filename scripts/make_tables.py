@@ -10,7 +10,7 @@ has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the 
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
 same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table
 of their own and the other picture. Every other experiment is a row of the ablations, paired by seed
-with `main`, or with what `main` was at the time (`older-weights`, or `no-plan` if it did not plan). The last table has
+with `main`, or with what `main` was at the time (`full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has
 the evaluations while training.
 What is missing is left out. The data are of our own expert, which every name says.
 """
@@ -340,16 +340,18 @@ def make_details(results):
 
 
 def ablation_row(results, experiment, name):
-    """Cells of one experiment, beside the same seeds of `main`, `older-weights`, or `no-plan` if it did not plan; None
-    for what is no ablation."""
+    """Cells of one experiment, beside the same seeds of `main` or of what `main` was at the time; None for what is
+    no ablation."""
     if experiment == 'main' or experiment.startswith(('expert-', 'lost-')):
         return None
 
     runs = results[experiment, name]
     planned = experiment == 'no-plan' or all(run.planned for run in runs)
     pairs = []
-    references = {'main', 'older-weights'} if planned else {'no-plan'}
-    for reference in sorted(references - {experiment}):
+    references = ('main', 'full-actions', 'older-weights') if planned else ('no-plan',)
+    for reference in references:
+        if reference == experiment:
+            continue
         successes = {run.seed: run.success for run in results.get((reference, name), [])}
         pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
         if pairs:

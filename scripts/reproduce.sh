@@ -13,6 +13,9 @@
 # `main` before imitation was weighted by progress beyond what is usual, need the code of their time:
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
+# So do those of before actions were scaled and labels did without places: `full-actions` was `main`, `full-actions-1000`
+# steps-1000 and so on, `full-actions-true` true-actions; no-places-*, online-*, updates-*, lost-* and as-typed are theirs:
+#   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
 #   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
 set -eu
@@ -74,6 +77,15 @@ run() {
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
+unscaled() { # dataset, seed: the agent of `main`, doing all of what I infers
+    folder=$RUNS/unscaled/$1/seed$2 result=results/unscaled/$1/seed$2
+    wanted unscaled "$1" "$2" && [ ! -f "$result/evaluation.json" ] || return 0
+    mkdir -p "$folder" "$result"
+    "$PYTHON" evaluate.py --checkpoint "$RUNS/main/$1/seed$2/online/last.pth" --action_scale 1 \
+        --episodes_per_task 50 --seed 12345 --output "$folder/evaluation.json"
+    cp "$folder/evaluation.json" "$result/evaluation.json"
+}
+
 expert() { # dataset, noise, episodes per task: what is imitated, once for each maze
     output=results/expert-noise-$2/$1/seed0/evaluation.json
     wanted "expert-noise-$2" "$1" 0 && [ ! -f "$output" ] || return 0
@@ -93,13 +105,14 @@ mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore 
 for seed in 16 17 18; do
     for maze in $mazes; do
         run main antmaze-$maze-v0 $seed 10000 '' ''
+        unscaled antmaze-$maze-v0 $seed
     done
 done
 
 # success against environment steps, all of them random
 for maze in medium-navigate large-navigate medium-stitch large-explore; do
     for steps in 1000 2000 5000; do
-        run steps-$steps antmaze-$maze-v0 13 $steps main "--random_steps $steps"
+        run steps-$steps antmaze-$maze-v0 16 $steps main "--random_steps $steps"
     done
 done
 
@@ -123,15 +136,9 @@ for seed in 13 14 15; do
     done
 done
 
-# a labeler that does not see where the robot is
-run sees-places pointmaze-large-stitch-v0 10 10000 main ''
-run no-places antmaze-medium-navigate-v0 13 10000 main --no-labeler_places
-run no-places-1000 antmaze-medium-navigate-v0 13 1000 main '--random_steps 1000 --no-labeler_places'
-run no-places-2000 antmaze-medium-navigate-v0 13 2000 main '--random_steps 2000 --no-labeler_places'
-
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
-    run true-actions antmaze-$maze-v0 14 10000 main "--true_actions --data_dir $DATA/with_actions"
+    run true-actions antmaze-$maze-v0 16 10000 main "--true_actions --data_dir $DATA/with_actions"
 done
 
 # how many offline updates
@@ -161,8 +168,7 @@ run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
 
 # point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
 for seed in 10 11 12; do
-    for maze in medium-navigate large-navigate giant-navigate medium-stitch; do
+    for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
         run main pointmaze-$maze-v0 $seed 10000 '' ''
     done
-    run main pointmaze-large-stitch-v0 $seed 10000 '' --no-labeler_places
 done
