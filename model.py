@@ -262,6 +262,6 @@ class InverseDynamics(nn.Module):
         for layer in self.net:
             x = layer(x)
             if dropout and isinstance(layer, GELU):
-                kept = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
+                kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout
                 x = x * kept / (1 - dropout)
         return x

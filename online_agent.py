@@ -225,7 +225,14 @@ class OnlineAgent:
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
         things_scale = self.offline.place_scale()[1] if self.moves_things else None
-        return LatentStore(dataset, self.encoder, cached, things_scale, self.believer)
+        # what is remembered, or believed of a lost reading, is not told by the state alone
+        tells_all = not (self.config.memory or self.believer)
+        return LatentStore(dataset, self.encoder, cached, things_scale, self.believer,
+                           encode_full=self.encode_seen if tells_all else None)
+
+    def encode_seen(self, states):
+        """Raw states (n, S) -> f(s) (n, D), of what I sees of them."""
+        return self.encoder.encode_full(self.bounded(states))
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):
@@ -297,7 +304,7 @@ class OnlineAgent:
             if self.config.memory:
                 full, memory = self.acting['memory'].step(self.bounded(observations), memory)
             else:
-                full = self.encoder.encode_full(self.bounded(observations))
+                full = self.encode_seen(observations)
 
             biased = np.zeros(len(observations), bool)
             targets = state.goal_places
@@ -383,9 +390,11 @@ class OnlineAgent:
 
     def remember(self, batch):
         """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
-        if not self.config.memory:
+        if batch.full is not None:
+            return batch.full
+        if not self.config.memory:  # then a reading is lost, and what is believed is not that of the row
             with torch.no_grad():
-                return self.encoder.encode_full(self.bounded(batch.seen_states))
+                return self.encode_seen(batch.seen_states)
         return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)
 
     def imitation_weights(self, batch):

@@ -41,6 +41,7 @@ class OnlineBatch(TensorBatch):
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
     has_action: torch.Tensor  # (n,) bool, the action is real: of the agent's own episodes, or --true_actions
     z: torch.Tensor  # (n, D)
+    full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where a state alone does not tell it
 
     # the agent's own steps, for the labeler
     online_steps: torch.Tensor  # (n, 2 + 2c, S) raw
@@ -67,14 +68,16 @@ class OnlineBatch(TensorBatch):
 
 
 class LatentStore:
-    """The states of a trajectory dataset and the latents z of all its rows, as acting would see and compute them.
+    """The states of a trajectory dataset and the latents z and f(s) of all its rows, as acting would see and compute
+    them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
     makes places of states where there are things (things.py), else None. believer: Believer, where readings get lost
-    (beliefs.py), else None.
+    (beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
+    as well if both fit.
     """
 
-    def __init__(self, dataset, encoder, cached=None, things_scale=None, believer=None):
+    def __init__(self, dataset, encoder, cached=None, things_scale=None, believer=None, encode_full=None):
         self.dataset = dataset
         self.beliefs = Beliefs(dataset, believer) if believer else None
         self.encoder = encoder
@@ -83,9 +86,12 @@ class LatentStore:
         self.next_rest = None  # (N,) int, the row after the next move, -1: there is none; None without things
         self._find_moves()
 
-        fits = 4 * encoder.d_model * len(dataset) <= CACHE_BYTES
-        self.cached = fits if cached is None else cached
+        size = 4 * encoder.d_model * len(dataset)
+        self.cached = size <= CACHE_BYTES if cached is None else cached
+        self.encode_full = encode_full
+        self.keeps_full = encode_full is not None and self.cached and 2 * size <= CACHE_BYTES
         self.queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
+        self.full_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
         if self.cached:
             self.refresh()
 
@@ -100,6 +106,13 @@ class LatentStore:
         if not self.cached:
             return self.encoder.encode_slow(self.states(rows))
         return self.z[rows]
+
+    @torch.no_grad()
+    def read_full(self, rows):
+        """rows (n,) int array -> f(s) (n, D), None where a state does not tell it."""
+        if self.keeps_full:
+            return self.full_queue.rows[rows]
+        return self.encode_full(self.states(rows)) if self.encode_full else None
 
     def states(self, rows):
         """Raw states (..., S) of some rows (a slice or an int array), believed ones where readings got lost."""
@@ -131,6 +144,8 @@ class LatentStore:
 
         known = max(0, len(self.z) - dropped)
         self.queue.extend(len(self.dataset) - known, dropped)
+        if self.keeps_full:
+            self.full_queue.extend(len(self.dataset) - known, dropped)
 
         starts = [(i, piece.stop) for piece in self._pieces(known)
                   for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
@@ -168,9 +183,10 @@ class LatentStore:
     def _encode_rows(self, rows):
         states = self.states(rows)
         padding = -len(states) % 128  # few different sizes: see `OnlineBatches.sample`
-        z = self.encoder.encode_slow(F.pad(states, (0, 0, 0, padding)))
-
-        self.z[rows] = z[:len(states)]
+        padded = F.pad(states, (0, 0, 0, padding))
+        self.z[rows] = self.encoder.encode_slow(padded)[:len(states)]
+        if self.keeps_full:
+            self.full_queue.rows[rows] = self.encode_full(padded)[:len(states)]
 
 
 class OnlineBatches:
@@ -280,6 +296,7 @@ class OnlineBatches:
             'is_online': tensor(np.full(n, store is self.online_store)),
             'has_action': tensor(np.full(n, has_action)),
             'z': store.read(rows),
+            'full': store.read_full(rows),
             'z_next': store.read(transitions.next_rows) if learns else None,
             'z_goal': store.read(transitions.goal_rows) if learns else None,
             'proposer_goal': store.read(transitions.proposer_goal_rows) if learns else None,

@@ -89,6 +89,8 @@ class TaggedStore:
     def read(self, rows):
         return torch.from_numpy(rows).float()[:, None]
 
+    read_full = read
+
 
 @pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
 def tagged(request, make_dataset, make_replay):
@@ -156,8 +158,22 @@ def test_what_is_kept_changes_nothing(either_agent, make_dataset):
     assert kept.cached and not fresh.cached
     rows = np.random.default_rng(0).integers(len(data), size=50)
     torch.testing.assert_close(kept.read(rows), fresh.read(rows), rtol=1e-4, atol=1e-5)
-    goals = either_agent.encoder.encode_slow(torch.from_numpy(data.observations[rows]))
-    torch.testing.assert_close(kept.read(rows), goals, rtol=1e-4, atol=1e-5)
+    states = torch.from_numpy(data.observations[rows])
+    torch.testing.assert_close(kept.read(rows), either_agent.encoder.encode_slow(states), rtol=1e-4, atol=1e-5)
+
+    if either_agent.config.memory:
+        assert kept.read_full(rows) is None and fresh.read_full(rows) is None
+        return
+    assert kept.keeps_full and not fresh.keeps_full
+    for store in kept, fresh:
+        torch.testing.assert_close(store.read_full(rows), either_agent.encode_seen(states), rtol=1e-4, atol=1e-5)
+
+
+def test_an_update_reads_what_is_kept(make_online, make_dataset, make_replay):
+    agent = make_online(online_share=0.25)
+    batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
+    assert batch.is_online.any() and not batch.is_online.all()
+    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states), rtol=1e-4, atol=1e-5)
 
 
 def test_windows_cover_all_transitions(make_dataset, make_replay):
@@ -175,9 +191,12 @@ def test_windows_cover_all_transitions(make_dataset, make_replay):
 
 def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):
     agent, data = make_online(), make_dataset()
-    assert agent.latent_store(data).cached
-    monkeypatch.setattr(online_batches, 'CACHE_BYTES', 1000)
-    assert not agent.latent_store(data).cached
+    assert agent.latent_store(data).keeps_full
+    size = 4 * D * len(data)
+    monkeypatch.setattr(online_batches, 'CACHE_BYTES', size)
+    assert agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
+    monkeypatch.setattr(online_batches, 'CACHE_BYTES', size - 1)
+    assert not agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
 
 
 def test_an_update_with_resting_values_leaves_them(make_online, make_batches):
