@@ -79,7 +79,8 @@ def main():
     envs = [make_env(flags.dataset) for _ in range(8)]
     metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
     metrics |= fallen(flags.dataset, episodes)
-    metrics |= {name: getattr(flags, name) for name in ('dataset', 'noise', 'action_scale', 'episodes_per_task', 'seed')}
+    asked = ('dataset', 'noise', 'action_scale', 'episodes_per_task', 'seed')
+    metrics |= {name: getattr(flags, name) for name in asked}
     print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
     if flags.output:
         Path(flags.output).parent.mkdir(parents=True, exist_ok=True)

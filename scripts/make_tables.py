@@ -8,10 +8,9 @@ Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row
 flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
 has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
-same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table
-of their own and the other picture. Every other experiment is a row of the ablations, paired by seed
-with `main`, or with what `main` was at the time (`full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has
-the evaluations while training.
+same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. Every
+other experiment is a row of the ablations, paired by seed with `main`, or with what `main` was at the time
+(`full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has the evaluations while training.
 What is missing is left out. The data are of our own expert, which every name says.
 """
 
