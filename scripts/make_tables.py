@@ -68,6 +68,7 @@ WORDS = {
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
+REFERENCES = ('main', 'full-actions', 'older-weights')  # what experiments are compared with: `main` of their time
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
@@ -278,8 +279,7 @@ def like_for_like_rows(results):
     for (experiment, name), runs in sorted(results.items()):
         if experiment != 'true-actions':
             continue
-        inferred = {run.seed: run.success for run in results.get(('main', name), [])}
-        pairs = [(run.success, inferred[run.seed]) for run in runs if run.seed in inferred]
+        _, pairs = same_seeds(results, name, runs, REFERENCES)
         if pairs:
             expert = experts.get(maze_of(name))
             rows.append((
@@ -296,14 +296,15 @@ def maze_of(name):
 
 
 def by_steps(results):
-    """-> {dataset: {environment steps: [success of each run]}} of `main` and `steps-<n>`, where there are both."""
+    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>`, and of the same seeds of `main` or of
+    what `main` was at the time."""
     budgets = {}
     for (experiment, name), runs in results.items():
-        if experiment.startswith('steps-') and ('main', name) in results:
-            budgets.setdefault(name, {})[int(experiment.removeprefix('steps-'))] = [run.success for run in runs]
-    for name, own in budgets.items():
-        runs = results['main', name]
-        own[runs[0].online_steps] = [run.success for run in runs]
+        reference, pairs = same_seeds(results, name, runs, REFERENCES)
+        if experiment.startswith('steps-') and pairs:
+            own = budgets.setdefault(name, {})
+            own[int(experiment.removeprefix('steps-'))] = [run.success for run in runs]
+            own[results[reference, name][0].online_steps] = [success for _, success in pairs]
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 
@@ -346,15 +347,8 @@ def ablation_row(results, experiment, name):
 
     runs = results[experiment, name]
     planned = experiment == 'no-plan' or all(run.planned for run in runs)
-    pairs = []
-    references = ('main', 'full-actions', 'older-weights') if planned else ('no-plan',)
-    for reference in references:
-        if reference == experiment:
-            continue
-        successes = {run.seed: run.success for run in results.get((reference, name), [])}
-        pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
-        if pairs:
-            break
+    references = [other for other in (REFERENCES if planned else ('no-plan',)) if other != experiment]
+    reference, pairs = same_seeds(results, name, runs, references)
 
     beside = '–'
     difference = '–'
@@ -364,6 +358,17 @@ def ablation_row(results, experiment, name):
     flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
     return (f'`{experiment}`', flags, label(name), mean_text([run.success for run in runs]), beside, difference,
             str(len(pairs)), _range(run.online_steps for run in runs), _range(5 * run.episodes for run in runs))
+
+
+def same_seeds(results, name, runs, references):
+    """-> (the first of the experiments `references` that shares seeds of a dataset with `runs`, [(success of a run, of
+    the reference with its seed)])."""
+    for reference in references:
+        successes = {run.seed: run.success for run in results.get((reference, name), [])}
+        pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
+        if pairs:
+            return reference, pairs
+    return '', []
 
 
 def by_losses(results):

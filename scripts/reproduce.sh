@@ -13,8 +13,9 @@
 # `main` before imitation was weighted by progress beyond what is usual, need the code of their time:
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
-# So do those of before actions were scaled and labels did without places: `full-actions` was `main`, `full-actions-1000`
-# steps-1000 and so on, `full-actions-true` true-actions; no-places-*, online-*, updates-*, lost-* and as-typed are theirs:
+# So do those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
+# was `main`; steps-*, true-actions, no-places-*, sees-places, online-*, updates-*, lost-*, as-typed, the point mazes and
+# the puzzle are of its time, with seeds that it has:
 #   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
 #   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
@@ -161,6 +162,12 @@ done
 
 for seed in 13 14 15; do
     run online-18000 antmaze-medium-navigate-v0 $seed 10000 main '--initial_updates 14000'
+done
+
+for seed in 16 17; do
+    for maze in medium-navigate large-navigate; do
+        run online-9000 antmaze-$maze-v0 $seed 10000 main '--initial_updates 5000'
+    done
 done
 
 # the two commands as the README has them
