@@ -55,8 +55,9 @@ def try_labeler(agent, store, updates, seed):
     for sees_places in True, False:
         networks = train_labeler(agent, store, near, actions, sees_places, updates, seed)
         with torch.no_grad():
-            labels = agent.label(store.steps(far, agent.config.labeler_context), networks, sees_places)
-        errors[sees_places] = ((labels - actions[far]).square().mean() / variance).item()
+            steps = store.steps(far, agent.config.labeler_context)
+            error = agent.labeler_error(steps, actions[far], networks, sees_places=sees_places)
+        errors[sees_places] = (error / variance).item()
     return LabelerTrial(errors[True], errors[False])
 
 
@@ -69,9 +70,8 @@ def train_labeler(agent, store, rows, actions, sees_places, updates, seed):
 
     for _ in range(updates):
         batch = rows[rng.integers(len(rows), size=BATCH)]
-        labels = agent.label(store.steps(batch, agent.config.labeler_context), networks, sees_places,
-                             dropout=agent.config.labeler_dropout, generator=generator)
-        loss = (labels - actions[batch]).square().mean()
+        steps = store.steps(batch, agent.config.labeler_context)
+        loss = agent.labeler_error(steps, actions[batch], networks, generator, sees_places)
 
         optimizer.zero_grad()
         loss.backward()

@@ -364,11 +364,17 @@ class OnlineAgent:
             now = now * (1 - self.encoder.slowness)
         return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
 
+    def labeler_error(self, steps, actions, networks, generator=None, sees_places=None):
+        """Mean squared error of the labels of some steps; with the dropout of training if there is a torch.Generator to
+        draw it. `networks`, `sees_places`: as in `label`."""
+        dropout = self.config.labeler_dropout if generator else 0.0
+        labels = self.label(steps, networks, sees_places, dropout=dropout, generator=generator)
+        return (labels - actions).square().mean()
+
     def labeler_loss(self, batch):
         """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
         generator = torch.Generator(self.device).manual_seed(batch.dropout_seed)
-        labels = self.label(batch.online_steps, self.trained, dropout=self.config.labeler_dropout, generator=generator)
-        loss = (labels - batch.online_actions).square().mean()
+        loss = self.labeler_error(batch.online_steps, batch.online_actions, self.trained, generator)
         return loss, {'labeler_loss': loss}
 
     def imitation_loss(self, batch):

@@ -171,7 +171,7 @@ def test_flags_that_are_not_the_defaults_are_told(page):
 
 
 def test_success_by_steps(page):
-    """Of datasets that have runs of several budgets, in the README and as a picture; the same seeds of `main` are one."""
+    """Of datasets that have runs of several budgets, in the README and as a picture; with the same seeds of `main`."""
     assert script('make_tables', '--root', page)[0] == 0
     assert 'success_by_steps' not in (page / 'README.md').read_text()
     for path in (page / 'results' / 'main' / ANT).glob('*/online.csv'):
