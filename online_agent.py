@@ -72,8 +72,9 @@ class OnlineConfig:
                                             'what is usual from its state, in standard deviations', least=0)
     remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
                                      'sequences expects in their place; else on the last one that arrived')
-    action_scale: float = flag(0.85, 'acting does so much of what I infers; below 1 it walks more carefully than the '
-                                     'data, and falls less', above=0)
+    action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
+                                     'are moved); below 1 it walks more carefully than the data, and falls less',
+                               above=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
 
@@ -316,9 +317,11 @@ class OnlineAgent:
                 waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
                 rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
                 targets = torch.where(rows, self.encoder.place(waypoints), targets)
-            inferred = self.infer_action(full, observations, targets, state.goal_places)
-            actions = self.config.action_scale * inferred.cpu().numpy()
+            actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
 
+        # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
+        if not self.moves_things:
+            actions = self.config.action_scale * actions
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))

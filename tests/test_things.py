@@ -317,6 +317,16 @@ def test_what_lies_far_from_the_data_is_seen_at_its_border(mover):
     np.testing.assert_allclose(*acted, atol=1e-6)
 
 
+def test_moves_of_things_are_not_scaled(mover):
+    agent, data, _ = mover
+    observations, goals = data.observations[:3], data.observations[-3:]
+    acted = []
+    for scale in 1.0, 0.5:
+        agent.config.action_scale = scale
+        acted.append(agent.act(observations, goals, agent.initial_state(3))[0])
+    assert np.array_equal(*acted) and np.abs(acted[0]).max() > 0
+
+
 def test_progress_steps_0_imitates_all_alike(mover):
     agent, data, replay = mover
     agent.config.progress_steps = 0
