@@ -401,7 +401,7 @@ class OnlineAgent:
         """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
         if batch.full is not None:
             return batch.full
-        if not self.config.memory:  # then a reading is lost, and what is believed is not that of the row
+        if not self.config.memory:
             with torch.no_grad():
                 return self.encode_seen(batch.seen_states)
         return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)

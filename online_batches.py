@@ -41,7 +41,7 @@ class OnlineBatch(TensorBatch):
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
     has_action: torch.Tensor  # (n,) bool, the action is real: of the agent's own episodes, or --true_actions
     z: torch.Tensor  # (n, D)
-    full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where a state alone does not tell it
+    full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where it is not kept for the offline data
 
     # the agent's own steps, for the labeler
     online_steps: torch.Tensor  # (n, 2 + 2c, S) raw
@@ -296,7 +296,8 @@ class OnlineBatches:
             'is_online': tensor(np.full(n, store is self.online_store)),
             'has_action': tensor(np.full(n, has_action)),
             'z': store.read(rows),
-            'full': store.read_full(rows),
+            # kept ones only: else they are computed where they are read, which the labeler alone does not
+            'full': store.read_full(rows) if self.offline_store.keeps_full else None,
             'z_next': store.read(transitions.next_rows) if learns else None,
             'z_goal': store.read(transitions.goal_rows) if learns else None,
             'proposer_goal': store.read(transitions.proposer_goal_rows) if learns else None,

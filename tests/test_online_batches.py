@@ -90,6 +90,7 @@ class TaggedStore:
         return torch.from_numpy(rows).float()[:, None]
 
     read_full = read
+    keeps_full = True
 
 
 @pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
@@ -174,6 +175,14 @@ def test_an_update_reads_what_is_kept(make_online, make_dataset, make_replay):
     batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
     assert batch.is_online.any() and not batch.is_online.all()
     torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_kept_is_computed_where_it_is_read(make_online, make_dataset, make_replay, monkeypatch):
+    monkeypatch.setattr(online_batches, 'CACHE_BYTES', 0)
+    agent = make_online(online_share=0.25)
+    batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
+    assert batch.full is None, 'the labeler alone does not read it'
+    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states))
 
 
 def test_windows_cover_all_transitions(make_dataset, make_replay):
