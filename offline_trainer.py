@@ -22,7 +22,7 @@ from pictures import TrainingPictures
 from senses import FULL, Senses, parse_setting
 from support import parallel
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Panel, plot_curves
+from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
@@ -267,7 +267,7 @@ class OfflineTraining:
         self.clock = time.perf_counter()
 
     def draw_curves(self):
-        plot_curves(self.log.rows, PANELS, self.run.folder / 'training_curves.png', 'gradient steps',
+        plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS, self.run.folder / 'training_curves.png',
                     f'OPSO offline, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name='last.pth'):

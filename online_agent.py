@@ -40,6 +40,7 @@ from things import ThingsMap
 from utils import load_weights, soft_update
 
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
+RECENT = 5000  # own steps of which labels are compared with the actions
 ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
 
 @dataclasses.dataclass
@@ -90,6 +91,7 @@ class ActState(NamedTuple):
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
     pursuit: Pursuit  # which nodes of it are headed for
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
+    is_fresh: np.ndarray  # (B,) bool: has nothing been done since the last reset?
 
 
 class OnlineAgent:
@@ -247,14 +249,16 @@ class OnlineAgent:
             routes=None,
             pursuit=Pursuit.none(batch_size),
             biased=np.zeros(batch_size, bool),
+            is_fresh=np.ones(batch_size, bool),
         )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
         pursuit = state.pursuit.forget(rows)
+        is_fresh = state.is_fresh | rows
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
-        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit)
+        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit, is_fresh=is_fresh)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
@@ -270,12 +274,13 @@ class OnlineAgent:
         return z_next, biased
 
     @torch.no_grad()
-    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None):
+    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None, offsets=0.0):
         """observations, goals (B, S) numpy, raw; -> (actions (B, A) float32 numpy in the environment's action space,
         new state).
 
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
-        deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
+        deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`. `offsets`
+        (B, A): added as well, in the same unit.
         """
         raw_goals = goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
@@ -322,10 +327,12 @@ class OnlineAgent:
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
         if not self.moves_things:
             actions = self.config.action_scale * actions
+        actions = actions + offsets
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
-        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased)
+        is_fresh = np.zeros(len(observations), bool)
+        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased, is_fresh=is_fresh)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -366,6 +373,14 @@ class OnlineAgent:
         if not sees_places:
             now = now * (1 - self.encoder.slowness)
         return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
+
+    @torch.no_grad()
+    def label_errors(self, store):
+        """By how much the labels of the last `RECENT` steps of a LatentStore of own episodes are wrong -> (A,), root mean
+        square."""
+        rows = store.whole_steps[-RECENT:]
+        labels = self.label(store.steps(rows, self.config.labeler_context)).clamp(-1, 1).cpu().numpy()
+        return np.sqrt(np.square(labels - store.dataset.actions[rows]).mean(0))
 
     def labeler_error(self, steps, actions, networks, generator=None, sees_places=None):
         """Mean squared error of the labels of some steps; with the dropout of training if there is a torch.Generator to

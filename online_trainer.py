@@ -23,10 +23,11 @@ from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
 from senses import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Panel, plot_curves
+from support.figures import Curves, Panel, plot_curves
 from support.files import load_checkpoint, naming_file
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
+from support.metrics import MetricsLog
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from trajectories import ReplayBuffer, load_recorded
 from utils import as_floats, expected_time, mean_of
@@ -66,13 +67,18 @@ class TrainConfig(RunConfig):
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
     action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode', least=0)
     action_noise_end: float = flag(0.05, 'the same after --schedule_episodes', least=0)
+    offset_noise: float = flag(2.0, 'where things are moved: each own episode adds a constant to its actions, drawn '
+                                    "with so many times the standard deviation of the labels' errors on own steps; "
+                                    'what labels cannot tell, as how hard a gripper squeezes, has to be tried', least=0)
     schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly', least=1)
     eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only', least=0)
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
 
+
 TRIAL_SHARE = 8  # the trial of labelers with and without places has so small a part of --labeler_updates
+LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
 
 
 def success_panel(tasks):
@@ -81,22 +87,22 @@ def success_panel(tasks):
     return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task)
 
 
-PANELS = (  # after the panel of success
-    Panel('success of training episodes', {'mean': 'collect/success'}),
-    Panel('episode reward', {'mean': 'collect/reward'}),
-    Panel('episode length', {'mean': 'collect/length'}),
+PANELS = (  # after the panel of success; those of rounds are optional: random steps alone are a single round
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True),
+    Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
+    Panel('episode length', {'mean': 'collect/length'}, optional=True),
     Panel('labeler', {'train': 'training/labeler_loss'}, log_scale=True),
     Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
-    Panel('epsilon', {'mean': 'collect/epsilon'}),
-    Panel('action noise', {'mean': 'collect/action_noise'}),
-    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}),
+    Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
+    Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
+    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True),
     Panel('locator', {'train': 'training/locator_loss'}, log_scale=True),
     Panel('usual progress', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),  # --progress_steps
     Panel('critic, value, proposer', {'critic': 'training/critic_loss', 'value': 'training/value_loss',
                                       'proposer': 'training/proposer_loss'}, log_scale=True,
           optional=True),  # --value_interval
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
-    Panel('environment steps per second', {'mean': 'time/steps_per_second'}),
+    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True),
 )
 
 
@@ -252,6 +258,7 @@ class OnlineTraining:
 
         last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
+        self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
         self.maze = open_maze(config.name, origin.senses)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
         with run.stop.at_once():
@@ -302,7 +309,10 @@ class OnlineTraining:
     def collect_and_refresh(self):
         """Add one round of episodes to the replay, and their latents to what batches are drawn from."""
         first_step = self.collector.steps
-        collected = self.collector.round(self.progress)
+        errors = None
+        if self.agent.moves_things and self.agent.step and self.config.offset_noise:
+            errors = self.agent.label_errors(self.batches.online_store)
+        collected = self.collector.round(self.progress, errors)
 
         dropped = 0
         for episode in collected.episodes:
@@ -328,6 +338,8 @@ class OnlineTraining:
             labeler_alone = self.agent.step < self.config.labeler_updates
             self.round.infos.append(as_floats(self.agent.update(batch, labeler_alone)))
             self.run.check_finite(self.agent.step, self.round.infos[-1], batch.row_numbers())
+            if self.agent.step % LOG_INTERVAL == 0:
+                self.updates_log.log(self.agent.step, mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
             self.run.stop.check()
 
     def evaluate_if_due(self):
@@ -381,7 +393,8 @@ class OnlineTraining:
     # ----------------------------------------------------------------------------------------------- files
     def draw_curves(self):
         panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
-        plot_curves(self.log.rows, panels, self.run.folder / 'online_training_curves.png', 'environment steps',
+        curves = [Curves(self.updates_log.rows, 'gradient steps'), Curves(self.log.rows, 'environment steps')]
+        plot_curves(curves, panels, self.run.folder / 'online_training_curves.png',
                     f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name, **extra):

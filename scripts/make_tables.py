@@ -303,7 +303,7 @@ def by_steps(results):
         reference, pairs = same_seeds(results, name, runs, REFERENCES)
         if experiment.startswith('steps-') and pairs:
             own = budgets.setdefault(name, {})
-            own[int(experiment.removeprefix('steps-'))] = [run.success for run in runs]
+            own[int(experiment.removeprefix('steps-'))] = [success for success, _ in pairs]
             own[results[reference, name][0].online_steps] = [success for _, success in pairs]
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 

@@ -122,6 +122,12 @@ for seed in 10 11 12; do
     run main puzzle-3x3-play-v0 $seed 10000 '' '--initial_updates 8000'
 done
 
+for seed in 10 11 12; do
+    run main cube-single-play-v0 $seed 20000 '' "--random_steps 5000 --labeler_updates 2000 --initial_updates 8000
+        --update_ratio 0.6 --episode_steps 100 --progress_temperature 1 --epsilon_start 0 --epsilon_end 0
+        --action_noise_start 0.05 --action_noise_end 0.05"
+done
+
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
 # readings get lost
 for seed in 13 14 15; do

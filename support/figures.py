@@ -35,8 +35,8 @@ def save(figure, path, dpi=150):
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One plot among many: columns of the CSV by label. A panel whose columns are all missing is left out if it is
-    optional."""
+    """One plot among many: columns of a CSV by label. An optional one is left out where it would show nothing: fewer
+    than two points."""
 
     title: str
     columns: dict
@@ -44,24 +44,40 @@ class Panel:
     optional: bool = False
 
 
-def plot_curves(rows, panels, path, xlabel, title):
-    """Draw one plot for each `Panel` from logged rows (dicts of numbers)."""
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """Logged rows (dicts of numbers) and what their 'step' counts."""
+
+    rows: list
+    xlabel: str
+
+    def have(self, panel, points=1):
+        """Is there a column of a `Panel` with so many points?"""
+        return any(sum(column in row for row in self.rows) >= points for column in panel.columns.values())
+
+
+def plot_curves(curves, panels, path, title):
+    """Draw one plot for each `Panel`, from the first of some `Curves` (a list) that has its columns."""
     from matplotlib.ticker import MaxNLocator
 
     colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': INK}
     colors |= {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
     others = TASK_COLORS[1:]
     many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
-    known = {name for row in rows for name in row}
-    panels = [panel for panel in panels if not panel.optional or known & set(panel.columns.values())]
+    sources = []
+    for panel in panels:
+        source = next((some for some in curves if some.have(panel)), curves[-1])
+        if not panel.optional or source.have(panel, points=2):
+            sources.append((panel, source))
+
     n_columns = 4
-    n_rows = -(-len(panels) // n_columns)
+    n_rows = -(-len(sources) // n_columns)
     figure, axes = pyplot().subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
                                 layout='constrained')
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for number, (axis, (panel, source)) in enumerate(zip(axes.flat, sources, strict=False)):
         columns = panel.columns
         for i, (label, column) in enumerate(columns.items()):
-            points = [(row['step'], row[column]) for row in rows if column in row]
+            points = [(row['step'], row[column]) for row in source.rows if column in row]
             if points:
                 marker = 'o' if len(points) < 12 else ''
                 axis.plot(*zip(*points, strict=True), label=label, lw=2.2 if label == 'mean' else 1.3,
@@ -81,10 +97,10 @@ def plot_curves(rows, panels, path, xlabel, title):
             axis.set_ylim(low, high + 0.3 * (high - low))
         if len(columns) > 1 and axis.lines:
             axis.legend(fontsize=6.5, frameon=False, **(many if len(columns) > 2 else {}))
-    for axis in axes.flat[len(panels):]:
+        if len(curves) > 1 or number >= len(sources) - n_columns:  # one label for a column, where all mean the same
+            axis.set_xlabel(source.xlabel, fontsize=8)
+    for axis in axes.flat[len(sources):]:
         axis.set_visible(False)
-    for axis in axes.flat[max(0, len(panels) - n_columns):len(panels)]:
-        axis.set_xlabel(xlabel, fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
 

@@ -204,7 +204,7 @@ def open_run(kind, script, *configs):
     if config.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
         raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
 
-    with run_lock(folder), Stop() as stop:
+    with Stop() as stop, run_lock(folder):
         try:
             remove_leftovers(folder)
             yield Run(kind, script, folder, configs, stop)

@@ -155,7 +155,8 @@ def test_online_run_leaves_what_it_promises(pipeline):
     offline, folder, (_, output, _) = pipeline
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith('evaluation')) == [
         '.lock',
-        'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv', 'online_training_curves.png']
+        'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv', 'online_training_curves.png',
+        'updates.csv']
     rows = read_csv(folder / 'online.csv')
     assert [row['step'] for row in rows] == [200, 400]
     for row in rows:

@@ -50,8 +50,15 @@ def quick(monkeypatch, tmp_path, make_short_env):
     """No curves, short episodes, a folder of its own."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda rows, panels, path, *_: path.with_name('curves.png').touch())
+        monkeypatch.setattr(script, 'plot_curves', lambda curves, panels, path, *_: path.with_name('curves.png').touch())
     monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def rows_of_few_updates():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online_trainer, 'LOG_INTERVAL', 4)
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -113,8 +120,9 @@ def assert_same_run(script, whole, folder, assert_same):
         one, other = load_checkpoint(reference / name), load_checkpoint(folder / name)
         one['flags'] = other['flags'] = None
         assert_same(one, other, name)
-    csv = {offline_trainer: 'train.csv', online_trainer: 'online.csv'}[script]
-    assert timeless(reference / csv) == timeless(folder / csv)
+    logs = {offline_trainer: ['train.csv'], online_trainer: ['online.csv', 'updates.csv']}[script]
+    for csv in logs:
+        assert timeless(reference / csv) == timeless(folder / csv) != []
     assert not list(folder.glob('*.tmp*')) and not (folder / 'run.lock').exists()
 
 
@@ -146,9 +154,11 @@ def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert
     command, stops = [*flags, '--save_dir', str(folder)], 0
     for _ in range(3):
         pid = start(script, command)
-        while not (folder / 'config.json').exists():
-            time.sleep(0.002)
-        code = ended(pid, random.uniform(0, 0.4))
+        code = None
+        while code is None and not ((folder / 'run.lock').exists() and (folder / 'config.json').exists()):
+            code = ended(pid, 0.002)  # before, a signal says 'stopped' and no more
+        if code is None:
+            code = ended(pid, random.uniform(0, 0.4))
         if code is None:
             os.kill(pid, number)
             code = ended(pid, 20)
@@ -215,7 +225,7 @@ def test_a_finished_run_says_so_and_changes_nothing(script, whole, tmp_path, cap
     folder = tmp_path / 'copy'
     shutil.copytree(whole[script][1], folder)
     before = {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
-    assert len(before) == 3
+    assert len(before) == {offline_trainer: 3, online_trainer: 4}[script]
     assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 60) == 0
     assert 'this run is finished' in capfd.readouterr().out
     assert before == {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
