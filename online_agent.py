@@ -40,8 +40,9 @@ from things import ThingsMap
 from utils import load_weights, soft_update
 
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
-RECENT = 5000  # own steps of which labels are compared with the actions
 ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
+RARE = 0.01  # of other numbers the labeler sees nothing beyond what own steps show, but for so small a share of them
+ROWS_FOR_RANGE = 10_000
 
 @dataclasses.dataclass
 class OnlineConfig:
@@ -91,7 +92,6 @@ class ActState(NamedTuple):
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
     pursuit: Pursuit  # which nodes of it are headed for
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
-    is_fresh: np.ndarray  # (B,) bool: has nothing been done since the last reset?
 
 
 class OnlineAgent:
@@ -151,6 +151,7 @@ class OnlineAgent:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.state_map = None
         self.labeler_scale = torch.ones(offline.observation_dim, device=self.device)
+        self.labeler_low = self.labeler_high = None  # (2 + 2c, S), beyond which the labeler sees no difference
         self.labeler_sees_places = config.labeler_places is not False
         self.step = 0
 
@@ -185,7 +186,7 @@ class OnlineAgent:
     def prepare_labeler(self, store, updates, seed):
         """Decide what the labeler sees of states, by the LatentStore of the agent's first own steps -> the LabelerTrial
         of so many updates that decided whether it sees places, None where there was none to make."""
-        self._scale_labeler(store.dataset)
+        self._limit_labeler(store)
         if self.config.labeler_places is not None or self.moves_things or not self.offline.config.slow_goals:
             return None
 
@@ -194,15 +195,31 @@ class OnlineAgent:
             self.labeler_sees_places = trial.places_help
         return trial
 
-    def _scale_labeler(self, replay):
-        """Where there are things the labeler sees the robot's numbers alone, those that its own steps move all the
-        time: what becomes of a cube or a spring that it has hardly touched it cannot know. Of those that it has moved
-        further than anybody in the data (a wrist that nobody turned) it sees its own units."""
+    def _limit_labeler(self, store):
+        """Where there are things the labeler sees their numbers, and whatever else the agent's own steps (a LatentStore
+        of them) do not move all the time, no further than these steps do: what becomes of a cube that is carried it
+        cannot know when it has only pushed one a little. But that the fingers press against something it has felt.
+        Where things are it does not see. Of what its own steps move further than anybody in the data (a wrist that
+        nobody turned) it sees their units.
+        """
         if not self.moves_things:
             return
-        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
+
+        replay = store.dataset
         own = torch.as_tensor(replay.statistics()[1], dtype=torch.float32, device=self.device)
-        self.labeler_scale = is_robot * self.encoder.std / torch.maximum(own, self.encoder.std)
+        self.labeler_scale = self.encoder.std / torch.maximum(own, self.encoder.std)
+        self.labeler_sees_places = bool(self.config.labeler_places)
+
+        rows = store.whole_steps
+        rows = rows[::max(1, len(rows) // ROWS_FOR_RANGE)]
+        if not len(rows):
+            return
+        seen = self._labeler_input(store.steps(rows, self.config.labeler_context), self.labeler_sees_places)
+        low, high = torch.quantile(seen, torch.tensor([RARE, 1 - RARE], device=self.device), dim=0)
+        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
+        unbounded = torch.tensor(float('inf'), device=self.device)
+        self.labeler_low = torch.where(is_robot, -unbounded, low)
+        self.labeler_high = torch.where(is_robot, unbounded, high)
 
     @property
     def plans(self):
@@ -249,16 +266,14 @@ class OnlineAgent:
             routes=None,
             pursuit=Pursuit.none(batch_size),
             biased=np.zeros(batch_size, bool),
-            is_fresh=np.ones(batch_size, bool),
         )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
         pursuit = state.pursuit.forget(rows)
-        is_fresh = state.is_fresh | rows
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
-        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit, is_fresh=is_fresh)
+        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
@@ -274,13 +289,12 @@ class OnlineAgent:
         return z_next, biased
 
     @torch.no_grad()
-    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None, offsets=0.0):
+    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None):
         """observations, goals (B, S) numpy, raw; -> (actions (B, A) float32 numpy in the environment's action space,
         new state).
 
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
-        deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`. `offsets`
-        (B, A): added as well, in the same unit.
+        deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
         """
         raw_goals = goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
@@ -327,12 +341,10 @@ class OnlineAgent:
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
         if not self.moves_things:
             actions = self.config.action_scale * actions
-        actions = actions + offsets
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
-        is_fresh = np.zeros(len(observations), bool)
-        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased, is_fresh=is_fresh)
+        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased)
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -366,21 +378,20 @@ class OnlineAgent:
         `labeler_context`. `networks`: whose I_1, default `acting`; `sees_places`: default what was decided."""
         if sees_places is None:
             sees_places = self.labeler_sees_places
+        seen = self._labeler_input(steps, sees_places)
+        if self.labeler_low is not None:
+            seen = seen.clamp(self.labeler_low, self.labeler_high)
+        return (networks or self.acting)['labeler'](seen[..., 0, :], seen[..., 1:, :].flatten(-2), **dropout)
+
+    def _labeler_input(self, steps, sees_places):
+        """-> (..., 2 + 2c, S): s_t normalised, and by how much the states around it differ from it."""
         c = self.config.labeler_context
         steps = self.encoder.normalize(steps) * self.labeler_scale
-        now = steps[..., c, :]
-        around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now.unsqueeze(-2)
+        now = steps[..., c:c + 1, :]
+        around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now
         if not sees_places:
             now = now * (1 - self.encoder.slowness)
-        return (networks or self.acting)['labeler'](now, around.flatten(-2), **dropout)
-
-    @torch.no_grad()
-    def label_errors(self, store):
-        """By how much the labels of the last `RECENT` steps of a LatentStore of own episodes are wrong -> (A,), root mean
-        square."""
-        rows = store.whole_steps[-RECENT:]
-        labels = self.label(store.steps(rows, self.config.labeler_context)).clamp(-1, 1).cpu().numpy()
-        return np.sqrt(np.square(labels - store.dataset.actions[rows]).mean(0))
+        return torch.cat([now, around], -2)
 
     def labeler_error(self, steps, actions, networks, generator=None, sees_places=None):
         """Mean squared error of the labels of some steps; with the dropout of training if there is a torch.Generator to
@@ -521,6 +532,8 @@ class OnlineAgent:
             'map': self.state_map.state_dict() if self.state_map else None,
             'labeler_scale': self.labeler_scale,
             'labeler_sees_places': self.labeler_sees_places,
+            'labeler_low': self.labeler_low,
+            'labeler_high': self.labeler_high,
         }
 
     def load_state_dict(self, state):
@@ -539,6 +552,9 @@ class OnlineAgent:
             self.labeler_scale = state['labeler_scale'].to(self.device)
         if 'labeler_sees_places' in state:  # else the flag decided
             self.labeler_sees_places = state['labeler_sees_places']
+        if state.get('labeler_low') is not None:
+            self.labeler_low = state['labeler_low'].to(self.device)
+            self.labeler_high = state['labeler_high'].to(self.device)
         if state.get('map') is not None:  # checkpoints from before there were maps have none
             kind = ThingsMap if 'thing_of' in state['map'] else StateMap
             self.state_map = kind.from_state_dict(state['map'])

@@ -67,9 +67,6 @@ class TrainConfig(RunConfig):
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
     action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode', least=0)
     action_noise_end: float = flag(0.05, 'the same after --schedule_episodes', least=0)
-    offset_noise: float = flag(2.0, 'where things are moved: each own episode adds a constant to its actions, drawn '
-                                    "with so many times the standard deviation of the labels' errors on own steps; "
-                                    'what labels cannot tell, as how hard a gripper squeezes, has to be tried', least=0)
     schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly', least=1)
     eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only', least=0)
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
@@ -309,10 +306,7 @@ class OnlineTraining:
     def collect_and_refresh(self):
         """Add one round of episodes to the replay, and their latents to what batches are drawn from."""
         first_step = self.collector.steps
-        errors = None
-        if self.agent.moves_things and self.agent.step and self.config.offset_noise:
-            errors = self.agent.label_errors(self.batches.online_store)
-        collected = self.collector.round(self.progress, errors)
+        collected = self.collector.round(self.progress)
 
         dropped = 0
         for episode in collected.episodes:

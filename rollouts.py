@@ -9,7 +9,7 @@ from environments import num_tasks
 from ogbench_utils import episode_seed, reset_env
 from utils import linear_schedule
 
-SHORT_ONES = 2  # episodes of each environment in a round, where --episode_steps cuts them
+SHORT_ONES = 10  # episodes of each environment in a round, where --episode_steps cuts them
 
 
 @dataclasses.dataclass
@@ -157,10 +157,9 @@ class Collector:
         return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
                 linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
 
-    def round(self, progress, label_errors=None):
+    def round(self, progress):
         """One episode per environment, `SHORT_ONES` where these are cut short (the first round: `random_steps` random
-        steps) -> CollectedRound. label_errors (A,): by how much labels are wrong, as a standard deviation; each episode
-        tries out another constant of that size (times `offset_noise`), added to all its actions. None: it does not."""
+        steps) -> CollectedRound."""
         config = self.config
         begin = time.perf_counter()
         epsilon, noise = self.schedules()
@@ -179,13 +178,8 @@ class Collector:
             actions = middle + half_width * np.clip(actions, -1, 1)
             return actions.astype(np.float32), state
 
-        offsets = 0.0 if label_errors is None else np.zeros((len(self.envs), *space.shape))
-
         def act(observations, goals, state):
-            if label_errors is not None:
-                drawn = self.rng.standard_normal((state.is_fresh.sum(), *space.shape))
-                offsets[state.is_fresh] = config.offset_noise * label_errors * drawn
-            actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng, offsets)
+            actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)
             biased.append(state.biased)
             return actions, state
 

@@ -213,7 +213,7 @@ def test_random_steps(envs, correlation):
 
 def test_own_episodes_can_be_cut_short_in_training(envs):
     """Many of them make a round then, and they are episodes like any other."""
-    config = types.SimpleNamespace(seed=3, max_episodes=14, max_steps=0, num_envs=3, random_steps=0, random_range=1,
+    config = types.SimpleNamespace(seed=3, max_episodes=70, max_steps=0, num_envs=3, random_steps=0, random_range=1,
                                    random_correlation=0, random_episode_steps=0, episode_steps=4, epsilon_start=0,
                                    epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
     agent = StubAgent()
@@ -223,46 +223,9 @@ def test_own_episodes_can_be_cut_short_in_training(envs):
     counted = []
     progress = types.SimpleNamespace(update=lambda n=1: counted.append(n))
     rounds = [collector.round(progress).episodes for _ in range(3)]
-    assert [len(episodes) for episodes in rounds] == [6, 6, 2] and collector.done
+    assert [len(episodes) for episodes in rounds] == [30, 30, 10] and collector.done
     assert all(episode.length == 4 and episode.cut for episodes in rounds for episode in episodes)
-    assert (collector.steps, collector.episodes, sum(counted)) == (56, 14, 14)
-
-
-def test_each_own_episode_tries_out_other_offsets(envs):
-    """A constant all along, of the size of the labels' errors; without errors there is none."""
-    config = types.SimpleNamespace(seed=3, max_episodes=60, max_steps=0, num_envs=3, random_steps=0, random_range=1,
-                                   random_correlation=0, random_episode_steps=0, episode_steps=4, epsilon_start=0,
-                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1,
-                                   offset_noise=2.0)
-    shape = 3, *envs[0].action_space.shape
-    seen = []
-
-    class Watched:
-        def initial_state(self, batch_size):
-            return types.SimpleNamespace(is_fresh=np.ones(batch_size, bool), biased=np.zeros(batch_size, bool))
-
-        def reset_state(self, state, rows):
-            return types.SimpleNamespace(is_fresh=state.is_fresh | rows, biased=state.biased)
-
-        def act(self, observations, goals, state, epsilon, noise, rng, offsets):
-            seen.append(np.copy(offsets))
-            return np.zeros(shape, np.float32), types.SimpleNamespace(is_fresh=np.zeros(3, bool), biased=state.biased)
-
-    errors = np.linspace(0, 0.7, shape[1])
-    collector = Collector(config, envs, Watched())
-    while not collector.done:
-        collector.round(types.SimpleNamespace(update=lambda n=1: None), errors)
-
-    offsets = np.stack(seen).reshape(-1, 4, *shape)  # episodes of four steps
-    assert (offsets == offsets[:, :1]).all()
-    drawn = offsets[:, 0].reshape(-1, shape[1])
-    assert len(drawn) == 60 == len(np.unique(drawn[:, -1]))
-    np.testing.assert_allclose(drawn.std(0), 2 * errors, rtol=0.35)
-
-    seen.clear()
-    collector = Collector(config, envs, Watched())
-    collector.round(types.SimpleNamespace(update=lambda n=1: None))
-    assert not np.any(seen)
+    assert (collector.steps, collector.episodes, sum(counted)) == (280, 70, 70)
 
 
 def test_no_limit_cuts_nothing(envs):

@@ -106,29 +106,6 @@ def test_acting_is_deterministic_unless_asked_and_stays_in_the_action_space(agen
     assert loud.dtype == np.float32 and loud.min() == -1 and loud.max() == 1
 
 
-def test_offsets_are_added_to_what_is_inferred(agent, states):
-    observations, goals = states(2), states(2)
-    state = agent.initial_state(2)
-    plain, after = agent.act(observations, goals, state)
-    offsets = np.full(plain.shape, 0.05)
-    other, _ = agent.act(observations, goals, state, offsets=offsets)
-    inside = np.abs(plain) < 0.9
-    assert inside.any()
-    np.testing.assert_allclose((other - plain)[inside], 0.05, rtol=1e-4)
-
-    assert state.is_fresh.all() and not after.is_fresh.any()
-    assert agent.reset_state(after, np.array([False, True])).is_fresh.tolist() == [False, True]
-
-
-def test_label_errors_are_those_of_own_steps(agent, batches):
-    store = batches.online_store
-    rows = store.whole_steps
-    labels = agent.label(store.steps(rows, 0)).detach().numpy().clip(-1, 1)
-    expected = np.sqrt(np.mean((labels - store.dataset.actions[rows])**2, axis=0))
-    np.testing.assert_allclose(agent.label_errors(store), expected, rtol=1e-5)
-    assert (expected > 0).all()
-
-
 @pytest.mark.parametrize('memory', [False, True])
 def test_acting_sees_what_training_sees(make_watched, memory, states):
     """f at every step of an episode of 3 contexts is that of the state, or of a window that ends there and begins up

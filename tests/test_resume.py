@@ -50,7 +50,7 @@ def quick(monkeypatch, tmp_path, make_short_env):
     """No curves, short episodes, a folder of its own."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda curves, panels, path, *_: path.with_name('curves.png').touch())
+        monkeypatch.setattr(script, 'plot_curves', lambda curves, panels, path, _: path.with_name('curves.png').touch())
     monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
