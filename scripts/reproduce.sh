@@ -122,10 +122,11 @@ for seed in 10 11 12; do
     run main puzzle-3x3-play-v0 $seed 10000 '' '--initial_updates 8000'
 done
 
-# half of the steps are its own: labels of random ones alone do not lead its hand exactly enough
+# most steps are its own: labels of random ones alone do not lead its hand exactly enough
 for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 20000 '' "--labeler_updates 2000 --initial_updates 4000 --update_ratio 2
-        --progress_temperature 1 --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1"
+    run main cube-single-play-v0 $seed 20000 '' "--random_steps 5000 --labeler_updates 2000 --initial_updates 4000
+        --update_ratio 1 --progress_temperature 1 --epsilon_start 0 --epsilon_end 0
+        --action_noise_start 0.1 --action_noise_end 0.1"
 done
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
