@@ -196,27 +196,33 @@ class OnlineAgent:
         return trial
 
     def _limit_labeler(self, store):
-        """Where there are things the labeler sees their numbers, and whatever else the agent's own steps (a LatentStore
-        of them) do not move all the time, no further than these steps do: what becomes of a cube that is carried it
-        cannot know when it has only pushed one a little. But that the fingers press against something it has felt.
-        Where things are it does not see. Of what its own steps move further than anybody in the data (a wrist that
-        nobody turned) it sees their units.
+        """Where there are things the labeler sees the numbers of the robot, those that its own steps (of which `store`
+        is the LatentStore) move all the time; of what these move further than anybody in the data (a wrist that nobody
+        turned), in their own units.
+
+        Where things are carried it sees all other numbers as well, but for where things are, and no further than its
+        own steps show: what becomes of a cube on its way it cannot know when it has only pushed one a little. But that
+        the fingers press against something it has felt, and nothing else tells how hard they squeeze. Who presses
+        buttons needs no grip, and labels of the robot alone are a little better.
         """
         if not self.moves_things:
             return
 
         replay = store.dataset
+        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
         own = torch.as_tensor(replay.statistics()[1], dtype=torch.float32, device=self.device)
         self.labeler_scale = self.encoder.std / torch.maximum(own, self.encoder.std)
-        self.labeler_sees_places = bool(self.config.labeler_places)
+        if not self.state_map.loose:
+            self.labeler_scale = is_robot * self.labeler_scale
+            return
 
+        self.labeler_sees_places = bool(self.config.labeler_places)
         rows = store.whole_steps
         rows = rows[::max(1, len(rows) // ROWS_FOR_RANGE)]
         if not len(rows):
             return
         seen = self._labeler_input(store.steps(rows, self.config.labeler_context), self.labeler_sees_places)
         low, high = torch.quantile(seen, torch.tensor([RARE, 1 - RARE], device=self.device), dim=0)
-        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
         unbounded = torch.tensor(float('inf'), device=self.device)
         self.labeler_low = torch.where(is_robot, -unbounded, low)
         self.labeler_high = torch.where(is_robot, unbounded, high)

@@ -304,7 +304,9 @@ def by_steps(results):
         if experiment.startswith('steps-') and pairs:
             own = budgets.setdefault(name, {})
             own[int(experiment.removeprefix('steps-'))] = [success for success, _ in pairs]
-            own[results[reference, name][0].online_steps] = [success for _, success in pairs]
+            whole = results[reference, name][0].online_steps
+            if whole not in own or reference == REFERENCES[0]:
+                own[whole] = [success for _, success in pairs]
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 

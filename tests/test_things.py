@@ -358,6 +358,7 @@ def test_the_labeler_sees_no_further_than_own_steps(mover, make_online, context)
     _, data, replay = mover
     agent = make_online(offline=mover[0].offline, action_dim=2, online_share=0.0, value_interval=0,
                         labeler_context=context)
+    agent.build_map(data)
     replay.observations[::20, 2] = 0.5
     agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
 
@@ -369,6 +370,19 @@ def test_the_labeler_sees_no_further_than_own_steps(mover, make_online, context)
     assert torch.equal(label_at(0.5), label_at(5.0))
     assert not torch.equal(label_at(0.5), label_at(0.25))
     assert not torch.equal(label_at(0.25), label_at(0.0))
+
+
+def test_where_things_are_switches_the_labeler_sees_the_robot_alone(make_config, make_online):
+    data = make(lamps)
+    offline = OfflineAgent(5, make_config(transition_steps=data.transition_steps))
+    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
+    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
+    agent.build_map(data)
+    replay = record(data, np.random.default_rng(0))
+    replay.observations[::20, 2] = 0.5
+    agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
+    assert (agent.labeler_scale > 0).tolist() == [True, True, False, False, False]
+    assert agent.labeler_low is None
 
 
 def test_walkers_show_the_labeler_everything(make_online, make_dataset, make_replay):
