@@ -15,7 +15,7 @@
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
 # So do those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
 # was `main`; steps-* and true-actions of seeds below 16, no-places-*, sees-places, online-*, updates-*, lost-*, as-typed,
-# the point mazes and the puzzle are of its time, with seeds that it has:
+# random-steps and the point mazes are of its time, with seeds that it has:
 #   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
 #   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
@@ -117,16 +117,14 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
     done
 done
 
-# things: a quarter of the official trajectories
+# things: a quarter of the official trajectories. Most steps are its own, since labels of random ones alone do not lead its
+# hand exactly enough (`random-steps`)
+own_steps='--random_steps 5000 --labeler_updates 2000 --initial_updates 4000 --update_ratio 1
+    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
-    run main puzzle-3x3-play-v0 $seed 10000 '' '--initial_updates 8000'
-done
-
-# most steps are its own: labels of random ones alone do not lead its hand exactly enough
-for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 20000 '' "--random_steps 5000 --labeler_updates 2000 --initial_updates 4000
-        --update_ratio 1 --progress_temperature 1 --epsilon_start 0 --epsilon_end 0
-        --action_noise_start 0.1 --action_noise_end 0.1"
+    run main cube-single-play-v0 $seed 20000 '' "$own_steps --progress_temperature 1"
+    run main puzzle-3x3-play-v0 $seed 20000 '' "$own_steps"
+    run random-steps puzzle-3x3-play-v0 $seed 10000 main '--initial_updates 8000'
 done
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
