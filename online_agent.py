@@ -42,7 +42,8 @@ from utils import load_weights, soft_update
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
 ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
 RARE = 0.01  # of other numbers the labeler sees nothing beyond what own steps show, but for so small a share of them
-ROWS_FOR_RANGE = 10_000
+ROWS_FOR_RANGE = 10_000  # own steps that tell that range
+
 
 @dataclasses.dataclass
 class OnlineConfig:
@@ -223,9 +224,8 @@ class OnlineAgent:
             return
         seen = self._labeler_input(store.steps(rows, self.config.labeler_context), self.labeler_sees_places)
         low, high = torch.quantile(seen, torch.tensor([RARE, 1 - RARE], device=self.device), dim=0)
-        unbounded = torch.tensor(float('inf'), device=self.device)
-        self.labeler_low = torch.where(is_robot, -unbounded, low)
-        self.labeler_high = torch.where(is_robot, unbounded, high)
+        self.labeler_low = low.masked_fill(is_robot, -torch.inf)
+        self.labeler_high = high.masked_fill(is_robot, torch.inf)
 
     @property
     def plans(self):

@@ -259,15 +259,23 @@ def record(data, rng, actions=2):
 
 
 @pytest.fixture
-def mover(make_config, make_online):
-    """(an OnlineAgent that plans on the things of two cubes, their data, a replay)."""
-    data = make(cubes)
-    config = make_config(transition_steps=data.transition_steps)
-    offline = OfflineAgent(7, config)
-    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
-    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
-    agent.build_map(data)
-    return agent, data, record(data, np.random.default_rng(0))
+def make_mover(make_config, make_online):
+    """Function (kind of things, options of the OnlineAgent) -> (an agent that plans on such things, their data, a
+    replay)."""
+    def make_one(kind, **options):
+        data = make(kind)
+        offline = OfflineAgent(data.observations.shape[1], make_config(transition_steps=data.transition_steps))
+        offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
+        agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0, **options)
+        agent.build_map(data)
+        return agent, data, record(data, np.random.default_rng(0))
+    return make_one
+
+
+@pytest.fixture
+def mover(make_mover):
+    """An agent that plans on the things of two cubes, their data, a replay."""
+    return make_mover(cubes)
 
 
 def test_z_next_is_the_state_after_the_next_move(mover):
@@ -290,13 +298,9 @@ def test_quick_moves_are_imitated_more(mover):
     assert agent.total_loss(batch)[1]['baseline_loss'] > 0
 
 
-def test_switches_are_imitated_all_alike(make_config, make_online):
-    data = make(lamps)
-    offline = OfflineAgent(5, make_config(transition_steps=data.transition_steps))
-    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
-    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
-    agent.build_map(data)
-    batch = agent.open_batches(data, record(data, np.random.default_rng(0))).sample(np.random.default_rng(0))
+def test_switches_are_imitated_all_alike(make_mover):
+    agent, data, replay = make_mover(lamps)
+    batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     assert (agent.imitation_weights(batch) == 1).all()
     assert 'baseline_loss' not in agent.total_loss(batch)[1]
 
@@ -353,12 +357,9 @@ def test_the_labeler_sees_what_the_robot_has_moved(mover):
 
 
 @pytest.mark.parametrize('context', [0, 2])
-def test_the_labeler_sees_no_further_than_own_steps(mover, make_online, context):
+def test_the_labeler_sees_no_further_than_own_steps(make_mover, context):
     """What they touch now and then (the spring, half pressed) it sees so far and no further."""
-    _, data, replay = mover
-    agent = make_online(offline=mover[0].offline, action_dim=2, online_share=0.0, value_interval=0,
-                        labeler_context=context)
-    agent.build_map(data)
+    agent, data, replay = make_mover(cubes, labeler_context=context)
     replay.observations[::20, 2] = 0.5
     agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
 
@@ -372,13 +373,8 @@ def test_the_labeler_sees_no_further_than_own_steps(mover, make_online, context)
     assert not torch.equal(label_at(0.25), label_at(0.0))
 
 
-def test_where_things_are_switches_the_labeler_sees_the_robot_alone(make_config, make_online):
-    data = make(lamps)
-    offline = OfflineAgent(5, make_config(transition_steps=data.transition_steps))
-    offline.set_statistics(*data.statistics(), find_things(data), moves_things=True)
-    agent = make_online(offline=offline, action_dim=2, online_share=0.0, value_interval=0)
-    agent.build_map(data)
-    replay = record(data, np.random.default_rng(0))
+def test_where_things_are_switches_the_labeler_sees_the_robot_alone(make_mover):
+    agent, _, replay = make_mover(lamps)
     replay.observations[::20, 2] = 0.5
     agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
     assert (agent.labeler_scale > 0).tolist() == [True, True, False, False, False]
