@@ -248,20 +248,12 @@ class Proposer(nn.Module):
 class InverseDynamics(nn.Module):
     """I(z, *targets) -> action (..., A); unbounded, so clip to the action space where it is executed.
 
-    `targets` are what lies ahead, relative to now: s_{t+1} - s_t for one step, or the embeddings e(z') - e(z)
-    and e(z_g) - e(z); `input_dim` counts all of them and z (for one step, s_t). `dropout` of the hidden units, drawn
-    from the torch.Generator `generator`, is for training.
+    `targets` say what lies ahead, relative to now; `input_dim` counts all of them and z.
     """
 
     def __init__(self, input_dim, action_dim, hidden_dim=256):
         super().__init__()
         self.net = mlp([input_dim, hidden_dim, hidden_dim, action_dim])
 
-    def forward(self, z, *targets, dropout=0.0, generator=None):
-        x = torch.cat([z, *targets], -1)
-        for layer in self.net:
-            x = layer(x)
-            if dropout and isinstance(layer, GELU):
-                kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout
-                x = x * kept / (1 - dropout)
-        return x
+    def forward(self, z, *targets):
+        return self.net(torch.cat([z, *targets], -1))

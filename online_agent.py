@@ -1,8 +1,8 @@
 """OPSO's second half: turn the frozen encoder and the proposer into a policy that learns actions while it acts. An
-update trains small heads only: two inverse dynamics, a locator and, on request, Q, V and the proposer further on.
+update trains small heads only: inverse dynamics, a locator and, on request, Q, V and the proposer further on.
 
-    labeler             I_1(s_t, s_{t+1}) -> a_t       physics; trained on the agent's own transitions only; reads
-                                                       raw states
+    labeler             I_1(s_t, s_{t+1}) -> a_t       physics, learned from the agent's own transitions; no network,
+                                                       and no part of an update (labeler.py)
     inverse_dynamics    I(z, z', z_g) -> a             what acts; trained on offline states with the labeler's actions
                                                        (BCO, Torabi et al. 2018, made goal-conditioned) and, with
                                                        online_share, on the agent's own transitions
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beliefs import Belief, Believer
-from labeler_trial import try_labeler
+from labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
@@ -39,10 +39,8 @@ from support.kernels import small_products
 from things import ThingsMap
 from utils import load_weights, soft_update
 
+RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
-ROBOT_MOVES = 0.5  # a number that changes in so large a share of the agent's own steps is one of the robot
-RARE = 0.01  # of other numbers the labeler sees nothing beyond what own steps show, but for so small a share of them
-ROWS_FOR_RANGE = 10_000  # own steps that tell that range
 
 
 @dataclasses.dataclass
@@ -50,21 +48,14 @@ class OnlineConfig:
     """inverse dynamics and updates of the online half"""
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from the data, or with --memory as windows', least=1)
-    idm_hidden_dim: int = flag(256, 'width of the hidden layers of both inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for both inverse dynamics and the locator; Q, V and the proposer "
+    idm_hidden_dim: int = flag(256, 'width of the hidden layers of the inverse dynamics', least=1)
+    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the locator; Q, V and the proposer "
                            'keep the offline one', above=0)
-    acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts and labels; 1 '
+    acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts; 1 '
                                      'disables averaging', above=0, most=1)
     memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
                                'the offline one; Q, V and the proposer see single states either way')
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
-    labeler_context: int = flag(0, 'states before and after a step that the labeler sees as well; it labels what was '
-                                   'recorded, so it may look ahead', least=0)
-    labeler_places: bool = flag(None, 'the labeler sees where the robot is (the slow dimensions); without, it needs '
-                                      'fewer steps where physics is the same everywhere; default: tried out on the '
-                                      'first own steps', type=bool)
-    labeler_dropout: float = flag(0.3, "dropout in the labeler's training: it has few transitions to learn from",
-                                  least=0, below=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
@@ -98,7 +89,7 @@ class ActState(NamedTuple):
 class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
-    trained: labeler, inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
+    labeler: a Labeler. trained: inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
     `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
     (A,) of the actions. state_map: the StateMap or ThingsMap on which it plans, None until `build_map`.
     """
@@ -115,9 +106,6 @@ class OnlineAgent:
             raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
                              f'{self.action_high}')
 
-        if config.labeler_places is False and not offline.config.slow_goals:
-            raise ValueError('--no-labeler_places: the offline run took all dimensions for places (--no-slow_goals); '
-                             'leave it out')
         if config.memory and offline.loses_readings:
             raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
                              '(--remember_lost); leave --memory out')
@@ -129,7 +117,6 @@ class OnlineAgent:
         d = offline.config.d_model
         h = config.idm_hidden_dim
         self.trained = nn.ModuleDict({
-            'labeler': InverseDynamics((2 + 2 * config.labeler_context) * offline.observation_dim, self.action_dim, h),
             'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
             'baseline': mlp([(1 + offline.moves_things) * offline.observation_dim, h, 1]),
@@ -150,10 +137,8 @@ class OnlineAgent:
         if config.memory:
             groups.append({'params': self.trained['memory'].parameters(), 'lr': config.memory_lr})
         self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.labeler = Labeler(offline.observation_dim, self.action_dim)
         self.state_map = None
-        self.labeler_scale = torch.ones(offline.observation_dim, device=self.device)
-        self.labeler_low = self.labeler_high = None  # (2 + 2c, S), beyond which the labeler sees no difference
-        self.labeler_sees_places = config.labeler_places is not False
         self.step = 0
 
     def build_map(self, data, seed=0, hop=0, nodes=0):
@@ -184,48 +169,13 @@ class OnlineAgent:
             return states
         return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
 
-    def prepare_labeler(self, store, updates, seed):
-        """Decide what the labeler sees of states, by the LatentStore of the agent's first own steps -> the LabelerTrial
-        of so many updates that decided whether it sees places, None where there was none to make."""
-        self._limit_labeler(store)
-        if self.config.labeler_places is not None or self.moves_things or not self.offline.config.slow_goals:
-            return None
-
-        trial = try_labeler(self, store, updates, seed)
-        if trial:
-            self.labeler_sees_places = trial.places_help
-        return trial
-
-    def _limit_labeler(self, store):
-        """Where there are things the labeler sees the numbers of the robot, those that its own steps (of which `store`
-        is the LatentStore) move all the time; of what these move further than anybody in the data (a wrist that nobody
-        turned), in their own units.
-
-        Where things are carried it sees all other numbers as well, but for where things are, and no further than its
-        own steps show: what becomes of a cube on its way it cannot know when it has only pushed one a little. But that
-        the fingers press against something it has felt, and nothing else tells how hard they squeeze. Who presses
-        buttons needs no grip, and labels of the robot alone are a little better.
-        """
-        if not self.moves_things:
-            return
-
-        replay = store.dataset
-        is_robot = torch.as_tensor(replay.moving_share() > ROBOT_MOVES, device=self.device)
-        own = torch.as_tensor(replay.statistics()[1], dtype=torch.float32, device=self.device)
-        self.labeler_scale = self.encoder.std / torch.maximum(own, self.encoder.std)
-        if not self.state_map.loose:
-            self.labeler_scale = is_robot * self.labeler_scale
-            return
-
-        self.labeler_sees_places = bool(self.config.labeler_places)
-        rows = store.whole_steps
-        rows = rows[::max(1, len(rows) // ROWS_FOR_RANGE)]
-        if not len(rows):
-            return
-        seen = self._labeler_input(store.steps(rows, self.config.labeler_context), self.labeler_sees_places)
-        low, high = torch.quantile(seen, torch.tensor([RARE, 1 - RARE], device=self.device), dim=0)
-        self.labeler_low = low.masked_fill(is_robot, -torch.inf)
-        self.labeler_high = high.masked_fill(is_robot, torch.inf)
+    def fit_labeler(self, batches, rng):
+        """Let the labeler learn from all own steps of `OnlineBatches`, and label the data anew; draws from the numpy
+        Generator `rng` -> R2 of held-out own steps."""
+        steps, actions = batches.own_steps()
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng)
+        batches.label_data(self.label)
+        return r2
 
     @property
     def plans(self):
@@ -243,7 +193,6 @@ class OnlineAgent:
             action_dim=self.action_dim,
             online_share=config.online_share,
             progress_steps=config.progress_steps if self.weighs_progress else 0,
-            labeler_context=config.labeler_context,
             window=self.offline.config.context_length if config.memory else 0,
             embed=self.offline.targets['value'].embed if config.value_interval else None,
         )
@@ -379,53 +328,21 @@ class OnlineAgent:
         seen = self.encoder.normalize(self.bounded(states))
         return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
 
-    def label(self, steps, networks=None, sees_places=None, **dropout):
-        """I_1(s_{t-c}, ..., s_{t+1+c}) -> the action between s_t and s_{t+1}; steps (..., 2 + 2c, S) raw, c =
-        `labeler_context`. `networks`: whose I_1, default `acting`; `sees_places`: default what was decided."""
-        if sees_places is None:
-            sees_places = self.labeler_sees_places
-        seen = self._labeler_input(steps, sees_places)
-        if self.labeler_low is not None:
-            seen = seen.clamp(self.labeler_low, self.labeler_high)
-        return (networks or self.acting)['labeler'](seen[..., 0, :], seen[..., 1:, :].flatten(-2), **dropout)
-
-    def _labeler_input(self, steps, sees_places):
-        """-> (..., 2 + 2c, S): s_t normalised, and by how much the states around it differ from it."""
-        c = self.config.labeler_context
-        steps = self.encoder.normalize(steps) * self.labeler_scale
-        now = steps[..., c:c + 1, :]
-        around = torch.cat([steps[..., :c, :], steps[..., c + 1:, :]], -2) - now
-        if not sees_places:
-            now = now * (1 - self.encoder.slowness)
-        return torch.cat([now, around], -2)
-
-    def labeler_error(self, steps, actions, networks, generator=None, sees_places=None):
-        """Mean squared error of the labels of some steps; with the dropout of training if there is a torch.Generator to
-        draw it. `networks`, `sees_places`: as in `label`."""
-        dropout = self.config.labeler_dropout if generator else 0.0
-        labels = self.label(steps, networks, sees_places, dropout=dropout, generator=generator)
-        return (labels - actions).square().mean()
-
-    def labeler_loss(self, batch):
-        """One-step inverse dynamics on the agent's own transitions: mean squared error of the action."""
-        generator = torch.Generator(self.device).manual_seed(batch.dropout_seed)
-        loss = self.labeler_error(batch.online_steps, batch.online_actions, self.trained, generator)
-        return loss, {'labeler_loss': loss}
+    def label(self, steps):
+        """I_1(s_t, s_{t+1}) -> the action between the two states of raw pairs (n, 2, S), (n, A) in [-1, 1]."""
+        return self.labeler(self.encoder.normalize(steps)).to(self.device)
 
     def imitation_loss(self, batch):
         """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
         is real in the agent's own rows and the labeler's in offline rows, unless these have true actions."""
         with torch.no_grad():
-            labels = self.label(batch.steps).clamp(-1, 1)
-            actions = torch.where(batch.has_action.unsqueeze(-1), batch.actions, labels)
-
             targets = self.encoder.place(batch.states_ahead)
             goals = self.encoder.place(batch.goal_states)
             weights = self.imitation_weights(batch)
 
         full = self.remember(batch)
         inferred = self.infer_action(full, batch.seen_states, targets, goals, self.trained)
-        error = (inferred - actions).square().mean(-1)
+        error = (inferred - batch.actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
@@ -484,15 +401,11 @@ class OnlineAgent:
         loss = (self.trained['locator'](batch.z) - self.encoder.place(batch.states)).square().mean()
         return loss, {'locator_loss': loss}
 
-    def total_loss(self, batch, train_values=False, labeler_alone=False):
-        """-> (loss, info): both inverse dynamics, the locator and, with `train_values`, Q, V and the proposer; or the
-        labeler alone."""
-        results = [self.labeler_loss(batch)]
-        if not labeler_alone:
-            results.append(self.locator_loss(batch))
-            results.append(self.imitation_loss(batch))
-            if batch.shows_progress:
-                results.append(self.baseline_loss(batch))
+    def total_loss(self, batch, train_values=False):
+        """-> (loss, info): inverse dynamics, the locator and, with `train_values`, Q, V and the proposer."""
+        results = [self.locator_loss(batch), self.imitation_loss(batch)]
+        if batch.shows_progress:
+            results.append(self.baseline_loss(batch))
         if train_values:
             results.append(self.offline.proposer_loss(batch.latents, batch))
             results.append(self.offline.critic_loss(batch.latents, batch))
@@ -502,13 +415,13 @@ class OnlineAgent:
         info = {name: value for _, numbers in results for name, value in numbers.items()}
         return total, info | {'total_loss': total}
 
-    def update(self, batch, labeler_alone=False):
+    def update(self, batch):
         """One gradient step on `total_loss` and one of the moving averages -> info. Q, V and the proposer are part of
         one update in `value_interval`."""
         interval = self.config.value_interval
-        train_values = not labeler_alone and interval > 0 and self.step % interval == 0
+        train_values = interval > 0 and self.step % interval == 0
 
-        loss, info = self.total_loss(batch, train_values, labeler_alone)
+        loss, info = self.total_loss(batch, train_values)
         self.optimizer.zero_grad()
         loss.backward()
         info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
@@ -536,31 +449,24 @@ class OnlineAgent:
             'acting': self.acting.state_dict(),
             'optimizer': self.optimizer.state_dict(),
             'map': self.state_map.state_dict() if self.state_map else None,
-            'labeler_scale': self.labeler_scale,
-            'labeler_sees_places': self.labeler_sees_places,
-            'labeler_low': self.labeler_low,
-            'labeler_high': self.labeler_high,
+            'labeler': self.labeler.state_dict(),
         }
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned. Raises ValueError that names sizes that differ."""
         self.offline.load_state_dict(state['offline'])
-        older = 'baseline.0.weight' not in state['trained']  # from before there was one; acting does not need it
+        older = 'labeler' not in state  # from before it was a Gaussian process; acting does not need it
         for networks, saved in (self.trained, state['trained']), (self.acting, state['acting']):
             if older:
-                own = networks['baseline'].state_dict()
-                saved = saved | {f'baseline.{key}': value for key, value in own.items()}
+                own = networks['baseline'].state_dict()  # the oldest have none
+                saved = {f'baseline.{key}': value for key, value in own.items()} | saved
+                saved = {key: value for key, value in saved.items() if not key.startswith('labeler.')}
             load_weights(networks, saved)
-        if state['optimizer'] is not None and not older:
-            self.optimizer.load_state_dict(state['optimizer'])
+        if not older:
+            self.labeler.load_state_dict(state['labeler'])
+            if state['optimizer'] is not None:
+                self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
-        if 'labeler_scale' in state:
-            self.labeler_scale = state['labeler_scale'].to(self.device)
-        if 'labeler_sees_places' in state:  # else the flag decided
-            self.labeler_sees_places = state['labeler_sees_places']
-        if state.get('labeler_low') is not None:
-            self.labeler_low = state['labeler_low'].to(self.device)
-            self.labeler_high = state['labeler_high'].to(self.device)
         if state.get('map') is not None:  # checkpoints from before there were maps have none
             kind = ThingsMap if 'thing_of' in state['map'] else StateMap
             self.state_map = kind.from_state_dict(state['map'])
@@ -569,7 +475,8 @@ class OnlineAgent:
     def from_state_dict(cls, state, device='cpu', backend='torch'):
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         older = {'action_scale': 1.0}  # what did not exist yet when a checkpoint was written
-        config = make_config(OnlineConfig, older | state['config'])
+        known = {key: value for key, value in state['config'].items() if key not in RETIRED}
+        config = make_config(OnlineConfig, older | known)
         agent = cls(offline, state['action_low'], state['action_high'], config)
         agent.load_state_dict(state)
         return agent

@@ -25,28 +25,20 @@ ROWS_AT_ONCE = 8192
 
 @dataclasses.dataclass
 class OnlineBatch(TensorBatch):
-    """What one online update learns from: n transitions for the imitation of the data, and n one-step transitions for
-    the labeler. k = transition_steps, D latent dimensions."""
+    """What one online update learns from: n transitions to imitate. k = transition_steps, D latent dimensions."""
 
     states: torch.Tensor  # (n, S) raw
     seen_states: torch.Tensor  # (n, S) raw, what acting would see of them: the same, unless readings get lost
-    steps: torch.Tensor  # (n, 2 + 2c, S) raw, what the labeler sees: s_{t-c} to s_{t+1+c}, c = labeler_context
     windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
     positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
     states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on, or after the next move: what z' is
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
     steps_left: torch.Tensor | None  # (n,) steps to states_ahead, where these are after the next move; else None
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
-    actions: torch.Tensor  # (n, A) in [-1, 1]; zero where they are unknown
+    actions: torch.Tensor  # (n, A) in [-1, 1]: the labeler's, or real ones of own episodes or with --true_actions
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
-    has_action: torch.Tensor  # (n,) bool, the action is real: of the agent's own episodes, or --true_actions
     z: torch.Tensor  # (n, D)
     full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where it is not kept for the offline data
-
-    # the agent's own steps, for the labeler
-    online_steps: torch.Tensor  # (n, 2 + 2c, S) raw
-    online_actions: torch.Tensor  # (n, A) in [-1, 1]
-    dropout_seed: int  # of the labeler's dropout, so that a batch decides its loss
 
     # what Q, V and the proposer learn from, see trajectories.Transitions; None while they rest
     latents: Latents | None
@@ -56,7 +48,6 @@ class OnlineBatch(TensorBatch):
 
     # where the samples lie, for the report of a loss that is not finite
     rows: torch.Tensor  # (n,) int, in the data that `is_online` says
-    online_rows: torch.Tensor  # (n,) int
 
     @property
     def shows_progress(self):
@@ -126,12 +117,9 @@ class LatentStore:
             return self.states(rows)
         return torch.from_numpy(self.beliefs.lose(rows, rng)).to(self.device)
 
-    def steps(self, rows, context):
-        """Raw states (n, 2 + 2c, S) around the steps that begin in `rows` (n,), c = `context` on either side. Beyond
-        the ends of a trajectory its first and last states go on."""
-        rows = rows[:, None]
-        around = rows + np.arange(-context, context + 2)
-        return self.states(np.clip(around, self.dataset.start_of(rows), self.dataset.end_of[rows]))
+    def steps(self, rows):
+        """Raw states (n, 2, S): those in `rows` (n,), and the ones after them."""
+        return self.states(rows[:, None] + np.arange(2))
 
     @torch.no_grad()
     def refresh(self, dropped=0):
@@ -192,24 +180,38 @@ class LatentStore:
 class OnlineBatches:
     """Draws batches of `size` transitions from the offline data and the agent's own episodes.
 
-    online_share: of the transitions, from own episodes; the labeler learns from these alone, whatever the share.
-    progress_steps: how far on the states lie by which progress is measured; 0: it is not. labeler_context: states on
-    either side of a step that the labeler sees as well. window: the datasets' context_length, to take all transitions
-    of windows, so that one can remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E),
-    V's target embedding, where Q, V and the proposer learn on; None while they rest.
+    online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
+    measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
+    remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E), V's target embedding, where
+    Q, V and the proposer learn on; None while they rest.
     """
 
     def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
-                 labeler_context=0, window=0, embed=None):
+                 window=0, embed=None):
         self.offline_store = offline_store
         self.online_store = online_store
         self.size = size
         self.action_dim = action_dim
         self.online_share = online_share
         self.progress_steps = progress_steps
-        self.labeler_context = labeler_context
         self.window = window
         self.embed = embed
+        self.labels = torch.zeros(len(offline_store.dataset), action_dim, device=offline_store.device)
+
+    def own_steps(self):
+        """-> (raw pairs of states (n, 2, S), actions (n, A) between them) of the agent's own episodes."""
+        rows = self.online_store.whole_steps
+        return self.online_store.steps(rows), torch.from_numpy(self.online_store.dataset.actions[rows])
+
+    def label_data(self, label):
+        """Infer the actions of the offline data; `label`: function, raw pairs of states (n, 2, S) -> (n, A)."""
+        if self.offline_store.dataset.actions is not None:
+            return
+
+        rows = self.offline_store.dataset.origins
+        pieces = np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE))
+        for some in tqdm(pieces, 'labels of the data', leave=False, dynamic_ncols=True, delay=1):
+            self.labels[torch.from_numpy(some)] = label(self.offline_store.steps(some))
 
     def refresh(self, dropped):
         """Take in the episodes that were added to the replay; `dropped` rows went at its front."""
@@ -228,18 +230,7 @@ class OnlineBatches:
             fields[name] = None if first is None else torch.cat([part[name] for part in parts])
         latents = self._latents(fields.pop('z_next'), fields.pop('z_goal'), fields.pop('proposer_goal'), fields['z'])
 
-        dropout_seed = int(rng.integers(2**62))
-        store = self.online_store
-        origins = store.whole_steps
-        online_rows = origins[rng.integers(len(origins), size=self.size)]
-        return OnlineBatch(
-            **fields,
-            latents=latents,
-            online_steps=store.steps(online_rows, self.labeler_context),
-            online_actions=torch.from_numpy(store.dataset.actions[online_rows]).to(store.device),
-            dropout_seed=dropout_seed,
-            online_rows=torch.from_numpy(online_rows),
-        )
+        return OnlineBatch(**fields, latents=latents)
 
     @torch.no_grad()
     def _latents(self, z_next, z_goal, proposer_goal, z):
@@ -274,29 +265,22 @@ class OnlineBatches:
         soon = np.minimum(rows + self.progress_steps, data.end_of[rows])
         to_move = store.next_rest is not None  # progress is the time that a move takes
 
-        has_action = data.actions is not None
-        actions = data.actions[rows] if has_action else np.zeros((n, self.action_dim), np.float32)
-
         def tensor(array):
             return torch.from_numpy(array).to(store.device)
 
         learns = self.embed is not None
-        steps = store.steps(rows, self.labeler_context)
         return {
-            'states': steps[:, self.labeler_context],
+            'states': store.states(rows),
             'seen_states': store.seen_states(rows, rng),
-            'steps': steps,
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
             'states_soon': store.states(soon) if self.progress_steps and not to_move else None,
             'steps_left': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
-            'actions': tensor(actions),
+            'actions': self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows]),
             'is_online': tensor(np.full(n, store is self.online_store)),
-            'has_action': tensor(np.full(n, has_action)),
             'z': store.read(rows),
-            # kept ones only: else they are computed where they are read, which the labeler alone does not
             'full': store.read_full(rows) if self.offline_store.keeps_full else None,
             'z_next': store.read(transitions.next_rows) if learns else None,
             'z_goal': store.read(transitions.goal_rows) if learns else None,

@@ -50,7 +50,7 @@ class TrainConfig(RunConfig):
     max_episodes: int = flag(1000, 'episodes to collect', least=1)
     max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides',
                           least=0)
-    random_steps: int = flag(10_000, 'first environment steps, with random actions', least=0)
+    random_steps: int = flag(2000, 'first environment steps, with random actions', least=0)
     random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
                                     'whoever walks well uses its ends', above=0)
     random_correlation: float = flag(0.0, 'correlation of a random action with the one before it; pushes that last '
@@ -59,9 +59,7 @@ class TrainConfig(RunConfig):
                                         '50); 0: when an episode ends', least=0)
     episode_steps: int = flag(0, "the same for the agent's own episodes in training; 0: when an episode ends", least=0)
     num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
-    labeler_updates: int = flag(4000, 'gradient steps of the labeler alone after the random steps: what I learns from '
-                                      'bad labels it has to unlearn', least=0)
-    initial_updates: int = flag(14_000, 'gradient steps after these', least=1)
+    initial_updates: int = flag(14_000, 'gradient steps after the first round', least=1)
     update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
     epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
     epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
@@ -74,7 +72,6 @@ class TrainConfig(RunConfig):
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
 
 
-TRIAL_SHARE = 8  # the trial of labelers with and without places has so small a part of --labeler_updates
 LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
 
 
@@ -88,7 +85,7 @@ PANELS = (  # after the panel of success; those of rounds are optional: random s
     Panel('success of training episodes', {'mean': 'collect/success'}, optional=True),
     Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
     Panel('episode length', {'mean': 'collect/length'}, optional=True),
-    Panel('labeler', {'train': 'training/labeler_loss'}, log_scale=True),
+    Panel('R² of the labels of held-out own steps', {'mean': 'labeler/r2'}, optional=True),
     Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
     Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
     Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
@@ -260,6 +257,8 @@ class OnlineTraining:
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
         with run.stop.at_once():
             self.batches = agent.open_batches(data, replay)
+            if self.round:  # of which some updates are still due
+                self.batches.label_data(agent.label)
 
     # ------------------------------------------------------------------------------------------------ the loop
     def loop(self):
@@ -314,14 +313,15 @@ class OnlineTraining:
                 actions = self.agent.scale_to_unit(episode.actions)
                 dropped += self.replay.add(episode.observations, actions)
 
-        due = round(self.config.update_ratio * collected.steps)
         self.batches.refresh(dropped)
+        if not self.config.true_actions:
+            r2 = self.agent.fit_labeler(self.batches, self.rng)
+            if r2 is not None:
+                collected.numbers['labeler/r2'] = r2
+
+        due = round(self.config.update_ratio * collected.steps)
         if not self.agent.step:
-            trial = self.agent.prepare_labeler(self.batches.online_store, self.config.labeler_updates // TRIAL_SHARE,
-                                               self.config.seed)
-            if trial:
-                self.progress.write(str(trial))
-            due = self.config.labeler_updates + self.config.initial_updates
+            due = self.config.initial_updates
         self.round = Round(first_step, due, collected.numbers)
 
     def update(self):
@@ -329,8 +329,7 @@ class OnlineTraining:
         missing = self.round.updates_due - len(self.round.infos)
         for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
             batch = self.batches.sample(self.rng)
-            labeler_alone = self.agent.step < self.config.labeler_updates
-            self.round.infos.append(as_floats(self.agent.update(batch, labeler_alone)))
+            self.round.infos.append(as_floats(self.agent.update(batch)))
             self.run.check_finite(self.agent.step, self.round.infos[-1], batch.row_numbers())
             if self.agent.step % LOG_INTERVAL == 0:
                 self.updates_log.log(self.agent.step, mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))

@@ -109,13 +109,6 @@ class TrajectoryDataset:
         squares = sum(np.square(piece - mean).sum(0) for piece in _pieces(rows))  # float64, as the mean is
         return mean, np.sqrt(squares / len(rows))
 
-    def moving_share(self):
-        """(S,) in [0, 1]: in how many of the steps, of up to 100,000, each dimension changes by more than a hundredth
-        of its standard deviation."""
-        rows = self.origins[::max(1, len(self.origins) // 100_000)]
-        change = np.abs(self.observations[rows + 1] - self.observations[rows])
-        return (change > 0.01 * self.statistics()[1]).mean(0)
-
     def slowness(self):
         """(S,) in [0, 1]: the squared time scale of each dimension, in those of the slowest; the time scale is that
         of an exponential decay of the autocorrelation, -k / ln(autocorrelation at lag k = transition_steps).

@@ -126,7 +126,7 @@ def arithmetic(options):
     yield Row('arithmetic of an update', 0.0, {}, '', f'offline {offline:.1f} GFLOP, online {online:.1f}')
 
     first = number(OFFLINE, 'num_updates')
-    second = number(ONLINE, 'labeler_updates') + number(ONLINE, 'initial_updates')  # its steps are all random ones
+    second = number(ONLINE, 'initial_updates')  # its steps are all random ones
     total = offline * first + online * second
     yield Row('arithmetic of a demo, from nothing to what it prints', 0.0, {}, 'half (a quarter)',
               f'{first:,.0f} offline and {second:,.0f} online updates: {total:,.0f} GFLOP, '

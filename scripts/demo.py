@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '500', '--val_interval', '250']
-ONLINE = ['--max_steps', '10000', '--labeler_updates', '1500', '--initial_updates', '3000',
+ONLINE = ['--max_steps', '10000', '--initial_updates', '3000',
           '--final_eval_episodes', '20']
 
 

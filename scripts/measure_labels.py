@@ -20,6 +20,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from labeler import explained  # noqa: E402
 from ogbench_utils import load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from senses import senses_of  # noqa: E402
@@ -34,12 +35,6 @@ class LabelConfig:
     """what to measure"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     actions_path: str = flag('', 'npz file with `observations`, `terminals` and `actions` of the same robot (required)')
-
-
-def explained(labels, actions):
-    """Share of the variance of actions (N, A) that labels (N, A) explain: 1 - squared error / variance, of all numbers
-    together."""
-    return float(1 - np.square(labels - actions).sum() / np.square(actions - actions.mean(0)).sum())
 
 
 def run(config):
@@ -64,12 +59,8 @@ def run(config):
     observations = senses_of(checkpoint).see_trajectories(observations, starts, ends, seed=0)
     data = TrajectoryDataset(observations, starts, ends)
     store = agent.latent_store(data, cached=False)
-    labels = []
-    with torch.no_grad():
-        for rows in np.array_split(store.origins, -(-len(store.origins) // 8192)):
-            labels.append(agent.label(store.steps(rows, agent.config.labeler_context)).clamp(-1, 1).numpy())
-
-    r2 = explained(np.concatenate(labels), actions[store.origins])
+    labels = agent.label(store.steps(store.origins))
+    r2 = explained(labels, torch.from_numpy(actions[store.origins]))
     print(f'R2 of the labels of {len(store.origins):,} steps that are imitated: {r2:.3f}')
     return r2
 

@@ -78,15 +78,6 @@ run() {
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
-unscaled() { # dataset, seed: the agent of `main`, doing all of what I infers
-    folder=$RUNS/unscaled/$1/seed$2 result=results/unscaled/$1/seed$2
-    wanted unscaled "$1" "$2" && [ ! -f "$result/evaluation.json" ] || return 0
-    mkdir -p "$folder" "$result"
-    "$PYTHON" evaluate.py --checkpoint "$RUNS/main/$1/seed$2/online/last.pth" --action_scale 1 \
-        --episodes_per_task 50 --seed 12345 --output "$folder/evaluation.json"
-    cp "$folder/evaluation.json" "$result/evaluation.json"
-}
-
 expert() { # dataset, noise, episodes per task: what is imitated, once for each maze
     output=results/expert-noise-$2/$1/seed0/evaluation.json
     wanted "expert-noise-$2" "$1" 0 && [ ! -f "$output" ] || return 0
@@ -105,14 +96,13 @@ expert humanoidmaze-medium-navigate-v0 0.2 20
 mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore large-explore'
 for seed in 16 17 18; do
     for maze in $mazes; do
-        run main antmaze-$maze-v0 $seed 10000 '' ''
-        unscaled antmaze-$maze-v0 $seed
+        run main antmaze-$maze-v0 $seed 2000 '' ''
     done
 done
 
 # success against environment steps, all of them random
 for maze in medium-navigate large-navigate medium-stitch large-explore; do
-    for steps in 1000 2000 5000; do
+    for steps in 500 1000 5000; do
         run steps-$steps antmaze-$maze-v0 16 $steps main "--random_steps $steps"
     done
 done

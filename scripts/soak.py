@@ -38,7 +38,7 @@ COMMANDS = {
     'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '10', '--val_batches',
                 '2', '--no-maze_figures'],
     'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '30000',
-               '--labeler_updates', '50', '--initial_updates', '150', '--update_ratio', '0.05', '--batch_size', '4',
+               '--initial_updates', '150', '--update_ratio', '0.05', '--batch_size', '4',
                '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1', '--num_envs', '1']}
 
 
@@ -184,7 +184,7 @@ def size(name, trajectories, rows, dimensions, folder):
     show('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path, '--num_updates', 40,
                          '--val_interval', 20, '--save_dir', offline, folder=folder), 1.5)
     show('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
-                        '--max_steps', 12_000, '--random_steps', 10_000, '--labeler_updates', 10,
+                        '--max_steps', 12_000, '--random_steps', 10_000,
                         '--initial_updates', 30, '--update_ratio', 0, '--final_eval_episodes', 1,
                         '--save_dir', folder / name / 'online', folder=folder), 2.0)
     shutil.rmtree(folder / name)
@@ -208,7 +208,7 @@ def main():
         else:
             memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
             memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
-                              '--random_steps', '2000', '--labeler_updates', '100',
+                              '--random_steps', '2000',
                               '--initial_updates', '400', '--num_envs', '2',
                               '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
 

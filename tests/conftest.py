@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import labeler
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
@@ -118,6 +119,13 @@ def make_config():
     return lambda **changes: OfflineConfig(**(TINY | changes))
 
 
+@pytest.fixture(autouse=True)
+def quick_labeler(request, monkeypatch):
+    """A fit takes moments; how good it becomes, tests/test_labeler.py asks. Resumed runs are other processes."""
+    if request.module.__name__ not in ('test_labeler', 'test_resume'):
+        monkeypatch.setattr(labeler, 'KERNEL_UPDATES', 2)
+
+
 @pytest.fixture
 def make_dataset(make_config):
     """make_dataset(lengths, **sampling) -> TrajectoryDataset of random walks."""
@@ -195,7 +203,7 @@ def agent(make_online):
 @pytest.fixture(params=[False, True], ids=['state', 'memory'])
 def either_agent(make_online, request):
     """An agent without memory, and one with."""
-    return make_online(memory=request.param, labeler_context=2 * request.param)
+    return make_online(memory=request.param)
 
 
 @pytest.fixture

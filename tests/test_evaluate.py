@@ -103,9 +103,6 @@ def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
 def test_how_much_labels_explain(make_online, make_agent, tmp_path, capsys):
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
-    assert measure_labels.explained(actions, actions) == 1
-    assert measure_labels.explained(np.broadcast_to(actions.mean(0), actions.shape), actions) == pytest.approx(0)
-
     states = np.zeros((40, 5), np.float32)
     states[:-1, :3] = actions[:-1]  # what the labeler below says is the action
     np.savez(tmp_path / 'data.npz', observations=states, actions=actions, terminals=np.arange(40) == 39)

@@ -243,7 +243,7 @@ def test_other_checkpoints_say_what_differs(folder, capsys):
         torch.save(content, 'bad.pth')
         line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'bad.pth',
                      '--num_envs', 1, '--max_steps', 20, '--random_steps', 20,
-                     '--labeler_updates', 0, '--initial_updates', 1)
+                     '--initial_updates', 1)
         assert 'bad.pth' in line
         for word in words:
             assert word in line
@@ -385,16 +385,16 @@ def test_a_non_finite_gradient_stops_too(folder, monkeypatch, capsys):
 
 def test_a_non_finite_loss_stops_the_online_run(folder, monkeypatch, capsys):
     offline_trainer.main(['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run'])
-    loss = OnlineAgent.labeler_loss
+    loss = OnlineAgent.locator_loss
 
     def bad(self, batch):
         value = loss(self, batch)[0] * (torch.nan if self.step == 2 else 1)
-        return value, {'labeler_loss': value}
+        return value, {'locator_loss': value}
 
-    monkeypatch.setattr(OnlineAgent, 'labeler_loss', bad)
+    monkeypatch.setattr(OnlineAgent, 'locator_loss', bad)
     line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'run/last.pth',
                  '--num_envs', 2, '--random_steps', 40, '--max_steps', 40, '--batch_size', 1,
                  '--save_dir', 'online')
-    assert 'labeler_loss is nan at update 3' in line
+    assert 'locator_loss is nan at update 3' in line
     with np.load('online/nonfinite_update3.npz', allow_pickle=False) as dump:
-        assert dump['online_rows'].shape == dump['rows'].shape == (20,)
+        assert dump['rows'].shape == (20,)

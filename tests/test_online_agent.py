@@ -1,4 +1,4 @@
-"""Acting, the two inverse dynamics, batches and checkpoints of the online half."""
+"""Acting, inverse dynamics, updates and checkpoints of the online half."""
 
 import copy
 import dataclasses
@@ -8,7 +8,6 @@ import pytest
 import shrink_checkpoint
 import torch
 
-from model import InverseDynamics
 from online_agent import OnlineAgent
 from planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
@@ -163,47 +162,6 @@ def test_memory_learns_more_slowly_and_the_encoder_of_places_rests(make_online, 
     torch.testing.assert_close(averaged, 0.5 * (agent.trained['memory'].input.weight - before['memory.input.weight']))
 
 
-@pytest.mark.parametrize('context', [0, 2])
-def test_the_labeler_sees_both_sides(make_online, make_dataset, context, stub):
-    agent = make_online(labeler_context=context)
-    data = make_dataset()
-    store = agent.latent_store(data)
-    rows = np.array([data.starts[0], data.starts[0] + 9, data.ends[0] - 1])
-    steps = store.steps(rows, context)
-    for row, seen in zip(rows, steps, strict=True):
-        wanted = np.clip(np.arange(row - context, row + context + 2), data.starts[0], data.ends[0])
-        assert np.array_equal(seen, data.observations[wanted])
-
-    read = []
-    agent.acting['labeler'] = stub(lambda now, around: read.append((now, around)) or now)
-    agent.label(steps)
-    now, around = read[0]
-    assert torch.equal(now, agent.encoder.normalize(steps[:, context])) and around.shape[1] == (1 + 2 * context) * DIM
-    after = agent.encoder.normalize(steps[:, context + 1]) - now
-    torch.testing.assert_close(around.view(3, -1, DIM)[:, context], after)
-
-
-def test_a_labeler_without_places_labels_a_step_alike_everywhere(make_online, states):
-    agent = make_online(labeler_places=False)
-    agent.encoder.slowness.copy_(torch.tensor([1.0] + [0.0] * (DIM - 1)))
-    steps = torch.from_numpy(states(16)).view(8, 2, DIM)
-    elsewhere = steps + torch.tensor([50.0] + [0.0] * (DIM - 1))
-    otherwise = steps + torch.tensor([0.0, 50.0] + [0.0] * (DIM - 2))
-    torch.testing.assert_close(agent.label(elsewhere), agent.label(steps), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(agent.label(otherwise), agent.label(steps), atol=1e-2)
-
-    further = steps + torch.tensor([[0.0], [3.0]]) * torch.tensor([1.0] + [0.0] * (DIM - 1))
-    assert not torch.allclose(agent.label(further), agent.label(steps), atol=1e-2), 'how far a step leads is seen'
-
-
-def test_a_labeler_without_places_needs_slow_goals(make_online):
-    agent = make_online()
-    agent.offline.config.slow_goals = False
-    config = dataclasses.replace(agent.config, labeler_places=False)
-    with pytest.raises(ValueError, match='--no-labeler_places'):
-        OnlineAgent(agent.offline, agent.action_low, agent.action_high, config)
-
-
 def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
     observations, goals = states(4), states(4, seed=1)
     agent = make_watched(1)
@@ -254,7 +212,7 @@ def test_total_loss_is_pure(agent, batch, train_values, assert_same):
     second = agent.total_loss(batch, train_values)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
-    names = {'labeler_loss', 'inverse_dynamics_loss', 'locator_loss', 'baseline_loss'}
+    names = {'inverse_dynamics_loss', 'locator_loss', 'baseline_loss'}
     names |= {'critic_loss', 'value_loss', 'proposer_loss'} if train_values else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
@@ -265,7 +223,7 @@ def test_total_loss_is_pure(agent, batch, train_values, assert_same):
 
 @pytest.mark.parametrize('interval', [1, 3, 4])
 def test_update_freezes_the_encoder_and_moves_the_rest(make_online, make_batches, interval):
-    """Both inverse dynamics and the locator in every update; Q, V, the proposer and targets in one of `value_interval`,
+    """Inverse dynamics and the locator in every update; Q, V, the proposer and targets in one of `value_interval`,
     and not even by Adam's momentum in the others."""
     agent, rng = make_online(value_interval=interval), np.random.default_rng(0)
     batches = make_batches(agent)
@@ -307,7 +265,7 @@ def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, make_
             assert max(steps) == pytest.approx(lr, rel=0.01), name
 
 
-@pytest.mark.parametrize('trained', ['labeler', 'inverse_dynamics', 'locator', 'baseline', 'proposer'])
+@pytest.mark.parametrize('trained', ['inverse_dynamics', 'locator', 'baseline', 'proposer'])
 def test_each_net_has_its_own_loss(agent, batch, trained):
     agent.total_loss(batch, train_values=True)[1][f'{trained}_loss'].backward()
     everything = {**agent.trained, **agent.offline.nets}
@@ -316,16 +274,20 @@ def test_each_net_has_its_own_loss(agent, batch, trained):
     assert reached == {trained}
 
 
-def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch, stub):
-    agent.acting['labeler'] = stub(lambda s, change, **_: s[:, :ACTION_DIM] + 2 * change[:, :ACTION_DIM])
+def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batches, stub):
+    agent.labeler = stub(lambda steps: steps[:, 1, :ACTION_DIM])
+    batches.label_data(agent.label)
+    batch = batches.sample(np.random.default_rng(0))
+    own = batch.is_online
+    assert 0 < own.sum() < len(own)
+    data, replay = batches.offline_store.dataset, batches.online_store.dataset
+    after = torch.from_numpy(data.observations[batch.rows[~own] + 1])
+    torch.testing.assert_close(batch.actions[~own], agent.encoder.normalize(after)[:, :ACTION_DIM])
+    assert np.array_equal(batch.actions[own], replay.actions[batch.rows[own]])
+
     agent.trained['inverse_dynamics'] = stub(lambda full, *_: torch.zeros(len(full), ACTION_DIM))
-    mean, std = agent.encoder.mean, agent.encoder.std  # the labeler reads states as the encoder does
-    labels = ((2 * batch.steps[:, 1] - batch.states - mean) / std)[:, :ACTION_DIM]
-    torch.testing.assert_close(agent.label(batch.steps), labels, rtol=1e-4, atol=1e-5)
-    assert (labels.abs() > 1).any() and 0 < batch.is_online.sum() < len(labels)
-    actions = torch.where(batch.is_online[:, None], batch.actions, labels.clamp(-1, 1))
     error = agent.total_loss(batch)[1]['inverse_dynamics_error']
-    assert error.item() == pytest.approx(actions.square().mean().item(), rel=1e-5)
+    assert error.item() == pytest.approx(batch.actions.square().mean().item(), rel=1e-5)
 
 
 def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_batches, stub):
@@ -333,8 +295,8 @@ def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_bat
     batches = make_batches(agent)
     data = batches.offline_store.dataset
     data.actions = np.random.default_rng(0).uniform(-1, 1, (len(data), ACTION_DIM)).astype(np.float32)
+    batches.label_data(lambda steps: pytest.fail('there is no need'))
     batch = batches.sample(np.random.default_rng(1))
-    agent.acting['labeler'] = stub(lambda s, change, **_: torch.full((len(s), ACTION_DIM), torch.nan))
     agent.trained['inverse_dynamics'] = stub(lambda full, *_: torch.zeros(len(full), ACTION_DIM))
     assert np.array_equal(batch.actions, data.actions[batch.rows])
     error = agent.imitation_loss(batch)[1]['inverse_dynamics_error']
@@ -347,7 +309,6 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     agent = make_online(memory=memory, progress_steps=3, progress_temperature=2.5, online_share=0.5)
     batches = make_batches(agent)
     batch = batches.sample(np.random.default_rng(0))
-    agent.acting['labeler'] = stub(lambda s, change, **_: torch.zeros(len(s), ACTION_DIM))
     agent.trained['inverse_dynamics'] = stub(
         lambda full, state, ahead, goal_ahead: (ahead + 2 * goal_ahead)[:, :ACTION_DIM])
     usual = agent.usual_progress(batch, agent.acting)
@@ -402,13 +363,20 @@ def test_what_is_usual_from_a_state_is_learned_and_what_goes_beyond_it_imitated(
     assert walking > 3 * lying > 9 * waiting
 
 
-def test_checkpoints_from_before_there_was_a_baseline_act_as_they_did(agent):
+@pytest.mark.parametrize('has_baseline', [True, False])
+def test_checkpoints_whose_labeler_was_a_network_act_as_they_did(agent, has_baseline):
+    """The oldest have no baseline either."""
     state = agent.state_dict()
+    del state['labeler']
+    state['config'] |= {'labeler_context': 0, 'labeler_places': None, 'labeler_dropout': 0.3}
     for kind in ('trained', 'acting'):
-        state[kind] = {name: value for name, value in state[kind].items() if not name.startswith('baseline.')}
+        state[kind] = {name: value for name, value in state[kind].items()
+                       if has_baseline or not name.startswith('baseline.')}
+        state[kind]['labeler.net.0.weight'] = torch.ones(32, 2 * DIM)
     older = OnlineAgent.from_state_dict(state)
+    assert not older.labeler.is_fitted
     for name, value in state['acting'].items():
-        assert torch.equal(older.acting.state_dict()[name], value)
+        assert name.startswith('labeler.') or torch.equal(older.acting.state_dict()[name], value)
 
 
 def test_without_progress_all_transitions_weigh_the_same(make_online, make_batches):
@@ -440,73 +408,6 @@ def test_the_locator_learns_where_latents_lie(agent, batches):
         optimizer.step()
     places = agent.encoder.place(batches.sample(rng).states)
     assert loss.item() < 0.05 * places.var(0).mean().item()
-
-
-def test_the_labeler_learns_linear_dynamics(make_online, make_replay, make_dataset):
-    """Twenty episodes of s' = s + M a are enough to tell the actions of episodes that it has not seen."""
-    agent, rng = make_online(batch_size=22), np.random.default_rng(0)
-    M = rng.standard_normal((ACTION_DIM, DIM))
-
-    def open_batches(count):
-        replay = make_replay(())
-        for _ in range(count):
-            actions = rng.uniform(-1, 1, (30, ACTION_DIM)).astype(np.float32)
-            walk = np.concatenate([rng.standard_normal((1, DIM)), actions @ M]).cumsum(0)
-            replay.add(walk.astype(np.float32), actions)
-        return agent.open_batches(make_dataset(), replay)
-
-    train, test = open_batches(20), open_batches(5)
-    optimizer = torch.optim.Adam(agent.trained.parameters(), 3e-3)
-    for _ in range(300):
-        loss, _ = agent.labeler_loss(train.sample(rng))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    batch = test.sample(rng)
-    labels = agent.label(batch.online_steps, agent.trained)
-    error = (labels - batch.online_actions).square().mean()
-    assert error.item() < 0.2 / 3  # R2 above 0.8: the variance of uniform actions is 1/3
-
-
-@pytest.mark.parametrize('alone', [True, False])
-def test_the_labeler_can_learn_alone(make_online, make_batches, alone):
-    agent = make_online(value_interval=1)
-    before = snapshot(agent)
-    info = agent.update(make_batches(agent).sample(np.random.default_rng(0)), labeler_alone=alone)
-    moved = {name.split('.')[0] for name, p in agent.trained.named_parameters()
-             if not torch.equal(p, before['trained'][name])}
-    assert moved == ({'labeler'} if alone else {'labeler', 'locator', 'inverse_dynamics', 'baseline'})
-    assert ('inverse_dynamics_loss' not in info) == alone
-
-
-def test_labels_are_those_of_the_averaged_labeler(agent, batches):
-    batch = batches.sample(np.random.default_rng(0))
-    before = agent.label(batch.steps)
-    for p in agent.trained['labeler'].parameters():
-        p.data += 1
-    assert torch.equal(agent.label(batch.steps), before)
-    assert not torch.allclose(agent.label(batch.steps, agent.trained), before)
-
-
-def test_dropout_is_decided_by_the_batch_and_for_training_only(make_online, batches, assert_same):
-    agent, plain = make_online(labeler_dropout=0.5), make_online(labeler_dropout=0.0)
-    assert_same(snapshot(agent), snapshot(plain))
-    batch = batches.sample(np.random.default_rng(0))
-    rng = torch.get_rng_state()
-    losses = [agent.labeler_loss(dataclasses.replace(batch, dropout_seed=seed))[0].item()
-              for seed in (1, 1, *range(2, 100))]
-    assert losses[0] == losses[1] != losses[2] and torch.equal(torch.get_rng_state(), rng)
-    labels = agent.label(batch.online_steps)
-    for other in (agent, plain):
-        assert torch.equal(labels, other.label(batch.online_steps))
-    assert plain.labeler_loss(batch)[0].item() == (labels - batch.online_actions).square().mean().item()
-    net, seen = InverseDynamics(2, 1, 4000), []
-    net.net[3].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for options in ({'dropout': 0.25, 'generator': torch.Generator().manual_seed(0)}, {}):
-        net(torch.ones(1, 2), **options)
-    kept = seen[0] != 0
-    assert 2900 < kept.sum() < 3100
-    torch.testing.assert_close(seen[0][kept], seen[1][kept] / 0.75)
 
 
 @pytest.mark.parametrize('interval', [0, 2])

@@ -112,7 +112,6 @@ def test_samples_are_transitions_of_one_trajectory(tagged):
     end = data.end_of[rows]
     assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
     assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
-    assert np.array_equal(batch.steps, data.observations[rows[:, None] + np.arange(2)])
     assert (later == np.minimum(rows + STEPS, end)).all()
     assert np.array_equal(batch.states_soon, data.observations[np.minimum(rows + 3, end)])
     assert len(set(goal)) > 1 and np.array_equal(batch.goal_states, data.observations[proposer_goal])
@@ -145,11 +144,14 @@ def test_samples_have_the_agents_own_actions_only(tagged):
     else:
         assert not batch.is_online.any() and not batch.actions.any()
 
+
+def test_own_steps_are_all_pairs_of_states_of_the_replay(tagged):
+    _, batches = tagged
     own = batches.online_store.dataset
-    rows = batch.online_rows.numpy()
-    assert set(rows) == set(own.origins)
-    assert np.array_equal(batch.online_steps, own.observations[rows[:, None] + np.arange(2)])
-    assert np.array_equal(batch.online_actions, own.actions[rows])
+    steps, actions = batches.own_steps()
+    assert len(steps) == 40 + 8 + 25 - 3
+    assert np.array_equal(steps, own.observations[own.origins[:, None] + np.arange(2)])
+    assert np.array_equal(actions, own.actions[own.origins])
 
 
 def test_what_is_kept_changes_nothing(either_agent, make_dataset):
@@ -181,7 +183,7 @@ def test_what_is_not_kept_is_computed_where_it_is_read(make_online, make_dataset
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', 0)
     agent = make_online(online_share=0.25)
     batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
-    assert batch.full is None, 'the labeler alone does not read it'
+    assert batch.full is None
     torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states))
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from offline_agent import OfflineAgent
-from online_agent import OnlineAgent
 from planner import Pursuit
 from things import ThingsMap, find_levels, find_moves, find_things, group_numbers
 from trajectories import ReplayBuffer, TrajectoryDataset
@@ -336,56 +335,6 @@ def test_progress_steps_0_imitates_all_alike(mover):
     agent.config.progress_steps = 0
     batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     assert (agent.imitation_weights(batch) == 1).all()
-
-
-def test_the_labeler_sees_what_the_robot_has_moved(mover):
-    """Its own steps touched nothing: whatever becomes of things makes no difference to labels."""
-    agent, data, replay = mover
-    assert agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0) is None
-
-    states = torch.from_numpy(data.observations[100:102])[None]
-    with_other_things = states.clone()
-    with_other_things[..., 2:] += 7
-    assert torch.equal(agent.label(states), agent.label(with_other_things))
-    moved = states.clone()
-    moved[:, 1, 0] += 7
-    assert not torch.equal(agent.label(states), agent.label(moved))
-
-    loaded = OnlineAgent.from_state_dict(agent.state_dict())
-    assert torch.equal(loaded.label(states), agent.label(states))
-    assert loaded.moves_things and not loaded.labeler_sees_places
-
-
-@pytest.mark.parametrize('context', [0, 2])
-def test_the_labeler_sees_no_further_than_own_steps(make_mover, context):
-    """What they touch now and then (the spring, half pressed) it sees so far and no further."""
-    agent, data, replay = make_mover(cubes, labeler_context=context)
-    replay.observations[::20, 2] = 0.5
-    agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
-
-    def label_at(pressed):
-        states = torch.from_numpy(data.observations[100:102 + 2 * context].copy())[None]
-        states[..., 2] = pressed
-        return agent.label(states)
-
-    assert torch.equal(label_at(0.5), label_at(5.0))
-    assert not torch.equal(label_at(0.5), label_at(0.25))
-    assert not torch.equal(label_at(0.25), label_at(0.0))
-
-
-def test_where_things_are_switches_the_labeler_sees_the_robot_alone(make_mover):
-    agent, _, replay = make_mover(lamps)
-    replay.observations[::20, 2] = 0.5
-    agent.prepare_labeler(agent.latent_store(replay, cached=False), updates=5, seed=0)
-    assert (agent.labeler_scale > 0).tolist() == [True, True, False, False, False]
-    assert agent.labeler_low is None
-
-
-def test_walkers_show_the_labeler_everything(make_online, make_dataset, make_replay):
-    agent = make_online()
-    agent.build_map(make_dataset((60, 60, 60)))
-    agent.prepare_labeler(agent.latent_store(make_replay(), cached=False), updates=5, seed=0)
-    assert (agent.labeler_scale == 1).all() and agent.labeler_low is None
 
 
 def test_acting_heads_for_the_next_move(mover, stub):

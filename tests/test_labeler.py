@@ -1,0 +1,140 @@
+"""The labeler: what a few own steps tell it, and what it makes of states that they have not shown."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import labeler as labeler_module
+from labeler import Labeler, explained
+
+DIM, ACTION_DIM = 6, 2
+
+
+def joints(n, seed, spread=1.0):
+    """Steps of a robot each of whose actions moves one number, by how much another one decides; the rest is noise."""
+    rng = np.random.default_rng(seed)
+    states = spread * rng.standard_normal((n, DIM))
+    actions = rng.uniform(-1, 1, (n, ACTION_DIM))
+    change = 0.3 * rng.standard_normal((n, DIM))
+    change[:, 0] = 0.2 * actions[:, 0] * (1 + 0.5 * np.tanh(states[:, 2]))
+    change[:, 1] = 0.2 * actions[:, 1] - 0.1 * states[:, 1]
+    return torch.from_numpy(np.stack([states, states + change], 1)).float(), torch.from_numpy(actions).float()
+
+
+def fitted(n, seed=0, **options):
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(*joints(n, seed, **options), np.random.default_rng(0))
+    return labeler
+
+
+def test_a_few_steps_tell_what_matters():
+    labeler = fitted(200)
+    steps, actions = joints(500, seed=1)
+    assert explained(labeler(steps), actions) > 0.9
+
+    reach = torch.exp(-labeler.log_length)
+    assert {*reach[0].topk(2).indices.tolist()} == {2, DIM}, 'what decides the first action'
+    others = steps.clone()
+    others[..., 3:] = torch.randn(500, 2, DIM - 3)
+    assert (labeler(others) - labeler(steps)).abs().mean() < 0.1
+
+
+def test_more_steps_tell_more():
+    steps, actions = joints(500, seed=1)
+    few, many = (explained(fitted(n)(steps), actions) for n in (40, 1000))
+    assert 0.3 < few < many and many > 0.97
+
+
+def test_r2_is_of_steps_that_were_held_out():
+    steps, actions = joints(300, seed=0)
+    r2 = Labeler(DIM, ACTION_DIM).fit(steps, actions, np.random.default_rng(0))
+    assert 0.9 < r2 < 1
+    unrelated = torch.rand(300, ACTION_DIM) * 2 - 1
+    assert Labeler(DIM, ACTION_DIM).fit(steps, unrelated, np.random.default_rng(0)) < 0.2
+    assert Labeler(DIM, ACTION_DIM).fit(steps[:15], actions[:15], np.random.default_rng(0)) is None
+
+
+def test_nothing_is_taken_for_further_than_own_steps_show():
+    labeler = fitted(200)
+    steps, _ = joints(50, seed=1)
+    steps[:, :, 0] += 30
+    further = steps + torch.tensor([50.0] + [0.0] * (DIM - 1))
+    torch.testing.assert_close(labeler(further), labeler(steps), rtol=1e-3, atol=1e-3)
+
+
+def test_what_never_varied_is_not_seen():
+    steps, actions = joints(200, seed=0)
+    steps[..., 5] = 3.0
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(steps, actions, np.random.default_rng(0))
+    elsewhere = steps.clone()
+    elsewhere[..., 5] = 4.0
+    assert torch.equal(labeler(elsewhere), labeler(steps)) and labeler(steps).isfinite().all()
+
+
+def test_actions_that_are_a_matter_of_course_are_told_exactly():
+    """Without noise, nothing becomes singular."""
+    rng = np.random.default_rng(0)
+    actions = torch.from_numpy(rng.uniform(-1, 1, (400, ACTION_DIM))).float()
+    steps = torch.zeros(400, 2, DIM)
+    steps[:, 1, :ACTION_DIM] = actions
+    labeler = Labeler(DIM, ACTION_DIM)
+    assert labeler.fit(steps, actions, rng) > 0.999
+    assert labeler.fit(steps[:1], actions[:1], rng) is None and labeler(steps).isfinite().all()
+
+
+def test_it_compares_with_few_points_and_learns_from_more(monkeypatch):
+    steps, actions = joints(1500, seed=0)
+    test_steps, test_actions = joints(500, seed=1)
+    monkeypatch.setattr(labeler_module, 'MAX_POINTS', 100)
+    r2 = []
+    for count in 112, 1500:
+        labeler = Labeler(DIM, ACTION_DIM)
+        labeler.fit(steps[:count], actions[:count], np.random.default_rng(0))
+        r2.append(explained(labeler(test_steps), test_actions))
+    assert len(labeler.points) == 100 and 1 - r2[1] < 0.5 * (1 - r2[0])
+    monkeypatch.setattr(labeler_module, 'MAX_STEPS', 90)
+    labeler.fit(steps, actions, np.random.default_rng(0))
+    assert len(labeler.points) == 81
+
+
+@pytest.mark.parametrize('count', [60, 300])
+def test_weights_are_those_of_the_exact_process(count):
+    """As long as every own step is a point: K(x, X) (K(X, X) + noise)^-1 y."""
+    labeler = fitted(count)
+    rows = np.sort(np.random.default_rng(0).permutation(count)[int(0.1 * count):])
+    own, actions = (values[rows] for values in joints(count, seed=0))
+    steps, _ = joints(20, seed=1)
+
+    def kernel(x, y):
+        return labeler._smooth_kernel(x, y) + labeler._linear_kernel(x, y)
+
+    with torch.no_grad():
+        x, points = (labeler._standardize(labeler._inputs(some)) for some in (steps, own))
+        covariance = kernel(points, points) + labeler._noise() * torch.eye(len(own))
+        labels = kernel(x, points) @ torch.linalg.solve(covariance, actions.double().T.unsqueeze(-1))
+    torch.testing.assert_close(labeler(steps), labels.squeeze(-1).T.float().clamp(-1, 1), rtol=1e-3, atol=1e-3)
+
+
+def test_it_begins_with_zeros_and_survives_a_checkpoint():
+    steps, _ = joints(5, seed=1)
+    empty, labeler = Labeler(DIM, ACTION_DIM), fitted(100)
+    assert not empty.is_fitted and (empty(steps) == 0).all()
+    empty.load_state_dict(copy.deepcopy(labeler.state_dict()))
+    assert empty.is_fitted and torch.equal(empty(steps), labeler(steps))
+
+
+def test_equal_generators_make_equal_labelers():
+    steps, actions = joints(100, seed=0)
+    labelers = [Labeler(DIM, ACTION_DIM) for _ in range(2)]
+    for labeler in labelers:
+        labeler.fit(steps, actions, np.random.default_rng(3))
+    assert torch.equal(*(labeler(steps) for labeler in labelers))
+
+
+def test_explained():
+    actions = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    assert explained(actions, actions) == 1
+    assert explained(actions.mean(0).expand(40, 3), actions) == pytest.approx(0, abs=1e-6)
