@@ -7,8 +7,8 @@ each number that it sees:
 
 x is s_t and s_{t+1} - s_t, in standard deviations of own steps. v, l, w and the noise are those of the highest marginal
 likelihood, so that a few hundred steps tell which numbers matter: the torque of a joint shows in the angle and the
-speed of that joint and in next to nothing else. A network that sees all numbers alike needs twenty times as many steps
-to find this out. Where the robot is matters little either, and no number is taken for larger or smaller than own
+speed of that joint and in next to nothing else. A network that sees all numbers alike needs five to ten times as many
+steps. Where the robot is matters little either, and no number is taken for larger or smaller than own
 steps have shown it: places that they have not seen mislead nobody.
 """
 
@@ -23,8 +23,7 @@ MAX_STEPS = 20_000  # own steps that it learns from
 MAX_POINTS = 1000  # of them labels are compared with
 HELD_OUT = 0.1  # of own steps, at most `MAX_POINTS`: by these it is judged
 
-KERNEL_UPDATES = 100  # of Adam, on the marginal likelihood
-KERNEL_ROWS = 300  # own steps in each of them
+KERNEL_ROWS = 300  # own steps in an update of the kernel
 KERNEL_LR = 0.05
 
 RARE = 0.003  # numbers are bounded by what own steps show, but for so small a share of them
@@ -59,9 +58,10 @@ class Labeler(nn.Module):
         return len(self.points) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng):
-        """Learn from own steps: pairs of states (n, 2, S) and actions (n, A), draws from the numpy Generator `rng`.
-        Goes on from the kernel of the last fit -> R2 of held-out steps, None where they are too few."""
+    def fit(self, steps, actions, rng, kernel_updates=100):
+        """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
+        goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
+        few."""
         rows = rng.permutation(len(steps))[:MAX_STEPS]
         held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
         test, rows = rows[:held_out], np.sort(rows[held_out:])
@@ -74,18 +74,18 @@ class Labeler(nn.Module):
         self.high.copy_(inputs.quantile(1 - RARE, 0))
 
         inputs = self._standardize(inputs)
-        self._fit_kernel(inputs, actions[rows], rng)
+        self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
         self._fit_weights(inputs, actions[rows], rng)
         if held_out < 2:
             return None
         return explained(self(steps[test]), actions[test])
 
-    def _fit_kernel(self, inputs, actions, rng):
+    def _fit_kernel(self, inputs, actions, rng, updates):
         """Raise the marginal likelihood (eq. 5.8 there) of own steps, a few hundred of them at a time."""
         rows_at_once = min(len(inputs), KERNEL_ROWS)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
 
-        for _ in tqdm(range(KERNEL_UPDATES), 'labeler', leave=False, dynamic_ncols=True, delay=1):
+        for _ in tqdm(range(updates), 'labeler', leave=False, dynamic_ncols=True, delay=1):
             rows = rng.choice(len(inputs), rows_at_once, replace=False)
             x = inputs[rows]
             y = actions[rows].T.unsqueeze(-1)

@@ -56,6 +56,7 @@ class OnlineConfig:
     memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
                                'the offline one; Q, V and the proposer see single states either way')
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
+    labeler_updates: int = flag(100, "steps on the labeler's kernel in each round", least=0)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
@@ -173,7 +174,7 @@ class OnlineAgent:
         """Let the labeler learn from all own steps of `OnlineBatches`, and label the data anew; draws from the numpy
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
-        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng)
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates)
         batches.label_data(self.label)
         return r2
 

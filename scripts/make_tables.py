@@ -5,13 +5,14 @@ README.ko.md, the others into results/README.md.
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
-flags in config_offline.json and config_online.json. `main` makes the main table, with `no-plan` for datasets that it
-has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the picture.
+flags in config_offline.json and config_online.json. `main` makes the main table, with `network-labels` or `no-plan` for
+datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
+picture, and so does `network-labels-<n>` beside `network-labels`.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
 same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. Every
 other experiment is a row of the ablations, paired by seed with `main`, or with what `main` was at the time
-(`full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has the evaluations while training.
-What is missing is left out. The data are of our own expert, which every name says.
+(`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has the evaluations
+while training. What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
@@ -68,7 +69,8 @@ WORDS = {
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
-REFERENCES = ('main', 'full-actions', 'older-weights')  # what experiments are compared with: `main` of their time
+# what experiments are compared with: `main` of their time
+REFERENCES = ('main', 'network-labels', 'full-actions', 'older-weights')
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
@@ -211,11 +213,11 @@ def table(header, rows):
 
 
 def front_runs(results, published):
-    """-> {dataset: (experiment, runs)} of the front page: `main`, or `no-plan` where a dataset has no other."""
+    """-> {dataset: (experiment, runs)} of the front page: `main`, or what it was before where there is none."""
     datasets = dict.fromkeys([*published, *sorted(name for _, name in results)])
     front = {}
     for name in datasets:
-        for experiment in ('main', 'no-plan'):
+        for experiment in ('main', 'network-labels', 'no-plan'):
             if (experiment, name) in results:
                 front[name] = (experiment, results[experiment, name])
                 break
@@ -296,16 +298,20 @@ def maze_of(name):
 
 
 def by_steps(results):
-    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>`, and of the same seeds of `main` or of
-    what `main` was at the time."""
+    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>` and of the same seeds of `main`; of
+    `network-labels-<n>` and `network-labels` as well, where the name of the dataset is followed by theirs."""
     budgets = {}
     for (experiment, name), runs in results.items():
-        reference, pairs = same_seeds(results, name, runs, REFERENCES)
-        if experiment.startswith('steps-') and pairs:
-            own = budgets.setdefault(name, {})
-            own[int(experiment.removeprefix('steps-'))] = [success for success, _ in pairs]
+        prefix, _, steps = experiment.rpartition('-')
+        if prefix not in ('steps', 'network-labels') or not steps.isdigit():
+            continue
+
+        reference, pairs = same_seeds(results, name, runs, references_of(experiment))
+        if pairs:
+            own = budgets.setdefault(name if prefix == 'steps' else f'{name} {prefix}', {})
+            own[int(steps)] = [success for success, _ in pairs]
             whole = results[reference, name][0].online_steps
-            if whole not in own or reference == REFERENCES[0]:
+            if whole not in own or reference in ('main', 'network-labels'):
                 own[whole] = [success for _, success in pairs]
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
@@ -315,7 +321,8 @@ def budget_table(budgets, heading):
     rows = []
     for name, own in budgets.items():
         cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
-        rows.append((label(name), *cells))
+        name, _, what = name.partition(' ')
+        rows.append((f'{label(name)}, `{what}`' if what else label(name), *cells))
     return table((heading, *(f'{count:,}' for count in steps)), rows)
 
 
@@ -349,7 +356,7 @@ def ablation_row(results, experiment, name):
 
     runs = results[experiment, name]
     planned = experiment == 'no-plan' or all(run.planned for run in runs)
-    references = [other for other in (REFERENCES if planned else ('no-plan',)) if other != experiment]
+    references = references_of(experiment) if planned else ['no-plan']
     reference, pairs = same_seeds(results, name, runs, references)
 
     beside = '–'
@@ -360,6 +367,14 @@ def ablation_row(results, experiment, name):
     flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
     return (f'`{experiment}`', flags, label(name), mean_text([run.success for run in runs]), beside, difference,
             str(len(pairs)), _range(run.online_steps for run in runs), _range(5 * run.episodes for run in runs))
+
+
+def references_of(experiment):
+    """What an experiment may be compared with; <reference>-<what was other> with that reference or an older one."""
+    for i, reference in enumerate(REFERENCES):
+        if experiment.startswith(f'{reference}-'):
+            return REFERENCES[i:]
+    return [other for other in REFERENCES if other != experiment]
 
 
 def same_seeds(results, name, runs, references):
@@ -449,7 +464,7 @@ def draw_losses(results, folder):
 
 def draw_steps(results, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
-    budgets = {name.removesuffix('-v0'): own for name, own in by_steps(results).items()}
+    budgets = {name.replace('-v0', ''): own for name, own in by_steps(results).items()}
     if budgets:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_budgets(budgets, folder / 'success_by_steps.png', 'random environment steps', 'success, %',

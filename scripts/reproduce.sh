@@ -13,9 +13,12 @@
 # `main` before imitation was weighted by progress beyond what is usual, need the code of their time:
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
-# So do those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
-# was `main`; steps-* and true-actions of seeds below 16, no-places-*, sees-places, online-*, updates-*, lost-*, as-typed,
-# random-steps and the point mazes are of its time, with seeds that it has:
+# So do those of before the labeler was a Gaussian process: `network-labels` was `main`, network-labels-<n> steps-<n>, and of
+# its time are unscaled, true-actions of seed 16, online-9000, random-steps:
+#   git worktree add /tmp/opso-network 6c12b56 && sh /tmp/opso-network/scripts/reproduce.sh main
+# And those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
+# was `main`; network-labels-* (steps-* then) and true-actions of seeds below 16, no-places-*, sees-places, online-*,
+# updates-*, lost-*, as-typed and the point mazes are of its time, with seeds that it has:
 #   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
 #   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
@@ -109,12 +112,11 @@ done
 
 # things: a quarter of the official trajectories. Most steps are its own, since labels of random ones alone do not lead its
 # hand exactly enough (`random-steps`)
-own_steps='--random_steps 5000 --labeler_updates 2000 --initial_updates 4000 --update_ratio 1
+own_steps='--random_steps 5000 --initial_updates 4000 --update_ratio 1
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
     run main cube-single-play-v0 $seed 20000 '' "$own_steps --progress_temperature 1"
     run main puzzle-3x3-play-v0 $seed 20000 '' "$own_steps"
-    run random-steps puzzle-3x3-play-v0 $seed 10000 main '--initial_updates 8000'
 done
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
@@ -134,7 +136,7 @@ done
 
 # what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
-    run true-actions antmaze-$maze-v0 16 10000 main "--true_actions --data_dir $DATA/with_actions"
+    run true-actions antmaze-$maze-v0 16 2000 main "--true_actions --data_dir $DATA/with_actions"
 done
 
 # how many offline updates
@@ -143,25 +145,6 @@ for seed in 10 11; do
         for updates in 1 1500 3000; do
             run updates-$updates antmaze-$maze-v0 $seed 10000 "--num_updates $updates" ''
         done
-    done
-done
-
-# how many online updates: of the labeler alone, and then of all
-for seed in 10 11; do
-    for updates in '500 500' '1000 1000' '2000 2500'; do
-        labeler=${updates% *} initial=${updates#* }
-        run online-$((labeler + initial)) antmaze-medium-navigate-v0 $seed 10000 main \
-            "--labeler_updates $labeler --initial_updates $initial"
-    done
-done
-
-for seed in 13 14 15; do
-    run online-18000 antmaze-medium-navigate-v0 $seed 10000 main '--initial_updates 14000'
-done
-
-for seed in 16 17; do
-    for maze in medium-navigate large-navigate; do
-        run online-9000 antmaze-$maze-v0 $seed 10000 main '--initial_updates 5000'
     done
 done
 

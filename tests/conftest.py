@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import labeler
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
@@ -119,13 +118,6 @@ def make_config():
     return lambda **changes: OfflineConfig(**(TINY | changes))
 
 
-@pytest.fixture(autouse=True)
-def quick_labeler(request, monkeypatch):
-    """A fit takes moments; how good it becomes, tests/test_labeler.py asks. Resumed runs are other processes."""
-    if request.module.__name__ not in ('test_labeler', 'test_resume'):
-        monkeypatch.setattr(labeler, 'KERNEL_UPDATES', 2)
-
-
 @pytest.fixture
 def make_dataset(make_config):
     """make_dataset(lengths, **sampling) -> TrajectoryDataset of random walks."""
@@ -181,8 +173,9 @@ def make_online(make_agent):
     def make(seed=0, action_dim=ACTION_DIM, offline=None, **changes):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)
-        flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4, 'action_scale': 1.0} | changes
-        config = OnlineConfig(**{'online_share': 0.25, **flags})
+        flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4, 'action_scale': 1.0, 'online_share': 0.25,
+                 'labeler_updates': 2}
+        config = OnlineConfig(**flags | changes)
         return OnlineAgent(offline, -np.ones(action_dim), np.ones(action_dim), config)
 
     return make

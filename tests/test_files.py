@@ -243,7 +243,7 @@ def test_other_checkpoints_say_what_differs(folder, capsys):
         torch.save(content, 'bad.pth')
         line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'bad.pth',
                      '--num_envs', 1, '--max_steps', 20, '--random_steps', 20,
-                     '--initial_updates', 1)
+                     '--labeler_updates', '2', '--initial_updates', 1)
         assert 'bad.pth' in line
         for word in words:
             assert word in line

@@ -36,7 +36,7 @@ def as_flags(**values):
 
 OFFLINE = as_flags(d_model=32, headdim=16, d_state=8, hidden_dim=32, context_length=20, transition_steps=5,
                    batch_size=4, num_updates=6, val_interval=3, log_interval=2, val_batches=2)
-ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200, initial_updates=2,
+ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200, labeler_updates=2, initial_updates=2,
                   max_steps=400, value_interval=2, eval_interval=0, eval_episodes=1, final_eval_episodes=1)
 
 

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = 'docs.own_robot:make_env'
 TINY = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
                    '--batch_size 4 --num_updates 2 --val_batches 1 --max_trajectories 12')
-TINY_ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 2 --num_envs 2 --random_steps 60 --initial_updates 2 '
+TINY_ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 2 --num_envs 2 --random_steps 60 '
+                          '--labeler_updates 2 --initial_updates 2 '
                           '--max_steps 100 --eval_interval 80 --eval_episodes 1 --final_eval_episodes 1')
 
 

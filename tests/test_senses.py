@@ -146,7 +146,7 @@ def test_both_halves_and_evaluation(tmp_path, monkeypatch, make_short_env, setti
     small = ('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
              '--batch_size 4 --num_updates 2 --val_batches 1 --max_trajectories 6')
     offline_trainer.main(['--dataset', BUNDLED_NAME, '--observe', setting, '--save_dir', 'offline', *small.split()])
-    short = ('--batch_size 4 --num_envs 2 --random_steps 60 --max_steps 120 --initial_updates 1 '
+    short = ('--batch_size 4 --num_envs 2 --random_steps 60 --max_steps 120 --labeler_updates 2 --initial_updates 1 '
              '--update_ratio 0.01 --final_eval_episodes 1')
     online_trainer.main(['--dataset', BUNDLED_NAME, '--offline_checkpoint', 'offline/last.pth', '--save_dir', 'online',
                          *short.split()])

@@ -19,7 +19,7 @@ OFFLINE = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim
            '--batch_size', '4', '--num_updates', '4', '--val_interval', '2', '--val_batches', '1', '--max_trajectories',
            '4']
 ONLINE = ['--idm_hidden_dim', '32', '--batch_size', '2', '--num_envs', '2', '--random_steps', '60', '--max_steps',
-          '120', '--initial_updates', '2', '--eval_episodes', '1',
+          '120', '--labeler_updates', '2', '--initial_updates', '2', '--eval_episodes', '1',
           '--final_eval_episodes', '1']
 WATCH = '''
 import atexit, json, os, runpy, sys

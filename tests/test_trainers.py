@@ -29,7 +29,7 @@ DATASET = 'antmaze-medium-navigate-v0'
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
                       '--batch_size 4 --num_updates 1 --val_batches 1 --no-maze_figures')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 2 --random_steps 40 '
-                     '--initial_updates 1 '
+                     '--labeler_updates 2 --initial_updates 1 '
                      '--max_steps 40 --final_eval_episodes 1')
 
 
