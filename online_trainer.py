@@ -213,6 +213,9 @@ def print_banner(run, origin, agent, data, data_source, device):
 
 def print_results(run, config, training):
     last = run.folder / 'last.pth'
+    judged = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
+    if judged:
+        print(f'labels: R² {judged[-1]:.2f} of own steps that were held out')
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '
           f'steps: {final["evaluation/overall_success"]:.1%}')

@@ -14,8 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '500', '--val_interval', '250']
-ONLINE = ['--max_steps', '10000', '--initial_updates', '3000',
-          '--final_eval_episodes', '20']
+ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_episodes', '20']
 
 
 def main():

@@ -14,10 +14,10 @@
 #   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
 #   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
 # So do those of before the labeler was a Gaussian process: `network-labels` was `main`, network-labels-<n> steps-<n>, and of
-# its time are unscaled, true-actions of seed 16, online-9000, random-steps:
+# its time are true-actions of seed 16 and what is called network-labels-<name> here and <name> there:
 #   git worktree add /tmp/opso-network 6c12b56 && sh /tmp/opso-network/scripts/reproduce.sh main
 # And those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
-# was `main`; network-labels-* (steps-* then) and true-actions of seeds below 16, no-places-*, sees-places, online-*,
+# was `main`; network-labels-* (steps-* then) and true-actions of seeds below 16, network-labels-no-places-2000, -sees-places, online-*,
 # updates-*, lost-*, as-typed and the point mazes are of its time, with seeds that it has:
 #   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
 # `older-weights-25000` was called steps-25000 then:
@@ -111,7 +111,7 @@ for maze in medium-navigate large-navigate medium-stitch large-explore; do
 done
 
 # things: a quarter of the official trajectories. Most steps are its own, since labels of random ones alone do not lead its
-# hand exactly enough (`random-steps`)
+# hand exactly enough (`network-labels-random-steps`)
 own_steps='--random_steps 5000 --initial_updates 4000 --update_ratio 1
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
@@ -139,21 +139,9 @@ for maze in medium-navigate large-navigate large-explore; do
     run true-actions antmaze-$maze-v0 16 2000 main "--true_actions --data_dir $DATA/with_actions"
 done
 
-# how many offline updates
-for seed in 10 11; do
-    for maze in medium-navigate medium-stitch; do
-        for updates in 1 1500 3000; do
-            run updates-$updates antmaze-$maze-v0 $seed 10000 "--num_updates $updates" ''
-        done
-    done
-done
-
-# the two commands as the README has them
-run as-typed antmaze-medium-navigate-v0 10 50000 '--num_updates 1000' ''
-
 # point mazes, on data by OGBench's own protocol (the sizes are the collector's defaults)
 for seed in 10 11 12; do
     for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
-        run main pointmaze-$maze-v0 $seed 10000 '' ''
+        run main pointmaze-$maze-v0 $seed 2000 '' ''
     done
 done
