@@ -78,11 +78,11 @@ LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
 def success_panel(tasks):
     """The panel of an environment with so many tasks."""
     by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
-    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task)
+    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task, limits=(-0.03, 1.03))
 
 
 PANELS = (  # after the panel of success; those of rounds are optional: random steps alone are a single round
-    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True),
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=(-0.03, 1.03)),
     Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
     Panel('episode length', {'mean': 'collect/length'}, optional=True),
     Panel('R² of the labels of held-out own steps', {'mean': 'labeler/r2'}, optional=True),

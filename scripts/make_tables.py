@@ -464,11 +464,12 @@ def draw_losses(results, folder):
 
 def draw_steps(results, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
-    budgets = {name.replace('-v0', ''): own for name, own in by_steps(results).items()}
+    budgets = {name.replace('-v0 network-labels', ', before').replace('-v0', ''): own
+               for name, own in by_steps(results).items()}
     if budgets:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_budgets(budgets, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
-                     'OPSO, no action labels offline, data of our own expert',
+                     'OPSO, no action labels offline, data of our own expert; before: labels of a network',
                      references=('HIQL: official data,\nall labels, 1M updates', hiql))
 
 

@@ -36,12 +36,13 @@ def save(figure, path, dpi=150):
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """One plot among many: columns of a CSV by label. An optional one is left out where it would show nothing: fewer
-    than two points."""
+    than two points. `limits`: least and largest y, where they are known."""
 
     title: str
     columns: dict
     log_scale: bool = False
     optional: bool = False
+    limits: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,8 @@ def plot_curves(curves, panels, path, title):
         # under a decade or so, linear reads better
         if panel.log_scale and values and max(values) > 20 * min(values) > 0:
             axis.set_yscale('log')
+        if panel.limits:
+            axis.set_ylim(*panel.limits)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         _thousands(axis)
         axis.set_title(panel.title, fontsize=9)
@@ -133,15 +136,18 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
 
 def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True):
     """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
-    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `references` = (name, {label: success})
-    are empty markers at the right, in the group's colour."""
+    dot for each of several runs. groups = {label: {budget: [success, ...]}}, of which '<label>, <other>' is dashed in
+    the colour of '<label>'; `references` = (name, {label: success}) are empty markers at the right, in that colour."""
     name, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     budgets = sorted({budget for runs in groups.values() for budget in runs})
-    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle(MARKERS)):
+    looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
+    look_of = {name: next(looks) for name in dict.fromkeys(label.split(', ')[0] for label in groups)}
+    for label, runs in groups.items():
+        color, marker = look_of[label.split(', ')[0]]
         own = sorted(runs)
-        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], color=color, lw=2, marker=marker, ms=5,
-                  label=label)
+        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], '--' if ', ' in label else '-', color=color,
+                  lw=2, marker=marker, ms=5, label=label)
         for budget in own:
             if len(runs[budget]) > 1:
                 axis.plot([budget] * len(runs[budget]), [100 * value for value in runs[budget]], '.', color=color,
@@ -158,7 +164,7 @@ def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     _thousands(axis)
-    axis.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     if references:
         axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
     figure.legend(loc='outside right center', fontsize=9, frameon=False)
