@@ -167,7 +167,7 @@ def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale
     figure.suptitle(title, fontsize=11)
     if references:
         axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
-    figure.legend(loc='outside right center', fontsize=9, frameon=False)
+    figure.legend(loc='outside right center', fontsize=9, frameon=False, handlelength=3)
     save(figure, path)
 
 
