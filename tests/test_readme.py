@@ -83,7 +83,8 @@ def test_flags_named_in_the_text_exist(name):
         'offline_trainer.py', 'online_trainer.py', 'evaluate.py', 'scripts/collect_dataset.py'))
     own = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('scripts/*.*'))
     elsewhere = {'--help', '--resume', '--timeout', '--nproc_per_node'}
-    elsewhere |= {'--proposal_share', '--head_memory'}  # of older results, whose config files name the commit
+    # of older results, whose config files name the commit
+    elsewhere |= {'--proposal_share', '--head_memory', '--no-labeler_places', '--labeler_dropout'}
     flags = set(re.findall(r'`(--[\w-]+)', PAGES[name])) - elsewhere
     known_flags = set(re.findall(r'--[\w-]+', known + own))
     assert not [flag for flag in flags if flag not in known_flags and not flag.startswith('--action_noise_')]
