@@ -8,8 +8,8 @@ each number that it sees:
 x is s_t and s_{t+1} - s_t, in standard deviations of own steps. v, l, w and the noise are those of the highest marginal
 likelihood, so that a few hundred steps tell which numbers matter: the torque of a joint shows in the angle and the
 speed of that joint and in next to nothing else. A network that sees all numbers alike needs five to ten times as many
-steps. Where the robot is matters little either, and no number is taken for larger or smaller than own
-steps have shown it: places that they have not seen mislead nobody.
+steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
+mislead nobody.
 """
 
 import copy
@@ -62,6 +62,9 @@ class Labeler(nn.Module):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few."""
+        if not len(steps):
+            return None
+
         rows = rng.permutation(len(steps))[:MAX_STEPS]
         held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
         test, rows = rows[:held_out], np.sort(rows[held_out:])
@@ -70,8 +73,9 @@ class Labeler(nn.Module):
         inputs = self._inputs(steps[rows])
         self.mean.copy_(inputs.mean(0))
         self.scale.copy_(inputs.std(0, correction=0))
-        self.low.copy_(inputs.quantile(RARE, 0))
-        self.high.copy_(inputs.quantile(1 - RARE, 0))
+        low, high = np.quantile(inputs.numpy(), [RARE, 1 - RARE], axis=0)  # torch's takes no large arrays
+        self.low.copy_(torch.from_numpy(low))
+        self.high.copy_(torch.from_numpy(high))
 
         inputs = self._standardize(inputs)
         self._fit_kernel(inputs, actions[rows], rng, kernel_updates)

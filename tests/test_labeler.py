@@ -126,6 +126,12 @@ def test_it_begins_with_zeros_and_survives_a_checkpoint():
     assert empty.is_fitted and torch.equal(empty(steps), labeler(steps))
 
 
+def test_without_steps_there_is_nothing_to_learn():
+    labeler = Labeler(DIM, ACTION_DIM)
+    assert labeler.fit(torch.zeros(0, 2, DIM), torch.zeros(0, ACTION_DIM), np.random.default_rng(0)) is None
+    assert not labeler.is_fitted
+
+
 def test_equal_generators_make_equal_labelers():
     steps, actions = joints(100, seed=0)
     labelers = [Labeler(DIM, ACTION_DIM) for _ in range(2)]
