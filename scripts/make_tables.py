@@ -108,7 +108,9 @@ class Result:
         """Gradient steps of the online half, from the flags it was run with; None where they are not kept."""
         if not self.online_flags or not self.online_steps:
             return None
-        first = self.online_flags['initial_updates'] + self.online_flags.get('labeler_updates', 0)
+        first = self.online_flags['initial_updates']
+        if 'labeler_dropout' in self.online_flags:  # a network, trained alone at first
+            first += self.online_flags.get('labeler_updates', 0)
         later = self.online_steps - self.online_flags['random_steps']
         return round(first + self.online_flags['update_ratio'] * max(0, later))
 
