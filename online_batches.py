@@ -177,6 +177,14 @@ class LatentStore:
             self.full_queue.rows[rows] = self.encode_full(padded)[:len(states)]
 
 
+def label_rows(store, rows, label):
+    """-> (n, A) what `label`, a function of raw pairs of states (m, 2, S), infers of the steps of a LatentStore that
+    begin in `rows` (n,); piece by piece, since the data may be large."""
+    pieces = np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE))
+    progress = tqdm(pieces, 'labels of the data', leave=False, dynamic_ncols=True, delay=1)
+    return torch.cat([label(store.steps(some)) for some in progress])
+
+
 class OnlineBatches:
     """Draws batches of `size` transitions from the offline data and the agent's own episodes.
 
@@ -209,9 +217,7 @@ class OnlineBatches:
             return
 
         rows = self.offline_store.dataset.origins
-        pieces = np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE))
-        for some in tqdm(pieces, 'labels of the data', leave=False, dynamic_ncols=True, delay=1):
-            self.labels[torch.from_numpy(some)] = label(self.offline_store.steps(some))
+        self.labels[torch.from_numpy(rows)] = label_rows(self.offline_store, rows, label)
 
     def refresh(self, dropped):
         """Take in the episodes that were added to the replay; `dropped` rows went at its front."""

@@ -69,8 +69,9 @@ WORDS = {
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
+OLDER = 'network-labels'  # the last `main` but this
 # what experiments are compared with: `main` of their time
-REFERENCES = ('main', 'network-labels', 'full-actions', 'older-weights')
+REFERENCES = ('main', OLDER, 'full-actions', 'older-weights')
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
@@ -219,7 +220,7 @@ def front_runs(results, published):
     datasets = dict.fromkeys([*published, *sorted(name for _, name in results)])
     front = {}
     for name in datasets:
-        for experiment in ('main', 'network-labels', 'no-plan'):
+        for experiment in ('main', OLDER, 'no-plan'):
             if (experiment, name) in results:
                 front[name] = (experiment, results[experiment, name])
                 break
@@ -268,8 +269,9 @@ def make_front(results, words, published):
         parts.append(table(words['like'], rows))
 
     budgets = by_steps(results)
-    if budgets:
-        parts.append(budget_table(budgets, words['budgets']))
+    older = by_steps(results, OLDER)
+    if budgets or older:
+        parts.append(budget_table(budgets, older, words['budgets']))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
@@ -299,32 +301,32 @@ def maze_of(name):
     return name.rsplit('-', 2)[0]
 
 
-def by_steps(results):
-    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>` and of the same seeds of `main`; of
-    `network-labels-<n>` and `network-labels` as well, where the name of the dataset is followed by theirs."""
+def by_steps(results, prefix='steps'):
+    """-> {dataset: {environment steps: [success of each run]}} of `<prefix>-<n>`, and of the same seeds of what it is
+    compared with, `main` first."""
     budgets = {}
     for (experiment, name), runs in results.items():
-        prefix, _, steps = experiment.rpartition('-')
-        if prefix not in ('steps', 'network-labels') or not steps.isdigit():
-            continue
-
-        reference, pairs = same_seeds(results, name, runs, references_of(experiment))
-        if pairs:
-            own = budgets.setdefault(name if prefix == 'steps' else f'{name} {prefix}', {})
+        before, _, steps = experiment.rpartition('-')
+        references = references_of(experiment)
+        reference, pairs = same_seeds(results, name, runs, references)
+        if before == prefix and steps.isdigit() and pairs:
+            own = budgets.setdefault(name, {})
             own[int(steps)] = [success for success, _ in pairs]
             whole = results[reference, name][0].online_steps
-            if whole not in own or reference in ('main', 'network-labels'):
+            if whole not in own or reference == references[0]:
                 own[whole] = [success for _, success in pairs]
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 
-def budget_table(budgets, heading):
-    steps = sorted({count for own in budgets.values() for count in own})
+def budget_table(budgets, older, heading):
+    """A row for each dataset; below it one of `older`, where that has the dataset as well."""
+    steps = sorted({count for own in [*budgets.values(), *older.values()] for count in own})
     rows = []
-    for name, own in budgets.items():
-        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
-        name, _, what = name.partition(' ')
-        rows.append((f'{label(name)}, `{what}`' if what else label(name), *cells))
+    for name in sorted({*budgets, *older}):
+        for text, own in (label(name), budgets.get(name)), (f'{label(name)}, `{OLDER}`', older.get(name)):
+            if own:
+                cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+                rows.append((text, *cells))
     return table((heading, *(f'{count:,}' for count in steps)), rows)
 
 
@@ -466,13 +468,13 @@ def draw_losses(results, folder):
 
 def draw_steps(results, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
-    budgets = {name.replace('-v0 network-labels', ', before').replace('-v0', ''): own
-               for name, own in by_steps(results).items()}
-    if budgets:
+    budgets, older = ({name.removesuffix('-v0'): own for name, own in by_steps(results, prefix).items()}
+                      for prefix in ('steps', OLDER))
+    if budgets or older:
         hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_budgets(budgets, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
                      'OPSO, no action labels offline, data of our own expert; before: labels of a network',
-                     references=('HIQL: official data,\nall labels, 1M updates', hiql))
+                     references=('HIQL: official data,\nall labels, 1M updates', hiql), before=older)
 
 
 def main():

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from labeler import explained  # noqa: E402
 from ogbench_utils import load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
+from online_batches import label_rows  # noqa: E402
 from senses import senses_of  # noqa: E402
 from support.files import load_checkpoint, naming_file  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
@@ -59,7 +60,7 @@ def run(config):
     observations = senses_of(checkpoint).see_trajectories(observations, starts, ends, seed=0)
     data = TrajectoryDataset(observations, starts, ends)
     store = agent.latent_store(data, cached=False)
-    labels = agent.label(store.steps(store.origins))
+    labels = label_rows(store, store.origins, agent.label)
     r2 = explained(labels, torch.from_numpy(actions[store.origins]))
     print(f'R2 of the labels of {len(store.origins):,} steps that are imitated: {r2:.3f}')
     return r2

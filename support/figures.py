@@ -134,20 +134,25 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
     save(figure, path)
 
 
-def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True):
+def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True,
+                 before=None):
     """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
-    dot for each of several runs. groups = {label: {budget: [success, ...]}}, of which '<label>, <other>' is dashed in
-    the colour of '<label>'; `references` = (name, {label: success}) are empty markers at the right, in that colour."""
+    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `before`, the same of what came before,
+    is dashed in the group's colour; `references` = (name, {label: success}) are empty markers at the right, in the
+    group's colour."""
     name, numbers = references or ('', {})
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
-    budgets = sorted({budget for runs in groups.values() for budget in runs})
+    before = before or {}
+    budgets = sorted({budget for runs in [*groups.values(), *before.values()] for budget in runs})
     looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
-    look_of = {name: next(looks) for name in dict.fromkeys(label.split(', ')[0] for label in groups)}
-    for label, runs in groups.items():
-        color, marker = look_of[label.split(', ')[0]]
+    look_of = dict(zip(dict.fromkeys([*groups, *before]), looks, strict=False))
+    lines = [(name, '-', name, runs) for name, runs in groups.items()]
+    lines += [(name, '--', f'{name}, before', runs) for name, runs in before.items()]
+    for group, style, label, runs in lines:
+        color, marker = look_of[group]
         own = sorted(runs)
-        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], '--' if ', ' in label else '-', color=color,
-                  lw=2, marker=marker, ms=5, label=label)
+        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], style, color=color, lw=2, marker=marker, ms=5,
+                  label=label)
         for budget in own:
             if len(runs[budget]) > 1:
                 axis.plot([budget] * len(runs[budget]), [100 * value for value in runs[budget]], '.', color=color,

@@ -185,6 +185,11 @@ def test_success_by_steps(page):
     assert text.count(DATA.replace('medium', 'large')) == 0, 'nothing to compare the other dataset with'
     assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 20_000
 
+    write_run(page / 'results' / 'network-labels' / ANT / 'seed3', [0.7])
+    write_run(page / 'results' / 'network-labels-2000' / ANT / 'seed3', [0.1], csv=False)
+    assert script('make_tables', '--root', page)[0] == 0
+    assert f'| {DATA}, `network-labels` | 10.0 (1) |' in (page / 'README.md').read_text()
+
 
 def test_success_by_losses(page):
     """What fills in lost readings, paired with the Mamba; a table of its own and a picture."""
