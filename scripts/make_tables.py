@@ -1,18 +1,18 @@
 """Write the result tables from the files under results/, so that they cannot drift: the main one into README.md and
-README.ko.md, the others into results/README.md.
+README.ko.md, the others into results/README.md, and those of former versions into results/before/README.md.
 
     python scripts/make_tables.py            rewrite the tables and assets/success_by_{steps,losses}.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
-flags in config_offline.json and config_online.json. `main` makes the main table, with `network-labels` or `no-plan` for
+flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
-picture, and so does `network-labels-<n>` beside `network-labels`.
+picture, and so does before/network-labels-<n> beside before/network-labels.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
 same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. Every
-other experiment is a row of the ablations, paired by seed with `main`, or with what `main` was at the time
-(`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan). The last table has the evaluations
-while training. What is missing is left out. The data are of our own expert, which every name says.
+other experiment is a row of the ablations, paired by seed with `main`, and one of results/before/ with what `main` was
+at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there
+has the evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
@@ -47,8 +47,8 @@ BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpo
           'no_maze_figures', 'video', 'tensorboard', 'wandb', 'mamba_backend'}
 WORDS = {
     'README.md': {
-        'header': ('data', 'success, %', 'without the plan, %', 'environment steps', 'updates offline + online',
-                   'seeds × tasks × episodes', 'HIQL, %', 'best published, %'),
+        'header': ('data', 'success, %', 'environment steps', 'updates offline + online', 'seeds × tasks × episodes',
+                   'HIQL, %', 'best published, %'),
         'flags': 'All with the default flags, except',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references on the official data, with all action labels, 1M updates and no '
@@ -58,8 +58,8 @@ WORDS = {
         'budgets': 'success, % (seeds), after environment steps',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
-        'header': ('데이터', '성공률, %', 'plan 없이, %', 'environment step', 'offline + online update',
-                   'seed × task × episode', 'HIQL, %', '발표된 최고, %'),
+        'header': ('데이터', '성공률, %', 'environment step', 'offline + online update', 'seed × task × episode',
+                   'HIQL, %', '발표된 최고, %'),
         'flags': '모두 기본 flag이며, 예외는',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
@@ -69,9 +69,10 @@ WORDS = {
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
+BEFORE = 'results/before/README.md'
 OLDER = 'network-labels'  # the last `main` but this
-# what experiments are compared with: `main` of their time
-REFERENCES = ('main', OLDER, 'full-actions', 'older-weights')
+# what experiments under results/before/ are compared with: `main` of their time
+REFERENCES_BEFORE = (OLDER, 'full-actions', 'older-weights')
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
@@ -86,7 +87,6 @@ class Result:
 
     seed: str  # name of its folder
     success: float  # of the last checkpoint, 0 to 1
-    without_plan: float | None  # of the same checkpoint and episodes, where that was measured
     episodes: int  # per task
     flags: str  # those of the method that it was given
     online_flags: dict | None  # all of the online half; None where no config is kept
@@ -128,17 +128,13 @@ def read_results(folder):
 def read_result(path):
     """The run whose evaluation.json is `path`."""
     metrics = json.loads(path.read_text(encoding='utf-8'))
-    without_plan = None
-    if metrics.get('plan') and metrics.get('comparison'):
-        without_plan = metrics[METRIC] - metrics['comparison']['overall']['difference']
-
     online_flags = None
     config = path.with_name('config_online.json')
     if config.is_file():
         online_flags = json.loads(config.read_text(encoding='utf-8')).get('flags')
 
-    result = Result(path.parts[-2], metrics[METRIC], without_plan, metrics['episodes_per_task'],
-                    given_flags(path.parent), online_flags)
+    result = Result(path.parts[-2], metrics[METRIC], metrics['episodes_per_task'], given_flags(path.parent),
+                    online_flags)
     offline = path.with_name('offline.csv')
     if offline.is_file():
         result.offline_steps = int(read_csv(offline)[-1]['step'])
@@ -168,7 +164,11 @@ def given_flags(folder):
 def label(dataset):
     """A dataset's name, and whose data it is: OGBench's protocol moves points and arms without an expert."""
     whose = 'our expert' if dataset.startswith(OUR_EXPERTS) else 'official protocol'
-    return f'`{dataset.removesuffix("-v0")}` ({whose})'
+    return f'`{short(dataset)}` ({whose})'
+
+
+def short(dataset):
+    return dataset.removesuffix('-v0')
 
 
 def mean_text(values):
@@ -186,11 +186,10 @@ def updates_text(runs):
 def curve_rows(results):
     """-> cells (name, mean success at the evaluations nearest to each of `MILESTONES`); not for a single evaluation."""
     rows = []
-    for (experiment, name), runs in sorted(results.items(), key=lambda item: (item[0][0] != 'main', item[0])):
+    for (experiment, name), runs in sorted(results.items()):
         curves = [run.curve for run in runs if run.has_curve]
         if curves:
-            text = label(name) if experiment == 'main' else f'{label(name)}, `{experiment}`'
-            rows.append((text, *(_at(curves, steps) for steps in MILESTONES)))
+            rows.append((f'{label(name)}, `{experiment}`', *(_at(curves, steps) for steps in MILESTONES)))
     return rows
 
 
@@ -215,52 +214,38 @@ def table(header, rows):
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def front_runs(results, published):
-    """-> {dataset: (experiment, runs)} of the front page: `main`, or what it was before where there is none."""
-    datasets = dict.fromkeys([*published, *sorted(name for _, name in results)])
-    front = {}
-    for name in datasets:
-        for experiment in ('main', OLDER, 'no-plan'):
-            if (experiment, name) in results:
-                front[name] = (experiment, results[experiment, name])
-                break
-    return front
+def front_runs(results, before, published):
+    """-> {dataset: runs} of the front page: `main`, or what it was before where there is none."""
+    mains = {name: runs for (experiment, name), runs in results.items() if experiment == 'main'}
+    older = {name: runs for (experiment, name), runs in before.items() if experiment == OLDER}
+    runs_of = older | mains
+    return {name: runs_of[name] for name in dict.fromkeys([*published, *sorted(runs_of)]) if name in runs_of}
 
 
-def make_front(results, words, published):
+def make_front(results, before, words, published):
     """-> what stands between the markers of a README's front page."""
-    front = front_runs(results, published)
+    front = front_runs(results, before, published)
     if not front:
         return ''
 
     rows = []
-    for name, (experiment, runs) in front.items():
+    for name, runs in front.items():
         reference = published.get(name, {'HIQL': '–', 'best': '–', 'source': ''})
-        best = f'{reference["best"]} {reference["source"]}'.strip()
-        success = f'**{mean_text([run.success for run in runs])}**'
-        without = '–'
-        if experiment == 'no-plan':
-            without = success
-            success = '–'
-        elif all(run.without_plan is not None for run in runs):
-            without = mean_text([run.without_plan for run in runs])
-
         rows.append((
             label(name),
-            success,
-            without,
+            f'**{mean_text([run.success for run in runs])}**',
             _range(run.online_steps for run in runs),
             updates_text(runs),
             counts(runs),
             reference['HIQL'],
-            best,
+            f'{reference["best"]} {reference["source"]}'.strip(),
         ))
     parts = [table(words['header'], rows), words['caption']]
 
     others = {}
-    for name, (_, runs) in front.items():
+    for name, runs in front.items():
         for flags in sorted({run.flags for run in runs} - {''}):
-            others.setdefault(flags, []).append(f'`{name.removesuffix("-v0")}`')
+            others.setdefault(flags, []).append(f'`{short(name)}`')
     if others:
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
@@ -268,8 +253,8 @@ def make_front(results, words, published):
     if rows := like_for_like_rows(results):
         parts.append(table(words['like'], rows))
 
-    budgets = by_steps(results)
-    older = by_steps(results, OLDER)
+    budgets = by_steps(results, 'steps', 'main')
+    older = by_steps(before, OLDER, OLDER)
     if budgets or older:
         parts.append(budget_table(budgets, older, words['budgets']))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
@@ -285,7 +270,7 @@ def like_for_like_rows(results):
     for (experiment, name), runs in sorted(results.items()):
         if experiment != 'true-actions':
             continue
-        _, pairs = same_seeds(results, name, runs, REFERENCES)
+        _, pairs = same_seeds(results, name, runs, ['main'])
         if pairs:
             expert = experts.get(maze_of(name))
             rows.append((
@@ -301,20 +286,20 @@ def maze_of(name):
     return name.rsplit('-', 2)[0]
 
 
-def by_steps(results, prefix='steps'):
-    """-> {dataset: {environment steps: [success of each run]}} of `<prefix>-<n>`, and of the same seeds of what it is
-    compared with, `main` first."""
+def by_steps(results, prefix, reference):
+    """-> {dataset: {environment steps: [success of each run]}} of `<prefix>-<n>`, and of the same seeds of
+    `reference`."""
     budgets = {}
     for (experiment, name), runs in results.items():
         before, _, steps = experiment.rpartition('-')
-        references = references_of(experiment)
-        reference, pairs = same_seeds(results, name, runs, references)
+        _, pairs = same_seeds(results, name, runs, [reference])
         if before == prefix and steps.isdigit() and pairs:
             own = budgets.setdefault(name, {})
             own[int(steps)] = [success for success, _ in pairs]
+
             whole = results[reference, name][0].online_steps
-            if whole not in own or reference == references[0]:
-                own[whole] = [success for _, success in pairs]
+            beside = own.get(whole, [])
+            own[whole] = max(beside, [success for _, success in pairs], key=len)
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 
@@ -338,13 +323,21 @@ def counts(runs):
 def make_details(results):
     """-> what stands between the markers of results/README.md."""
     parts = []
-    if rows := [row for key in sorted(results) if (row := ablation_row(results, *key))]:
+    if rows := ablation_rows(results, ['main']):
         parts.append(table(ABLATIONS, rows))
     if rows := losses_rows(results):
         parts.append(table(LOSSES, rows))
     if rows := demonstrator_rows(results):
         parts.append(table(DEMONSTRATOR, rows))
-    if rows := curve_rows(results):
+    return '\n\n'.join(parts)
+
+
+def make_before(before):
+    """-> what stands between the markers of results/before/README.md."""
+    parts = []
+    if rows := ablation_rows(before, REFERENCES_BEFORE):
+        parts.append(table(ABLATIONS, rows))
+    if rows := curve_rows(before):
         header = ('success, %, at the evaluation nearest to', *(f'{steps:,} steps' for steps in MILESTONES))
         columns = zip(header, *rows, strict=True)
         header, *rows = zip(*(column for column in columns if set(column[1:]) != {'–'}), strict=True)
@@ -352,33 +345,44 @@ def make_details(results):
     return '\n\n'.join(parts)
 
 
-def ablation_row(results, experiment, name):
-    """Cells of one experiment, beside the same seeds of `main` or of what `main` was at the time; None for what is
-    no ablation."""
-    if experiment == 'main' or experiment.startswith(('expert-', 'lost-')):
-        return None
+def ablation_rows(results, references):
+    """Cells of each experiment that is compared with one of `references`; these are rows too, but for `main`."""
+    rows = []
+    for (experiment, name), runs in sorted(results.items()):
+        if experiment == 'main' or experiment.startswith(('expert-', 'lost-')):
+            continue
 
-    runs = results[experiment, name]
-    planned = experiment == 'no-plan' or all(run.planned for run in runs)
-    references = references_of(experiment) if planned else ['no-plan']
-    reference, pairs = same_seeds(results, name, runs, references)
+        planned = experiment == 'no-plan' or all(run.planned for run in runs)
+        own = references_of(experiment, references) if planned else ['no-plan']
+        reference, pairs = same_seeds(results, name, runs, own)
 
-    beside = '–'
-    difference = '–'
-    if pairs:
-        beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
-        difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
-    flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
-    return (f'`{experiment}`', flags, label(name), mean_text([run.success for run in runs]), beside, difference,
-            str(len(pairs)), _range(run.online_steps for run in runs), _range(5 * run.episodes for run in runs))
+        beside = '–'
+        difference = '–'
+        if pairs:
+            beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
+            difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
+
+        flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
+        rows.append((
+            f'`{experiment}`',
+            flags,
+            label(name),
+            mean_text([run.success for run in runs]),
+            beside,
+            difference,
+            str(len(pairs)),
+            _range(run.online_steps for run in runs),
+            _range(5 * run.episodes for run in runs),
+        ))
+    return rows
 
 
-def references_of(experiment):
+def references_of(experiment, references):
     """What an experiment may be compared with; <reference>-<what was other> with that reference or an older one."""
-    for i, reference in enumerate(REFERENCES):
+    for i, reference in enumerate(references):
         if experiment.startswith(f'{reference}-'):
-            return REFERENCES[i:]
-    return [other for other in REFERENCES if other != experiment]
+            return references[i:]
+    return [other for other in references if other != experiment]
 
 
 def same_seeds(results, name, runs, references):
@@ -463,32 +467,36 @@ def draw_losses(results, folder):
             groups[text] = {100 * share: [run.success for run in runs]
                             for share, runs in (everything | fillers[filler]).items()}
     plot_budgets(groups, folder / 'success_by_losses.png', 'readings that get lost, %', 'success, %',
-                 f'{name.removesuffix("-v0")}, no action labels offline', log_scale=False)
+                 f'{short(name)}, no action labels offline', log_scale=False)
 
 
-def draw_steps(results, folder, published):
+def draw_steps(results, before, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
-    budgets, older = ({name.removesuffix('-v0'): own for name, own in by_steps(results, prefix).items()}
-                      for prefix in ('steps', OLDER))
+    budgets = by_steps(results, 'steps', 'main')
+    older = by_steps(before, OLDER, OLDER)
     if budgets or older:
-        hiql = {name.removesuffix('-v0'): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
-        plot_budgets(budgets, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
+        hiql = {short(name): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
+        plot_budgets({short(name): own for name, own in budgets.items()}, folder / 'success_by_steps.png',
+                     'random environment steps', 'success, %',
                      'OPSO, no action labels offline, data of our own expert; before: labels of a network',
-                     references=('HIQL: official data,\nall labels, 1M updates', hiql), before=older)
+                     references=('HIQL: official data,\nall labels, 1M updates', hiql),
+                     before={short(name): own for name, own in older.items()})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='only say whether the tables are up to date')
-    parser.add_argument('--root', default=str(ROOT), help='folder with README.md, README.ko.md and results/README.md')
+    parser.add_argument('--root', default=str(ROOT), help='folder with the READMEs and results/')
     flags = parser.parse_args()
 
     root = Path(flags.root)
     results = read_results(root / 'results')
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
-    blocks = {name: make_front(results, words, published) for name, words in WORDS.items()}
+    before = read_results(root / 'results' / 'before')
+    blocks = {name: make_front(results, before, words, published) for name, words in WORDS.items()}
     blocks[DETAILS] = make_details(results)
+    blocks[BEFORE] = make_before(before)
 
     stale = {}  # name of a file -> what it should say
     for name, block in blocks.items():
@@ -504,9 +512,10 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw_steps(results, root / 'assets', published)
+    draw_steps(results, before, root / 'assets', published)
     draw_losses(results, root / 'assets')
-    print(f'{len(results)} experiments and datasets; rewritten: {", ".join(stale) or "nothing, all was up to date"}')
+    rewritten = ', '.join(stale) or 'nothing, all was up to date'
+    print(f'{len(results) + len(before)} experiments and datasets; rewritten: {rewritten}')
 
 
 if __name__ == '__main__':

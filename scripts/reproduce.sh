@@ -9,19 +9,7 @@
 # a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
 # Each run keeps to one process and, with OMP_NUM_THREADS=1, to one core: start as many side by side as there are cores.
 #
-# The experiments that are older than headings (no-plan and its ablations, plan-10k*), and `older-weights`, which was
-# `main` before imitation was weighted by progress beyond what is usual, need the code of their time:
-#   git worktree add /tmp/opso-older 6d1074b && sh /tmp/opso-older/scripts/reproduce.sh no-plan
-#   git worktree add /tmp/opso-weights c7835a9 && sh /tmp/opso-weights/scripts/reproduce.sh main
-# So do those of before the labeler was a Gaussian process: `network-labels` was `main`, network-labels-<n> steps-<n>, and of
-# its time are true-actions of seed 16 and what is called network-labels-<name> here and <name> there:
-#   git worktree add /tmp/opso-network 6c12b56 && sh /tmp/opso-network/scripts/reproduce.sh main
-# And those of before actions were scaled, labels did without places and online updates were doubled: `full-actions`
-# was `main`; network-labels-* (steps-* then) and true-actions of seeds below 16, network-labels-no-places-2000, -sees-places, online-*,
-# updates-*, lost-*, as-typed and the point mazes are of its time, with seeds that it has:
-#   git worktree add /tmp/opso-full ecaeb9d && sh /tmp/opso-full/scripts/reproduce.sh main
-# `older-weights-25000` was called steps-25000 then:
-#   git worktree add /tmp/opso-25000 79d8656 && sh /tmp/opso-25000/scripts/reproduce.sh steps-25000
+# Experiments of former versions need the code of their time: results/before/README.md says which.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}

@@ -19,6 +19,9 @@ FRONT = ('README.md', 'README.ko.md')
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md')),
                       ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
+# their flags and commands are of another time or another's
+OLD_PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in ('results/before/README.md',
+                                                                           'results/baselines/README.md')}
 SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|torchrun|sh) (?:.*? )??([\w/]+\.(?:py|sh))\b(.*)')
 
 
@@ -83,19 +86,31 @@ def test_flags_named_in_the_text_exist(name):
         'offline_trainer.py', 'online_trainer.py', 'evaluate.py', 'scripts/collect_dataset.py'))
     own = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('scripts/*.*'))
     elsewhere = {'--help', '--resume', '--timeout', '--nproc_per_node'}
-    # of older results, whose config files name the commit
-    elsewhere |= {'--proposal_share', '--head_memory', '--no-labeler_places', '--labeler_dropout'}
     flags = set(re.findall(r'`(--[\w-]+)', PAGES[name])) - elsewhere
     known_flags = set(re.findall(r'--[\w-]+', known + own))
     assert not [flag for flag in flags if flag not in known_flags and not flag.startswith('--action_noise_')]
 
 
-@pytest.mark.parametrize('name', PAGES)
+def anchors(text):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r'^#+ (.+)$', text, re.M)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('name', [*PAGES, *OLD_PAGES])
 def test_links_and_pictures_exist(name):
+    text = (PAGES | OLD_PAGES)[name]
     page = ROOT / name
-    targets = re.findall(r'\]\(([^)#]+?)(?:#[\w-]*)?\)', PAGES[name]) + re.findall(r'src="([^"]+)"', PAGES[name])
-    local = [target for target in targets if not target.startswith('http')]
-    assert not [target for target in local if not (page.parent / target).exists()]
+    pictures = re.findall(r'src="([^"]+)"', text)
+    assert not [target for target in pictures if not target.startswith('http') and not (page.parent / target).exists()]
+
+    for target, anchor in re.findall(r'\]\(([^)#]*)(?:#([^)]+))?\)', text):
+        if target.startswith('http'):
+            continue
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding='utf-8')), f'{target}#{anchor}'
 
 
 def test_both_front_pages_have_the_same_code_commands_and_pictures():

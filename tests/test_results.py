@@ -38,8 +38,8 @@ def write_run(folder, successes, episodes=50, csv=True):
 @pytest.fixture
 def page(tmp_path):
     """READMEs with markers and old tables, and results of three runs."""
-    (tmp_path / 'results').mkdir()
-    for name in (*make_tables.WORDS, make_tables.DETAILS):
+    (tmp_path / 'results' / 'before').mkdir(parents=True)
+    for name in (*make_tables.WORDS, make_tables.DETAILS, make_tables.BEFORE):
         (tmp_path / name).write_text(f'before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n', encoding='utf-8')
     write_run(tmp_path / 'results' / 'main' / ANT / 'seed0', [0.2, 0.5, 0.8])
     write_run(tmp_path / 'results' / 'main' / ANT / 'seed1', [0.2, 0.6, 0.7, 0.9])
@@ -60,12 +60,10 @@ def test_tables_come_from_the_files(page):
     text = (page / 'README.md').read_text(encoding='utf-8')
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     row, = (line for line in text.splitlines() if line.startswith(f'| {DATA}'))
-    assert row.startswith(f'| {DATA} | **85.0 ± 7.1** | – | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
+    assert row.startswith(f'| {DATA} | **85.0 ± 7.1** | 30,000–40,000 | 2,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 [')
     details = (page / 'results' / 'README.md').read_text(encoding='utf-8')
     line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 (`main`) | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 beside seed 0 of main, not beside the mean of its seeds'
-    assert f'| {DATA} | 20 |' in details, 'two seeds at 10,000 steps; at 50,000 there was no evaluation'
-    assert f'| {DATA}, `no-alignment` | 40 |' in details and '50,000' not in details
     assert LARGE not in text + details
     assert script('make_tables', '--root', page, '--check')[0] == 0
     (page / 'results' / 'main' / ANT / 'seed1' / 'evaluation.json').unlink()
@@ -77,7 +75,7 @@ def test_a_run_without_curves_has_a_row_and_no_curve(page):
     write_run(page / 'results' / 'main' / LARGE / 'seed0b', [0.5], csv=False)
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text(encoding='utf-8')
-    assert f'| {DATA.replace("medium", "large")} | **50.0** | – | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
+    assert f'| {DATA.replace("medium", "large")} | **50.0** | – | – | 1 × 5 × 50 | 91 ± 2 |' in text
 
 
 def test_updates_of_both_halves_are_told(page):
@@ -89,48 +87,32 @@ def test_updates_of_both_halves_are_told(page):
     assert '| 2,000 + 7,000 |' in (page / 'README.md').read_text(), '1,000 + 4,000 and 3,000 + 6,000'
 
 
-def test_what_the_plan_gives_stands_beside_it(page):
-    """As `evaluate.py --compare` of a checkpoint with itself writes it."""
-    for seed in ('seed0', 'seed1'):
-        path = page / 'results' / 'main' / ANT / seed / 'evaluation.json'
-        content = json.loads(path.read_text()) | {'plan': True, 'comparison': {'overall': {'difference': 0.3}}}
-        path.write_text(json.dumps(content))
-    assert script('make_tables', '--root', page)[0] == 0
-    assert '| **85.0 ± 7.1** | 55.0 ± 7.1 |' in (page / 'README.md').read_text()
-
-
-def test_runs_without_a_plan_are_beside_no_plan(page):
-    write_run(page / 'results' / 'no-plan' / ANT / 'seed0', [0.7])
-    for experiment, flags in (('no-plan', {}), ('no-alignment', {'lr': 1}), ('k-10', {'plan': True})):
-        if experiment == 'k-10':
-            write_run(page / 'results' / experiment / ANT / 'seed0', [0.6])
+def test_runs_of_former_versions_have_a_page_of_their_own(page):
+    """Beside what was `main` at their time; those without a map beside `no-plan`."""
+    before = page / 'results' / 'before'
+    write_run(before / 'no-plan' / ANT / 'seed0', [0.7])
+    write_run(before / 'older-weights' / ANT / 'seed0', [0.5])
+    for experiment, flags in (('no-infonce', {'lr': 1}), ('k-10', {'plan': True})):
+        write_run(before / experiment / ANT / 'seed0', [0.4, 0.6])
         content = {'argv': [''], 'flags': flags | {'random_steps': 0, 'initial_updates': 1, 'update_ratio': 0}}
-        path = page / 'results' / experiment / ANT / 'seed0' / 'config_online.json'
-        path.write_text(json.dumps(content))
+        (before / experiment / ANT / 'seed0' / 'config_online.json').write_text(json.dumps(content))
+
     assert script('make_tables', '--root', page)[0] == 0
-    details = (page / 'results' / 'README.md').read_text()
-    assert f'| `no-alignment` | – | {DATA} | 60.0 | 70.0 (`no-plan`) | -10.0 | 1 |' in details
-    assert f'| `k-10` | – | {DATA} | 60.0 | 80.0 (`main`) | -20.0 | 1 |' in details
-    assert f'| `no-plan` | – | {DATA} | 70.0 | 80.0 (`main`) | -10.0 | 1 |' in details
+    rows = (before / 'README.md').read_text()
+    assert f'| `no-infonce` | – | {DATA} | 60.0 | 70.0 (`no-plan`) | -10.0 | 1 |' in rows
+    assert f'| `k-10` | – | {DATA} | 60.0 | 50.0 (`older-weights`) | +10.0 | 1 |' in rows
+    assert f'| `older-weights` | – | {DATA} | 50.0 | – | – | ' in rows
+    assert f'| {DATA}, `k-10` | 40 |' in rows and '50,000' not in rows, 'no evaluation at 50,000 steps'
+    assert 'k-10' not in (page / 'results' / 'README.md').read_text()
 
 
-def test_runs_are_beside_what_was_main_at_their_time(page):
-    """Of other seeds than those of `main`."""
-    write_run(page / 'results' / 'older-weights' / ANT / 'seed7', [0.5])
-    write_run(page / 'results' / 'k-10' / ANT / 'seed7', [0.6])
-    assert script('make_tables', '--root', page)[0] == 0
-    details = (page / 'results' / 'README.md').read_text()
-    assert f'| `k-10` | – | {DATA} | 60.0 | 50.0 (`older-weights`) | +10.0 | 1 |' in details
-    assert f'| `older-weights` | – | {DATA} | 50.0 | – | – | ' in details
-
-
-def test_a_dataset_without_a_run_of_main_shows_the_one_without_a_plan(page):
-    write_run(page / 'results' / 'no-plan' / ANT / 'seed0', [0.6])
-    write_run(page / 'results' / 'no-plan' / LARGE / 'seed0', [0.7])
+def test_a_dataset_without_a_run_of_main_shows_what_was_main_before(page):
+    for name in (ANT, LARGE):
+        write_run(page / 'results' / 'before' / 'network-labels' / name / 'seed0', [0.7])
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text(encoding='utf-8')
-    assert f'| {DATA} | **85.0 ± 7.1** | – |' in text
-    assert f'| {DATA.replace("medium", "large")} | – | **70.0** | 10,000 |' in text
+    assert f'| {DATA} | **85.0 ± 7.1** |' in text
+    assert f'| {DATA.replace("medium", "large")} | **70.0** | 10,000 |' in text
 
 
 def test_one_measurement_of_the_demonstrator_is_shown_once(page):
@@ -185,8 +167,9 @@ def test_success_by_steps(page):
     assert text.count(DATA.replace('medium', 'large')) == 0, 'nothing to compare the other dataset with'
     assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 20_000
 
-    write_run(page / 'results' / 'network-labels' / ANT / 'seed3', [0.7])
-    write_run(page / 'results' / 'network-labels-2000' / ANT / 'seed3', [0.1], csv=False)
+    before = page / 'results' / 'before'
+    write_run(before / 'network-labels' / ANT / 'seed3', [0.7])
+    write_run(before / 'network-labels-2000' / ANT / 'seed3', [0.1], csv=False)
     assert script('make_tables', '--root', page)[0] == 0
     assert f'| {DATA}, `network-labels` | 10.0 (1) |' in (page / 'README.md').read_text()
 

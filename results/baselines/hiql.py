@@ -33,6 +33,7 @@ def main():
     parser.add_argument('--data_dir', required=True, help='folder with <dataset>.npz, which has actions')
     parser.add_argument('--output', required=True, help='folder for the checkpoint and evaluations.jsonl')
     parser.add_argument('--batch_size', type=int, default=64, help='theirs: 1024 (default: %(default)s)')
+    parser.add_argument('--width', type=int, default=512, help='of each layer; theirs: 512 (default: %(default)s)')
     parser.add_argument('--num_updates', type=int, default=200_000, help='theirs: 1,000,000 (default: %(default)s)')
     parser.add_argument('--eval_interval', type=int, default=50_000)
     parser.add_argument('--seed', type=int, default=0)
@@ -50,6 +51,7 @@ def main():
 
     config = get_config()
     config.batch_size = flags.batch_size
+    config.value_hidden_dims = config.actor_hidden_dims = (flags.width,) * 3
     if 'explore' in flags.dataset:
         config.update(EXPLORE)
     elif 'stitch' in flags.dataset:
