@@ -161,8 +161,14 @@ class Labeler(nn.Module):
         """x (n, F), y (m, F) -> (A, n, m)."""
         x = x * torch.exp(-self.log_length).unsqueeze(1)
         y = y * torch.exp(-self.log_length).unsqueeze(1)
-        distance = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2) - 2 * x @ y.mT
-        return torch.exp(self.log_variance - distance.clamp(min=0) / 2)
+
+        # log v - |x - y|^2 / 2 = x y - |x|^2 / 2 + (log v - |y|^2 / 2) as a single product: sums of large matrices cost
+        # more than what they add
+        of_x = -x.square().sum(-1, keepdim=True) / 2
+        of_y = self.log_variance - y.square().sum(-1, keepdim=True) / 2
+        x = torch.cat([x, of_x, torch.ones_like(of_x)], -1)
+        y = torch.cat([y, torch.ones_like(of_y), of_y], -1)
+        return (x @ y.mT).exp()
 
     def _linear_kernel(self, x, y):
         """x (n, F), y (m, F) -> (A, n, m)."""
