@@ -293,7 +293,8 @@ class OfflineAgent:
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}
 
     def total_loss(self, batch):
-        """-> (loss, info); pure: the same batch gives the same number, and nothing changes but gradients."""
+        """-> (loss, info); pure: the same batch gives the same number, and nothing changes but gradients. What weighs
+        nothing is not computed."""
         config = self.config
         objectives = (
             (self.proposer_loss, 1),
@@ -309,6 +310,8 @@ class OfflineAgent:
         total = 0.0
         info = {}
         for objective, weight in objectives:
+            if weight == 0:
+                continue
             loss, numbers = objective(latents, batch)
             total = total + weight * loss
             info |= numbers

@@ -48,8 +48,8 @@ class TrainConfig(RunConfig):
                                     'and latents along trajectories')
 
 
-PANELS = (
-    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True)
+PANELS = (  # an objective that weighs nothing has no panel
+    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True, optional=True)
       for title, name in (
           ('critic', 'critic_loss'),
           ('value V', 'value_loss'),
@@ -61,7 +61,8 @@ PANELS = (
       )),
     Panel('total loss', {'train': 'training/total_loss', 'validation': 'validation/total_loss'}),
     Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'}),
-    Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy', 'validation': 'validation/infonce_accuracy'}),
+    Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy', 'validation': 'validation/infonce_accuracy'},
+          optional=True),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
     Panel('updates per second', {'train': 'time/updates_per_second'}),
 )

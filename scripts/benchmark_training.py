@@ -104,6 +104,10 @@ def offline(options):
               f"with --positions_per_window 0 (1,600 at once) {times['seed'] / 16 / (times['every'] / 1600):.0f}x")
 
 
+OBJECTIVES = {'critic_weight': 'Q', 'infonce_weight': 'InfoNCE', 'alignment_weight': 'alignment',
+              'state_weight': 'next state', 'reward_weight': 'reward/done'}
+
+
 def parts(options):
     """Where an update's time goes, beside the share of its multiplications."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -129,8 +133,17 @@ def parts(options):
     def whole():
         agent.update(batch)
 
+    def without(weight):
+        def step():
+            setattr(agent.config, weight, 0.0)
+            agent.update(batch)
+            setattr(agent.config, weight, weights[weight])
+
+        return step
+
+    weights = {name: getattr(agent.config, name) for name in OBJECTIVES}
     pieces = {'whole': whole, 'encoder': encoder, 'targets': target_networks, 'sampling': sampling,
-              'optimiser': optimiser}
+              'optimiser': optimiser} | {name: without(name) for name in OBJECTIVES}
     times, flops = interleaved(pieces, options.rounds(9)), {}
     for name, piece in pieces.items():
         with FlopCounterMode(display=False) as counter:
@@ -145,6 +158,10 @@ def parts(options):
     note += f", optimiser {times['optimiser'] / total:.0%}, sampling {times['sampling'] / total:.1%}"
     yield Row('parts of an offline update', total, {}, 'shares of time and arithmetic within 1.5x, sampling < 5 %',
               f"{note}; {flops['whole'] / 1e9:.1f} GFLOP at {flops['whole'] / total / 1e9:.0f} GFLOP/s")
+
+    saved = ', '.join(f'{text} {1 - times[name] / times["whole"]:.0%} (of the arithmetic '
+                      f'{1 - flops[name] / flops["whole"]:.1%})' for name, text in OBJECTIVES.items())
+    yield Row('offline update without one objective', total, {}, '', f'saves: {saved}')
 
 
 def cuda(options):

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, and that its sections run."""
 
 import json
+import re
 import time
 
 import benchmark
@@ -47,8 +48,11 @@ def test_the_peers_look_back_only_and_keep_the_shape():
 def test_a_section_runs_and_makes_a_table(tmp_path, capsys):
     benchmark.main(['--quick', '--only', 'parts,cuda', '--markdown', '--json', str(tmp_path / 'numbers.json')])
     out = capsys.readouterr().out
-    assert out.startswith('| what | ours |') and out.count('\n| ') == 2 and 'GFLOP/s' in out
+    assert out.startswith('| what | ours |') and out.count('\n| ') == 3 and 'GFLOP/s' in out
     rows = json.loads((tmp_path / 'numbers.json').read_text())['rows']
-    assert rows[0]['ours'] > 0 and 'needs --device cuda' in rows[1]['note']
+    whole, objectives, cuda = rows
+    assert whole['ours'] > 0 and 'needs --device cuda' in cuda['note']
+    shares = re.findall(r'([\w/ ]+?) -?\d+% \(of the arithmetic ([\d.]+)%', objectives['note'])
+    assert len(shares) == 5 and 10 < float(dict(shares)[' Q']) < 20, 'without Q an update has a sixth less to do'
     with pytest.raises(ValueError, match='--only nothing'):
         benchmark.main(['--only', 'nothing'])

@@ -309,6 +309,15 @@ def test_total_loss_is_pure(either_agent, batch, assert_same):
     assert np.array_equal(np.random.get_state()[1], numpy_rng[1])
 
 
+def test_what_weighs_nothing_is_not_computed(agent, batch, monkeypatch):
+    whole = agent.total_loss(batch)[1]
+    monkeypatch.setattr(agent.config, 'critic_weight', 0.0)
+    monkeypatch.setattr(agent, 'critic_loss', None)
+    loss, info = agent.total_loss(batch)
+    assert set(whole) - set(info) == {'critic_loss', 'q_mean'}
+    assert loss.item() == pytest.approx((whole['total_loss'] - whole['critic_loss']).item(), rel=1e-5)
+
+
 def test_total_loss_is_the_weighted_sum(agent, batch):
     loss, info = agent.total_loss(batch)
     weights = {name: getattr(agent.config, f'{name}_weight', 1.0) for name in OBJECTIVES}
