@@ -8,11 +8,12 @@ Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row
 flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
 picture, and so does before/network-labels-<n> beside before/network-labels.
-`expert-noise-*` makes the table of the demonstrator, and with `true-actions` a table of what labels cost, on the very
-same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. Every
-other experiment is a row of the ablations, paired by seed with `main`, and one of results/before/ with what `main` was
-at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there
-has the evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
+`expert-noise-*` makes the table of the demonstrator, and with `true-actions` and baselines/hiql/<dataset>/ one of what
+labels cost, on the very same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and
+the other picture. Every other experiment is a row of the ablations, paired by seed with `main`, and one of
+results/before/ with what `main` was at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it
+did not plan); the last table there has the evaluations while training. What is missing is left out. The data are of our
+own expert, which every name says.
 """
 
 import argparse
@@ -53,8 +54,8 @@ WORDS = {
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
                    'columns are references on the official data, with all action labels, 1M updates and no '
                    'environment steps; † another evaluation than OGBench\'s, or not checked.',
-        'like': ('success, %, on the very same data', 'demonstrator, with its map', 'OPSO, true labels',
-                 'OPSO, no labels, same seeds'),
+        'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map', 'HIQL, true labels',
+                 'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
@@ -65,7 +66,8 @@ WORDS = {
                    'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
                    '1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 '
                    '것입니다.',
-        'like': ('같은 데이터에서의 성공률, %', '시연자(지도를 앎)', 'OPSO, 실제 label', 'OPSO, label 없음, 같은 seed'),
+        'like': ('같은 데이터에서의 성공률, % (seed 수)', '시연자(지도를 앎)', 'HIQL, 실제 label', 'OPSO, 실제 label',
+                 'OPSO, label 없음, 같은 seed'),
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
@@ -222,7 +224,16 @@ def front_runs(results, before, published):
     return {name: runs_of[name] for name in dict.fromkeys([*published, *sorted(runs_of)]) if name in runs_of}
 
 
-def make_front(results, before, words, published):
+def read_baseline(folder):
+    """-> {dataset: success at the end} of the evaluations.jsonl that results/baselines/hiql.py wrote."""
+    successes = {}
+    for path in sorted(Path(folder).glob('*/evaluations.jsonl')):
+        *_, last = path.read_text(encoding='utf-8').splitlines()
+        successes[path.parent.name] = json.loads(last)['overall']
+    return successes
+
+
+def make_front(results, before, hiql, words, published):
     """-> what stands between the markers of a README's front page."""
     front = front_runs(results, before, published)
     if not front:
@@ -250,7 +261,7 @@ def make_front(results, before, words, published):
         listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
         parts.append(f'{words["flags"]} {"; ".join(listed)}.')
 
-    if rows := like_for_like_rows(results):
+    if rows := like_for_like_rows(results, hiql):
         parts.append(table(words['like'], rows))
 
     budgets = by_steps(results, 'steps', 'main')
@@ -262,9 +273,10 @@ def make_front(results, before, words, published):
     return '\n\n'.join(parts)
 
 
-def like_for_like_rows(results):
-    """Cells of who does how well on one file of data: the demonstrator, at the noise of navigate and stitch; OPSO with
-    its true actions (`true-actions`); and the same seeds of OPSO without them."""
+def like_for_like_rows(results, hiql):
+    """Cells of who does how well on one file of data: the demonstrator, at the noise of navigate and stitch (nobody in
+    explore heads for a goal); HIQL {dataset: success} and OPSO (`true-actions`) with its true actions; and the same
+    seeds of OPSO without them."""
     experts = {maze_of(name): runs for (experiment, name), runs in results.items() if experiment == 'expert-noise-0.2'}
     rows = []
     for (experiment, name), runs in sorted(results.items()):
@@ -272,10 +284,11 @@ def like_for_like_rows(results):
             continue
         _, pairs = same_seeds(results, name, runs, ['main'])
         if pairs:
-            expert = experts.get(maze_of(name))
+            expert = None if 'explore' in name else experts.get(maze_of(name))
             rows.append((
                 label(name),
                 mean_text([run.success for run in expert]) if expert else '–',
+                f'{mean_text([hiql[name]])} (1)' if name in hiql else '–',
                 *(f'{mean_text(successes)} ({len(pairs)})' for successes in zip(*pairs, strict=True)),
             ))
     return rows
@@ -494,7 +507,8 @@ def main():
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
     before = read_results(root / 'results' / 'before')
-    blocks = {name: make_front(results, before, words, published) for name, words in WORDS.items()}
+    hiql = read_baseline(root / 'results' / 'baselines' / 'hiql')
+    blocks = {name: make_front(results, before, hiql, words, published) for name, words in WORDS.items()}
     blocks[DETAILS] = make_details(results)
     blocks[BEFORE] = make_before(before)
 

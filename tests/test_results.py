@@ -128,9 +128,12 @@ def test_what_labels_cost_stands_beside_the_demonstrator(page):
     for name, success in ('expert-noise-0.2', 0.95), ('true-actions', 0.9):
         write_run(page / 'results' / name / ANT / 'seed0', [success])
     write_run(page / 'results' / 'true-actions' / ANT / 'seed7', [0.1])  # `main` has no such seed
+    hiql = page / 'results' / 'baselines' / 'hiql' / ANT / 'evaluations.jsonl'
+    hiql.parent.mkdir(parents=True)
+    hiql.write_text('{"updates": 1, "overall": 0.2}\n{"updates": 2, "overall": 0.7}\n')
     assert script('make_tables', '--root', page)[0] == 0
     for name in make_tables.WORDS:
-        assert f'| {DATA} | 95.0 | 90.0 (1) | 80.0 (1) |' in (page / name).read_text(encoding='utf-8')
+        assert f'| {DATA} | 95.0 | 70.0 (1) | 90.0 (1) | 80.0 (1) |' in (page / name).read_text(encoding='utf-8')
 
 
 def test_flags_that_are_not_the_defaults_are_told(page):
