@@ -10,10 +10,10 @@ datasets that it has no run of; `steps-<n>`, of n environment steps, stands besi
 picture, and so does before/network-labels-<n> beside before/network-labels.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` and baselines/hiql/<dataset>/ one of what
 labels cost, on the very same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and
-the other picture. Every other experiment is a row of the ablations, paired by seed with `main`, and one of
-results/before/ with what `main` was at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it
-did not plan); the last table there has the evaluations while training. What is missing is left out. The data are of our
-own expert, which every name says.
+the other picture. `parts-no-<part>` beside `parts-all` make one of what each part of the offline half is worth. Every
+other experiment is a row of the ablations, paired by seed with `main`, and one of results/before/ with what `main` was
+at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there
+has the evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
@@ -80,6 +80,10 @@ ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
           'environment steps', 'episodes a seed')
 FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
+PARTS = ('without', 'data', 'with the map, %', 'difference, by seed', 'without the map, %', 'difference, by seed',
+         'n seeds')
+PART_NAMES = {'critic': 'Q', 'infonce': 'InfoNCE', 'alignment': 'alignment', 'next-state': 'next state',
+              'reward-done': 'reward/done'}
 DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
 
 
@@ -89,6 +93,7 @@ class Result:
 
     seed: str  # name of its folder
     success: float  # of the last checkpoint, 0 to 1
+    without_plan: float | None  # of the same checkpoint and episodes, where that was measured
     episodes: int  # per task
     flags: str  # those of the method that it was given
     online_flags: dict | None  # all of the online half; None where no config is kept
@@ -130,13 +135,17 @@ def read_results(folder):
 def read_result(path):
     """The run whose evaluation.json is `path`."""
     metrics = json.loads(path.read_text(encoding='utf-8'))
+    without_plan = None
+    if metrics.get('comparison'):
+        without_plan = metrics[METRIC] - metrics['comparison']['overall']['difference']
+
     online_flags = None
     config = path.with_name('config_online.json')
     if config.is_file():
         online_flags = json.loads(config.read_text(encoding='utf-8')).get('flags')
 
-    result = Result(path.parts[-2], metrics[METRIC], metrics['episodes_per_task'], given_flags(path.parent),
-                    online_flags)
+    result = Result(path.parts[-2], metrics[METRIC], without_plan, metrics['episodes_per_task'],
+                    given_flags(path.parent), online_flags)
     offline = path.with_name('offline.csv')
     if offline.is_file():
         result.offline_steps = int(read_csv(offline)[-1]['step'])
@@ -340,6 +349,8 @@ def make_details(results):
         parts.append(table(ABLATIONS, rows))
     if rows := losses_rows(results):
         parts.append(table(LOSSES, rows))
+    if rows := part_rows(results):
+        parts.append(table(PARTS, rows))
     if rows := demonstrator_rows(results):
         parts.append(table(DEMONSTRATOR, rows))
     return '\n\n'.join(parts)
@@ -362,7 +373,7 @@ def ablation_rows(results, references):
     """Cells of each experiment that is compared with one of `references`; these are rows too, but for `main`."""
     rows = []
     for (experiment, name), runs in sorted(results.items()):
-        if experiment == 'main' or experiment.startswith(('expert-', 'lost-')):
+        if experiment == 'main' or experiment.startswith(('expert-', 'lost-', 'parts-')):
             continue
 
         planned = experiment == 'no-plan' or all(run.planned for run in runs)
@@ -442,6 +453,39 @@ def losses_rows(results):
                     _range(5 * run.episodes for run in runs),
                 ))
     return rows
+
+
+def part_rows(results):
+    """Cells of what is lost without one part of the offline half (`parts-no-<part>`), paired by seed with all of them
+    (`parts-all`)."""
+    rows = []
+    for (experiment, name), whole in sorted(results.items()):
+        if experiment != 'parts-all':
+            continue
+
+        successes = [mean_text([run.success for run in whole]), mean_text([run.without_plan for run in whole])]
+        rows.append(('nothing', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
+        by_seed = {run.seed: run for run in whole}
+        for part, text in PART_NAMES.items():
+            pairs = [(run, by_seed[run.seed]) for run in results.get((f'parts-no-{part}', name), [])
+                     if run.seed in by_seed]
+            if pairs:
+                rows.append((
+                    text,
+                    label(name),
+                    mean_text([run.success for run, _ in pairs]),
+                    differences_text([run.success - other.success for run, other in pairs]),
+                    mean_text([run.without_plan for run, _ in pairs]),
+                    differences_text([run.without_plan - other.without_plan for run, other in pairs]),
+                    str(len(pairs)),
+                ))
+    return rows
+
+
+def differences_text(differences):
+    """Mean of differences in percent, and each of them."""
+    each = ', '.join(f'{100 * difference:+.0f}' for difference in differences)
+    return f'{100 * np.mean(differences):+.1f} ({each})'
 
 
 def demonstrator_rows(results):

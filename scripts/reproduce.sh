@@ -60,7 +60,12 @@ run() {
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --eval_interval 0 \
         --final_eval_episodes 1 $6 --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
-    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --episodes_per_task 50 --seed 12345
+    case $1 in
+    parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
+    *) evaluation='--episodes_per_task 50' ;;
+    esac
+    # shellcheck disable=SC2086
+    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345 $evaluation
     mkdir -p "$result"
     cp "$offline/train.csv" "$result/offline.csv"
     cp "$folder/online/online.csv" "$result/online.csv"
@@ -119,6 +124,18 @@ for seed in 13 14 15; do
         done
         run lost-$share-hold antmaze-medium-navigate-v0 $seed $steps lost-$share-mamba \
             "--random_steps $steps --no-remember_lost"
+    done
+done
+
+# what each part of the offline half is worth, with the map and without
+for seed in 13 14 15; do
+    for maze in medium-navigate medium-stitch; do
+        for part in all: no-critic:critic no-infonce:infonce no-alignment:alignment no-next-state:state \
+            no-reward-done:reward; do
+            weight=${part#*:}
+            run parts-${part%:*} antmaze-$maze-v0 $seed 2000 "--num_updates 1000 ${weight:+--${weight}_weight 0}" \
+                '--initial_updates 3000'
+        done
     done
 done
 

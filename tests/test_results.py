@@ -196,6 +196,23 @@ def test_success_by_losses(page):
     assert (page / 'assets' / 'success_by_losses.png').stat().st_size > 20_000
 
 
+def test_what_each_part_is_worth(page):
+    """With the map and without, paired by seed with all parts."""
+    runs = {'parts-all': [(0.9, 0.4), (0.8, 0.5)], 'parts-no-critic': [(0.9, 0.3), (0.9, 0.7)]}
+    for experiment, successes in runs.items():
+        for seed, (success, without) in enumerate(successes):
+            folder = page / 'results' / experiment / ANT / f'seed{seed}'
+            write_run(folder, [success])
+            metrics = json.loads((folder / 'evaluation.json').read_text())
+            comparison = {'overall': {'difference': success - without}}
+            (folder / 'evaluation.json').write_text(json.dumps(metrics | {'comparison': comparison}))
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert f'| nothing | {DATA} | 85.0 ± 7.1 | – | 45.0 ± 7.1 | – | 2 |' in details
+    assert f'| Q | {DATA} | 90.0 ± 0.0 | +5.0 (+0, +10) | 50.0 ± 28.3 | +5.0 (-10, +20) | 2 |' in details
+    assert 'parts-' not in details, 'no ablations'
+
+
 def test_references_stand_beside_the_budgets_in_their_colours(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
