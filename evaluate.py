@@ -46,8 +46,9 @@ class EvaluateConfig:
                              type=bool)
     compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
     compare_plan: bool | None = flag(None, 'the same as --plan, for --compare', type=bool)
-    action_scale: float = flag(0.0, 'do so much of what I infers (default 0: as it was trained)', least=0)
-    compare_action_scale: float = flag(0.0, 'the same as --action_scale, for --compare', least=0)
+    action_scale: float | None = flag(None, 'do so much of what I infers (default: as it was trained)', type=float,
+                                      above=0)
+    compare_action_scale: float | None = flag(None, 'the same as --action_scale, for --compare', type=float, above=0)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
 
@@ -103,9 +104,9 @@ def print_table(metrics, episodes):
         print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
 
 
-def measure(config, path, checkpoint, dataset, plan=None, action_scale=0.0):
-    """Evaluate one checkpoint, with or without plans (None: as trained) and with its actions scaled (0: as trained)
-    -> (metrics with intervals, episodes, agent)."""
+def measure(config, path, checkpoint, dataset, plan=None, action_scale=None):
+    """Evaluate one checkpoint, with or without plans and with its actions scaled (None: as it was trained) -> (metrics
+    with intervals, episodes, agent)."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
@@ -113,7 +114,7 @@ def measure(config, path, checkpoint, dataset, plan=None, action_scale=0.0):
     with naming_file(path):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
     switch_plan(agent, plan, path)
-    if action_scale:
+    if action_scale is not None:
         agent.config.action_scale = action_scale
 
     envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))

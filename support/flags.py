@@ -39,6 +39,8 @@ def check_ranges(*configs):
     tests = {'least': (operator.ge, 'at least'), 'most': (operator.le, 'at most'), 'above': (operator.gt, 'above'),
              'below': (operator.lt, 'below')}
     for field, value in ((f, getattr(c, f.name)) for c in configs for f in dataclasses.fields(c)):
+        if value is None:  # not given
+            continue
         for name, (holds, words) in tests.items():
             if name in field.metadata and not (holds(value, field.metadata[name]) and math.isfinite(value)):
                 raise ValueError(f'--{field.name} {value}: must be {words} {field.metadata[name]}')

@@ -48,8 +48,11 @@ ONLINE = [
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]
-EVALUATE = [('--checkpoint x.pth --episodes_per_task 0', ['--episodes_per_task 0', 'at least 1']),
-            ('--checkpoint x.pth --num_envs -2', ['--num_envs -2', 'at least 1'])]
+EVALUATE = [
+    ('--checkpoint x.pth --episodes_per_task 0', ['--episodes_per_task 0', 'at least 1']),
+    ('--checkpoint x.pth --num_envs -2', ['--num_envs -2', 'at least 1']),
+    ('--checkpoint x.pth --action_scale 0', ['--action_scale 0', 'above 0']),
+]
 CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
                                                (evaluate, EVALUATE)) for case in cases]
 
