@@ -7,7 +7,7 @@ README.ko.md, the others into results/README.md, and those of former versions in
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
 flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
-picture, and so does before/network-labels-<n> beside before/network-labels.
+picture, and there so does before/network-labels-<n> beside before/network-labels.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` and baselines/hiql/<dataset>/ one of what
 labels cost, on the very same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and
 the other picture. `parts-no-<part>` beside `parts-all` make one of what each part of the offline half is worth. Every
@@ -273,10 +273,8 @@ def make_front(results, before, hiql, words, published):
     if rows := like_for_like_rows(results, hiql):
         parts.append(table(words['like'], rows))
 
-    budgets = by_steps(results, 'steps', 'main')
-    older = by_steps(before, OLDER, OLDER)
-    if budgets or older:
-        parts.append(budget_table(budgets, older, words['budgets']))
+    if budgets := by_steps(results, 'steps', 'main'):
+        parts.append(budget_table(budgets, words['budgets']))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
@@ -325,15 +323,12 @@ def by_steps(results, prefix, reference):
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 
-def budget_table(budgets, older, heading):
-    """A row for each dataset; below it one of `older`, where that has the dataset as well."""
-    steps = sorted({count for own in [*budgets.values(), *older.values()] for count in own})
+def budget_table(budgets, heading):
+    steps = sorted({count for own in budgets.values() for count in own})
     rows = []
-    for name in sorted({*budgets, *older}):
-        for text, own in (label(name), budgets.get(name)), (f'{label(name)}, `{OLDER}`', older.get(name)):
-            if own:
-                cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
-                rows.append((text, *cells))
+    for name, own in budgets.items():
+        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+        rows.append((label(name), *cells))
     return table((heading, *(f'{count:,}' for count in steps)), rows)
 
 
@@ -531,7 +526,7 @@ def draw_steps(results, before, folder, published):
     """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
     budgets = by_steps(results, 'steps', 'main')
     older = by_steps(before, OLDER, OLDER)
-    if budgets or older:
+    if budgets:
         hiql = {short(name): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
         plot_budgets({short(name): own for name, own in budgets.items()}, folder / 'success_by_steps.png',
                      'random environment steps', 'success, %',
