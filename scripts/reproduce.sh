@@ -98,7 +98,7 @@ done
 
 # success against environment steps, all of them random
 for maze in medium-navigate large-navigate medium-stitch large-explore; do
-    for steps in 500 1000 5000; do
+    for steps in 200 500 1000 5000; do
         run steps-$steps antmaze-$maze-v0 16 $steps main "--random_steps $steps"
     done
 done
