@@ -48,8 +48,9 @@ class TrainConfig(RunConfig):
                                     'and latents along trajectories')
 
 
-PANELS = (  # an objective that weighs nothing has no panel
-    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True, optional=True)
+PANELS = (  # an objective that weighs nothing has no panel; those of V and the proposer always weigh 1
+    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
+            optional=name not in ('value_loss', 'proposer_loss'))
       for title, name in (
           ('critic', 'critic_loss'),
           ('value V', 'value_loss'),

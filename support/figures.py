@@ -134,8 +134,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
     save(figure, path)
 
 
-def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True,
-                 before=None):
+def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True, before=None):
     """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
     dot for each of several runs. groups = {label: {budget: [success, ...]}}; `before`, the same of what came before,
     is dashed in the group's colour; `references` = (name, {label: success}) are empty markers at the right, in the
