@@ -97,9 +97,11 @@ for seed in 16 17 18; do
 done
 
 # success against environment steps, all of them random
-for maze in medium-navigate large-navigate medium-stitch large-explore; do
-    for steps in 200 500 1000 5000; do
-        run steps-$steps antmaze-$maze-v0 16 $steps main "--random_steps $steps"
+for seed in 16 17 18; do
+    for maze in medium-navigate large-navigate medium-stitch large-explore; do
+        for steps in 200 500 1000 5000; do
+            run steps-$steps antmaze-$maze-v0 $seed $steps main "--random_steps $steps"
+        done
     done
 done
 
