@@ -48,6 +48,8 @@ def package(tmp_path, monkeypatch):
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mamba-ssm\nVersion: 2.3.2\n')
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split('.')[0] == 'mamba_ssm']:
+        monkeypatch.delitem(sys.modules, name)  # the real one, where it is installed
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

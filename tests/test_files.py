@@ -138,7 +138,8 @@ def test_a_full_file_system(folder):
 @pytest.mark.skipif(fork is None, reason='needs os.fork')
 def test_a_training_that_may_not_write_large_files(folder, capfd):
     """RLIMIT_FSIZE stands in for a full disk; the training ends with one line and can be resumed."""
-    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '6', '--val_interval', '2', '--save_dir', 'run']
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '6', '--val_interval', '2', '--save_dir', 'run',
+             '--device', 'cpu']  # a fork cannot use CUDA
     offline_trainer.main([*flags, '--num_updates', '2'])
     before = (folder / 'run' / 'last.pth').read_bytes()
 
@@ -363,7 +364,7 @@ def test_a_non_finite_loss_stops_the_offline_run(folder, monkeypatch, capsys):
         data = load_dataset(BUNDLED_NAME, max_trajectories=4, context_length=20, transition_steps=5)[0]
         goals = data.observations[dump['goal_rows']]
         assert dump['step'] == 5 and dump['rows'].shape == dump['proposer_goal_rows'].shape == (4, 20)
-    np.testing.assert_array_equal(goals, batches['bad'].goals.numpy())
+    np.testing.assert_array_equal(goals, batches['bad'].goals.cpu().numpy())
     monkeypatch.setattr(offline_trainer.OfflineAgent, 'state_loss', loss)
     offline_trainer.main([*flags, '--resume'])
     assert load_checkpoint('run/last.pth')['agent']['step'] == 9
