@@ -23,6 +23,7 @@ RESTS = 0.25  # what rests in so large a share of the times in which something e
 STAYS = 0.9  # and it does not spring back: after k steps it has moved less than so much of what it does in 4k steps
 MOVING = 1.0  # the robot moves where some number changes by so many standard deviations
 LEAST = 0.1  # of the largest weight: who walks far in some trajectories and hardly at all in others is not a thing
+SLOW = 0.1  # the slowest number of things is at least so slow, the slowest of all being 1
 ALL_REST = 0.2  # in so large a share of the time in which the robot moves all things rest at once: nobody walks so
 REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
 SAME_PLACE = 0.1  # places nearer than this are one
@@ -40,7 +41,8 @@ def find_things(data):
     """A `TrajectoryDataset` -> weights (S,) in [0, 1] of its dimensions, all zero where there are no things.
 
     A thing's number rests while the robot moves, and does not spring back as a button's spring does. Who walks along
-    one corridor after another rests in each of his coordinates as well, but never in all of them. A weight is the mean
+    one corridor after another rests in each of his coordinates as well, but never in all of them; and who swings his
+    elbows from limit to limit, where they rest, goes somewhere far more slowly. A weight is the mean
     square of what a move changes of it, in its variances: where a cube lies changes with every move, how it is
     turned hardly at all, whatever the differences between trajectories.
     """
@@ -65,6 +67,8 @@ def find_things(data):
 
     found = rests & stays & (moved_late > 1e-6)
     if found.all() or not found.any():  # if all, nothing is left that could move them
+        return np.zeros(dimensions)
+    if data.slowness()[found].max() < SLOW:
         return np.zeros(dimensions)
     now = _changes(observations, data.end_of, REST_STEPS, std)
     busy = now[:, ~found].max(1) > STILL

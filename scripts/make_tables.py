@@ -7,13 +7,13 @@ README.ko.md, the others into results/README.md, and those of former versions in
 Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
 flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
-picture, and there so does before/network-labels-<n> beside before/network-labels.
-`expert-noise-*` makes the table of the demonstrator, and with `true-actions` and baselines/hiql/<dataset>/ one of what
-labels cost, on the very same data. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and
-the other picture. `parts-no-<part>` beside `parts-all` make one of what each part of the offline half is worth. Every
-other experiment is a row of the ablations, paired by seed with `main`, and one of results/before/ with what `main` was
-at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there
-has the evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
+picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels of as many steps or from true ones.
+`expert-noise-*` makes the table of the demonstrator, and with `true-actions` and HIQL one of what labels cost.
+`lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-no-<part>`
+beside `parts-all` make one of what each part of the offline half is worth. Every other experiment is a row of the
+ablations, paired by seed with `main`, and one of results/before/ with what `main` was at its time (`network-labels`,
+`full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there has the evaluations while
+training. What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
@@ -57,6 +57,7 @@ WORDS = {
         'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map', 'HIQL, true labels',
                  'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
+        'same labels': 'HIQL, labels of as many steps',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
         'header': ('데이터', '성공률, %', 'environment step', 'offline + online update', 'seed × task × episode',
@@ -69,6 +70,7 @@ WORDS = {
         'like': ('같은 데이터에서의 성공률, % (seed 수)', '시연자(지도를 앎)', 'HIQL, 실제 label', 'OPSO, 실제 label',
                  'OPSO, label 없음, 같은 seed'),
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
+        'same labels': 'HIQL, 같은 수의 step에서 얻은 label',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
 BEFORE = 'results/before/README.md'
@@ -233,12 +235,14 @@ def front_runs(results, before, published):
     return {name: runs_of[name] for name in dict.fromkeys([*published, *sorted(runs_of)]) if name in runs_of}
 
 
-def read_baseline(folder):
-    """-> {dataset: success at the end} of the evaluations.jsonl that results/baselines/hiql.py wrote."""
+def read_hiql(folder):
+    """-> {dataset: {environment steps that labels are from, 0 for true actions: success after most updates}} of the
+    evaluations.jsonl that results/baselines/hiql_gpu_evaluate.py wrote."""
     successes = {}
     for path in sorted(Path(folder).glob('*/evaluations.jsonl')):
-        *_, last = path.read_text(encoding='utf-8').splitlines()
-        successes[path.parent.name] = json.loads(last)['overall']
+        rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        rows.sort(key=lambda row: row['updates'])
+        successes[path.parent.name] = {row['label_steps']: row['overall'] for row in rows}
     return successes
 
 
@@ -274,7 +278,7 @@ def make_front(results, before, hiql, words, published):
         parts.append(table(words['like'], rows))
 
     if budgets := by_steps(results, 'steps', 'main'):
-        parts.append(budget_table(budgets, words['budgets']))
+        parts.append(budget_table(budgets, hiql, words))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
@@ -282,8 +286,8 @@ def make_front(results, before, hiql, words, published):
 
 def like_for_like_rows(results, hiql):
     """Cells of who does how well on one file of data: the demonstrator, at the noise of navigate and stitch (nobody in
-    explore heads for a goal); HIQL {dataset: success} and OPSO (`true-actions`) with its true actions; and the same
-    seeds of OPSO without them."""
+    explore heads for a goal); HIQL (`read_hiql`) and OPSO (`true-actions`) with its true actions; and the same seeds of
+    OPSO without them."""
     experts = {maze_of(name): runs for (experiment, name), runs in results.items() if experiment == 'expert-noise-0.2'}
     rows = []
     for (experiment, name), runs in sorted(results.items()):
@@ -295,7 +299,7 @@ def like_for_like_rows(results, hiql):
             rows.append((
                 label(name),
                 mean_text([run.success for run in expert]) if expert else '–',
-                f'{mean_text([hiql[name]])} (1)' if name in hiql else '–',
+                f'{mean_text([hiql[name][0]])} (1)' if name in hiql else '–',
                 *(f'{mean_text(successes)} ({len(pairs)})' for successes in zip(*pairs, strict=True)),
             ))
     return rows
@@ -323,13 +327,17 @@ def by_steps(results, prefix, reference):
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
 
 
-def budget_table(budgets, heading):
+def budget_table(budgets, hiql, words):
+    """Success by steps, a row for each dataset and below it one of HIQL with the same labels, where there is any."""
     steps = sorted({count for own in budgets.values() for count in own})
     rows = []
     for name, own in budgets.items():
-        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
-        rows.append((label(name), *cells))
-    return table((heading, *(f'{count:,}' for count in steps)), rows)
+        rows.append((label(name), *(f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–'
+                                    for count in steps)))
+        if set(hiql.get(name, {})) - {0}:
+            rows.append((words['same labels'], *(mean_text([hiql[name][count]]) if count in hiql[name] else '–'
+                                                 for count in steps)))
+    return table((words['budgets'], *(f'{count:,}' for count in steps)), rows)
 
 
 def counts(runs):
@@ -522,17 +530,15 @@ def draw_losses(results, folder):
                  f'{short(name)}, no action labels offline', log_scale=False)
 
 
-def draw_steps(results, before, folder, published):
-    """Success against environment steps, one colour per dataset; beside it HIQL's with all labels."""
+def draw_steps(results, hiql, folder):
+    """Success against environment steps, one colour for each dataset; dashed, HIQL's with labels of as many steps."""
     budgets = by_steps(results, 'steps', 'main')
-    older = by_steps(before, OLDER, OLDER)
     if budgets:
-        hiql = {short(name): float(row['HIQL'].split()[0]) / 100 for name, row in published.items()}
+        inferred = {short(name): {steps: [success] for steps, success in own.items() if steps}
+                    for name, own in hiql.items() if name in budgets and set(own) - {0}}
         plot_budgets({short(name): own for name, own in budgets.items()}, folder / 'success_by_steps.png',
                      'random environment steps', 'success, %',
-                     'OPSO, no action labels offline, data of our own expert; before: labels of a network',
-                     references=('HIQL: official data,\nall labels, 1M updates', hiql),
-                     before={short(name): own for name, own in older.items()})
+                     'No action labels offline, data of our own expert', beside=('HIQL', inferred))
 
 
 def main():
@@ -546,7 +552,7 @@ def main():
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
     before = read_results(root / 'results' / 'before')
-    hiql = read_baseline(root / 'results' / 'baselines' / 'hiql')
+    hiql = read_hiql(root / 'results' / 'baselines' / 'hiql_gpu')
     blocks = {name: make_front(results, before, hiql, words, published) for name, words in WORDS.items()}
     blocks[DETAILS] = make_details(results)
     blocks[BEFORE] = make_before(before)
@@ -565,7 +571,7 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw_steps(results, before, root / 'assets', published)
+    draw_steps(results, hiql, root / 'assets')
     draw_losses(results, root / 'assets')
     rewritten = ', '.join(stale) or 'nothing, all was up to date'
     print(f'{len(results) + len(before)} experiments and datasets; rewritten: {rewritten}')

@@ -134,19 +134,17 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
     save(figure, path)
 
 
-def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale=True, before=None):
+def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=('', {})):
     """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
-    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `before`, the same of what came before,
-    is dashed in the group's colour; `references` = (name, {label: success}) are empty markers at the right, in the
-    group's colour."""
-    name, numbers = references or ('', {})
+    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `beside` = (name, groups like these) is
+    dashed in each group's colour."""
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
-    before = before or {}
-    budgets = sorted({budget for runs in [*groups.values(), *before.values()] for budget in runs})
+    other, others = beside
+    budgets = sorted({budget for runs in [*groups.values(), *others.values()] for budget in runs})
     looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
-    look_of = dict(zip(dict.fromkeys([*groups, *before]), looks, strict=False))
+    look_of = dict(zip(dict.fromkeys([*groups, *others]), looks, strict=False))
     lines = [(name, '-', name, runs) for name, runs in groups.items()]
-    lines += [(name, '--', f'{name}, before', runs) for name, runs in before.items()]
+    lines += [(name, '--', f'{name}, {other}', runs) for name, runs in others.items()]
     for group, style, label, runs in lines:
         color, marker = look_of[group]
         own = sorted(runs)
@@ -156,9 +154,6 @@ def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale
             if len(runs[budget]) > 1:
                 axis.plot([budget] * len(runs[budget]), [100 * value for value in runs[budget]], '.', color=color,
                           ms=4, alpha=0.6)
-        if label in numbers:
-            axis.plot(1.03, 100 * numbers[label], marker, ms=6, mfc='none', mec=color, mew=1.5, clip_on=False,
-                      transform=axis.get_yaxis_transform())
 
     if log_scale:
         axis.set_xscale('log')
@@ -169,8 +164,6 @@ def plot_budgets(groups, path, xlabel, ylabel, title, references=None, log_scale
     axis.set_ylabel(ylabel, fontsize=10)
     _thousands(axis)
     figure.suptitle(title, fontsize=11)
-    if references:
-        axis.plot([], [], 'o', ms=6, mfc='none', mec=INK, mew=1.5, label=name)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, handlelength=3)
     save(figure, path)
 

@@ -124,13 +124,19 @@ def test_one_measurement_of_the_demonstrator_is_shown_once(page):
     assert details.count('| `antmaze-large` | 0.2 | 90.0 | 300 |') == 1
 
 
+def write_hiql(page, *rows):
+    """Evaluations (updates, steps of the labels, success) of HIQL."""
+    path = page / 'results' / 'baselines' / 'hiql_gpu' / ANT / 'evaluations.jsonl'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(dict(zip(('updates', 'label_steps', 'overall'), row, strict=True))) + '\n'
+                            for row in rows))
+
+
 def test_what_labels_cost_stands_beside_the_demonstrator(page):
     for name, success in ('expert-noise-0.2', 0.95), ('true-actions', 0.9):
         write_run(page / 'results' / name / ANT / 'seed0', [success])
     write_run(page / 'results' / 'true-actions' / ANT / 'seed7', [0.1])  # `main` has no such seed
-    hiql = page / 'results' / 'baselines' / 'hiql' / ANT / 'evaluations.jsonl'
-    hiql.parent.mkdir(parents=True)
-    hiql.write_text('{"updates": 1, "overall": 0.2}\n{"updates": 2, "overall": 0.7}\n')
+    write_hiql(page, (1, 0, 0.2), (2, 0, 0.7), (2, 500, 0.6))
     assert script('make_tables', '--root', page)[0] == 0
     for name in make_tables.WORDS:
         assert f'| {DATA} | 95.0 | 70.0 (1) | 90.0 (1) | 80.0 (1) |' in (page / name).read_text(encoding='utf-8')
@@ -170,11 +176,10 @@ def test_success_by_steps(page):
     assert text.count(DATA.replace('medium', 'large')) == 0, 'nothing to compare the other dataset with'
     assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 20_000
 
-    before = page / 'results' / 'before'
-    write_run(before / 'network-labels' / ANT / 'seed3', [0.7])
-    write_run(before / 'network-labels-2000' / ANT / 'seed3', [0.1], csv=False)
+    write_hiql(page, (7, 0, 0.9), (7, 2000, 0.25))
     assert script('make_tables', '--root', page)[0] == 0
-    assert 'network-labels' not in (page / 'README.md').read_text(), 'dashed, and only in the picture'
+    text = (page / 'README.md').read_text()
+    assert f'| {DATA} | 30.0 (1) | 80.0 (1) |\n| HIQL, labels of as many steps | 25.0 | – |' in text
 
 
 def test_success_by_losses(page):
@@ -213,19 +218,19 @@ def test_what_each_part_is_worth(page):
     assert 'parts-' not in details, 'no ablations'
 
 
-def test_references_stand_beside_the_budgets_in_their_colours(monkeypatch):
+def test_what_stands_beside_the_budgets_is_dashed_in_their_colours(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
     runs = {1000: [0.2], 5000: [0.6, 0.8]}
-    for numbers in ({}, {'b': 0.4, 'c': 0.5}):
+    for others in ({}, {'b': {1000: [0.4]}}):
         figures.plot_budgets({'a': runs, 'b': runs}, 'picture.png', 'steps', 'success', 'title',
-                             references=('HIQL', numbers))
+                             beside=('HIQL', others))
     without, lines = drawn
     curve, = (line for line in lines if line.get_label() == 'b')
-    mark, = (line for line in lines if line.get_markerfacecolor() == 'none' and len(line.get_ydata()))
-    assert [*mark.get_ydata()] == [40.0] and mark.get_markeredgecolor() == curve.get_color()
-    assert mark.get_marker() == curve.get_marker() and len(lines) == len(without) + 1
-    assert lines[-1].get_label() == 'HIQL'
+    other, = (line for line in lines if line.get_label() == 'b, HIQL')
+    assert [*other.get_ydata()] == [40.0] and other.get_color() == curve.get_color()
+    assert other.get_marker() == curve.get_marker() and other.get_linestyle() == '--'
+    assert len(lines) == len(without) + 1
     assert [*curve.get_ydata()] == pytest.approx([20, 70]), 'the mean of two runs'
     dots = [[*line.get_ydata()] for line in lines if line.get_marker() == '.']
     assert dots == [pytest.approx([60, 80])] * 2, 'a dot for each of several runs'

@@ -78,6 +78,19 @@ def test_walkers_are_no_things():
     assert not find_things(dataset(*walks)).any()
 
 
+def test_elbows_that_rest_at_their_limits_are_no_things():
+    """As a humanoid's, whose goals would be postures of its arms: it walks on while they rest."""
+    def walk(seed, speed):
+        rng = np.random.default_rng(seed)
+        places = np.cumsum(np.repeat(rng.normal(0, speed, (12, 2)), 100, axis=0), 0)
+        elbow = np.repeat(rng.integers(0, 2, 24), 50)[:, None]
+        joints = rng.normal(0, 1, (1200, 2))
+        return np.concatenate([places, elbow, joints], 1).astype(np.float32)
+
+    assert not find_things(dataset(*[walk(i, 0.1) for i in range(8)])).any()
+    assert find_things(dataset(*[walk(i, 0.0) for i in range(8)])).any(), 'of a robot that stays, all the same'
+
+
 def test_what_always_rests_is_nothing_to_be_moved():
     """A walker with a number that tells trajectories apart: it rests, but is never moved."""
     rng = np.random.default_rng(0)
