@@ -73,6 +73,7 @@ class TrainConfig(RunConfig):
 
 
 LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
+ENOUGH_R2 = 0.85  # of held-out own steps: from there on no run of the ant gained by more (results/README.md, Labels)
 
 
 def success_panel(tasks):
@@ -215,7 +216,8 @@ def print_results(run, config, training):
     last = run.folder / 'last.pth'
     judged = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
     if judged:
-        print(f'labels: R² {judged[-1]:.2f} of own steps that were held out')
+        hint = '' if judged[-1] >= ENOUGH_R2 else f'; below {ENOUGH_R2}, more --random_steps usually help'
+        print(f'labels: R² {judged[-1]:.2f} of own steps that were held out{hint}')
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '
           f'steps: {final["evaluation/overall_success"]:.1%}')

@@ -153,7 +153,7 @@ def test_offline_run_leaves_what_it_promises(pipeline, data_path):
 
 def test_online_run_leaves_what_it_promises(pipeline):
     offline, folder, (_, output, _) = pipeline
-    assert 'of own steps that were held out' in output
+    assert 'of own steps that were held out; below 0.85, more --random_steps usually help' in output
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith('evaluation')) == [
         '.lock',
         'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv', 'online_training_curves.png',
