@@ -335,7 +335,7 @@ def budget_table(budgets, hiql, words):
         rows.append((label(name), *(f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–'
                                     for count in steps)))
         if set(hiql.get(name, {})) - {0}:
-            rows.append((words['same labels'], *(mean_text([hiql[name][count]]) if count in hiql[name] else '–'
+            rows.append((words['same labels'], *(f'{mean_text([hiql[name][count]])} (1)' if count in hiql[name] else '–'
                                                  for count in steps)))
     return table((words['budgets'], *(f'{count:,}' for count in steps)), rows)
 

@@ -179,7 +179,7 @@ def test_success_by_steps(page):
     write_hiql(page, (7, 0, 0.9), (7, 2000, 0.25))
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text()
-    assert f'| {DATA} | 30.0 (1) | 80.0 (1) |\n| HIQL, labels of as many steps | 25.0 | – |' in text
+    assert f'| {DATA} | 30.0 (1) | 80.0 (1) |\n| HIQL, labels of as many steps | 25.0 (1) | – |' in text
 
 
 def test_success_by_losses(page):
