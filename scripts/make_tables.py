@@ -277,7 +277,7 @@ def make_front(results, before, hiql, words, published):
     if rows := like_for_like_rows(results, hiql):
         parts.append(table(words['like'], rows))
 
-    if budgets := by_steps(results, 'steps', 'main'):
+    if budgets := by_steps(results):
         parts.append(budget_table(budgets, hiql, words))
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
@@ -310,18 +310,17 @@ def maze_of(name):
     return name.rsplit('-', 2)[0]
 
 
-def by_steps(results, prefix, reference):
-    """-> {dataset: {environment steps: [success of each run]}} of `<prefix>-<n>`, and of the same seeds of
-    `reference`."""
+def by_steps(results):
+    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>`, and of the same seeds of `main`."""
     budgets = {}
     for (experiment, name), runs in results.items():
         before, _, steps = experiment.rpartition('-')
-        _, pairs = same_seeds(results, name, runs, [reference])
-        if before == prefix and steps.isdigit() and pairs:
+        _, pairs = same_seeds(results, name, runs, ['main'])
+        if before == 'steps' and steps.isdigit() and pairs:
             own = budgets.setdefault(name, {})
             own[int(steps)] = [success for success, _ in pairs]
 
-            whole = results[reference, name][0].online_steps
+            whole = results['main', name][0].online_steps
             beside = own.get(whole, [])
             own[whole] = max(beside, [success for _, success in pairs], key=len)
     return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
@@ -532,7 +531,7 @@ def draw_losses(results, folder):
 
 def draw_steps(results, hiql, folder):
     """Success against environment steps, one colour for each dataset; dashed, HIQL's with labels of as many steps."""
-    budgets = by_steps(results, 'steps', 'main')
+    budgets = by_steps(results)
     if budgets:
         inferred = {short(name): {steps: [success] for steps, success in own.items() if steps}
                     for name, own in hiql.items() if name in budgets and set(own) - {0}}
