@@ -42,9 +42,9 @@ def find_things(data):
 
     A thing's number rests while the robot moves, and does not spring back as a button's spring does. Who walks along
     one corridor after another rests in each of his coordinates as well, but never in all of them; and who swings his
-    elbows from limit to limit, where they rest, goes somewhere far more slowly. A weight is the mean
-    square of what a move changes of it, in its variances: where a cube lies changes with every move, how it is
-    turned hardly at all, whatever the differences between trajectories.
+    elbows from limit to limit, where they rest, goes somewhere far more slowly. A weight is the mean square of what a
+    move changes of it, in its variances: where a cube lies changes with every move, how it is turned hardly at all,
+    whatever the differences between trajectories.
     """
     observations = data.observations[:len(data)]
     dimensions = observations.shape[1]
