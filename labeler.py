@@ -10,6 +10,9 @@ likelihood, so that a few hundred steps tell which numbers matter: the torque of
 speed of that joint and in next to nothing else. A network that sees all numbers alike needs five to ten times as many
 steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
 mislead nobody.
+
+A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
+depend on where the robot is, it is tried out whether that holds elsewhere; if not, they are told without.
 """
 
 import copy
@@ -23,8 +26,12 @@ MAX_STEPS = 20_000  # own steps that it learns from
 MAX_POINTS = 1000  # of them labels are compared with
 HELD_OUT = 0.1  # of own steps, at most `MAX_POINTS`: by these it is judged
 
+FIRST_LOG_LENGTH = 1.5  # of the length scales, where a fit begins; of a number that tells nothing they only grow
 KERNEL_ROWS = 300  # own steps in an update of the kernel
 KERNEL_LR = 0.05
+
+ELSEWHERE = 0.2  # of own steps, those furthest out are held out to tell whether it matters where the robot is:
+HELPS = 0.05  # it does if who sees it explains so much more of the variance of their actions
 
 RARE = 0.003  # numbers are bounded by what own steps show, but for so small a share of them
 SMALLEST_SCALE = 1e-3  # of an input: one that varies less does not vary
@@ -39,11 +46,12 @@ class Labeler(nn.Module):
     def __init__(self, state_dim, action_dim):
         super().__init__()
         size = 2 * state_dim
-        self.log_length = nn.Parameter(torch.full((action_dim, size), 1.5))
+        self.log_length = nn.Parameter(torch.full((action_dim, size), FIRST_LOG_LENGTH))
         self.log_slope = nn.Parameter(torch.full((action_dim, size), -1.5))
         self.log_variance = nn.Parameter(torch.full((action_dim, 1, 1), -1.0))
         self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), -1.5))
 
+        self.register_buffer('seen', torch.ones(size, dtype=torch.bool))  # numbers that labels may depend on
         self.register_buffer('mean', torch.zeros(size))
         self.register_buffer('scale', torch.ones(size))
         self.register_buffer('low', torch.zeros(size))
@@ -58,13 +66,37 @@ class Labeler(nn.Module):
         return len(self.points) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng, kernel_updates=100):
+    def fit(self, steps, actions, rng, kernel_updates=100, places=()):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
-        few."""
+        few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
+        whether labels may depend on them."""
         if not len(steps):
             return None
 
+        decides = not self.is_fitted
+        r2 = self._fit(steps, actions, rng, kernel_updates)
+        if decides and self.depends_on(places) and not places_help(steps, actions, places, rng, kernel_updates):
+            self.forget()
+            self.hide(places)
+            r2 = self._fit(steps, actions, rng, kernel_updates)
+        return r2
+
+    def depends_on(self, numbers):
+        """Does some label depend on these numbers of s_t, by the kernel as it is?"""
+        lengths = self.log_length[:, list(numbers)]
+        return bool((lengths < FIRST_LOG_LENGTH).any())
+
+    def hide(self, numbers):
+        """Labels shall not depend on these numbers of s_t."""
+        self.seen[list(numbers)] = False
+
+    def forget(self):
+        """As if there had been no fit."""
+        fresh = Labeler(len(self.seen) // 2, len(self.slopes))
+        self.load_state_dict(fresh.state_dict())
+
+    def _fit(self, steps, actions, rng, kernel_updates):
         rows = rng.permutation(len(steps))[:MAX_STEPS]
         held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
         test, rows = rows[:held_out], np.sort(rows[held_out:])
@@ -155,7 +187,7 @@ class Labeler(nn.Module):
     def _standardize(self, inputs):
         inputs = inputs.clamp(self.low, self.high)
         varies = self.scale > SMALLEST_SCALE
-        return varies * (inputs - self.mean) / self.scale.clamp(min=SMALLEST_SCALE)
+        return self.seen * varies * (inputs - self.mean) / self.scale.clamp(min=SMALLEST_SCALE)
 
     def _smooth_kernel(self, x, y):
         """x (n, F), y (m, F) -> (A, n, m)."""
@@ -177,10 +209,31 @@ class Labeler(nn.Module):
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def load_state_dict(self, state, **options):
-        """Load a labeler with however many points."""
+        """Load a labeler with however many points; the oldest saw all numbers."""
+        state = {'seen': torch.ones_like(self.seen)} | state
         self.points = torch.zeros_like(state['points'])
         self.weights = torch.zeros_like(state['weights'])
         return super().load_state_dict(state, **options)
+
+
+def places_help(steps, actions, places, rng, kernel_updates=100):
+    """Does it help to see where the robot is, where own steps have not been? Two labelers learn from those that do not
+    lie furthest along the slowest number, and the others say; arguments as of `Labeler.fit`. Where a number is part of
+    the physics, as where a car points to, it helps."""
+    slowest = steps[:, 0, places[0]].cpu().numpy()
+    low, high = np.quantile(slowest, [ELSEWHERE / 2, 1 - ELSEWHERE / 2])
+    is_far = torch.from_numpy((slowest < low) | (slowest > high))
+    if not is_far.any():
+        return True
+
+    r2 = []
+    for hidden in (), places:
+        labeler = Labeler(steps.shape[-1], actions.shape[-1])
+        labeler.hide(hidden)
+        labeler.fit(steps[~is_far], actions[~is_far], rng, kernel_updates)
+        r2.append(explained(labeler(steps[is_far]), actions[is_far]))
+    seeing, without = r2
+    return seeing - without >= HELPS
 
 
 def explained(labels, actions):

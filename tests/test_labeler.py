@@ -10,6 +10,7 @@ import labeler as labeler_module
 from labeler import Labeler, explained
 
 DIM, ACTION_DIM = 6, 2
+AT_WALL = 1.0
 
 
 def joints(n, seed, spread=1.0):
@@ -116,6 +117,92 @@ def test_weights_are_those_of_the_exact_process(count):
         covariance = kernel(points, points) + labeler._noise() * torch.eye(len(own))
         labels = kernel(x, points) @ torch.linalg.solve(covariance, actions.double().T.unsqueeze(-1))
     torch.testing.assert_close(labeler(steps), labels.squeeze(-1).T.float().clamp(-1, 1), rtol=1e-3, atol=1e-3)
+
+
+def walks(n, seed, wall=0.0):
+    """Steps of a point, whose place is the first two numbers. A share `wall` of them is at one, which stops the second;
+    the others are nowhere as far up."""
+    rng = np.random.default_rng(seed)
+    states = rng.standard_normal((n, DIM))
+    states[:, :2] = rng.uniform(-3, 3, (n, 2))
+    states[:, 1] += np.sign(states[:, 1] - AT_WALL)
+    actions = rng.uniform(-1, 1, (n, ACTION_DIM))
+    after = states + 0.3 * rng.standard_normal((n, DIM))
+    after[:, :2] = states[:, :2] + 0.2 * actions
+
+    count = int(wall * n)
+    states[:count, 1] = AT_WALL - 0.01 * rng.random(count)
+    after[:count, 1] = np.minimum(states[:count, 1] + 0.2 * actions[:count, 1], AT_WALL)
+    return torch.from_numpy(np.stack([states, after], 1)).float(), torch.from_numpy(actions).float()
+
+
+def turned(n, seed):
+    """Where an action leads is decided by the second number, as by where a car points to."""
+    steps, actions = walks(n, seed)
+    steps[:, 1, :2] = steps[:, 0, :2] + 0.2 * actions * torch.sign(steps[:, 0, 1:])[:, :1]
+    return steps, actions
+
+
+def test_what_happened_at_a_wall_is_not_inferred_elsewhere():
+    steps, actions = walks(400, seed=0, wall=0.3)
+    blind, seeing = (Labeler(DIM, ACTION_DIM) for _ in range(2))
+    blind.fit(steps, actions, np.random.default_rng(0), places=[1, 0])
+    seeing.fit(steps, actions, np.random.default_rng(0))
+    assert blind.seen.tolist() == [False, False] + [True] * (2 * DIM - 2)
+
+    # as far up, where no wall is
+    steps, actions = walks(400, seed=1)
+    steps[..., 1] += AT_WALL - steps[:, :1, 1]
+    upward = [explained(labeler(steps)[:, 1:], actions[:, 1:]) for labeler in (blind, seeing)]
+    assert upward[0] > 0.95
+    assert upward[1] < 0.93, 'else there was nothing to try out'
+
+
+def test_places_are_seen_where_physics_depends_on_them():
+    steps, actions = turned(600, seed=0)
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(steps, actions, np.random.default_rng(0), places=[1, 0])
+    assert labeler.seen.all()
+    assert explained(labeler(steps), actions) > 0.9
+
+
+def test_nothing_is_tried_out_where_labels_depend_on_no_place(monkeypatch):
+    monkeypatch.setattr(labeler_module, 'places_help', None)  # a call would fail
+    steps, actions = joints(300, seed=0)
+    with_places, without = (Labeler(DIM, ACTION_DIM) for _ in range(2))
+    with_places.fit(steps, actions, np.random.default_rng(0), places=[4, 5])
+    without.fit(steps, actions, np.random.default_rng(0))
+    assert torch.equal(with_places(steps), without(steps)) and with_places.seen.all()
+
+
+def test_only_the_first_fit_decides(monkeypatch):
+    steps, actions = walks(400, seed=0, wall=0.3)
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(steps, actions, np.random.default_rng(0), places=[1, 0])
+    monkeypatch.setattr(labeler_module, 'places_help', None)
+    labeler.fit(steps, actions, np.random.default_rng(0), places=[1, 0])
+    assert not labeler.seen[:2].any()
+
+    restored = Labeler(DIM, ACTION_DIM)
+    restored.load_state_dict(labeler.state_dict())
+    elsewhere = steps + 5 * (torch.arange(DIM) < 2)
+    torch.testing.assert_close(restored(elsewhere), labeler(steps), rtol=1e-3, atol=1e-3)
+
+
+def test_where_all_steps_are_at_one_place_it_stays_seen():
+    steps, actions = joints(100, seed=0)
+    steps[..., 4] = 1.0
+    assert labeler_module.places_help(steps, actions, [4], np.random.default_rng(0))
+
+
+def test_a_labeler_from_before_numbers_were_hidden_sees_all():
+    labeler = fitted(100)
+    state = labeler.state_dict()
+    del state['seen']
+    older = Labeler(DIM, ACTION_DIM)
+    older.load_state_dict(state)
+    steps, _ = joints(5, seed=1)
+    assert torch.equal(older(steps), labeler(steps))
 
 
 def test_it_begins_with_zeros_and_survives_a_checkpoint():
