@@ -105,13 +105,13 @@ for seed in 16 17 18; do
     done
 done
 
-# things: a quarter of the official trajectories. Most steps are its own, since labels of random ones alone do not lead its
-# hand exactly enough (`network-labels-random-steps`)
-own_steps='--random_steps 5000 --initial_updates 4000 --update_ratio 1
+# things: a quarter of the official trajectories. Half of the steps are its own, since labels of random ones alone do not
+# lead its hand exactly enough
+own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 1
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 20000 '' "$own_steps --progress_temperature 1"
-    run main puzzle-3x3-play-v0 $seed 20000 '' "$own_steps"
+    run main cube-single-play-v0 $seed 10000 '' "$own_steps --progress_temperature 1"
+    run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
