@@ -28,10 +28,11 @@ ALL_REST = 0.2  # in so large a share of the time in which the robot moves all t
 REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
 SAME_PLACE = 0.1  # places nearer than this are one
 TOGETHER = 0.5  # two numbers that change in the same moves, in so large a share of the moves of either, are one thing's
+MAIN = 0.25  # a thing's number of less than this share of its largest weight, as how a cube is turned, need not be right
 MOST_LEVELS = 4  # a switch has at most so many places,
 COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
-DONE = 0.15  # a loose thing so near to its goal is there
+DONE = 0.2  # a loose thing so near to its goal is there
 KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
 KEPT_GOALS = 128
 SAMPLED_ROWS = 100_000
@@ -145,8 +146,8 @@ def _rests(places):
 class ThingsMap:
     """Which moves the data show, and shortest sequences of them.
 
-    scale (S,): places are states times this; thing_of (S,) int: the thing that a number belongs to, -1: none, switches
-    first; level_things (L,), level_states (L, S): the places of the switches, as raw states, those of a switch one
+    scale (S,): places are states times this; thing_of (S,) int: the thing that a number belongs to, -1: none, or not
+    what its moves are about; switches first; level_things (L,), level_states (L, S): the places of the switches, as raw states, those of a switch one
     after the other; sources, targets (E, W) int: configurations of the W switches of which the second was seen to
     follow on the first; loose_things (G,), loose_configurations (G, W), loose_states (G, S): a loose thing that was
     moved, the configuration that this was seen in, and the raw state at rest after it.
@@ -192,7 +193,9 @@ class ThingsMap:
         after = observations[moves.after]
         both = np.concatenate([before, after])
 
+        weights = scale * data.statistics()[1]
         groups = group_numbers(before * scale, after * scale, np.flatnonzero(scale > 0))
+        groups = [group[weights[group] >= MAIN * weights[group].max()] for group in groups]
         levels = [find_levels((both * scale)[:, group], seed) for group in groups]
         is_switch = [rows is not None for rows in levels]
         order = sorted(range(len(groups)), key=lambda i: not is_switch[i])  # switches first
