@@ -139,6 +139,27 @@ def test_every_row_leads_to_the_next_place_of_rest():
     assert moves.next_rest[PAUSE * 40] == PAUSE * 41  # and none into the next one
 
 
+def test_a_cube_may_be_turned_otherwise_than_in_the_goal():
+    """Each cube is turned a little whenever it is moved. The plan goes on to the second one all the same."""
+    def turned(rng):
+        places = cubes(rng)
+        angles = np.tile(rng.uniform(-3, 3, 2), (len(places), 1))
+        for move in range(1, len(places)):
+            moved = [(places[move, 2 * i:2 * i + 2] != places[move - 1, 2 * i:2 * i + 2]).any() for i in range(2)]
+            angles[move] = angles[move - 1] + 0.6 * rng.standard_normal(2) * moved
+        return np.column_stack([places, angles])
+
+    data = make(turned)
+    assert find_things(data)[7:].min() > 0, 'else there is nothing to leave out'
+    state_map = make_map(data)
+    assert sorted(group.tolist() for group in state_map.loose) == [[3, 4], [5, 6]]
+
+    goal = with_things(data, [1, 1, -1, 0.5, 0, 0])
+    first_done = with_things(data, [1, 1, 2, 2, 3, 3])
+    ahead, _ = waypoints(state_map, first_done[None], goal[None])
+    np.testing.assert_array_equal(ahead[0, 3:], [1, 1, -1, 0.5, 3, 3])
+
+
 def test_numbers_that_change_together_are_one_thing():
     data = make(cubes)
     state_map = make_map(data)
