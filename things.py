@@ -28,7 +28,7 @@ ALL_REST = 0.2  # in so large a share of the time in which the robot moves all t
 REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
 SAME_PLACE = 0.1  # places nearer than this are one
 TOGETHER = 0.5  # two numbers that change in the same moves, in so large a share of the moves of either, are one thing's
-MAIN = 0.25  # a thing's number of less than this share of its largest weight, as how a cube is turned, need not be right
+MAIN = 0.25  # a thing's number of less than this share of its largest weight (how a cube is turned) need not be right
 MOST_LEVELS = 4  # a switch has at most so many places,
 COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
@@ -147,10 +147,10 @@ class ThingsMap:
     """Which moves the data show, and shortest sequences of them.
 
     scale (S,): places are states times this; thing_of (S,) int: the thing that a number belongs to, -1: none, or not
-    what its moves are about; switches first; level_things (L,), level_states (L, S): the places of the switches, as raw states, those of a switch one
-    after the other; sources, targets (E, W) int: configurations of the W switches of which the second was seen to
-    follow on the first; loose_things (G,), loose_configurations (G, W), loose_states (G, S): a loose thing that was
-    moved, the configuration that this was seen in, and the raw state at rest after it.
+    what its moves are about; switches first; level_things (L,), level_states (L, S): the places of the switches, as raw
+    states, those of a switch one after the other; sources, targets (E, W) int: configurations of the W switches of
+    which the second was seen to follow on the first; loose_things (G,), loose_configurations (G, W), loose_states
+    (G, S): a loose thing that was moved, the configuration that this was seen in, and the raw state at rest after it.
     """
 
     def __init__(self, scale, thing_of, level_things, level_states, sources, targets, loose_things,
