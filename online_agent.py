@@ -40,7 +40,7 @@ from things import ThingsMap
 from utils import load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
-SLOW = 0.5  # a number at least so slow, the slowest being 1, says where something is
+PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
 
 
@@ -171,20 +171,21 @@ class OnlineAgent:
             return states
         return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
 
-    def places(self):
+    def place_numbers(self):
         """-> int array, the numbers of a state that say where the robot, or a thing, is, the slowest first; empty where
         nothing is known to be slow."""
         if not self.offline.config.slow_goals:
             return np.zeros(0, int)
         slowness = self.encoder.slowness.cpu().numpy()
         order = np.argsort(-slowness, kind='stable')
-        return order[slowness[order] > SLOW]
+        return order[slowness[order] > PLACE_SLOWNESS]
 
     def fit_labeler(self, batches, rng):
         """Let the labeler learn from all own steps of `OnlineBatches`, and label the data anew; draws from the numpy
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
-        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates, self.places())
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
+                              places=self.place_numbers())
         batches.label_data(self.label)
         return r2
 

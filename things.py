@@ -3,7 +3,7 @@ something else; joints and grippers never rest for long. A goal of such data is 
 *place* (`Encoder.place`) is made of these numbers alone, and a *move* leads from one place of rest to the next.
 
     things    groups of numbers that change together; `find_things` weighs the numbers, `ThingsMap` groups them
-    switches  things with a handful of places (a button, a drawer): all of them together are a configuration
+    switches  things with a handful of places (a button): all of them together are a configuration
     loose     things that may rest anywhere (a cube)
     moves     what the data show: which configuration follows which, and in which of them a loose thing was put where
 

@@ -290,6 +290,20 @@ def test_labels_are_inferred_for_offline_rows_and_real_for_own_ones(agent, batch
     assert error.item() == pytest.approx(batch.actions.square().mean().item(), rel=1e-5)
 
 
+def test_the_labeler_is_told_which_numbers_are_places(agent, batches, monkeypatch):
+    told = []
+    fit = agent.labeler.fit
+    monkeypatch.setattr(agent.labeler, 'fit', lambda *args, places: told.append(places) or fit(*args, places=places))
+    agent.encoder.slowness.zero_()
+    agent.encoder.slowness[:3] = torch.tensor([0.7, 0.3, 1.0])
+    agent.fit_labeler(batches, np.random.default_rng(0))
+    assert told[0].tolist() == [2, 0], 'the slowest first'
+
+
+def test_without_slow_goals_no_number_is_known_to_be_a_place(make_agent, make_online):
+    assert len(make_online(offline=make_agent(slow_goals=False)).place_numbers()) == 0
+
+
 def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_batches, stub):
     agent = make_online(online_share=0.0)
     batches = make_batches(agent)
