@@ -36,7 +36,7 @@ from online_batches import LatentStore, OnlineBatches
 from planner import Pursuit, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from things import ThingsMap
+from things import Carrying, ThingsMap
 from utils import load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
@@ -84,7 +84,7 @@ class ActState(NamedTuple):
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
-    pursuit: Pursuit  # which nodes of it are headed for
+    pursuit: Pursuit | Carrying | None  # what is headed for on it; None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
 
 
@@ -231,13 +231,13 @@ class OnlineAgent:
             z_goal=self.encoder.encode_slow(goals),
             goal_places=self.encoder.place(goals),
             routes=None,
-            pursuit=Pursuit.none(batch_size),
+            pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
             biased=np.zeros(batch_size, bool),
         )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
-        pursuit = state.pursuit.forget(rows)
+        pursuit = state.pursuit.forget(rows) if self.plans else None
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
         return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit)
@@ -273,7 +273,7 @@ class OnlineAgent:
                 z_goal=self.encoder.encode_slow(goals),
                 goal_places=self.encoder.place(goals),
                 routes=self.state_map.routes(raw_goals) if self.plans else None,
-                pursuit=state.pursuit.forget(is_new.cpu().numpy()),
+                pursuit=state.pursuit.forget(is_new.cpu().numpy()) if self.plans else None,
             )
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():

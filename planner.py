@@ -48,11 +48,6 @@ class Pursuit(NamedTuple):
     targets: np.ndarray  # (B,) int, nodes, AT_GOAL or NO_PATH
     kept: np.ndarray  # (B,) int
 
-    @classmethod
-    def none(cls, size):
-        """Of `size` episodes that head for nothing yet."""
-        return cls(np.full(size, NO_PATH), np.zeros(size, int))
-
     def forget(self, rows):
         """rows (B,) bool -> the Pursuit in which these episodes head for nothing yet."""
         return Pursuit(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
@@ -178,6 +173,10 @@ class StateMap:
     def routes(self, goals):
         """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
         return np.stack([self.route(node) for node in self.locate(goals)])
+
+    def no_pursuit(self, size):
+        """-> the Pursuit of `size` episodes that head for nothing yet."""
+        return Pursuit(np.full(size, NO_PATH), np.zeros(size, int))
 
     def waypoints(self, observations, goals, routes, pursuit):
         """observations, goals (B, S) raw, routes of these goals (B, K + 1), the Pursuit of the step before -> states

@@ -14,6 +14,7 @@ a cube from a button: all is read from trajectories of states.
 
 import collections
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +28,15 @@ SLOW = 0.1  # the slowest number of things is at least so slow, the slowest of a
 ALL_REST = 0.2  # in so large a share of the time in which the robot moves all things rest at once: nobody walks so
 REST_STEPS = 10  # a thing that has not changed for so many steps is at rest
 SAME_PLACE = 0.1  # places nearer than this are one
-TOGETHER = 0.5  # two numbers that change in the same moves, in so large a share of the moves of either, are one thing's
+TOGETHER = 0.8  # a number that changes with another one in so large a share of its moves is of the same thing
 MAIN = 0.25  # a thing's number of less than this share of its largest weight (how a cube is turned) need not be right
+OFTEN = 0.5  # nor one that changes in a smaller share of the thing's moves (how a cube is tilted)
 MOST_LEVELS = 4  # a switch has at most so many places,
 COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
-DONE = 0.2  # a loose thing so near to its goal is there
+CHANCE = 0.05  # switches that change at once, so much more seldom than the commonest, do so by chance
+DONE = 0.25  # a loose thing so near to its goal is there
+SHORT = 0.1  # of a thing's moves in the data, the share of those that are too short to be asked for
 KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
 KEPT_GOALS = 128
 SAMPLED_ROWS = 100_000
@@ -78,7 +82,14 @@ def find_things(data):
 
     changed = 1 - (late < STILL).mean(0)
     weights = np.where(found, np.minimum(0.5 * moved_late / np.maximum(changed, 1e-9), 1), 0)
-    return weights if weights.max() >= LEAST else np.zeros(dimensions)
+    if weights.max() < LEAST:
+        return np.zeros(dimensions)
+
+    # how far a cube is to be moved is to be seen as well along one axis as along the other
+    moves = find_moves(observations, data.starts, data.ends, weights / std)
+    for _, main in group_numbers(observations[moves.before], observations[moves.after], weights / std, weights):
+        weights[main] = weights[main].max()
+    return weights
 
 
 def _changes(observations, end_of, steps, std):
@@ -143,6 +154,19 @@ def _rests(places):
     return joined_firsts, joined_lasts
 
 
+class Carrying(NamedTuple):
+    """Which loose things B episodes are about to move."""
+
+    things: np.ndarray  # (B,) int, of the loose things the one that was to be moved at the last step; -1: none
+    places: np.ndarray  # (B, S) of all things then
+    still: np.ndarray  # (B,) int, for how many steps nothing had moved
+
+    def forget(self, rows):
+        """rows (B,) bool -> the same, but that these episodes move nothing yet."""
+        return Carrying(np.where(rows, -1, self.things), np.where(rows[:, None], 0, self.places),
+                        np.where(rows, 0, self.still))
+
+
 class ThingsMap:
     """Which moves the data show, and shortest sequences of them.
 
@@ -150,11 +174,12 @@ class ThingsMap:
     what its moves are about; switches first; level_things (L,), level_states (L, S): the places of the switches, as raw
     states, those of a switch one after the other; sources, targets (E, W) int: configurations of the W switches of
     which the second was seen to follow on the first; loose_things (G,), loose_configurations (G, W), loose_states
-    (G, S): a loose thing that was moved, the configuration that this was seen in, and the raw state at rest after it.
+    (G, S), loose_lengths (G,): a loose thing that was moved, the configuration that this was seen in, the raw state at
+    rest after it, and how far it was moved.
     """
 
     def __init__(self, scale, thing_of, level_things, level_states, sources, targets, loose_things,
-                 loose_configurations, loose_states):
+                 loose_configurations, loose_states, loose_lengths):
         self.scale = scale
         self.thing_of = thing_of
         self.level_things = level_things
@@ -164,6 +189,7 @@ class ThingsMap:
         self.loose_things = loose_things
         self.loose_configurations = loose_configurations
         self.loose_states = loose_states
+        self.loose_lengths = loose_lengths
 
         groups = [np.flatnonzero(thing_of == thing) for thing in range(thing_of.max(initial=-1) + 1)]
         count = sources.shape[1]
@@ -181,6 +207,8 @@ class ThingsMap:
         self._loose_places = [self.place(loose_states[loose_things == count + i])[:, group]
                               for i, group in enumerate(self.loose)]
         self._loose_configurations = [loose_configurations[loose_things == count + i] for i in range(len(self.loose))]
+        lengths = [loose_lengths[loose_things == count + i] for i in range(len(self.loose))]
+        self._shortest = [np.quantile(some, SHORT) if len(some) else 0.0 for some in lengths]
         self._ways = collections.OrderedDict()
 
     @classmethod
@@ -194,8 +222,7 @@ class ThingsMap:
         both = np.concatenate([before, after])
 
         weights = scale * data.statistics()[1]
-        groups = group_numbers(before * scale, after * scale, np.flatnonzero(scale > 0))
-        groups = [group[weights[group] >= MAIN * weights[group].max()] for group in groups]
+        groups = [main for _, main in group_numbers(before, after, scale, weights)]
         levels = [find_levels((both * scale)[:, group], seed) for group in groups]
         is_switch = [rows is not None for rows in levels]
         order = sorted(range(len(groups)), key=lambda i: not is_switch[i])  # switches first
@@ -208,18 +235,23 @@ class ThingsMap:
         level_states = both[np.concatenate([np.zeros(0, np.int64), *rows_of_levels])]
 
         none = np.zeros((0, len(rows_of_levels)), np.int8)
-        empty = cls(scale, thing_of, level_things, level_states, none, none, np.zeros(0, np.int32), none, both[:0])
+        empty = cls(scale, thing_of, level_things, level_states, none, none, np.zeros(0, np.int32), none, both[:0],
+                    np.zeros(0, np.float32))
         sources = empty.configurations(before)
         targets = empty.configurations(after)
         switched = (sources != targets).any(1)
-        pairs = np.unique(np.concatenate([sources[switched], targets[switched]], 1), axis=0)
+        meant = switched & ~by_chance(sources != targets)
+        pairs = np.unique(np.concatenate([sources[meant], targets[meant]], 1), axis=0)
 
         changes = empty.place(after) - empty.place(before)
         loose_things = []
         loose_rows = []
+        loose_lengths = []
         for i, group in enumerate(empty.loose):
-            moved = np.flatnonzero(~switched & (np.linalg.norm(changes[:, group], axis=1) > SAME_PLACE))
+            lengths = np.linalg.norm(changes[:, group], axis=1)
+            moved = np.flatnonzero(~switched & (lengths > SAME_PLACE))
             loose_rows.append(moved)
+            loose_lengths.append(lengths[moved])
             loose_things.append(np.full(len(moved), len(empty.switches) + i, np.int32))
         rows = np.concatenate([np.zeros(0, np.int64), *loose_rows])
         return cls(
@@ -232,6 +264,7 @@ class ThingsMap:
             loose_things=np.concatenate([np.zeros(0, np.int32), *loose_things]),
             loose_configurations=sources[rows],
             loose_states=after[rows],
+            loose_lengths=np.concatenate([np.zeros(0, np.float32), *loose_lengths]),
         )
 
     def place(self, states):
@@ -285,22 +318,43 @@ class ThingsMap:
                     queue.append(node)
         return Way(goal, place, known_in, moves_left)
 
+    def no_pursuit(self, size):
+        """-> the Carrying of `size` episodes that move nothing yet."""
+        return Carrying(np.full(size, -1), np.zeros((size, len(self.scale)), np.float32), np.zeros(size, int))
+
     def waypoints(self, observations, goals, routes, pursuit):
-        """observations, goals (B, S) raw, routes of these goals -> states (B, S) to head for, raw; found (B,) bool;
-        `pursuit`, of which moves have no need. Each state is the observation after the next move. Where no sequence of
-        moves leads to the goal it is the goal: all that differs at once."""
-        configurations = self.configurations(observations)
-        rows = zip(observations, map(tuple, configurations.tolist()), routes, strict=True)
-        states = np.stack([self._next(observation, configuration, way) for observation, configuration, way in rows])
-        return states, np.ones(len(states), bool), pursuit
+        """observations, goals (B, S) raw, routes of these goals, the Carrying of the step before -> states (B, S) to
+        head for, raw; found (B,) bool; the new Carrying. Each state is the observation after the next move. Where no
+        sequence of moves leads to the goal it is the goal: all that differs at once.
+
+        A move ends where things rest: who holds a cube over its goal has not put it down, and keeps to it until he has.
+        And one that is shorter than nearly all in the data is begun as a longer one.
+        """
+        places = self.place(observations)
+        moved = np.abs(places - pursuit.places).max(1) >= STILL / 2
+        still = np.where(moved, 0, pursuit.still + 1)
+        kept = np.where(still < REST_STEPS, pursuit.things, -1)
+
+        states = observations.copy()
+        things = np.full(len(states), -1)
+        configurations = map(tuple, self.configurations(observations).tolist())
+        for i, (configuration, way) in enumerate(zip(configurations, routes, strict=True)):
+            if kept[i] < 0:
+                states[i], things[i] = self._next(observations[i], configuration, way)
+            else:
+                things[i] = kept[i]
+                group = self.loose[kept[i]]
+                states[i, group] = way.goal[group]
+        return states, np.ones(len(states), bool), Carrying(things, places, still)
 
     def _next(self, observation, configuration, way):
+        """-> the state after the next move, and which loose thing is moved, -1 for none."""
         missing = self.place(observation) - way.place
         distances = [np.linalg.norm(missing[group]) for group in self.loose]
         done = tuple(bool(distance <= DONE) for distance in distances)
         left = way.moves_left.get((configuration, done), 0)
         if not left:
-            return way.goal
+            return way.goal, -1
 
         state = observation.copy()
         # of the things whose turn it is, the one that is nearly there: it may be on its way already
@@ -309,14 +363,16 @@ class ThingsMap:
                 continue
             after = done[:i] + (True,) + done[i + 1:]
             if way.moves_left.get((configuration, after), left) < left:
-                state[self.loose[i]] = way.goal[self.loose[i]]
-                return state
+                group = self.loose[i]
+                stretch = max(1.0, self._shortest[i] / distances[i])
+                state[group] += stretch * (way.goal[group] - observation[group])
+                return state, i
 
         following = [node for node in self._after[configuration] if way.moves_left.get((node, done), left) < left]
         for i, group in enumerate(self.switches):
             if following[0][i] != configuration[i]:
                 state[group] = self._level_states[i][following[0][i]][group]
-        return state
+        return state, -1
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def state_dict(self):
@@ -325,6 +381,8 @@ class ThingsMap:
 
     @classmethod
     def from_state_dict(cls, saved):
+        if 'loose_lengths' not in saved:  # checkpoints from before moves had lengths
+            saved = saved | {'loose_lengths': torch.zeros(len(saved['loose_things']))}
         return cls(**{name: saved[name].cpu().numpy() for name in ARRAYS})
 
     def __str__(self):
@@ -333,7 +391,7 @@ class ThingsMap:
 
 
 ARRAYS = ('scale', 'thing_of', 'level_things', 'level_states', 'sources', 'targets', 'loose_things',
-          'loose_configurations', 'loose_states')  # of a ThingsMap
+          'loose_configurations', 'loose_states', 'loose_lengths')  # of a ThingsMap
 
 
 @dataclasses.dataclass
@@ -346,20 +404,39 @@ class Way:
     moves_left: dict  # (configuration, which loose things are at their goals) -> moves
 
 
-def group_numbers(before, after, seen):
-    """before, after (M, S): places around the moves; seen (d,): the numbers that belong to things -> list of int
-    arrays, the numbers of each thing: those that change in the same moves."""
-    changes = np.abs(after - before)[:, seen]
+def group_numbers(before, after, scale, weights):
+    """before, after (M, S): raw states around the moves; scale, weights (S,): places are states * scale, the weights
+    are those of `find_things` -> list of (numbers, main), int arrays for each thing. Numbers are of one thing if one
+    hardly moves without the other: a cube is not tilted often, but never where it lies still. `main`: those of them
+    that its moves are about."""
+    seen = np.flatnonzero(scale > 0)
+    changes = np.abs(after - before)[:, seen] * scale[seen]
     changed = changes > SAME_PLACE * np.quantile(changes, 0.99, axis=0) if len(changes) else changes > 0
     changed = changed.astype(np.int64)
-    both = changed.T @ changed
     count = changed.sum(0)
-    either = np.maximum(count[:, None] + count - both, 1)
+    together = changed.T @ changed >= TOGETHER * np.maximum(count[:, None], 1)
 
     thing = np.arange(len(seen))
-    for i, j in zip(*np.nonzero(both >= TOGETHER * either), strict=True):
+    for i, j in zip(*np.nonzero(together), strict=True):
         thing[thing == thing[i]] = thing[j]
-    return [seen[thing == label] for label in np.unique(thing)]
+
+    groups = []
+    for label in np.unique(thing):
+        members = np.flatnonzero(thing == label)
+        weight = weights[seen[members]]
+        is_main = (weight >= MAIN * weight.max()) & (count[members] >= OFTEN * count[members].max())
+        groups.append((seen[members], seen[members[is_main]]))
+    return groups
+
+
+def by_chance(changes):
+    """changes (M, W) bool: which switches change in each move -> (M,) bool: not one of the usual kinds of moves, as
+    where a hand that presses one button touches another. A kind is a set of switches, whatever the others are."""
+    if not changes.any():
+        return np.zeros(len(changes), bool)
+    _, kind, count = np.unique(changes, axis=0, return_inverse=True, return_counts=True)
+    count = count[kind.ravel()]
+    return count < CHANCE * count[changes.any(1)].max()
 
 
 def find_levels(places, seed=0):

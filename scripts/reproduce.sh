@@ -113,6 +113,10 @@ for seed in 10 11 12; do
     run main cube-single-play-v0 $seed 10000 '' "$own_steps --progress_temperature 1"
     run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
+for name in cube-double cube-triple scene; do
+    run main $name-play-v0 10 10000 '' "$own_steps --progress_temperature 1"
+done
+run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
 # readings get lost
@@ -151,4 +155,10 @@ for seed in 10 11 12; do
     for maze in medium-navigate large-navigate giant-navigate medium-stitch large-stitch; do
         run main pointmaze-$maze-v0 $seed 2000 '' ''
     done
+done
+
+# the rest of OGBench: a number each
+run main pointmaze-teleport-navigate-v0 10 2000 '' ''
+for maze in giant-navigate teleport-navigate; do
+    run main antmaze-$maze-v0 16 2000 '' ''
 done

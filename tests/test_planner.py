@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import planner
-from planner import AT_GOAL, NO_PATH, Pursuit, StateMap, cluster, edge_costs, find_edges, find_jumps
+from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges, find_jumps
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -217,7 +217,7 @@ def back_and_forth():
 def walk_along(state_map, positions, goal):
     """-> where to head for at each of these positions (T,) in turn, x alone; None where no path leads."""
     goals = np.array([[goal, 0]], np.float32)
-    pursuit = Pursuit.none(1)
+    pursuit = state_map.no_pursuit(1)
     headings = []
     for x in positions:
         here = np.array([[x, 0]], np.float32)
@@ -247,7 +247,7 @@ def test_episodes_pursue_their_own_targets():
     goals = np.array([[9, 0], [9, 0], [9, 0], [0, 0]], np.float32)
     routes = state_map.routes(goals)
     here = np.array([[0, 0], [0, 0], [1, 0], [1, 0]], np.float32)
-    states, _, pursuit = state_map.waypoints(here, goals, routes, Pursuit.none(4))
+    states, _, pursuit = state_map.waypoints(here, goals, routes, state_map.no_pursuit(4))
     assert states[:, 0].tolist() == [5, 5, 0, 0]
 
     here = np.array([[1, 0], [1, 0], [0, 0], [1, 0]], np.float32)
