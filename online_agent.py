@@ -372,14 +372,27 @@ class OnlineAgent:
         (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there). All alike without `progress_steps`.
 
         Beyond what is usual: who lies on the ground comes nowhere whatever he does, and shall get up all the same; who
-        waits where others walk on shall not be imitated.
+        waits where others walk on shall not be imitated. Whoever switches something is imitated like all others: who
+        presses a button in haste misses it.
         """
+        weights = torch.ones(len(batch.states), device=self.device)
         if not batch.shows_progress:
-            return torch.ones(len(batch.states), device=self.device)
+            return weights
 
-        advantage = self.progress(batch) - self.usual_progress(batch, self.acting)
-        advantage = (advantage - advantage.mean()) / _deviation(advantage)
-        return imitation_weight(advantage, self.config.progress_temperature)
+        weighed = ~self.switches(batch)
+        if weighed.any():
+            advantage = (self.progress(batch) - self.usual_progress(batch, self.acting))[weighed]
+            advantage = (advantage - advantage.mean()) / _deviation(advantage)
+            weights[weighed] = imitation_weight(advantage, self.config.progress_temperature)
+        return weights
+
+    def switches(self, batch):
+        """-> (n,) bool: does the next move of these trajectories switch something?"""
+        if not (self.moves_things and self.state_map.switches):
+            return torch.zeros(len(batch.states), dtype=torch.bool, device=self.device)
+        before, after = (self.state_map.configurations(states.cpu().numpy())
+                         for states in (batch.states, batch.states_ahead))
+        return torch.from_numpy((before != after).any(1)).to(self.device)
 
     def progress(self, batch):
         """How far the trajectories came toward z' in `progress_steps`, or how soon the next move was done -> (n,), in
