@@ -11,6 +11,11 @@ speed of that joint and in next to nothing else. A network that sees all numbers
 steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
 mislead nobody.
 
+Several actions may do the same: an open hand stays open whichever way it is told to open. Labels would be the mean of
+what own steps did there, and random ones open with half of their force where a demonstrator does nothing. So where
+labels shall be gentle, own steps count by how small their action was: 1 / (1 + (a / GENTLE)^2), which is to believe
+beforehand that the demonstrator's actions are so distributed. Where own steps tell the action, it changes little.
+
 A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
 depend on where the robot is, it is tried out whether that holds elsewhere; if not, they are told without.
 """
@@ -32,6 +37,8 @@ KERNEL_LR = 0.05
 
 ELSEWHERE = 0.2  # of own steps, those furthest out are held out to tell whether it matters where the robot is:
 HELPS = 0.05  # it does if who sees it explains so much more of the variance of their actions
+
+GENTLE = 0.2  # of actions in [-1, 1]; an own step counts half with such a one where labels shall be gentle
 
 RARE = 0.003  # numbers are bounded by what own steps show, but for so small a share of them
 SMALLEST_SCALE = 1e-3  # of an input: one that varies less does not vary
@@ -66,20 +73,20 @@ class Labeler(nn.Module):
         return len(self.points) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng, kernel_updates=100, places=()):
+    def fit(self, steps, actions, rng, kernel_updates=100, places=(), gentle=False):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them."""
+        whether labels may depend on them. `gentle`: of actions that do the same, labels are the small ones."""
         if not len(steps):
             return None
 
         decides = not self.is_fitted
-        r2 = self._fit(steps, actions, rng, kernel_updates)
+        r2 = self._fit(steps, actions, rng, kernel_updates, gentle)
         if decides and self.depends_on(places) and not places_help(steps, actions, places, rng, kernel_updates):
             self.forget()
             self.hide(places)
-            r2 = self._fit(steps, actions, rng, kernel_updates)
+            r2 = self._fit(steps, actions, rng, kernel_updates, gentle)
         return r2
 
     def depends_on(self, numbers):
@@ -96,7 +103,7 @@ class Labeler(nn.Module):
         fresh = Labeler(len(self.seen) // 2, len(self.slopes))
         self.load_state_dict(fresh.state_dict())
 
-    def _fit(self, steps, actions, rng, kernel_updates):
+    def _fit(self, steps, actions, rng, kernel_updates, gentle):
         rows = rng.permutation(len(steps))[:MAX_STEPS]
         held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
         test, rows = rows[:held_out], np.sort(rows[held_out:])
@@ -111,7 +118,7 @@ class Labeler(nn.Module):
 
         inputs = self._standardize(inputs)
         self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
-        self._fit_weights(inputs, actions[rows], rng)
+        self._fit_weights(inputs, actions[rows], rng, gentle)
         if held_out < 2:
             return None
         return explained(self(steps[test]), actions[test])
@@ -137,8 +144,9 @@ class Labeler(nn.Module):
             optimizer.step()
 
     @torch.no_grad()
-    def _fit_weights(self, inputs, actions, rng):
+    def _fit_weights(self, inputs, actions, rng, gentle):
         """What all own steps say, told by the points and the slopes (subset of regressors, section 8.3.1 there)."""
+        counts = 1 / (1 + (actions / GENTLE).square()) if gentle else torch.ones_like(actions)
         count = min(len(inputs), MAX_POINTS)
         points = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         slope = self.log_slope.exp().unsqueeze(1)
@@ -149,11 +157,13 @@ class Labeler(nn.Module):
         size = count + inputs.shape[1]
         gram = self._noise() * torch.eye(size, dtype=points.dtype)
         target = torch.zeros(len(factor), size, 1, dtype=points.dtype)
-        for x, y in zip(inputs.split(ROWS_AT_ONCE), actions.split(ROWS_AT_ONCE), strict=True):
+        pieces = (rows.split(ROWS_AT_ONCE) for rows in (inputs, actions, counts))
+        for x, y, count_of in zip(*pieces, strict=True):
             smooth = torch.linalg.solve_triangular(factor, self._smooth_kernel(points, x), upper=False)
             features = torch.cat([smooth, (x * slope).mT], 1)
-            gram = gram + features @ features.mT
-            target += features @ y.T.unsqueeze(-1)
+            counted = features * count_of.T.unsqueeze(1)
+            gram = gram + counted @ features.mT
+            target += counted @ y.T.unsqueeze(-1)
 
         weights = torch.linalg.solve(gram, target)
         self.points = points

@@ -185,7 +185,7 @@ class OnlineAgent:
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.place_numbers())
+                              places=self.place_numbers(), gentle=self.moves_things)
         batches.label_data(self.label)
         return r2
 

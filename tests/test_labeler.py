@@ -57,6 +57,30 @@ def test_r2_is_of_steps_that_were_held_out():
     assert Labeler(DIM, ACTION_DIM).fit(steps[:15], actions[:15], np.random.default_rng(0)) is None
 
 
+def hands(n, seed):
+    """Steps of a hand that each action opens or closes a little, between open (1) and closed (-1)."""
+    rng = np.random.default_rng(seed)
+    opening = np.clip(1.5 * rng.uniform(-1, 1, n), -1, 1)
+    actions = rng.uniform(-1, 1, n)
+    after = np.clip(opening + 0.2 * actions, -1, 1)
+    steps = np.stack([opening, after], 1)[..., None]
+    return torch.from_numpy(steps).float(), torch.from_numpy(actions[:, None]).float()
+
+
+def test_of_actions_that_do_the_same_a_gentle_label_is_a_small_one():
+    gentle, usual = Labeler(1, 1), Labeler(1, 1)
+    for labeler in gentle, usual:
+        labeler.fit(*hands(2000, seed=0), np.random.default_rng(0), gentle=labeler is gentle)
+
+    stays_open = torch.ones(1, 2, 1)
+    assert usual(stays_open) > 0.35, 'the mean of all that leave it open'
+    assert gentle(stays_open) < 0.25
+
+    closing = torch.tensor([[[0.5], [0.4]], [[0.5], [0.6]]])
+    for labeler in gentle, usual:
+        torch.testing.assert_close(labeler(closing), torch.tensor([[-0.5], [0.5]]), atol=0.08, rtol=0)
+
+
 def test_nothing_is_taken_for_further_than_own_steps_show():
     labeler = fitted(200)
     steps, _ = joints(50, seed=1)

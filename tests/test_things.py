@@ -422,6 +422,30 @@ def test_switches_are_imitated_all_alike(make_mover):
     assert 'baseline_loss' not in agent.total_loss(batch)[1]
 
 
+def test_a_switch_beside_a_cube_is_imitated_all_alike(make_mover):
+    """What the cube's moves are worth is weighed by their haste, and has mean 1 as well."""
+    def lamp_and_cube(rng, moves=40):
+        rows = [np.array([0, *rng.uniform(-3, 3, 2)])]
+        while len(rows) < moves:
+            row = rows[-1].copy()
+            if rng.integers(2):
+                row[0] = 1 - row[0]
+            else:
+                row[1:] = rng.uniform(-3, 3, 2)
+            rows.append(row)
+        return np.array(rows)
+
+    agent, data, replay = make_mover(lamp_and_cube, progress_temperature=1.0)
+    assert [len(agent.state_map.switches), len(agent.state_map.loose)] == [1, 1]
+    batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
+    weights = agent.imitation_weights(batch)
+    switches = batch.states[:, 3] != batch.states_ahead[:, 3]
+    assert 0.2 < switches.float().mean() < 0.8
+    assert (weights[switches] == 1).all()
+    assert weights[~switches].std() > 0.2
+    torch.testing.assert_close(weights[~switches].mean(), torch.tensor(1.0))
+
+
 def test_what_lies_far_from_the_data_is_seen_at_its_border(mover):
     """In acting as in training."""
     agent, data, replay = mover
