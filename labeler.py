@@ -11,10 +11,10 @@ speed of that joint and in next to nothing else. A network that sees all numbers
 steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
 mislead nobody.
 
-Several actions may do the same: an open hand stays open whichever way it is told to open. Labels would be the mean of
-what own steps did there, and random ones open with half of their force where a demonstrator does nothing. So where
-labels shall be gentle, own steps count by how small their action was: 1 / (1 + (a / GENTLE)^2), which is to believe
-beforehand that the demonstrator's actions are so distributed. Where own steps tell the action, it changes little.
+Several actions may do the same: an open hand stays open whichever way it is told to open. Labels are the mean of what own
+steps did there, and random ones open with half of their force where a demonstrator does nothing. Gentle labels count own
+steps by how small their action was, 1 / (1 + (a / gentle)^2), which is to believe beforehand that the demonstrator's
+actions are so distributed. Where own steps tell the action, that changes little.
 
 A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
 depend on where the robot is, it is tried out whether that holds elsewhere; if not, they are told without.
@@ -37,8 +37,6 @@ KERNEL_LR = 0.05
 
 ELSEWHERE = 0.2  # of own steps, those furthest out are held out to tell whether it matters where the robot is:
 HELPS = 0.05  # it does if who sees it explains so much more of the variance of their actions
-
-GENTLE = 0.2  # of actions in [-1, 1]; an own step counts half with such a one where labels shall be gentle
 
 RARE = 0.003  # numbers are bounded by what own steps show, but for so small a share of them
 SMALLEST_SCALE = 1e-3  # of an input: one that varies less does not vary
@@ -73,11 +71,12 @@ class Labeler(nn.Module):
         return len(self.points) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng, kernel_updates=100, places=(), gentle=False):
+    def fit(self, steps, actions, rng, kernel_updates=100, places=(), gentle=0.0):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them. `gentle`: of actions that do the same, labels are the small ones."""
+        whether labels may depend on them. `gentle`: an own step with such an action in [-1, 1]
+        counts half; 0: all count alike."""
         if not len(steps):
             return None
 
@@ -146,7 +145,7 @@ class Labeler(nn.Module):
     @torch.no_grad()
     def _fit_weights(self, inputs, actions, rng, gentle):
         """What all own steps say, told by the points and the slopes (subset of regressors, section 8.3.1 there)."""
-        counts = 1 / (1 + (actions / GENTLE).square()) if gentle else torch.ones_like(actions)
+        counts = 1 / (1 + (actions / gentle).square()) if gentle else torch.ones_like(actions)
         count = min(len(inputs), MAX_POINTS)
         points = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         slope = self.log_slope.exp().unsqueeze(1)

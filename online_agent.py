@@ -58,6 +58,9 @@ class OnlineConfig:
                                'the offline one; Q, V and the proposer see single states either way')
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
     labeler_updates: int = flag(100, "steps on the labeler's kernel in each round", least=0)
+    gentle_labels: float = flag(0.0, 'labels believe that a demonstrator does less than random steps do: own steps count '
+                                     'by 1 / (1 + (action / this)^2), which names the smaller one of actions that do the '
+                                     'same; 0: all count alike', least=0)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
@@ -185,7 +188,7 @@ class OnlineAgent:
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.place_numbers(), gentle=self.moves_things)
+                              places=self.place_numbers(), gentle=self.config.gentle_labels)
         batches.label_data(self.label)
         return r2
 
