@@ -11,10 +11,10 @@ speed of that joint and in next to nothing else. A network that sees all numbers
 steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
 mislead nobody.
 
-Several actions may do the same: an open hand stays open whichever way it is told to open. Labels are the mean of what own
-steps did there, and random ones open with half of their force where a demonstrator does nothing. Gentle labels count own
-steps by how small their action was, 1 / (1 + (a / gentle)^2), which is to believe beforehand that the demonstrator's
-actions are so distributed. Where own steps tell the action, that changes little.
+Several actions may do the same: an open hand stays open whichever way it is told to open. Labels are the mean of what
+own steps did there, and random ones open with half of their force where a demonstrator does nothing. Gentle labels
+count own steps by how small their action was, 1 / (1 + (a / gentle)^2), which is to believe beforehand that the
+demonstrator's actions are so distributed. Where own steps tell the action, that changes little.
 
 A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
 depend on where the robot is, it is tried out whether that holds elsewhere; if not, they are told without.
@@ -75,8 +75,8 @@ class Labeler(nn.Module):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them. `gentle`: an own step with such an action in [-1, 1]
-        counts half; 0: all count alike."""
+        whether labels may depend on them. `gentle`: an own step with such an action counts
+        half; 0: all count alike."""
         if not len(steps):
             return None
 

@@ -58,9 +58,9 @@ class OnlineConfig:
                                'the offline one; Q, V and the proposer see single states either way')
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
     labeler_updates: int = flag(100, "steps on the labeler's kernel in each round", least=0)
-    gentle_labels: float = flag(0.0, 'labels believe that a demonstrator does less than random steps do: own steps count '
-                                     'by 1 / (1 + (action / this)^2), which names the smaller one of actions that do the '
-                                     'same; 0: all count alike', least=0)
+    gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
+                                     'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
+                                     'that do the same the smaller one is named; 0: all count alike', least=0)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
@@ -188,7 +188,8 @@ class OnlineAgent:
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.place_numbers(), gentle=self.config.gentle_labels)
+                              places=self.place_numbers(),
+                              gentle=self.config.gentle_labels if self.moves_things else 0.0)
         batches.label_data(self.label)
         return r2
 
@@ -502,7 +503,7 @@ class OnlineAgent:
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
-        older = {'action_scale': 1.0}  # what did not exist yet when a checkpoint was written
+        older = {'action_scale': 1.0, 'gentle_labels': 0.0}  # what did not exist yet when a checkpoint was written
         known = {key: value for key, value in state['config'].items() if key not in RETIRED}
         config = make_config(OnlineConfig, older | known)
         agent = cls(offline, state['action_low'], state['action_high'], config)

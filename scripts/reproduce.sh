@@ -113,10 +113,9 @@ for seed in 10 11 12; do
     run main cube-single-play-v0 $seed 10000 '' "$own_steps --progress_temperature 1"
     run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
-for name in cube-double cube-triple; do
+for name in cube-double cube-triple scene; do
     run main $name-play-v0 10 10000 '' "$own_steps --progress_temperature 1"
 done
-run main scene-play-v0 10 10000 '' "$own_steps --progress_temperature 1 --gentle_labels 0.2"
 run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
 # lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more

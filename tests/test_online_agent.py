@@ -294,12 +294,11 @@ def test_the_labeler_is_told_which_numbers_are_places(agent, batches, monkeypatc
     told = []
     fit = agent.labeler.fit
     monkeypatch.setattr(agent.labeler, 'fit', lambda *args, **options: told.append(options) or fit(*args, **options))
-    agent.config.gentle_labels = 0.3
     agent.encoder.slowness.zero_()
     agent.encoder.slowness[:3] = torch.tensor([0.7, 0.3, 1.0])
     agent.fit_labeler(batches, np.random.default_rng(0))
     assert told[0]['places'].tolist() == [2, 0], 'the slowest first'
-    assert told[0]['gentle'] == 0.3
+    assert told[0]['gentle'] == 0, 'a walker is not gentle'
 
 
 def test_without_slow_goals_no_number_is_known_to_be_a_place(make_agent, make_online):

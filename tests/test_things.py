@@ -479,6 +479,14 @@ def test_progress_steps_0_imitates_all_alike(mover):
     assert (agent.imitation_weights(batch) == 1).all()
 
 
+def test_labels_are_gentle_where_there_are_things(mover, monkeypatch):
+    agent, data, replay = mover
+    told = []
+    monkeypatch.setattr(agent.labeler, 'fit', lambda *args, **options: told.append(options['gentle']))
+    agent.fit_labeler(agent.open_batches(data, replay), np.random.default_rng(0))
+    assert told == [0.2]
+
+
 def test_acting_heads_for_the_next_move(mover, stub):
     """I sees how far the thing is to be moved whose turn it is, and nothing of the others."""
     agent, data, _ = mover
