@@ -75,8 +75,8 @@ class Labeler(nn.Module):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them. `gentle`: an own step with such an action counts
-        half; 0: all count alike."""
+        whether labels may depend on them. `gentle`: the action in [-1, 1] with which an own step
+        counts half; 0: all count alike."""
         if not len(steps):
             return None
 
@@ -145,7 +145,7 @@ class Labeler(nn.Module):
     @torch.no_grad()
     def _fit_weights(self, inputs, actions, rng, gentle):
         """What all own steps say, told by the points and the slopes (subset of regressors, section 8.3.1 there)."""
-        counts = 1 / (1 + (actions / gentle).square()) if gentle else torch.ones_like(actions)
+        importance = 1 / (1 + (actions / gentle).square()) if gentle else torch.ones_like(actions)
         count = min(len(inputs), MAX_POINTS)
         points = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         slope = self.log_slope.exp().unsqueeze(1)
@@ -156,13 +156,13 @@ class Labeler(nn.Module):
         size = count + inputs.shape[1]
         gram = self._noise() * torch.eye(size, dtype=points.dtype)
         target = torch.zeros(len(factor), size, 1, dtype=points.dtype)
-        pieces = (rows.split(ROWS_AT_ONCE) for rows in (inputs, actions, counts))
-        for x, y, count_of in zip(*pieces, strict=True):
+        pieces = (rows.split(ROWS_AT_ONCE) for rows in (inputs, actions, importance))
+        for x, y, important in zip(*pieces, strict=True):
             smooth = torch.linalg.solve_triangular(factor, self._smooth_kernel(points, x), upper=False)
             features = torch.cat([smooth, (x * slope).mT], 1)
-            counted = features * count_of.T.unsqueeze(1)
-            gram = gram + counted @ features.mT
-            target += counted @ y.T.unsqueeze(-1)
+            weighted = features * important.T.unsqueeze(1)
+            gram = gram + weighted @ features.mT
+            target += weighted @ y.T.unsqueeze(-1)
 
         weights = torch.linalg.solve(gram, target)
         self.points = points

@@ -383,17 +383,18 @@ class OnlineAgent:
         if not batch.shows_progress:
             return weights
 
-        weighed = ~self.switches(batch)
-        if weighed.any():
-            advantage = (self.progress(batch) - self.usual_progress(batch, self.acting))[weighed]
-            advantage = (advantage - advantage.mean()) / _deviation(advantage)
-            weights[weighed] = imitation_weight(advantage, self.config.progress_temperature)
+        advantage = self.progress(batch) - self.usual_progress(batch, self.acting)
+        weighed = slice(None)
+        if self.moves_things and self.state_map.switches:
+            weighed = ~self.switches(batch)
+
+        advantage = advantage[weighed]
+        advantage = (advantage - advantage.mean()) / _deviation(advantage)
+        weights[weighed] = imitation_weight(advantage, self.config.progress_temperature)
         return weights
 
     def switches(self, batch):
         """-> (n,) bool: does the next move of these trajectories switch something?"""
-        if not (self.moves_things and self.state_map.switches):
-            return torch.zeros(len(batch.states), dtype=torch.bool, device=self.device)
         before, after = (self.state_map.configurations(states.cpu().numpy())
                          for states in (batch.states, batch.states_ahead))
         return torch.from_numpy((before != after).any(1)).to(self.device)

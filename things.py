@@ -87,7 +87,7 @@ def find_things(data):
 
     # how far a cube is to be moved is to be seen as well along one axis as along the other
     moves = find_moves(observations, data.starts, data.ends, weights / std)
-    for _, main in group_numbers(observations[moves.before], observations[moves.after], weights / std, weights):
+    for main in group_numbers(observations[moves.before], observations[moves.after], weights / std, weights):
         weights[main] = weights[main].max()
     return weights
 
@@ -204,11 +204,11 @@ class ThingsMap:
         for source, target in zip(map(tuple, sources.tolist()), map(tuple, targets.tolist()), strict=True):
             self._before[target].append(source)
             self._after[source].append(target)
-        self._loose_places = [self.place(loose_states[loose_things == count + i])[:, group]
-                              for i, group in enumerate(self.loose)]
-        self._loose_configurations = [loose_configurations[loose_things == count + i] for i in range(len(self.loose))]
-        lengths = [loose_lengths[loose_things == count + i] for i in range(len(self.loose))]
-        self._shortest = [np.quantile(some, SHORT) if len(some) else 0.0 for some in lengths]
+        moves_of = [loose_things == count + i for i in range(len(self.loose))]
+        self._loose_places = [self.place(loose_states[moves])[:, group]
+                              for moves, group in zip(moves_of, self.loose, strict=True)]
+        self._loose_configurations = [loose_configurations[moves] for moves in moves_of]
+        self._shortest = [np.quantile(loose_lengths[moves], SHORT) if moves.any() else 0.0 for moves in moves_of]
         self._ways = collections.OrderedDict()
 
     @classmethod
@@ -222,7 +222,7 @@ class ThingsMap:
         both = np.concatenate([before, after])
 
         weights = scale * data.statistics()[1]
-        groups = [main for _, main in group_numbers(before, after, scale, weights)]
+        groups = group_numbers(before, after, scale, weights)
         levels = [find_levels((both * scale)[:, group], seed) for group in groups]
         is_switch = [rows is not None for rows in levels]
         order = sorted(range(len(groups)), key=lambda i: not is_switch[i])  # switches first
@@ -406,9 +406,8 @@ class Way:
 
 def group_numbers(before, after, scale, weights):
     """before, after (M, S): raw states around the moves; scale, weights (S,): places are states * scale, the weights
-    are those of `find_things` -> list of (numbers, main), int arrays for each thing. Numbers are of one thing if one
-    hardly moves without the other: a cube is not tilted often, but never where it lies still. `main`: those of them
-    that its moves are about."""
+    are those of `find_things` -> list of int arrays, for each thing the numbers that its moves are about. Numbers are
+    of one thing if one hardly moves without the other: a cube is not tilted often, but never where it lies still."""
     seen = np.flatnonzero(scale > 0)
     changes = np.abs(after - before)[:, seen] * scale[seen]
     changed = changes > SAME_PLACE * np.quantile(changes, 0.99, axis=0) if len(changes) else changes > 0
@@ -425,7 +424,7 @@ def group_numbers(before, after, scale, weights):
         members = np.flatnonzero(thing == label)
         weight = weights[seen[members]]
         is_main = (weight >= MAIN * weight.max()) & (count[members] >= OFTEN * count[members].max())
-        groups.append((seen[members], seen[members[is_main]]))
+        groups.append(seen[members[is_main]])
     return groups
 
 
