@@ -7,13 +7,15 @@ something else; joints and grippers never rest for long. A goal of such data is 
     loose     things that may rest anywhere (a cube)
     moves     what the data show: which configuration follows which, and in which of them a loose thing was put where
 
-A plan is a shortest sequence of moves. A map of whole states (planner.py) would need every combination of places to
-occur in the data; here two cubes are two things, each of which is brought to its goal in its turn. None of this knows
-a cube from a button: all is read from trajectories of states.
+A plan is a shortest sequence of moves. What lies in a drawer moves with it: where the data reach a goal only by moves
+of two things at once, a plan leads to where such a move begins. A map of whole states (planner.py) would need every
+combination of places to occur in the data; here two cubes are two things, each of which is brought to its goal in its
+turn. None of this knows a cube from a button: all is read from trajectories of states.
 """
 
 import collections
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +38,11 @@ COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
 CHANCE = 0.05  # switches that change at once, so much more seldom than the commonest, do so by chance
 DONE = 0.25  # a loose thing so near to its goal is there
+PATIENT = 0.95  # of the data's moves so many are done in the time after which something else is tried,
+ASIDE = 0.3  # for so much of that time
 SHORT = 0.1  # of a thing's moves in the data, the share of those that are too short to be asked for
 KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
+SHOWN = 5  # so many moves of two things at once are none by chance
 KEPT_GOALS = 128
 SAMPLED_ROWS = 100_000
 
@@ -155,16 +160,29 @@ def _rests(places):
 
 
 class Carrying(NamedTuple):
-    """Which loose things B episodes are about to move."""
+    """Which things B episodes are about to move, and how long nothing has come of it."""
 
-    things: np.ndarray  # (B,) int, of the loose things the one that was to be moved at the last step; -1: none
+    stages: np.ndarray  # (B,) int, of the way the one that was to be gone at the last step
+    moves: np.ndarray  # (B,) int, of its moves of loose things the one that was to be done then; -1: none
     places: np.ndarray  # (B, S) of all things then
     still: np.ndarray  # (B,) int, for how many steps nothing had moved
+    last_places: np.ndarray  # (B, S) of all things when one of them last had come to another place
+    waited: np.ndarray  # (B,) int, for how many steps none has since
+    detours: np.ndarray  # (B,) int, how often something else was tried
+    detour_left: np.ndarray  # (B,) int, for how many steps it still is
 
     def forget(self, rows):
         """rows (B,) bool -> the same, but that these episodes move nothing yet."""
-        return Carrying(np.where(rows, -1, self.things), np.where(rows[:, None], 0, self.places),
-                        np.where(rows, 0, self.still))
+        return Carrying(
+            stages=np.where(rows, 0, self.stages),
+            moves=np.where(rows, -1, self.moves),
+            places=np.where(rows[:, None], 0, self.places),
+            still=np.where(rows, 0, self.still),
+            last_places=np.where(rows[:, None], 0, self.last_places),
+            waited=np.where(rows, 0, self.waited),
+            detours=np.where(rows, 0, self.detours),
+            detour_left=np.where(rows, 0, self.detour_left),
+        )
 
 
 class ThingsMap:
@@ -173,13 +191,13 @@ class ThingsMap:
     scale (S,): places are states times this; thing_of (S,) int: the thing that a number belongs to, -1: none, or not
     what its moves are about; switches first; level_things (L,), level_states (L, S): the places of the switches, as raw
     states, those of a switch one after the other; sources, targets (E, W) int: configurations of the W switches of
-    which the second was seen to follow on the first; loose_things (G,), loose_configurations (G, W), loose_states
-    (G, S), loose_lengths (G,): a loose thing that was moved, the configuration that this was seen in, the raw state at
-    rest after it, and how far it was moved.
+    which the second was seen to follow on the first; loose_things (G,), loose_configurations (G, W), loose_before,
+    loose_states (G, S): a loose thing that was moved, the configuration that this was seen in, the raw states at rest
+    before it and after it; patience: steps in which most moves are done, 0 for any number.
     """
 
     def __init__(self, scale, thing_of, level_things, level_states, sources, targets, loose_things,
-                 loose_configurations, loose_states, loose_lengths):
+                 loose_configurations, loose_before, loose_states, patience):
         self.scale = scale
         self.thing_of = thing_of
         self.level_things = level_things
@@ -188,8 +206,9 @@ class ThingsMap:
         self.targets = targets
         self.loose_things = loose_things
         self.loose_configurations = loose_configurations
+        self.loose_before = loose_before
         self.loose_states = loose_states
-        self.loose_lengths = loose_lengths
+        self.patience = int(patience)
 
         groups = [np.flatnonzero(thing_of == thing) for thing in range(thing_of.max(initial=-1) + 1)]
         count = sources.shape[1]
@@ -204,11 +223,13 @@ class ThingsMap:
         for source, target in zip(map(tuple, sources.tolist()), map(tuple, targets.tolist()), strict=True):
             self._before[target].append(source)
             self._after[source].append(target)
-        moves_of = [loose_things == count + i for i in range(len(self.loose))]
-        self._loose_places = [self.place(loose_states[moves])[:, group]
-                              for moves, group in zip(moves_of, self.loose, strict=True)]
-        self._loose_configurations = [loose_configurations[moves] for moves in moves_of]
-        self._shortest = [np.quantile(loose_lengths[moves], SHORT) if moves.any() else 0.0 for moves in moves_of]
+        places = self.place(loose_states)
+        changes = places - self.place(loose_before)
+        lengths = [np.linalg.norm(changes[:, group], axis=1) for group in self.loose]
+        self._moved = np.stack(lengths, 1) > SAME_PLACE if lengths else np.zeros((len(places), 0), bool)
+        self._rows_of = [np.flatnonzero(loose_things == count + i) for i in range(len(self.loose))]
+        self._shortest = [np.quantile(length[rows], SHORT) if len(rows) else 0.0
+                          for length, rows in zip(lengths, self._rows_of, strict=True)]
         self._ways = collections.OrderedDict()
 
     @classmethod
@@ -236,7 +257,7 @@ class ThingsMap:
 
         none = np.zeros((0, len(rows_of_levels)), np.int8)
         empty = cls(scale, thing_of, level_things, level_states, none, none, np.zeros(0, np.int32), none, both[:0],
-                    np.zeros(0, np.float32))
+                    both[:0], 0)
         sources = empty.configurations(before)
         targets = empty.configurations(after)
         switched = (sources != targets).any(1)
@@ -246,12 +267,9 @@ class ThingsMap:
         changes = empty.place(after) - empty.place(before)
         loose_things = []
         loose_rows = []
-        loose_lengths = []
         for i, group in enumerate(empty.loose):
-            lengths = np.linalg.norm(changes[:, group], axis=1)
-            moved = np.flatnonzero(~switched & (lengths > SAME_PLACE))
+            moved = np.flatnonzero(~switched & (np.linalg.norm(changes[:, group], axis=1) > SAME_PLACE))
             loose_rows.append(moved)
-            loose_lengths.append(lengths[moved])
             loose_things.append(np.full(len(moved), len(empty.switches) + i, np.int32))
         rows = np.concatenate([np.zeros(0, np.int64), *loose_rows])
         return cls(
@@ -263,8 +281,9 @@ class ThingsMap:
             targets=pairs[:, len(empty.switches):],
             loose_things=np.concatenate([np.zeros(0, np.int32), *loose_things]),
             loose_configurations=sources[rows],
+            loose_before=before[rows],
             loose_states=after[rows],
-            loose_lengths=np.concatenate([np.zeros(0, np.float32), *loose_lengths]),
+            patience=patience(moves, data.starts),
         )
 
     def place(self, states):
@@ -295,32 +314,91 @@ class ThingsMap:
         return ways
 
     def _way(self, goal):
-        """Breadth-first search from the goal backwards, over configurations and which loose things are at their
-        goals."""
+        """-> Way. Its last stage is the goal. Where two loose things can only come there together, three stages come
+        before it: the one goes to where their move begins, then the other, then both of them."""
         place = self.place(goal)
-        known_in = []  # for each loose thing, configurations in which it was seen to be put where it shall be
-        for group, places, seen in zip(self.loose, self._loose_places, self._loose_configurations, strict=True):
-            near = np.linalg.norm(places - place[group], axis=1) <= KNOWN
-            known_in.append(set(map(tuple, seen[near].tolist())))
+        alone = [LooseMove((i,), self._shown(i, place)) for i in range(len(self.loose))]
+        last = self._stage(goal, alone, [], tuple(self.configurations(goal[None])[0].tolist()))
 
-        end = tuple(self.configurations(goal[None])[0].tolist()), (True,) * len(self.loose)
-        moves_left = {end: 0}
-        queue = collections.deque([end])
+        ride = self._ride(place)
+        if ride is None:
+            return Way([last])
+
+        rider, carrier, shown, begin = ride
+        there = self.place(begin)
+        return Way([
+            self._stage(begin, [LooseMove((carrier,), self._shown(carrier, there))], []),
+            self._stage(begin, [LooseMove((rider,), self._shown(rider, there, carrier))], [(carrier, there)]),
+            self._stage(goal, [LooseMove((rider, carrier), shown)], [(rider, there), (carrier, there)]),
+            last._replace(needs=[(rider, place), (carrier, place)]),
+        ])
+
+    def _near(self, rows, thing, place):
+        """Of some loose moves those after which a loose thing lies near to where it does in `place` (S,)."""
+        group = self.loose[thing]
+        distances = np.linalg.norm(self.place(self.loose_states[rows])[:, group] - place[group], axis=1)
+        return rows[distances <= KNOWN]
+
+    def _shown(self, thing, place, beside=None):
+        """-> the set of configurations in which this loose thing was moved to near its place in `place` (S,), with the
+        other one where that has it."""
+        rows = self._near(self._rows_of[thing], thing, place)
+        if beside is not None:
+            rows = self._near(rows, beside, place)
+        return configurations_of(self.loose_configurations[rows])
+
+    def _ride(self, place):
+        """Which loose things can only come together to where `place` (S,) has them -> (rider, carrier, configurations
+        in which they did so, raw state (S,) with both of them where that begins); None if there are none. The rider is
+        put there when the carrier is there, and not the other way round."""
+        for rider, carrier in itertools.permutations(range(len(self.loose)), 2):
+            rows = self._near(self._near(self._rows_of[rider], rider, place), carrier, place)
+            together = rows[self._moved[rows, carrier]]
+            if len(together) < SHOWN or 2 * len(together) < len(rows):
+                continue
+
+            both = np.concatenate([self.loose[rider], self.loose[carrier]])
+            misses = np.linalg.norm(self.place(self.loose_states[together])[:, both] - place[both], axis=1)
+            best = together[misses.argmin()]
+            begin = self.loose_before[best].copy()
+            there = self.place(begin)
+            if self._needs(rider, carrier, there) > self._needs(carrier, rider, there):
+                group = self.loose[rider]
+                begin[group] += place[group] / self.scale[group] - self.loose_states[best][group]
+                return rider, carrier, configurations_of(self.loose_configurations[together]), begin
+        return None
+
+    def _needs(self, thing, other, place):
+        """-> of the moves of a loose thing alone to near its place in `place` (S,), the share with the other one near
+        its own."""
+        rows = self._near(self._rows_of[thing], thing, place)
+        alone = rows[~self._moved[rows, other]]
+        return len(self._near(alone, other, place)) / max(1, len(alone))
+
+    def _stage(self, goal, moves, needs, end=None):
+        """Breadth-first search from the goal backwards, over configurations and which moves of loose things are
+        done; arguments as of `Stage`, and the configuration at its end, None: whichever."""
+        done = (True,) * len(moves)
+        ends = [end] if end is not None else set(self._before) | set(self._after) | {c for m in moves for c in m.shown}
+        moves_left = {(configuration, done): 0 for configuration in ends}
+        queue = collections.deque(moves_left)
         while queue:
             configuration, done = queue.popleft()
-            before = [(source, done) for source in self._before[configuration]]
-            for i, known in enumerate(known_in):
-                if done[i] and configuration in known:
+            before = [(source, done) for source in self._before.get(configuration, [])]
+            for i, move in enumerate(moves):
+                if done[i] and configuration in move.shown:
                     before.append((configuration, done[:i] + (False,) + done[i + 1:]))
             for node in before:
                 if node not in moves_left:
                     moves_left[node] = moves_left[configuration, done] + 1
                     queue.append(node)
-        return Way(goal, place, known_in, moves_left)
+        return Stage(goal, self.place(goal), moves, needs, moves_left)
 
     def no_pursuit(self, size):
         """-> the Carrying of `size` episodes that move nothing yet."""
-        return Carrying(np.full(size, -1), np.zeros((size, len(self.scale)), np.float32), np.zeros(size, int))
+        none = np.zeros(size, int)
+        nowhere = np.zeros((size, len(self.scale)), np.float32)
+        return Carrying(none, np.full(size, -1), nowhere, none, nowhere, none, none, none)
 
     def waypoints(self, observations, goals, routes, pursuit):
         """observations, goals (B, S) raw, routes of these goals, the Carrying of the step before -> states (B, S) to
@@ -328,61 +406,129 @@ class ThingsMap:
         sequence of moves leads to the goal it is the goal: all that differs at once.
 
         A move ends where things rest: who holds a cube over its goal has not put it down, and keeps to it until he has.
-        And one that is shorter than nearly all in the data is begun as a longer one.
+        And one that is shorter than nearly all in the data is begun as a longer one. Of a move that takes longer than
+        nearly all in the data nothing will come, as where a hand has lost its cube, or hangs beside a handle: for a
+        while another move of the data is headed for, whichever, since that brings the robot elsewhere.
         """
         places = self.place(observations)
         moved = np.abs(places - pursuit.places).max(1) >= STILL / 2
         still = np.where(moved, 0, pursuit.still + 1)
-        kept = np.where(still < REST_STEPS, pursuit.things, -1)
+        kept = np.where(still < REST_STEPS, pursuit.moves, -1)
+
+        configurations = list(map(tuple, self.configurations(observations).tolist()))
+        arrived = [self._has_arrived(*episode) for episode in zip(places, configurations, routes, strict=True)]
+
+        changed = np.abs(places - pursuit.last_places).max(1) > SAME_PLACE
+        waited = np.where(changed | arrived, 0, pursuit.waited + 1)
+        begins = (waited >= self.patience) & (self.patience > 0)
+        detours = pursuit.detours + begins
+        detour_left = np.where(begins, round(ASIDE * self.patience), np.maximum(pursuit.detour_left - 1, 0))
 
         states = observations.copy()
-        things = np.full(len(states), -1)
-        configurations = map(tuple, self.configurations(observations).tolist())
+        stages = pursuit.stages.copy()
+        moves = np.full(len(states), -1)
         for i, (configuration, way) in enumerate(zip(configurations, routes, strict=True)):
-            if kept[i] < 0:
-                states[i], things[i] = self._next(observations[i], configuration, way)
+            if detour_left[i]:
+                states[i] = self._aside(observations[i], configuration, seed=detours[i])
+            elif kept[i] >= 0:
+                moves[i] = kept[i]
+                stage = way.stages[stages[i]]
+                group = self._numbers(stage.moves[kept[i]])
+                states[i, group] = stage.goal[group]
             else:
-                things[i] = kept[i]
-                group = self.loose[kept[i]]
-                states[i, group] = way.goal[group]
-        return states, np.ones(len(states), bool), Carrying(things, places, still)
+                stages[i] = self._stage_of(places[i], way)
+                states[i], moves[i] = self._next(observations[i], configuration, way.stages[stages[i]])
 
-    def _next(self, observation, configuration, way):
-        """-> the state after the next move, and which loose thing is moved, -1 for none."""
-        missing = self.place(observation) - way.place
-        distances = [np.linalg.norm(missing[group]) for group in self.loose]
-        done = tuple(bool(distance <= DONE) for distance in distances)
-        left = way.moves_left.get((configuration, done), 0)
-        if not left:
-            return way.goal, -1
+        new = Carrying(
+            stages=stages,
+            moves=moves,
+            places=places,
+            still=still,
+            last_places=np.where(changed[:, None], places, pursuit.last_places),
+            waited=np.where(begins, 0, waited),
+            detours=detours,
+            detour_left=detour_left,
+        )
+        return states, np.ones(len(states), bool), new
 
+    def _has_arrived(self, place, configuration, way):
+        """Is everything at the goal?"""
+        last = way.stages[-1]
+        there = all(np.linalg.norm((place - last.place)[group]) <= DONE for group in self.loose)
+        return there and last.moves_left.get((configuration, (True,) * len(last.moves))) == 0
+
+    def _aside(self, observation, configuration, seed):
+        """-> the state after some move that the data show in this configuration, the observation where they show
+        none."""
+        rng = np.random.default_rng(int(seed))
+        choices = []
+        shown = (self.loose_configurations == np.array(configuration, np.int8)).all(1)
+        for group, rows in zip(self.loose, self._rows_of, strict=True):
+            rows = rows[shown[rows]]
+            if len(rows):
+                state = observation.copy()
+                state[group] = self.loose_states[rng.choice(rows)][group]
+                choices.append(state)
+        choices += [self._switched(observation, configuration, following)
+                    for following in self._after.get(configuration, [])]
+        return choices[rng.integers(len(choices))] if choices else observation
+
+    def _switched(self, observation, before, after):
+        """-> the state in which the switches that differ between two configurations are where the second one has
+        them."""
         state = observation.copy()
-        # of the things whose turn it is, the one that is nearly there: it may be on its way already
+        for i, group in enumerate(self.switches):
+            if after[i] != before[i]:
+                state[group] = self._level_states[i][after[i]][group]
+        return state
+
+    def _numbers(self, move):
+        """-> int array, the numbers that belong to the things of a LooseMove."""
+        return np.concatenate([self.loose[thing] for thing in move.things])
+
+    def _stage_of(self, place, way):
+        """-> the last stage of a way for which all things are where it needs them."""
+        for i in range(len(way.stages) - 1, 0, -1):
+            if all(np.linalg.norm((place - there)[self.loose[thing]]) <= DONE
+                   for thing, there in way.stages[i].needs):
+                return i
+        return 0
+
+    def _next(self, observation, configuration, stage):
+        """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none."""
+        missing = self.place(observation) - stage.place
+        distances = [max(np.linalg.norm(missing[self.loose[thing]]) for thing in move.things) for move in stage.moves]
+        done = tuple(bool(distance <= DONE) for distance in distances)
+        left = stage.moves_left.get((configuration, done), 0)
+        if not left:
+            return stage.goal, -1
+
+        # of the moves whose turn it is, the one that is nearly done: it may have begun already
         for i in np.argsort(distances):
-            if done[i] or configuration not in way.known_in[i]:
+            move = stage.moves[i]
+            if done[i] or configuration not in move.shown:
                 continue
             after = done[:i] + (True,) + done[i + 1:]
-            if way.moves_left.get((configuration, after), left) < left:
-                group = self.loose[i]
-                stretch = max(1.0, self._shortest[i] / distances[i])
-                state[group] += stretch * (way.goal[group] - observation[group])
+            if stage.moves_left.get((configuration, after), left) < left:
+                group = self._numbers(move)
+                shortest = min(self._shortest[thing] for thing in move.things)
+                stretch = max(1.0, shortest / distances[i])
+                state = observation.copy()
+                state[group] += stretch * (stage.goal[group] - observation[group])
                 return state, i
 
-        following = [node for node in self._after[configuration] if way.moves_left.get((node, done), left) < left]
-        for i, group in enumerate(self.switches):
-            if following[0][i] != configuration[i]:
-                state[group] = self._level_states[i][following[0][i]][group]
-        return state, -1
+        following = [node for node in self._after[configuration] if stage.moves_left.get((node, done), left) < left]
+        return self._switched(observation, configuration, following[0]), -1
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def state_dict(self):
         """-> tensors from which `from_state_dict` rebuilds this map exactly."""
-        return {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in ARRAYS}
+        return {name: torch.from_numpy(np.array(getattr(self, name))) for name in ARRAYS}
 
     @classmethod
     def from_state_dict(cls, saved):
-        if 'loose_lengths' not in saved:  # checkpoints from before moves had lengths
-            saved = saved | {'loose_lengths': torch.zeros(len(saved['loose_things']))}
+        older = {'loose_before': saved['loose_states'], 'patience': torch.tensor(0)}
+        saved = older | saved  # what did not exist yet when a checkpoint was written
         return cls(**{name: saved[name].cpu().numpy() for name in ARRAYS})
 
     def __str__(self):
@@ -391,17 +537,35 @@ class ThingsMap:
 
 
 ARRAYS = ('scale', 'thing_of', 'level_things', 'level_states', 'sources', 'targets', 'loose_things',
-          'loose_configurations', 'loose_states', 'loose_lengths')  # of a ThingsMap
+          'loose_configurations', 'loose_before', 'loose_states', 'patience')  # of a ThingsMap
 
 
-@dataclasses.dataclass
-class Way:
-    """How many moves are left to a goal."""
+class LooseMove(NamedTuple):
+    """Loose things that are moved at once, mostly a single one, and in which configurations that was seen."""
+
+    things: tuple  # of int
+    shown: set  # of configurations
+
+
+class Stage(NamedTuple):
+    """How many moves are left to where some loose things, and perhaps all switches, shall be."""
 
     goal: np.ndarray  # (S,) raw
     place: np.ndarray  # (S,)
-    known_in: list  # for each loose thing, the configurations in which it can be put where it shall be
-    moves_left: dict  # (configuration, which loose things are at their goals) -> moves
+    moves: list  # of LooseMove
+    needs: list  # of (loose thing, places (S,)), which must hold before it
+    moves_left: dict  # (configuration, which moves of loose things are done) -> moves
+
+
+class Way(NamedTuple):
+    """What leads to a goal, one after the other; the last stage for which all is there that it needs is to be gone."""
+
+    stages: list  # of Stage
+
+
+def configurations_of(rows):
+    """rows (n, W) int -> the set of them, as tuples."""
+    return set(map(tuple, rows.tolist()))
 
 
 def group_numbers(before, after, scale, weights):
@@ -426,6 +590,15 @@ def group_numbers(before, after, scale, weights):
         is_main = (weight >= MAIN * weight.max()) & (count[members] >= OFTEN * count[members].max())
         groups.append(seen[members[is_main]])
     return groups
+
+
+def patience(moves, starts):
+    """`Moves` of trajectories that begin in the rows `starts` (n,) -> steps from one rest to the next in which
+    `PATIENT` of all moves are done; 0 where there are none."""
+    trajectory = np.searchsorted(starts, moves.after, side='right')
+    follows = trajectory[1:] == trajectory[:-1]
+    steps = np.diff(moves.after)[follows]
+    return int(np.quantile(steps, PATIENT)) if len(steps) else 0
 
 
 def by_chance(changes):
