@@ -61,6 +61,9 @@ class OnlineConfig:
     gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
+    recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
+                                      'the data, as own steps displaced the robot, with the way back (recoveries.py)',
+                                 least=0, most=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
     online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
@@ -114,6 +117,10 @@ class OnlineAgent:
         if config.memory and offline.loses_readings:
             raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
                              '(--remember_lost); leave --memory out')
+
+        if config.recovery_share and (config.memory or offline.loses_readings):
+            raise ValueError('--recovery_share: whoever remembers has not been where he strayed to; leave it out, or '
+                             '--memory and --observe dropped:P')
 
         # the averaged networks are the better ones, and the proposer was trained on their latents
         for name, target in offline.targets.items():
@@ -210,6 +217,7 @@ class OnlineAgent:
             online_share=config.online_share,
             progress_steps=config.progress_steps if self.weighs_progress else 0,
             window=self.offline.config.context_length if config.memory else 0,
+            recovery_share=config.recovery_share if self.moves_things else 0.0,
             embed=self.offline.targets['value'].embed if config.value_interval else None,
         )
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from beliefs import Beliefs
 from offline_agent import Latents
+from recoveries import find_recoveries
 from things import find_moves
 from utils import RowQueue, TensorBatch
 
@@ -190,12 +191,13 @@ class OnlineBatches:
 
     online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
     measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
-    remember; 0: transitions are drawn one by one. embed: function z (n, D) -> e (M, n, E), V's target embedding, where
-    Q, V and the proposer learn on; None while they rest.
+    remember; 0: transitions are drawn one by one. recovery_share: of the offline transitions, where no thing moves, so
+    many begin in a state beside the data (recoveries.py). embed: function z (n, D) -> e (M, n, E), V's target
+    embedding, where Q, V and the proposer learn on; None while they rest.
     """
 
     def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
-                 window=0, embed=None):
+                 window=0, recovery_share=0.0, embed=None):
         self.offline_store = offline_store
         self.online_store = online_store
         self.size = size
@@ -203,6 +205,8 @@ class OnlineBatches:
         self.online_share = online_share
         self.progress_steps = progress_steps
         self.window = window
+        self.recovery_share = recovery_share
+        self.recoveries = None
         self.embed = embed
         self.labels = torch.zeros(len(offline_store.dataset), action_dim, device=offline_store.device)
 
@@ -218,6 +222,11 @@ class OnlineBatches:
 
         rows = self.offline_store.dataset.origins
         self.labels[torch.from_numpy(rows)] = label_rows(self.offline_store, rows, label)
+        if self.recovery_share:
+            own = self.online_store.dataset
+            rng = np.random.default_rng(len(own))  # the same for a run that is resumed
+            self.recoveries = find_recoveries(self.offline_store.dataset, own, self.offline_store.things_scale, label,
+                                              rng)
 
     def refresh(self, dropped):
         """Take in the episodes that were added to the replay; `dropped` rows went at its front."""
@@ -274,20 +283,32 @@ class OnlineBatches:
         def tensor(array):
             return torch.from_numpy(array).to(store.device)
 
+        states = store.states(rows)
+        seen_states = store.seen_states(rows, rng)
+        actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
+        full = store.read_full(rows) if self.offline_store.keeps_full else None
+        if self.recoveries is not None and store is self.offline_store:
+            strayed = np.flatnonzero(self.recoveries.known[rows] & (rng.random(n) < self.recovery_share))
+            states[strayed] = self.recoveries.states[rows[strayed]].to(store.device)
+            actions[strayed] = self.recoveries.actions[rows[strayed]].to(store.device)
+            seen_states = states
+            if full is not None:
+                full[strayed] = store.encode_full(states[strayed])
+
         learns = self.embed is not None
         return {
-            'states': store.states(rows),
-            'seen_states': store.seen_states(rows, rng),
+            'states': states,
+            'seen_states': seen_states,
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,
             'states_ahead': store.states(ahead),
             'states_soon': store.states(soon) if self.progress_steps and not to_move else None,
             'steps_left': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
-            'actions': self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows]),
+            'actions': actions,
             'is_online': tensor(np.full(n, store is self.online_store)),
             'z': store.read(rows),
-            'full': store.read_full(rows) if self.offline_store.keeps_full else None,
+            'full': full,
             'z_next': store.read(transitions.next_rows) if learns else None,
             'z_goal': store.read(transitions.goal_rows) if learns else None,
             'proposer_goal': store.read(transitions.proposer_goal_rows) if learns else None,

@@ -223,6 +223,7 @@ class ThingsMap:
         for source, target in zip(map(tuple, sources.tolist()), map(tuple, targets.tolist()), strict=True):
             self._before[target].append(source)
             self._after[source].append(target)
+
         places = self.place(loose_states)
         changes = places - self.place(loose_before)
         lengths = [np.linalg.norm(changes[:, group], axis=1) for group in self.loose]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offline_agent import OfflineAgent
+from recoveries import STRAYED, find_recoveries
 from things import REST_STEPS, ThingsMap, by_chance, find_levels, find_moves, find_things, group_numbers
 from trajectories import ReplayBuffer, TrajectoryDataset
 
@@ -571,3 +572,67 @@ def test_without_slow_goals_there_are_no_things(make_config, make_online):
     agent = make_online(offline=offline, action_dim=2)
     agent.build_map(data, nodes=20)
     assert not agent.moves_things
+
+
+# -------------------------------------------------------------------------------------------------- recoveries
+def pulled_back(steps):
+    """A labeler for which an action is what moves the hand from one state to the next."""
+    return (steps[:, 1] - steps[:, 0])[:, :2].clamp(-1, 1)
+
+
+def test_states_beside_the_data_lead_back(mover):
+    agent, data, replay = mover
+    scale = agent.offline.place_scale()[1]
+    found = find_recoveries(data, replay, scale, pulled_back, np.random.default_rng(0))
+    strayed = found.states.numpy()
+
+    np.testing.assert_array_equal(strayed[:, 3:], data.observations[:, 3:])  # nobody has touched a cube
+    away = strayed[:, :2] - data.observations[:, :2]
+    own_changes = replay.observations[STRAYED:] - replay.observations[:-STRAYED]
+    assert 0.1 < np.abs(away).max() <= np.abs(own_changes[:, :2]).max() + 1e-6
+    assert abs(away.mean()) < 0.05
+
+    back = np.clip(data.observations[1:, :2] - strayed[:-1, :2], -1, 1)
+    np.testing.assert_allclose(found.actions[:-1], back, atol=1e-6)
+
+    # where a cube is moved within three steps of a row, or has just been, none is known
+    border = np.append(np.abs(np.diff(data.observations[:, 3:], axis=0)).max(1) > 0, True)
+    near = np.convolve(border, np.ones(2 * STRAYED), 'full')[STRAYED - 1:][:len(data)] > 0
+    assert not found.known[border].any()
+    assert found.known[STRAYED:][~near[STRAYED:]].all()
+    assert 0.8 < found.known.mean() < 1
+    assert not found.known[data.ends].any()
+
+
+def test_so_much_of_a_batch_begins_beside_the_data(make_mover):
+    agent, data, replay = make_mover(cubes, recovery_share=0.5)
+    batches = agent.open_batches(data, replay)
+    batches.label_data(pulled_back)
+    batch = batches.sample(np.random.default_rng(0))
+
+    rows = batch.rows.numpy()
+    moved = (batch.states.numpy() != data.observations[rows]).any(1)
+    assert 0.3 < moved.mean() < 0.6
+    assert batches.recoveries.known[rows[moved]].all()
+    assert torch.equal(batch.seen_states, batch.states)
+    assert torch.equal(batch.actions[moved], batches.recoveries.actions[rows[moved]])
+    assert torch.equal(batch.actions[~moved], batches.labels[rows[~moved]])
+    torch.testing.assert_close(batch.full, agent.encode_seen(batch.states))
+
+    again = agent.open_batches(data, replay)
+    again.label_data(pulled_back)
+    assert torch.equal(again.recoveries.states, batches.recoveries.states), 'a resumed run goes on with the same'
+
+
+def test_nobody_strays_unless_asked_or_shown(mover, make_mover):
+    agent, data, replay = mover
+    batches = agent.open_batches(data, replay)
+    batches.label_data(pulled_back)
+    assert batches.recoveries is None
+
+    scale = agent.offline.place_scale()[1]
+    nothing = ReplayBuffer(data.observations.shape[1], 2, context_length=8)
+    assert find_recoveries(data, nothing, scale, pulled_back, np.random.default_rng(0)) is None
+
+    with pytest.raises(ValueError, match='--recovery_share'):
+        make_mover(cubes, recovery_share=0.5, memory=True)
