@@ -113,8 +113,11 @@ for seed in 10 11 12; do
     run main cube-single-play-v0 $seed 10000 '' "$own_steps --progress_temperature 1"
     run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
+# where there is more to move: three quarters of the steps are its own, and states beside the data lead back
 for name in cube-double cube-triple scene; do
-    run main $name-play-v0 10 10000 '' "$own_steps --progress_temperature 1"
+    run main $name-play-v0 10 20000 '' '--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
+        --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
+        --recovery_share 0.5'
 done
 run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
