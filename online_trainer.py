@@ -114,6 +114,8 @@ def check_flags(config, agent_config):
         end = getattr(config, f'{name}_end')
         if end > start:
             raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
+    if config.true_actions and agent_config.recovery_share:
+        raise ValueError('--recovery_share: only inferred actions lead back; leave it or --true_actions out')
 
 
 def newest_offline_run(dataset):

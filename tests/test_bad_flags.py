@@ -45,6 +45,8 @@ ONLINE = [
     ('--random_steps -8', ['--random_steps -8', 'at least 0']),
     ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),
     ('--online_share 1.1', ['--online_share 1.1', 'at most 1']),
+    ('--recovery_share 0.5 --true_actions', ['--recovery_share', '--true_actions']),
+    ('--recovery_share 2', ['--recovery_share 2.0', 'at most 1']),
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]
