@@ -288,12 +288,8 @@ class OnlineBatches:
         actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
         full = store.read_full(rows) if self.offline_store.keeps_full else None
         if self.recoveries is not None and store is self.offline_store:
-            strayed = np.flatnonzero(self.recoveries.known[rows] & (rng.random(n) < self.recovery_share))
-            states[strayed] = self.recoveries.states[rows[strayed]].to(store.device)
-            actions[strayed] = self.recoveries.actions[rows[strayed]].to(store.device)
+            self._stray(rows, states, actions, full, rng)
             seen_states = states
-            if full is not None:
-                full[strayed] = store.encode_full(states[strayed])
 
         learns = self.embed is not None
         return {
@@ -317,6 +313,16 @@ class OnlineBatches:
             'proposer_near': tensor(transitions.proposer_near) if learns else None,
             'rows': tensor(rows),
         }
+
+    def _stray(self, rows, states, actions, full, rng):
+        """Let a share of the offline transitions in rows (n,) begin beside the data: changes states (n, S), actions
+        (n, A) and full (n, D), if that is not None."""
+        store = self.offline_store
+        strayed = np.flatnonzero(self.recoveries.known[rows] & (rng.random(len(rows)) < self.recovery_share))
+        states[strayed] = self.recoveries.states[rows[strayed]].to(store.device)
+        actions[strayed] = self.recoveries.actions[rows[strayed]].to(store.device)
+        if full is not None:
+            full[strayed] = store.encode_full(states[strayed])
 
     def _rows_ahead(self, store, rows, rng):
         """rows (n,) -> rows (n,) of the states that z' is: after the next move, or `progress_steps` to k steps on."""

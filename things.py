@@ -162,7 +162,7 @@ def _rests(places):
 class Carrying(NamedTuple):
     """Which things B episodes are about to move, and how long nothing has come of it."""
 
-    stages: np.ndarray  # (B,) int, of the way the one that was to be gone at the last step
+    stages: np.ndarray  # (B,) int, of the stages of the way the one that was to be gone at the last step
     moves: np.ndarray  # (B,) int, of its moves of loose things the one that was to be done then; -1: none
     places: np.ndarray  # (B, S) of all things then
     still: np.ndarray  # (B,) int, for how many steps nothing had moved
@@ -171,18 +171,27 @@ class Carrying(NamedTuple):
     detours: np.ndarray  # (B,) int, how often something else was tried
     detour_left: np.ndarray  # (B,) int, for how many steps it still is
 
+    @classmethod
+    def none(cls, size, dimensions):
+        """-> of `size` episodes that move nothing yet, in states of so many dimensions."""
+        zeros = np.zeros(size, int)
+        nowhere = np.zeros((size, dimensions), np.float32)
+        return cls(
+            stages=zeros,
+            moves=np.full(size, -1),
+            places=nowhere,
+            still=zeros,
+            last_places=nowhere,
+            waited=zeros,
+            detours=zeros,
+            detour_left=zeros,
+        )
+
     def forget(self, rows):
         """rows (B,) bool -> the same, but that these episodes move nothing yet."""
-        return Carrying(
-            stages=np.where(rows, 0, self.stages),
-            moves=np.where(rows, -1, self.moves),
-            places=np.where(rows[:, None], 0, self.places),
-            still=np.where(rows, 0, self.still),
-            last_places=np.where(rows[:, None], 0, self.last_places),
-            waited=np.where(rows, 0, self.waited),
-            detours=np.where(rows, 0, self.detours),
-            detour_left=np.where(rows, 0, self.detour_left),
-        )
+        fresh = self.none(*self.places.shape)
+        return Carrying(*(np.where(rows if old.ndim == 1 else rows[:, None], new, old)
+                          for new, old in zip(fresh, self, strict=True)))
 
 
 class ThingsMap:
@@ -302,7 +311,7 @@ class ThingsMap:
 
     # ------------------------------------------------------------------------------------------------- plans
     def routes(self, goals):
-        """goals (B, S) raw -> list of the `Way` to each of them; kept for the goals asked for last."""
+        """goals (B, S) raw -> list of the way (`_way`) to each of them; kept for the goals asked for last."""
         ways = []
         for goal in goals:
             key = goal.tobytes()
@@ -315,24 +324,25 @@ class ThingsMap:
         return ways
 
     def _way(self, goal):
-        """-> Way. Its last stage is the goal. Where two loose things can only come there together, three stages come
-        before it: the one goes to where their move begins, then the other, then both of them."""
+        """-> list of Stage, of which the last one for which all is there that it needs is to be gone. The last of all
+        leads to the goal. Where two loose things can only come there together, three come before it: the one goes to
+        where their move begins, then the other, then both of them."""
         place = self.place(goal)
         alone = [LooseMove((i,), self._shown(i, place)) for i in range(len(self.loose))]
         last = self._stage(goal, alone, [], tuple(self.configurations(goal[None])[0].tolist()))
 
         ride = self._ride(place)
         if ride is None:
-            return Way([last])
+            return [last]
 
         rider, carrier, shown, begin = ride
         there = self.place(begin)
-        return Way([
+        return [
             self._stage(begin, [LooseMove((carrier,), self._shown(carrier, there))], []),
             self._stage(begin, [LooseMove((rider,), self._shown(rider, there, carrier))], [(carrier, there)]),
             self._stage(goal, [LooseMove((rider, carrier), shown)], [(rider, there), (carrier, there)]),
             last._replace(needs=[(rider, place), (carrier, place)]),
-        ])
+        ]
 
     def _near(self, rows, thing, place):
         """Of some loose moves those after which a loose thing lies near to where it does in `place` (S,)."""
@@ -397,9 +407,7 @@ class ThingsMap:
 
     def no_pursuit(self, size):
         """-> the Carrying of `size` episodes that move nothing yet."""
-        none = np.zeros(size, int)
-        nowhere = np.zeros((size, len(self.scale)), np.float32)
-        return Carrying(none, np.full(size, -1), nowhere, none, nowhere, none, none, none)
+        return Carrying.none(size, len(self.scale))
 
     def waypoints(self, observations, goals, routes, pursuit):
         """observations, goals (B, S) raw, routes of these goals, the Carrying of the step before -> states (B, S) to
@@ -433,12 +441,12 @@ class ThingsMap:
                 states[i] = self._aside(observations[i], configuration, seed=detours[i])
             elif kept[i] >= 0:
                 moves[i] = kept[i]
-                stage = way.stages[stages[i]]
+                stage = way[stages[i]]
                 group = self._numbers(stage.moves[kept[i]])
                 states[i, group] = stage.goal[group]
             else:
                 stages[i] = self._stage_of(places[i], way)
-                states[i], moves[i] = self._next(observations[i], configuration, way.stages[stages[i]])
+                states[i], moves[i] = self._next(observations[i], configuration, way[stages[i]])
 
         new = Carrying(
             stages=stages,
@@ -454,8 +462,8 @@ class ThingsMap:
 
     def _has_arrived(self, place, configuration, way):
         """Is everything at the goal?"""
-        last = way.stages[-1]
-        there = all(np.linalg.norm((place - last.place)[group]) <= DONE for group in self.loose)
+        last = way[-1]
+        there = all(self._lies_at(thing, place, last.place) for thing in range(len(self.loose)))
         return there and last.moves_left.get((configuration, (True,) * len(last.moves))) == 0
 
     def _aside(self, observation, configuration, seed):
@@ -489,11 +497,12 @@ class ThingsMap:
 
     def _stage_of(self, place, way):
         """-> the last stage of a way for which all things are where it needs them."""
-        for i in range(len(way.stages) - 1, 0, -1):
-            if all(np.linalg.norm((place - there)[self.loose[thing]]) <= DONE
-                   for thing, there in way.stages[i].needs):
-                return i
-        return 0
+        return max(i for i, stage in enumerate(way)
+                   if all(self._lies_at(thing, place, there) for thing, there in stage.needs))
+
+    def _lies_at(self, thing, place, there):
+        """Does a loose thing lie, in `place` (S,), where it does in `there` (S,)?"""
+        return np.linalg.norm((place - there)[self.loose[thing]]) <= DONE
 
     def _next(self, observation, configuration, stage):
         """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none."""
@@ -556,12 +565,6 @@ class Stage(NamedTuple):
     moves: list  # of LooseMove
     needs: list  # of (loose thing, places (S,)), which must hold before it
     moves_left: dict  # (configuration, which moves of loose things are done) -> moves
-
-
-class Way(NamedTuple):
-    """What leads to a goal, one after the other; the last stage for which all is there that it needs is to be gone."""
-
-    stages: list  # of Stage
 
 
 def configurations_of(rows):
