@@ -114,26 +114,31 @@ for seed in 10 11 12; do
     run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
 # where there is more to move: three quarters of the steps are its own, and states beside the data lead back
-for name in cube-double cube-triple scene; do
-    run main $name-play-v0 10 20000 '' '--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
-        --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
-        --recovery_share 0.5'
+many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
+    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
+    --recovery_share 0.5'
+for seed in 10 11 12; do
+    run main cube-double-play-v0 $seed 20000 '' "$many_own_steps"
+    run main scene-play-v0 $seed 20000 '' "$many_own_steps"
 done
+run main cube-triple-play-v0 10 20000 '' "$many_own_steps"
 run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
-# lost readings: what fills them in. Only steps with both readings teach, so that it takes the more random steps the more
-# readings get lost
-for seed in 13 14 15; do
-    for lost in '0.3 20000' '0.4 28000' '0.5 40000' '0.6 62000'; do
-        share=${lost% *} steps=${lost#* }
-        for encoder in mamba gru mlp; do
-            run lost-$share-$encoder antmaze-medium-navigate-v0 $seed $steps \
-                "--observe dropped:$share --encoder $encoder --num_updates 2000 --lr 1e-3 --positions_per_window 8" \
-                "--random_steps $steps"
-        done
-        run lost-$share-hold antmaze-medium-navigate-v0 $seed $steps lost-$share-mamba \
-            "--random_steps $steps --no-remember_lost"
+# lost readings: what fills them in. Only steps with both readings teach: of each of these there are 2,000
+lost() { # share, steps, maze, seed
+    for encoder in mamba gru mlp; do
+        run lost-$1-$encoder antmaze-$3-v0 $4 $2 \
+            "--observe dropped:$1 --encoder $encoder --num_updates 2000 --lr 1e-3 --positions_per_window 8" \
+            "--random_steps $2"
     done
+}
+for seed in 13 14 15; do
+    lost 0.3 4000 medium-navigate $seed
+    lost 0.4 5600 medium-navigate $seed
+    lost 0.5 8000 medium-navigate $seed
+    lost 0.6 12500 medium-navigate $seed
+    lost 0.5 8000 medium-stitch $seed
+    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --no-remember_lost'
 done
 
 # what each part of the offline half is worth, with the map and without
