@@ -44,6 +44,12 @@ class GRULayer(nn.Module):
         self.gru = nn.GRU(d_model, hidden, batch_first=True)
         self.output = nn.Linear(hidden, d_model)
 
+    def train(self, mode=True):
+        """cuDNN has gradients of a GRU in training mode only. Without dropout both modes compute the same."""
+        super().train(mode)
+        self.gru.train()
+        return self
+
     def forward(self, u):
         """u (B, L, d_model) -> (B, L, d_model)."""
         return self.output(self.gru(u)[0])

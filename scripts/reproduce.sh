@@ -60,7 +60,8 @@ run() {
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --eval_interval 0 \
         --final_eval_episodes 1 $6 --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
-    case $1 in
+    case $1,$2 in
+    lost-*,*-stitch-*) evaluation='--episodes_per_task 20' ;;
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac

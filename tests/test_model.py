@@ -338,6 +338,11 @@ def test_other_encoders_have_as_many_parameters(make_encoder, kind):
     assert count(make_encoder(kind=kind, **sizes)) == pytest.approx(count(make_encoder(**sizes)), rel=0.01)
 
 
+def test_a_gru_has_gradients_on_cuda_too(make_encoder):
+    encoder = make_encoder(kind='gru').train().eval()  # agents are never in training mode
+    assert all(layer.gru.training for layer in encoder.layers), 'cuDNN has gradients in training mode only'
+
+
 def test_an_mlp_remembers_nothing(make_encoder):
     encoder = make_encoder(kind='mlp')
     observations = torch.randn(2, 9, DIM)
