@@ -36,7 +36,7 @@ from online_batches import LatentStore, OnlineBatches
 from planner import Pursuit, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from things import Carrying, ThingsMap
+from things import STILL, Carrying, ThingsMap
 from utils import load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
@@ -61,6 +61,7 @@ class OnlineConfig:
     gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
+    point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
     recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
                                       'the data, as own steps displaced the robot, with the way back (recoveries.py)',
                                  least=0, most=1)
@@ -298,6 +299,7 @@ class OnlineAgent:
             if state.routes is not None:
                 waypoints, planned, pursuit = self.state_map.waypoints(observations.cpu().numpy(), raw_goals,
                                                                        state.routes, pursuit)
+                waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
 
             memory = state.encoder
             if self.config.memory:
@@ -312,10 +314,12 @@ class OnlineAgent:
                 targets = self.acting['locator'](z_next)
             follows = planned & ~biased
             if follows.any():
-                waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
                 rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
                 targets = torch.where(rows, self.encoder.place(waypoints), targets)
-            actions = self.infer_action(full, observations, targets, state.goal_places).cpu().numpy()
+            actions = self.infer_action(full, observations, targets, state.goal_places)
+            if self.moves_things and planned.any():
+                actions = self._go_back(actions, observations, waypoints, pursuit.return_left > 0)
+            actions = actions.cpu().numpy()
 
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
         if not self.moves_things:
@@ -324,6 +328,14 @@ class OnlineAgent:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
         return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased)
+
+    def _go_back(self, actions, observations, waypoints, returning):
+        """Where a robot is `returning` (B,) to begin anew, the action is the labeler's, toward the posture of the
+        waypoint: it takes no number for more than own steps have changed it at once, and so leads there in steps."""
+        if returning.any() and self.labeler.is_fitted:
+            rows = torch.as_tensor(returning, device=self.device)
+            actions[rows] = self.label(torch.stack([observations, waypoints], 1)[rows])
+        return actions
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
@@ -345,12 +357,23 @@ class OnlineAgent:
         things it sees how far they are to be moved, and of the goal no more than the next move.
         `networks`: whose I, default `acting`."""
         place = self.encoder.place(states)
+        seen = self.encoder.normalize(self.bounded(states))
         if self.moves_things:
-            headings = targets - place, torch.zeros_like(place)
+            heading = targets - place
+            headings = heading, self.pointed_out(seen, heading)
         else:
             headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
-        seen = self.encoder.normalize(self.bounded(states))
         return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
+
+    def pointed_out(self, seen, heading):
+        """seen (..., S): states as I sees them; heading (..., S): how far things are to be moved -> seen (..., S), but
+        zero for all that is not of a thing that is to be moved. Else I would have to read from the heading where to
+        look for the place of the cube: a product, which a small network hardly learns."""
+        if not self.config.point_out or self.state_map is None:
+            return torch.zeros_like(seen)
+        members = self.state_map.members.to(seen)
+        is_moved = ((heading.abs() > STILL).to(seen) @ members) > 0
+        return seen * (is_moved.to(seen) @ members.T)
 
     def label(self, steps):
         """I_1(s_t, s_{t+1}) -> the action between the two states of raw pairs (n, 2, S), (n, A) in [-1, 1]."""
@@ -512,7 +535,8 @@ class OnlineAgent:
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
-        older = {'action_scale': 1.0, 'gentle_labels': 0.0}  # what did not exist yet when a checkpoint was written
+        # what did not exist yet when a checkpoint was written
+        older = {'action_scale': 1.0, 'gentle_labels': 0.0, 'point_out': False}
         known = {key: value for key, value in state['config'].items() if key not in RETIRED}
         config = make_config(OnlineConfig, older | known)
         agent = cls(offline, state['action_low'], state['action_high'], config)

@@ -38,12 +38,13 @@ COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
 CHANCE = 0.05  # switches that change at once, so much more seldom than the commonest, do so by chance
 DONE = 0.25  # a loose thing so near to its goal is there
-PATIENT = 0.95  # of the data's moves so many are done in the time after which something else is tried,
-ASIDE = 0.3  # for so much of that time
+PATIENT = 0.95  # of the data's moves so many are done in the time after which the robot goes back to begin anew,
+BACK = 0.2  # for so much of that time
 SHORT = 0.1  # of a thing's moves in the data, the share of those that are too short to be asked for
 KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
 SHOWN = 5  # so many moves of two things at once are none by chance
 KEPT_GOALS = 128
+KEPT_STARTS = 256  # beginnings of trajectories
 SAMPLED_ROWS = 100_000
 
 
@@ -166,25 +167,24 @@ class Carrying(NamedTuple):
     moves: np.ndarray  # (B,) int, of its moves of loose things the one that was to be done then; -1: none
     places: np.ndarray  # (B, S) of all things then
     still: np.ndarray  # (B,) int, for how many steps nothing had moved
-    last_places: np.ndarray  # (B, S) of all things when one of them last had come to another place
-    waited: np.ndarray  # (B,) int, for how many steps none has since
-    detours: np.ndarray  # (B,) int, how often something else was tried
-    detour_left: np.ndarray  # (B,) int, for how many steps it still is
+    left: np.ndarray  # (B,) int, how many moves of the stage were left; -1: none leads on
+    waited: np.ndarray  # (B,) int, for how many steps it has been so many
+    returns: np.ndarray  # (B,) int, how often the robot has gone back to begin anew
+    return_left: np.ndarray  # (B,) int, for how many steps it still does
 
     @classmethod
     def none(cls, size, dimensions):
         """-> of `size` episodes that move nothing yet, in states of so many dimensions."""
         zeros = np.zeros(size, int)
-        nowhere = np.zeros((size, dimensions), np.float32)
         return cls(
             stages=zeros,
             moves=np.full(size, -1),
-            places=nowhere,
+            places=np.zeros((size, dimensions), np.float32),
             still=zeros,
-            last_places=nowhere,
+            left=zeros,
             waited=zeros,
-            detours=zeros,
-            detour_left=zeros,
+            returns=zeros,
+            return_left=zeros,
         )
 
     def forget(self, rows):
@@ -202,11 +202,12 @@ class ThingsMap:
     states, those of a switch one after the other; sources, targets (E, W) int: configurations of the W switches of
     which the second was seen to follow on the first; loose_things (G,), loose_configurations (G, W), loose_before,
     loose_states (G, S): a loose thing that was moved, the configuration that this was seen in, the raw states at rest
-    before it and after it; patience: steps in which most moves are done, 0 for any number.
+    before it and after it; patience: steps in which most moves are done, 0 for any number; starts (T, S): raw states in
+    which trajectories begin.
     """
 
     def __init__(self, scale, thing_of, level_things, level_states, sources, targets, loose_things,
-                 loose_configurations, loose_before, loose_states, patience):
+                 loose_configurations, loose_before, loose_states, patience, starts):
         self.scale = scale
         self.thing_of = thing_of
         self.level_things = level_things
@@ -218,11 +219,13 @@ class ThingsMap:
         self.loose_before = loose_before
         self.loose_states = loose_states
         self.patience = int(patience)
+        self.starts = starts
 
         groups = [np.flatnonzero(thing_of == thing) for thing in range(thing_of.max(initial=-1) + 1)]
         count = sources.shape[1]
         self.switches = groups[:count]
         self.loose = groups[count:]
+        self.members = torch.from_numpy(thing_of[:, None] == np.arange(len(groups)))  # (S, things) bool
         self._levels = [self.place(level_states[level_things == thing])[:, group]
                         for thing, group in enumerate(self.switches)]
         self._level_states = [level_states[level_things == thing] for thing in range(count)]
@@ -267,7 +270,7 @@ class ThingsMap:
 
         none = np.zeros((0, len(rows_of_levels)), np.int8)
         empty = cls(scale, thing_of, level_things, level_states, none, none, np.zeros(0, np.int32), none, both[:0],
-                    both[:0], 0)
+                    both[:0], 0, both[:0])
         sources = empty.configurations(before)
         targets = empty.configurations(after)
         switched = (sources != targets).any(1)
@@ -294,6 +297,7 @@ class ThingsMap:
             loose_before=before[rows],
             loose_states=after[rows],
             patience=patience(moves, data.starts),
+            starts=observations[data.starts[:KEPT_STARTS]],
         )
 
     def place(self, states):
@@ -416,71 +420,59 @@ class ThingsMap:
 
         A move ends where things rest: who holds a cube over its goal has not put it down, and keeps to it until he has.
         And one that is shorter than nearly all in the data is begun as a longer one. Of a move that takes longer than
-        nearly all in the data nothing will come, as where a hand has lost its cube, or hangs beside a handle: for a
-        while another move of the data is headed for, whichever, since that brings the robot elsewhere.
+        nearly all in the data nothing will come, as where a hand has closed beside its cube, or hangs beside a handle:
+        no demonstrator shows what to do then. So the robot goes back to a posture in which some trajectory of the data
+        begins (`return_left`), and begins anew.
         """
         places = self.place(observations)
         moved = np.abs(places - pursuit.places).max(1) >= STILL / 2
         still = np.where(moved, 0, pursuit.still + 1)
         kept = np.where(still < REST_STEPS, pursuit.moves, -1)
-
         configurations = list(map(tuple, self.configurations(observations).tolist()))
-        arrived = [self._has_arrived(*episode) for episode in zip(places, configurations, routes, strict=True)]
 
-        changed = np.abs(places - pursuit.last_places).max(1) > SAME_PLACE
-        waited = np.where(changed | arrived, 0, pursuit.waited + 1)
-        begins = (waited >= self.patience) & (self.patience > 0)
-        detours = pursuit.detours + begins
-        detour_left = np.where(begins, round(ASIDE * self.patience), np.maximum(pursuit.detour_left - 1, 0))
+        stages = pursuit.stages.copy()
+        for i in np.flatnonzero(kept < 0):
+            stages[i] = self._stage_of(places[i], routes[i])
+        gone = [way[stage] for way, stage in zip(routes, stages, strict=True)]
+        left = np.array([stage.left(configuration, self._done(place, stage))
+                         for place, configuration, stage in zip(places, configurations, gone, strict=True)])
+
+        waits = (left != 0) & (left == pursuit.left) & (stages == pursuit.stages)
+        waited = np.where(waits, pursuit.waited + 1, 0)
+        begins = (waited >= self.patience) & (self.patience > 0) & (len(self.starts) > 0)
+        returns = pursuit.returns + begins
+        return_left = np.where(begins, round(BACK * self.patience), np.maximum(pursuit.return_left - 1, 0))
+        returning = return_left > 0
 
         states = observations.copy()
-        stages = pursuit.stages.copy()
         moves = np.full(len(states), -1)
-        for i, (configuration, way) in enumerate(zip(configurations, routes, strict=True)):
-            if detour_left[i]:
-                states[i] = self._aside(observations[i], configuration, seed=detours[i])
+        for i, (configuration, stage) in enumerate(zip(configurations, gone, strict=True)):
+            if returning[i]:
+                states[i] = self._beginning(observations[i], seed=returns[i])
             elif kept[i] >= 0:
                 moves[i] = kept[i]
-                stage = way[stages[i]]
                 group = self._numbers(stage.moves[kept[i]])
                 states[i, group] = stage.goal[group]
             else:
-                stages[i] = self._stage_of(places[i], way)
-                states[i], moves[i] = self._next(observations[i], configuration, way[stages[i]])
+                states[i], moves[i] = self._next(observations[i], configuration, stage)
 
         new = Carrying(
             stages=stages,
             moves=moves,
             places=places,
             still=still,
-            last_places=np.where(changed[:, None], places, pursuit.last_places),
-            waited=np.where(begins, 0, waited),
-            detours=detours,
-            detour_left=detour_left,
+            left=left,
+            waited=np.where(returning, 0, waited),
+            returns=returns,
+            return_left=return_left,
         )
         return states, np.ones(len(states), bool), new
 
-    def _has_arrived(self, place, configuration, way):
-        """Is everything at the goal?"""
-        last = way[-1]
-        there = all(self._lies_at(thing, place, last.place) for thing in range(len(self.loose)))
-        return there and last.moves_left.get((configuration, (True,) * len(last.moves))) == 0
-
-    def _aside(self, observation, configuration, seed):
-        """-> the state after some move that the data show in this configuration, the observation where they show
-        none."""
+    def _beginning(self, observation, seed):
+        """-> the observation (S,), but that the robot is as where some trajectory of the data begins."""
         rng = np.random.default_rng(int(seed))
-        choices = []
-        shown = (self.loose_configurations == np.array(configuration, np.int8)).all(1)
-        for group, rows in zip(self.loose, self._rows_of, strict=True):
-            rows = rows[shown[rows]]
-            if len(rows):
-                state = observation.copy()
-                state[group] = self.loose_states[rng.choice(rows)][group]
-                choices.append(state)
-        choices += [self._switched(observation, configuration, following)
-                    for following in self._after.get(configuration, [])]
-        return choices[rng.integers(len(choices))] if choices else observation
+        start = self.starts[rng.integers(len(self.starts))]
+        return np.where(self.scale > 0, observation, start)
 
     def _switched(self, observation, before, after):
         """-> the state in which the switches that differ between two configurations are where the second one has
@@ -504,13 +496,22 @@ class ThingsMap:
         """Does a loose thing lie, in `place` (S,), where it does in `there` (S,)?"""
         return np.linalg.norm((place - there)[self.loose[thing]]) <= DONE
 
+    def _distances(self, place, stage):
+        """-> list of how far, in `place` (S,), the things of each of the stage's moves are from where it wants them."""
+        missing = place - stage.place
+        return [max(np.linalg.norm(missing[self.loose[thing]]) for thing in move.things) for move in stage.moves]
+
+    def _done(self, place, stage):
+        """-> tuple of bool: which of the stage's moves of loose things are done in `place` (S,)."""
+        return tuple(bool(distance <= DONE) for distance in self._distances(place, stage))
+
     def _next(self, observation, configuration, stage):
         """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none."""
-        missing = self.place(observation) - stage.place
-        distances = [max(np.linalg.norm(missing[self.loose[thing]]) for thing in move.things) for move in stage.moves]
-        done = tuple(bool(distance <= DONE) for distance in distances)
-        left = stage.moves_left.get((configuration, done), 0)
-        if not left:
+        place = self.place(observation)
+        distances = self._distances(place, stage)
+        done = self._done(place, stage)
+        left = stage.left(configuration, done)
+        if left <= 0:
             return stage.goal, -1
 
         # of the moves whose turn it is, the one that is nearly done: it may have begun already
@@ -537,8 +538,9 @@ class ThingsMap:
 
     @classmethod
     def from_state_dict(cls, saved):
-        older = {'loose_before': saved['loose_states'], 'patience': torch.tensor(0)}
-        saved = older | saved  # what did not exist yet when a checkpoint was written
+        # what did not exist yet when a checkpoint was written
+        loose = saved['loose_states']
+        saved = {'loose_before': loose, 'patience': torch.tensor(0), 'starts': loose[:0]} | saved
         return cls(**{name: saved[name].cpu().numpy() for name in ARRAYS})
 
     def __str__(self):
@@ -547,7 +549,7 @@ class ThingsMap:
 
 
 ARRAYS = ('scale', 'thing_of', 'level_things', 'level_states', 'sources', 'targets', 'loose_things',
-          'loose_configurations', 'loose_before', 'loose_states', 'patience')  # of a ThingsMap
+          'loose_configurations', 'loose_before', 'loose_states', 'patience', 'starts')  # of a ThingsMap
 
 
 class LooseMove(NamedTuple):
@@ -565,6 +567,10 @@ class Stage(NamedTuple):
     moves: list  # of LooseMove
     needs: list  # of (loose thing, places (S,)), which must hold before it
     moves_left: dict  # (configuration, which moves of loose things are done) -> moves
+
+    def left(self, configuration, done):
+        """-> how many moves are left, -1 where none lead to its end."""
+        return self.moves_left.get((configuration, done), -1)
 
 
 def configurations_of(rows):

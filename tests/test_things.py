@@ -320,27 +320,48 @@ def test_a_cube_goes_into_a_drawer_that_is_open_and_then_shut():
     assert len(way) == 3
 
 
-def test_of_what_nothing_comes_something_else_is_tried_for_a_while():
+def test_who_waits_in_vain_goes_back_to_where_the_data_begin():
     data = make(lamps, locked=True)
     state_map = make_map(data)
     assert state_map.patience == PAUSE
     start = with_things(data, [1, 0])
+    start[:3] = [5, 6, 7]  # a posture as in no state of the data
     goal = with_things(data, [1, 1])
     pursuit = state_map.no_pursuit(2)
 
     here = np.stack([start, goal])  # the second one has arrived, and waits for nothing
     headed = []
+    returning = []
     for _ in range(2 * PAUSE + 30):
         ahead, _, pursuit = state_map.waypoints(here, here[[1, 1]], state_map.routes(here[[1, 1]]), pursuit)
-        headed.append(ahead[:, 3:].copy())
+        headed.append(ahead)
+        returning.append(pursuit.return_left > 0)
     headed = np.array(headed)
+    returning = np.array(returning)
 
-    aside = (headed[:, 0] != [1, 1]).any(1)
-    assert not aside[:PAUSE].any()
-    assert aside.sum() in (18, 36)  # three tenths of the time each, one of the two lamps; one is what is due anyway
-    assert pursuit.detours.tolist() == [2, 0]
-    assert (headed[:, 1] == [1, 1]).all()
-    assert pursuit.forget(np.array([True, False])).detours.tolist() == [0, 0]
+    assert pursuit.returns.tolist() == [2, 0]
+    assert returning[:, 1].sum() == 0 and returning[:PAUSE].sum() == 0
+    assert returning[:, 0].sum() == 2 * 12, 'a fifth of the time, twice'
+    assert not returning[PAUSE + 12:2 * PAUSE].any(), 'the whole time is waited again'
+    assert (headed[~returning[:, 0], 0, 3:] == [1, 1]).all()
+
+    back = headed[returning[:, 0], 0]
+    np.testing.assert_array_equal(back[:, 3:], np.tile(start[3:], (24, 1)))  # things are left as they are
+    begins = data.observations[data.starts, :3]
+    assert all((posture == begins).all(1).any() for posture in back[:, :3])
+    assert (back[:12] == back[0]).all() and (back[12:] == back[12]).all() and (back[0] != back[12]).any()
+    assert pursuit.forget(np.array([True, False])).returns.tolist() == [0, 0]
+
+
+def test_a_thing_that_is_only_pushed_about_is_waited_for_in_vain():
+    data = make(cubes)
+    state_map = make_map(data)
+    goal = with_things(data, [2, 2, -1, 0.5])
+    pursuit = state_map.no_pursuit(1)
+    for step in range(PAUSE + 2):
+        here = with_things(data, [-2 - step / 50, 0, -1, 0.5])[None]
+        _, _, pursuit = state_map.waypoints(here, goal[None], state_map.routes(goal[None]), pursuit)
+    assert pursuit.returns.tolist() == [1]
 
 
 def test_what_is_switched_at_once_by_chance_is_no_move():
@@ -550,19 +571,45 @@ def test_labels_are_gentle_where_there_are_things(mover, monkeypatch):
     assert told == [0.2]
 
 
-def test_acting_heads_for_the_next_move(mover, stub):
-    """I sees how far the thing is to be moved whose turn it is, and nothing of the others."""
+@pytest.mark.parametrize('point_out', [True, False])
+def test_acting_heads_for_the_next_move(mover, stub, point_out):
+    """I sees how far the thing is to be moved whose turn it is, and that thing apart from the others."""
     agent, data, _ = mover
+    agent.config.point_out = point_out
     seen = []
-    agent.acting['inverse_dynamics'] = stub(lambda full, states, *headings: seen.append(headings) or full[:, :2])
+    agent.acting['inverse_dynamics'] = stub(lambda full, *inputs: seen.append(inputs) or full[:, :2])
     state = with_things(data, [2.5, 1, 2, 2.5])
     goal = with_things(data, [1, 1, -1, 0.5])
     agent.act(state[None], goal[None], agent.initial_state(1))
-    heading, to_goal = seen[0]
+    normalized, heading, pointed_out = seen[0]
     scale = agent.encoder.slowness / agent.encoder.std
     expected = torch.tensor([0, 0, 0, -1.5, 0, 0, 0]) * scale
     torch.testing.assert_close(heading[0], expected, atol=1e-5, rtol=1e-4)
-    assert (to_goal == 0).all()
+    its_numbers = torch.tensor([0, 0, 0, 1, 1, 0, 0])
+    torch.testing.assert_close(pointed_out, normalized * its_numbers * point_out)
+
+
+def test_who_goes_back_to_begin_anew_is_led_by_the_labeler(mover, monkeypatch):
+    agent, data, _ = mover
+    agent.state_map.patience = 4
+    agent.labeler.points = torch.zeros(1, 14, dtype=torch.float64)  # as if it had been fitted
+    monkeypatch.setattr(agent, 'label', pulled_back)
+    state = with_things(data, [2.5, 1, 2, 2.5])
+    state[:2] = [9, -9]  # out of every posture's reach in one step
+    goals = np.stack([with_things(data, [1, 1, -1, 0.5]), state])  # the second one is where it shall be
+    observations = np.stack([state, state])
+
+    acting = agent.initial_state(2)
+    led = []
+    for _ in range(7):
+        actions, acting = agent.act(observations, goals, acting)
+        led.append((actions == agent._scale_from_unit(np.array([-1, 1]))).all(1))
+    assert np.array(led).tolist() == [[False, False]] * 4 + [[True, False]] + [[False, False]] * 2
+
+    agent.labeler.forget()
+    for _ in range(2):
+        actions, acting = agent.act(observations, goals, acting)
+    assert acting.pursuit.return_left.any() and not (actions[0] == [-1, 1]).all(), 'nobody knows the way back'
 
 
 def test_without_slow_goals_there_are_no_things(make_config, make_online):
