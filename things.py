@@ -38,6 +38,7 @@ COVERED = 0.98  # which are where it is found nearly always,
 LEVEL_RADIUS = 0.35  # so near
 CHANCE = 0.05  # switches that change at once, so much more seldom than the commonest, do so by chance
 DONE = 0.25  # a loose thing so near to its goal is there
+THERE = 0.12  # and so near, while it is still being moved, I sees no difference any more, so that it lets go
 PATIENT = 0.95  # of the data's moves so many are done in the time after which the robot goes back to begin anew,
 BACK = 0.2  # for so much of that time
 SHORT = 0.1  # of a thing's moves in the data, the share of those that are too short to be asked for
@@ -419,10 +420,12 @@ class ThingsMap:
         sequence of moves leads to the goal it is the goal: all that differs at once.
 
         A move ends where things rest: who holds a cube over its goal has not put it down, and keeps to it until he has.
-        And one that is shorter than nearly all in the data is begun as a longer one. Of a move that takes longer than
-        nearly all in the data nothing will come, as where a hand has closed beside its cube, or hangs beside a handle:
-        no demonstrator shows what to do then. So the robot goes back to a posture in which some trajectory of the data
-        begins (`return_left`), and begins anew.
+        He is told that it is there as soon as it nearly is, for who sees a centimetre left lifts it once more. And a
+        move that is shorter than nearly all in the data is begun as a longer one.
+
+        Of a move that takes longer than nearly all in the data nothing will come, as where a hand has closed beside its
+        cube, or hangs beside a handle: no demonstrator shows what to do then. So the robot goes back to a posture in
+        which some trajectory of the data begins (`return_left`), and begins anew.
         """
         places = self.place(observations)
         moved = np.abs(places - pursuit.places).max(1) >= STILL / 2
@@ -452,9 +455,11 @@ class ThingsMap:
             elif kept[i] >= 0:
                 moves[i] = kept[i]
                 group = self._numbers(stage.moves[kept[i]])
-                states[i, group] = stage.goal[group]
+                if self._distances(places[i], stage)[kept[i]] > THERE:
+                    states[i, group] = stage.goal[group]
             else:
-                states[i], moves[i] = self._next(observations[i], configuration, stage)
+                last = pursuit.moves[i] if stages[i] == pursuit.stages[i] else -1
+                states[i], moves[i] = self._next(observations[i], configuration, stage, last)
 
         new = Carrying(
             stages=stages,
@@ -505,8 +510,9 @@ class ThingsMap:
         """-> tuple of bool: which of the stage's moves of loose things are done in `place` (S,)."""
         return tuple(bool(distance <= DONE) for distance in self._distances(place, stage))
 
-    def _next(self, observation, configuration, stage):
-        """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none."""
+    def _next(self, observation, configuration, stage, last):
+        """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none; `last`:
+        the one that was headed for a step ago, which is kept to if it is as good as another."""
         place = self.place(observation)
         distances = self._distances(place, stage)
         done = self._done(place, stage)
@@ -514,8 +520,8 @@ class ThingsMap:
         if left <= 0:
             return stage.goal, -1
 
-        # of the moves whose turn it is, the one that is nearly done: it may have begun already
-        for i in np.argsort(distances):
+        # of the moves whose turn it is, the last one, or that which is nearly done: it may have begun already
+        for i in sorted(range(len(distances)), key=lambda i: (i != last, distances[i])):
             move = stage.moves[i]
             if done[i] or configuration not in move.shown:
                 continue
