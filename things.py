@@ -437,8 +437,9 @@ class ThingsMap:
         for i in np.flatnonzero(kept < 0):
             stages[i] = self._stage_of(places[i], routes[i])
         gone = [way[stage] for way, stage in zip(routes, stages, strict=True)]
-        left = np.array([stage.left(configuration, self._done(place, stage))
-                         for place, configuration, stage in zip(places, configurations, gone, strict=True)])
+        distances = [self._distances(place, stage) for place, stage in zip(places, gone, strict=True)]
+        left = np.array([stage.left(configuration, done_moves(missing))
+                         for configuration, stage, missing in zip(configurations, gone, distances, strict=True)])
 
         waits = (left != 0) & (left == pursuit.left) & (stages == pursuit.stages)
         waited = np.where(waits, pursuit.waited + 1, 0)
@@ -455,11 +456,11 @@ class ThingsMap:
             elif kept[i] >= 0:
                 moves[i] = kept[i]
                 group = self._numbers(stage.moves[kept[i]])
-                if self._distances(places[i], stage)[kept[i]] > THERE:
+                if distances[i][kept[i]] > THERE:
                     states[i, group] = stage.goal[group]
             else:
                 last = pursuit.moves[i] if stages[i] == pursuit.stages[i] else -1
-                states[i], moves[i] = self._next(observations[i], configuration, stage, last)
+                states[i], moves[i] = self._next(observations[i], configuration, stage, distances[i], last)
 
         new = Carrying(
             stages=stages,
@@ -506,16 +507,11 @@ class ThingsMap:
         missing = place - stage.place
         return [max(np.linalg.norm(missing[self.loose[thing]]) for thing in move.things) for move in stage.moves]
 
-    def _done(self, place, stage):
-        """-> tuple of bool: which of the stage's moves of loose things are done in `place` (S,)."""
-        return tuple(bool(distance <= DONE) for distance in self._distances(place, stage))
-
-    def _next(self, observation, configuration, stage, last):
-        """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none; `last`:
-        the one that was headed for a step ago, which is kept to if it is as good as another."""
-        place = self.place(observation)
-        distances = self._distances(place, stage)
-        done = self._done(place, stage)
+    def _next(self, observation, configuration, stage, distances, last):
+        """-> the state after the next move, and which of the stage's moves of loose things it is, -1 for none.
+        `distances`: as of `_distances`; `last`: the move that was headed for a step ago, which is kept to if it is as
+        good as another."""
+        done = done_moves(distances)
         left = stage.left(configuration, done)
         if left <= 0:
             return stage.goal, -1
@@ -577,6 +573,11 @@ class Stage(NamedTuple):
     def left(self, configuration, done):
         """-> how many moves are left, -1 where none lead to its end."""
         return self.moves_left.get((configuration, done), -1)
+
+
+def done_moves(distances):
+    """How far the things of a stage's moves are from where it wants them -> tuple of bool: which of these are done."""
+    return tuple(bool(distance <= DONE) for distance in distances)
 
 
 def configurations_of(rows):
