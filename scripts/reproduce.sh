@@ -61,7 +61,7 @@ run() {
         --final_eval_episodes 1 $6 --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
-    lost-*,*-stitch-*) evaluation='--episodes_per_task 20' ;;
+    lost-*,*-stitch-* | full-* | few-*) evaluation='--episodes_per_task 20' ;;
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac
@@ -140,6 +140,24 @@ for seed in 13 14 15; do
     lost 0.6 12500 medium-navigate $seed
     lost 0.5 8000 medium-stitch $seed
     run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --no-remember_lost'
+done
+
+# the other encoders where nothing is lost
+for seed in 16 17 18; do
+    for maze in medium-navigate medium-stitch; do
+        for encoder in gru mlp; do
+            run full-$encoder antmaze-$maze-v0 $seed 2000 "--encoder $encoder" ''
+        done
+    done
+done
+
+# so few steps that exploring could matter: all of them random, or three fifths the agent's own, goal-biased or not; as
+# many updates each
+few_own='--random_steps 200 --initial_updates 4000 --update_ratio 33.3'
+for seed in 16 17 18; do
+    run few-random antmaze-large-explore-v0 $seed 500 main '--random_steps 500'
+    run few-own antmaze-large-explore-v0 $seed 500 main "$few_own --epsilon_start 0 --epsilon_end 0"
+    run few-goal-biased antmaze-large-explore-v0 $seed 500 main "$few_own"
 done
 
 # what each part of the offline half is worth, with the map and without
