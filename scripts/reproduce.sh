@@ -106,24 +106,25 @@ for seed in 16 17 18; do
     done
 done
 
-# things: a quarter of the official trajectories. Half of the steps are its own, since labels of random ones alone do not
-# lead its hand exactly enough
+# buttons: a quarter of the official trajectories. Half of the steps are the agent's own, since labels of random ones alone
+# do not lead its hand exactly enough
 own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 1
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 10000 '' "$own_steps --progress_temperature 1"
     run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
 done
-# where there is more to move: three quarters of the steps are its own, and states beside the data lead back
+run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
+
+# cubes: three quarters of the steps are its own, and states beside the data lead back
 many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
     --recovery_share 0.5'
 for seed in 10 11 12; do
+    run main cube-single-play-v0 $seed 20000 '' "$many_own_steps"
     run main cube-double-play-v0 $seed 20000 '' "$many_own_steps"
     run main scene-play-v0 $seed 20000 '' "$many_own_steps"
 done
 run main cube-triple-play-v0 10 20000 '' "$many_own_steps"
-run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
 # lost readings: what fills them in. Only steps with both readings teach: of each of these there are 2,000
 lost() { # share, steps, maze, seed
