@@ -8,8 +8,10 @@ Laskin et al. 2020, plan so with actions and learned distances; here neither is 
     nodes     k-means over states seen through the encoder's slowness: a node is a place, not a posture
     edges     u -> v: somewhere in the data a state of u was followed, `hop` steps later, by one of v
     near      u is near v: it was followed by v within a hop, so that whoever is in u can head for a goal in v
-    cost      the observed steps; more for an edge that was hardly ever seen or that depends on luck (`edge_costs`)
-    distance  Dijkstra's, from the goal's node over reversed edges; kept for the goals asked for last
+    cost      the observed steps; more for an edge that was hardly ever seen
+    gate      where the data jump (a teleporter), and luck decides where that ends: here and there, so often
+    distance  Dijkstra's, from the goal's node over reversed edges; where there are gates, the steps that an expected
+              value stands for: to land where no way leads on is worth nothing. Kept for the goals asked for last
     waypoint  what is headed for: the next node's state or the goal; of a way that only leads back to where one set out
               for it, no notice is taken for a hop
 """
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
 NO_PATH = -1  # in `StateMap.route`, instead of the next node
@@ -38,6 +40,8 @@ PROVEN = 2  # crossings that make an edge an ordinary one
 UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
 STANDING = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
 JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
+STEP_WORTH = 0.9999  # discount of a step where luck decides: to arrive counts for more than when
+CONVERGED = 1e-7  # what a round of value iteration changes at the end
 KEPT_GOALS = 128  # routes that a map remembers
 ROWS_AT_ONCE = 1 << 18
 
@@ -53,16 +57,35 @@ class Pursuit(NamedTuple):
         return Pursuit(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
 
 
+class Luck(NamedTuple):
+    """Gates: where the data jump, and chance decides where to. J pairs of a node from which one can go through a gate
+    and its number; P of a gate's number and a node in which one may land, and how likely that is: for each gate these
+    add up to 1."""
+
+    gate_nodes: np.ndarray  # (J,) int32
+    gate_numbers: np.ndarray  # (J,) int32
+    landing_numbers: np.ndarray  # (P,) int32
+    landing_nodes: np.ndarray  # (P,) int32
+    landing_chances: np.ndarray  # (P,) float32
+
+    @classmethod
+    def none(cls):
+        """-> of data in which nobody jumps."""
+        integers = np.zeros(0, np.int32)
+        return cls(integers, integers, integers, integers, np.zeros(0, np.float32))
+
+
 class StateMap:
     """A graph of the states of the data and the shortest paths on it.
 
     mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
     data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node, at least the usual
     gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps; near_sources,
-    near_targets (M,): the nodes that are near others.
+    near_targets (M,): the nodes that are near others; luck: a Luck.
     """
 
-    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, near_sources, near_targets, hop):
+    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, near_sources, near_targets, hop,
+                 luck=None):
         self.mean = mean
         self.scale = scale
         self.centers = centers
@@ -74,6 +97,7 @@ class StateMap:
         self.near_sources = near_sources
         self.near_targets = near_targets
         self.hop = int(hop)
+        self.luck = luck or Luck.none()
 
         self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
         self._tree = KDTree(centers[:, self._seen])
@@ -119,10 +143,12 @@ class StateMap:
         rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
         # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
         radius = max(np.quantile(distances, 0.999), typical_gap(centers))
-        jumps = find_jumps(strides, data.end_of)
+        jumps, shortest = find_jumps(strides, data.end_of)
         edges = find_edges(jumps, labels, data.end_of, hop)
         near = find_near(jumps, labels, data.end_of, hop)
-        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop)
+        gates = find_gates(place(np.flatnonzero(jumps))[:, seen], shortest)
+        luck = find_luck(jumps, gates, labels, data.end_of, hop)
+        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop, luck)
 
     def __len__(self):
         return len(self.centers)
@@ -142,11 +168,57 @@ class StateMap:
         leads there. The last part of every way is from a near node: edges are a hop long, and by them alone a goal
         that is nearer could only be reached by going away from it first."""
         near = self._near.indices[self._near.indptr[node]:self._near.indptr[node + 1]]
+        if len(self.luck.gate_nodes):
+            return self._lucky_paths_to(node, near)
         distances, following, _ = dijkstra(self._reversed, indices=[node, *near], min_only=True,
                                            return_predecessors=True)
         distances += self.hop
         distances[node] = 0
         following[near] = node
+        return distances, following
+
+    def _lucky_paths_to(self, node, near):
+        """As `_paths_to`, by value iteration (Bellman 1957): a node is worth the discounted chance of arriving from it
+        by the best of its edges, or by its gate, whose worth is the mean of its landings'. Who heads for where a gate
+        leads goes through it."""
+        luck = self.luck
+        hop_worth = STEP_WORTH ** self.hop
+        edge_worths = STEP_WORTH ** self.costs.astype(np.float64)
+        worth = np.zeros(len(self))
+        worth[near] = hop_worth
+        worth[node] = hop_worth
+
+        changed = True
+        while changed:
+            walked = np.zeros(len(self))
+            np.maximum.at(walked, self.sources, edge_worths * worth[self.targets])
+            landed = luck.landing_chances * worth[luck.landing_nodes]
+            gates = np.bincount(luck.landing_numbers, landed)
+            jumped = np.zeros(len(self))
+            np.maximum.at(jumped, luck.gate_nodes, hop_worth * gates[luck.gate_numbers])
+
+            new = np.maximum(worth, np.maximum(walked, jumped))
+            changed = (new - worth).max() > CONVERGED
+            worth = new
+
+        following = np.full(len(self), NO_PATH)
+        order = np.argsort(edge_worths * worth[self.targets], kind='stable')  # of each node's edges the best comes last
+        following[self.sources[order]] = self.targets[order]
+
+        order = np.argsort(landed, kind='stable')
+        best_landing = np.zeros(len(gates), int)
+        best_landing[luck.landing_numbers[order]] = luck.landing_nodes[order]
+        better = hop_worth * gates[luck.gate_numbers] > walked[luck.gate_nodes]
+        following[luck.gate_nodes[better]] = best_landing[luck.gate_numbers[better]]
+
+        following[near] = node
+        following[worth == 0] = NO_PATH
+        following[node] = NO_PATH
+
+        with np.errstate(divide='ignore'):
+            distances = np.log(worth) / np.log(STEP_WORTH)
+        distances[near] = self.hop  # not a rounding more
+        distances[node] = 0
         return distances, following
 
     def route(self, node):
@@ -215,6 +287,7 @@ class StateMap:
     def state_dict(self):
         """-> tensors and numbers from which `from_state_dict` rebuilds this map exactly."""
         arrays = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
+        arrays |= {name: torch.from_numpy(array) for name, array in self.luck._asdict().items()}
         return arrays | {'radius': self.radius, 'hop': self.hop}
 
     @classmethod
@@ -223,12 +296,15 @@ class StateMap:
             direct = saved['costs'] <= saved['hop']
             saved = saved | {'near_sources': saved['sources'][direct], 'near_targets': saved['targets'][direct]}
         arrays = {name: saved[name].cpu().numpy() for name in ARRAYS}
-        return cls(**arrays, radius=saved['radius'], hop=saved['hop'])
+        luck = None
+        if 'gate_nodes' in saved:  # before, a jump was an edge that cost its expected attempts
+            luck = Luck(**{name: saved[name].cpu().numpy() for name in Luck._fields})
+        return cls(**arrays, radius=saved['radius'], hop=saved['hop'], luck=luck)
 
     @property
     def nbytes(self):
         """Bytes of its arrays, which is what it adds to a checkpoint."""
-        return sum(getattr(self, name).nbytes for name in ARRAYS)
+        return sum(getattr(self, name).nbytes for name in ARRAYS) + sum(array.nbytes for array in self.luck)
 
     def __str__(self):
         return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, '
@@ -283,11 +359,22 @@ def cluster(places, nodes, spacing, rng, most=MOST_NODES):
 
 def find_jumps(strides, end_of):
     """strides (N,): the length of the step from each row to the next; end_of (N,): the last row of its trajectory
-    -> (N,) bool: is that step a jump?"""
+    -> (N,) bool: is that step a jump? And the length that a step must have for that."""
     inside = np.arange(len(end_of)) < end_of
     if not inside.any():
-        return inside
-    return inside & (strides > JUMP * np.quantile(strides[inside], 0.99))
+        return inside, np.inf
+    shortest = JUMP * np.quantile(strides[inside], 0.99)
+    return inside & (strides > shortest), shortest
+
+
+def find_gates(places, shortest):
+    """places (J, d) from which the data jump; the length of the shortest jump -> (J,) int: the number of the gate that
+    each went through. Places nearer than that, or joined by such, are of one gate."""
+    if not len(places):
+        return np.zeros(0, int)
+    pairs = KDTree(places).query_pairs(shortest, output_type='ndarray')
+    joined = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(places), len(places)))
+    return connected_components(joined, directed=False)[1]
 
 
 def walks(jumps, end_of, steps):
@@ -300,23 +387,38 @@ def walks(jumps, end_of, steps):
 
 def find_edges(jumps, labels, end_of, hop):
     """jumps (N,), see `find_jumps`; labels (N,): the node of each row; end_of (N,): the last row of its trajectory
-    -> sources, targets (E,) int32 and costs (E,) float32 of the edges walked.
+    -> sources, targets (E,) int32 and costs (E,) float32, in steps, of the edges walked.
 
     A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
-    the trajectory dwells there. Where a trajectory jumps (a teleporter), no edge leads over the jump but one from each
-    node before it to the node of the landing.
+    the trajectory dwells there. Who jumps (a teleporter) does not walk.
     """
     rows = walks(jumps, end_of, hop)
-    walked = _count_crossings(rows, labels[rows], labels[rows + hop])
+    sources, targets, crossings = _count_crossings(rows, labels[rows], labels[rows + hop])
+    costs = hop * np.where(crossings >= PROVEN, 1.0, UNPROVEN_COST)
+    return sources.astype(np.int32), targets.astype(np.int32), costs.astype(np.float32)
 
+
+def find_luck(jumps, gates, labels, end_of, hop):
+    """As `find_edges`; gates (J,): the gate of each jump in order -> Luck: within a hop before a jump one can go
+    through its gate. From one node too few jumps were seen to tell what chance decides, so all of a gate's count."""
     jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
     take_off = np.flatnonzero(jumps)
-    before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
+    before = take_off[:, None] - np.arange(hop)
     same = (before >= 0) & (end_of[np.maximum(before, 0)] == end_of[take_off][:, None])
     same &= jumps_before[np.maximum(before, 0)] == jumps_before[take_off][:, None]
-    landing = np.broadcast_to(take_off[:, None] + 1, before.shape)[same]
-    jumped = _count_crossings(before[same], labels[before[same]], labels[landing])
-    return edge_costs(walked, jumped, hop)
+    number = np.broadcast_to(gates[:, None], before.shape)[same]
+    ones = np.ones(len(number), np.int64)
+    gate_nodes, gate_numbers, _ = _sum_by_pair(labels[before[same]], number, ones)
+
+    numbers, nodes, landings = _sum_by_pair(gates, labels[take_off + 1], ones[:len(gates)])
+    chances = landings / np.maximum(np.bincount(numbers, landings), 1)[numbers]
+    return Luck(
+        gate_nodes=gate_nodes.astype(np.int32),
+        gate_numbers=gate_numbers.astype(np.int32),
+        landing_numbers=numbers.astype(np.int32),
+        landing_nodes=nodes.astype(np.int32),
+        landing_chances=chances.astype(np.float32),
+    )
 
 
 def find_near(jumps, labels, end_of, hop):
@@ -353,30 +455,3 @@ def _sum_by_pair(sources, targets, counts):
     pairs, position = np.unique(sources.astype(np.int64) * number + targets, return_inverse=True)
     totals = np.bincount(position, counts, len(pairs)).astype(np.int64)
     return pairs // number, pairs % number, totals
-
-
-def edge_costs(walked, jumped, hop):
-    """Costs in steps of edges given as (sources, targets, crossings) -> sources, targets, costs of all, each once.
-
-    Where to walk is the walker's choice, so a walked edge costs its steps, `UNPROVEN_COST` times that if it was
-    crossed fewer than `PROVEN` times. Where a jump lands is not: it costs its expected attempts, the steps divided
-    by the share of the jumps from that node that landed there.
-    """
-    sources, targets, crossings = walked
-    walk_costs = hop * np.where(crossings >= PROVEN, 1.0, UNPROVEN_COST)
-
-    jump_sources, jump_targets, landings = jumped
-    total = np.bincount(jump_sources, landings) if len(landings) else np.zeros(0)
-    jump_costs = hop * total[jump_sources] / landings
-
-    sources = np.concatenate([sources, jump_sources])
-    targets = np.concatenate([targets, jump_targets])
-    costs = np.concatenate([walk_costs, jump_costs])
-
-    order = np.lexsort((costs, targets, sources))
-    sources = sources[order]
-    targets = targets[order]
-    costs = costs[order]
-    first = np.ones(len(costs), bool)  # an edge both walked and jumped: the cheaper way
-    first[1:] = (np.diff(sources) != 0) | (np.diff(targets) != 0)
-    return sources[first].astype(np.int32), targets[first].astype(np.int32), costs[first].astype(np.float32)

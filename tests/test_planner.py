@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import planner
-from planner import AT_GOAL, NO_PATH, StateMap, cluster, edge_costs, find_edges, find_jumps
+from planner import AT_GOAL, NO_PATH, Luck, StateMap, cluster, find_edges, find_gates, find_jumps, find_luck
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -165,43 +165,94 @@ def test_no_edge_leads_from_one_trajectory_into_the_next():
     assert len(state_map.costs) and not apart.any()
 
 
-def test_jump_costs_its_expected_attempts():
-    """A teleporter that lands at one place in three of four times and at another in one."""
-    lucky, usual = [0, 1, 2, 7], [0, 1, 2, 5]
-    places = np.array([0.0, 1.0, 2.0, 0, 0, 100.0, 0, 200.0])
-    labels = np.array(usual * 3 + lucky)
-    ends = np.repeat(np.arange(3, 16, 4), 4)
-    walk_far = np.arange(0.0, 500.0)  # so that jumps are rare
+def test_luck_of_a_gate_is_that_of_all_who_went_through_it():
+    """A teleporter that lands at one place in three of four times and at another in one, whatever node one comes from;
+    and another one far away, with a luck of its own."""
+    usual = [0, 1, 2, 5]
+    from_elsewhere = [3, 4, 2, 7]
+    other = [9, 10, 11, 5]
+    trips = [usual] * 3 + [from_elsewhere] + [other] * 2
+    places = np.array([0.0, 1.0, 2.0, 4.0, 3.0, 100.0, 0, 200.0, 0, 60.0, 61.0, 62.0])
+    labels = np.concatenate(trips)
+    ends = np.repeat(np.arange(3, 4 * len(trips), 4), 4)
+    walk_far = np.arange(0.0, 1000.0)  # so that jumps are rare
     positions = np.concatenate([places[labels], walk_far])
     strides = np.append(np.abs(np.diff(positions)), 0.0)
-    labels = np.concatenate([labels, np.full(500, 8)])
-    ends = np.concatenate([ends, np.full(500, 515)])
-    sources, targets, costs = find_edges(find_jumps(strides, ends), labels, ends, hop=2)
-    cost = dict(zip(zip(sources.tolist(), targets.tolist(), strict=True), costs.tolist(), strict=True))
-    assert cost[2, 5] == pytest.approx(2 * 4 / 3)
-    assert cost[2, 7] == pytest.approx(2 * 4)
-    assert (1, 5) in cost and (0, 5) not in cost  # from within a hop of the landing, no further
+    labels = np.concatenate([labels, np.full(1000, 8)])
+    ends = np.concatenate([ends, np.full(1000, len(labels) - 1)])
+
+    jumps, shortest = find_jumps(strides, ends)
+    assert jumps.sum() == 6 and shortest == planner.JUMP
+    gates = find_gates(positions[jumps][:, None], shortest)
+    assert gates.tolist() == [0, 0, 0, 0, 1, 1]
+
+    luck = find_luck(jumps, gates, labels, ends, hop=2)
+    assert set(zip(luck.gate_nodes.tolist(), luck.gate_numbers.tolist(), strict=True)) \
+        == {(1, 0), (2, 0), (4, 0), (10, 1), (11, 1)}  # within a hop of the jump, no further
+    landings = zip(luck.landing_numbers.tolist(), luck.landing_nodes.tolist(), strict=True)
+    chances = dict(zip(landings, luck.landing_chances.tolist(), strict=True))
+    assert chances == {(0, 5): 0.75, (0, 7): 0.25, (1, 5): 1.0}
+
+    sources, targets, _ = find_edges(jumps, labels, ends, hop=2)
+    assert not np.isin(targets[sources != 8], [5, 7]).any()  # nobody walked there
 
 
-def test_walked_edge_beats_the_same_one_by_luck():
-    walked = np.array([0]), np.array([1]), np.array([5])
-    jumped = np.array([0, 0]), np.array([1, 2]), np.array([1, 9])
-    sources, targets, costs = edge_costs(walked, jumped, hop=10)
-    np.testing.assert_array_equal(targets, [1, 2])
-    np.testing.assert_allclose(costs, [10, 10 / 0.9])
+def gated_map(detour, chances, way_out=True):
+    """A way of `detour` edges from the node 0 to the node 1, and a gate in 0 that leads to 1 and to 2, the others being
+    on the way; from 2 one can walk back to 0, or nowhere."""
+    way = [0, *range(3, 2 + detour), 1]
+    pairs = list(zip(way[:-1], way[1:], strict=True)) + ([(2, 0)] if way_out else [])
+    sources, targets = np.array(pairs, np.int32).T
+    centers = np.stack([10.0 * np.arange(2 + detour), np.zeros(2 + detour)], 1).astype(np.float32)
+    luck = Luck(
+        gate_nodes=np.zeros(1, np.int32),
+        gate_numbers=np.zeros(1, np.int32),
+        landing_numbers=np.zeros(2, np.int32),
+        landing_nodes=np.array([1, 2], np.int32),
+        landing_chances=np.array(chances, np.float32),
+    )
+    none = np.zeros(0, np.int32)
+    return StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, sources, targets,
+                    np.full(len(sources), 10, np.float32), near_sources=none, near_targets=none, hop=10, luck=luck)
 
 
-def test_rare_landing_is_not_relied_on():
-    """Walking takes 30 steps; a teleporter that brings one there in one of ten times takes 40 as expected."""
-    by_foot = walk((0, 0), (0, 6), speed=0.2)
-    sources, targets, costs = edge_costs(
-        (np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([5, 5, 5])),
-        (np.array([0, 0]), np.array([3, 4]), np.array([1, 9])), hop=10)
-    centers = by_foot[::len(by_foot) // 4][:5]
-    state_map = StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, sources, targets,
-                         costs, near_sources=sources[:0], near_targets=targets[:0], hop=10)
-    assert state_map.route(3)[0] == 1
-    assert state_map.route(4)[0] == 4 or state_map.route(4)[0] == AT_GOAL
+def test_a_gate_is_taken_where_it_saves_time():
+    """It costs a hop, and where it fails another one back: of two attempts as many as needed take 30 steps."""
+    state_map = gated_map(detour=5, chances=[0.5, 0.5])
+    assert state_map.route(1)[0] == 1
+    assert state_map.distances(1)[0] == pytest.approx(30 + state_map.hop, abs=0.1)
+    assert gated_map(detour=2, chances=[0.5, 0.5]).route(1)[0] == 3
+
+
+def test_who_may_land_where_no_way_leads_on_walks():
+    state_map = gated_map(detour=50, chances=[0.7, 0.3], way_out=False)
+    assert state_map.route(1)[0] == 3
+    assert state_map.route(1)[2] == NO_PATH
+    surely = gated_map(detour=50, chances=[1.0, 0.0], way_out=False)
+    assert surely.route(1)[0] == 1
+
+
+def test_luck_is_kept_and_old_maps_have_none(assert_same):
+    state_map = gated_map(detour=5, chances=[0.5, 0.5])
+    saved = state_map.state_dict()
+    loaded = StateMap.from_state_dict(saved)
+    assert_same(saved, loaded.state_dict())
+    np.testing.assert_array_equal(loaded.route(1), state_map.route(1))
+
+    old = StateMap.from_state_dict({name: array for name, array in saved.items() if name not in Luck._fields})
+    assert old.route(1)[0] == 3 and not len(old.luck.gate_nodes)
+
+
+def test_without_luck_value_iteration_finds_dijkstras_paths():
+    state_map = make_map(*around_the_wall(), nodes=40)
+    goal = state_map.locate(np.array([[1, 0]], np.float32))[0]
+    near = np.flatnonzero(state_map.route(goal) == AT_GOAL)
+    leads_to_itself = {'gate_nodes': [near[0]], 'gate_numbers': [0], 'landing_numbers': [0], 'landing_nodes': [near[0]],
+                       'landing_chances': [1.0]}
+    saved = state_map.state_dict() | {name: torch.tensor(values) for name, values in leads_to_itself.items()}
+    lucky = StateMap.from_state_dict(saved)
+    np.testing.assert_allclose(lucky.distances(goal), state_map.distances(goal), atol=0.05)
+    np.testing.assert_array_equal(lucky.route(goal) == AT_GOAL, state_map.route(goal) == AT_GOAL)
 
 
 def back_and_forth():
