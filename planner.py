@@ -369,12 +369,14 @@ def find_jumps(strides, end_of):
 
 def find_gates(places, shortest):
     """places (J, d) from which the data jump; the length of the shortest jump -> (J,) int: the number of the gate that
-    each went through. Places nearer than that, or joined by such, are of one gate."""
+    each went through. Places nearer than that, or joined by such, are of one gate; they are told to a quarter of it,
+    for jumps may be many."""
     if not len(places):
         return np.zeros(0, int)
-    pairs = KDTree(places).query_pairs(shortest, output_type='ndarray')
-    joined = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(places), len(places)))
-    return connected_components(joined, directed=False)[1]
+    cells, cell_of = np.unique(np.round(4 * places / shortest), axis=0, return_inverse=True)
+    pairs = KDTree(cells).query_pairs(4, output_type='ndarray')
+    joined = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(cells), len(cells)))
+    return connected_components(joined, directed=False)[1][cell_of.ravel()]
 
 
 def walks(jumps, end_of, steps):
