@@ -35,11 +35,12 @@ COVERAGE = 0.2  # mean distance of states to their node, in median displacements
 FEWEST_NODES = 250
 MOST_NODES = 4000
 CLUSTERED_STATES = 40_000  # drawn from the data for k-means
+SAMPLED_STEPS = 100_000
 FAR = 2.0  # a state further than so many node radii from every node is not on the map
 PROVEN = 2  # crossings that make an edge an ordinary one
 UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
 STANDING = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
-JUMP = 5.0  # a step so many times longer than 99 % of all steps is a jump: a teleporter, not a walk
+JUMP = 7.0  # a step that changes some number so many times more than 99 % of all do is a jump: a teleporter, not a walk
 STEP_WORTH = 0.9999  # discount of a step where luck decides: to arrive counts for more than when
 CONVERGED = 1e-7  # what a round of value iteration changes at the end
 KEPT_GOALS = 128  # routes that a map remembers
@@ -143,10 +144,10 @@ class StateMap:
         rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
         # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
         radius = max(np.quantile(distances, 0.999), typical_gap(centers))
-        jumps, shortest = find_jumps(strides, data.end_of)
+        jumps = find_jumps(observations, strides, data.end_of, seen)
         edges = find_edges(jumps, labels, data.end_of, hop)
         near = find_near(jumps, labels, data.end_of, hop)
-        gates = find_gates(place(np.flatnonzero(jumps))[:, seen], shortest)
+        gates = find_gates(place(np.flatnonzero(jumps))[:, seen], strides[jumps])
         luck = find_luck(jumps, gates, labels, data.end_of, hop)
         return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop, luck)
 
@@ -357,23 +358,35 @@ def cluster(places, nodes, spacing, rng, most=MOST_NODES):
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def find_jumps(strides, end_of):
-    """strides (N,): the length of the step from each row to the next; end_of (N,): the last row of its trajectory
-    -> (N,) bool: is that step a jump? And the length that a step must have for that."""
+def find_jumps(observations, strides, end_of, seen=slice(None)):
+    """observations (N, S) raw; strides (N,): the length of the step from each row to the next; end_of (N,): the last
+    row of its trajectory; seen (S,) bool: the numbers that say where one is -> (N,) bool: is that step a jump? It is
+    longer than 99 % of all, and changes some number far more than these do: by its length alone a tumble is as much as
+    a short jump."""
     inside = np.arange(len(end_of)) < end_of
-    if not inside.any():
-        return inside, np.inf
-    shortest = JUMP * np.quantile(strides[inside], 0.99)
-    return inside & (strides > shortest), shortest
+    rows = np.flatnonzero(inside)
+    if not len(rows):
+        return inside
+
+    def changes(rows):
+        return np.abs(observations[rows + 1] - observations[rows])[:, seen]
+
+    usual = np.quantile(changes(rows[::max(1, len(rows) // SAMPLED_STEPS)]), 0.99, axis=0)
+    usual = np.where(usual > 0, usual, np.inf)  # what hardly ever changes says nothing
+
+    long = np.flatnonzero(inside & (strides > np.quantile(strides[inside], 0.99)))
+    jumps = np.zeros(len(inside), bool)
+    jumps[long[(changes(long) > JUMP * usual).any(1)]] = True
+    return jumps
 
 
-def find_gates(places, shortest):
-    """places (J, d) from which the data jump; the length of the shortest jump -> (J,) int: the number of the gate that
-    each went through. Places nearer than that, or joined by such, are of one gate; they are told to a quarter of it,
-    for jumps may be many."""
+def find_gates(places, lengths):
+    """places (J, d) from which the data jump; lengths (J,) of these jumps -> (J,) int: the number of the gate that each
+    went through. Places nearer to each other than the shortest jump is long, or joined by such, are of one gate; they
+    are told to a quarter of that, for jumps may be many."""
     if not len(places):
         return np.zeros(0, int)
-    cells, cell_of = np.unique(np.round(4 * places / shortest), axis=0, return_inverse=True)
+    cells, cell_of = np.unique(np.round(4 * places / lengths.min()), axis=0, return_inverse=True)
     pairs = KDTree(cells).query_pairs(4, output_type='ndarray')
     joined = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(cells), len(cells)))
     return connected_components(joined, directed=False)[1][cell_of.ravel()]
