@@ -44,6 +44,8 @@ BACK = 0.2  # for so much of that time
 SHORT = 0.1  # of a thing's moves in the data, the share of those that are too short to be asked for
 KNOWN = 0.6  # a loose thing was seen to be put somewhere if it was put so near
 SHOWN = 5  # so many moves of two things at once are none by chance
+MOST_FLIPS = 24  # switches whose configurations can all be gone through
+KEPT_FLIPS = 8
 KEPT_GOALS = 128
 KEPT_STARTS = 256  # beginnings of trajectories
 SAMPLED_ROWS = 100_000
@@ -245,6 +247,8 @@ class ThingsMap:
         self._shortest = [np.quantile(length[rows], SHORT) if len(rows) else 0.0
                           for length, rows in zip(lengths, self._rows_of, strict=True)]
         self._ways = collections.OrderedDict()
+        self._kinds = self._free_kinds()
+        self._flips = collections.OrderedDict()
 
     @classmethod
     def from_data(cls, data, scale, seed=0):
@@ -313,6 +317,22 @@ class ThingsMap:
             distances = np.linalg.norm(places[:, None, group] - levels, axis=-1)
             columns.append(distances.argmin(-1))
         return np.stack(columns, 1).astype(np.int8) if columns else np.zeros((len(states), 0), np.int8)
+
+    def _free_kinds(self):
+        """-> (K, W) bool: which switches change in each kind of move, if any kind can be done in any configuration: all
+        switches have two places, and each of them was seen in both before moves of every kind. Else K is 0. Of 16
+        buttons the data show one in ten configurations, but each of the 16 ways to press them hundreds of times."""
+        none = np.zeros((0, self.sources.shape[1]), bool)
+        two_places = all(len(levels) == 2 for levels in self._levels)
+        if self.loose or not two_places or not len(self.sources) or len(self.switches) > MOST_FLIPS:
+            return none
+
+        kinds, kind = np.unique(self.sources != self.targets, axis=0, return_inverse=True)
+        for k in range(len(kinds)):
+            share = self.sources[kind.ravel() == k].mean(0)
+            if (share == 0).any() or (share == 1).any():
+                return none
+        return kinds
 
     # ------------------------------------------------------------------------------------------------- plans
     def routes(self, goals):
@@ -394,6 +414,9 @@ class ThingsMap:
     def _stage(self, goal, moves, needs, end=None):
         """Breadth-first search from the goal backwards, over configurations and which moves of loose things are
         done; arguments as of `Stage`, and the configuration at its end, None: whichever."""
+        if len(self._kinds) and end is not None:
+            return Stage(goal, self.place(goal), moves, needs, self._flips_to(end))
+
         done = (True,) * len(moves)
         ends = [end] if end is not None else set(self._before) | set(self._after) | {c for m in moves for c in m.shown}
         moves_left = {(configuration, done): 0 for configuration in ends}
@@ -409,6 +432,20 @@ class ThingsMap:
                     moves_left[node] = moves_left[configuration, done] + 1
                     queue.append(node)
         return Stage(goal, self.place(goal), moves, needs, moves_left)
+
+    def _flips_to(self, end):
+        """-> the Flips that lead to a configuration; kept for those asked for last."""
+        if end not in self._flips:
+            self._flips[end] = Flips(self._kinds, end)
+            if len(self._flips) > KEPT_FLIPS:
+                self._flips.popitem(last=False)
+        return self._flips[end]
+
+    def _following(self, configuration):
+        """-> list of the configurations to which a single move leads."""
+        if not len(self._kinds):
+            return self._after[configuration]
+        return list(map(tuple, np.where(self._kinds, 1 - np.array(configuration), configuration).tolist()))
 
     def no_pursuit(self, size):
         """-> the Carrying of `size` episodes that move nothing yet."""
@@ -530,7 +567,7 @@ class ThingsMap:
                 state[group] += stretch * (stage.goal[group] - observation[group])
                 return state, i
 
-        following = [node for node in self._after[configuration] if stage.moves_left.get((node, done), left) < left]
+        following = [node for node in self._following(configuration) if stage.moves_left.get((node, done), left) < left]
         return self._switched(observation, configuration, following[0]), -1
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -568,11 +605,33 @@ class Stage(NamedTuple):
     place: np.ndarray  # (S,)
     moves: list  # of LooseMove
     needs: list  # of (loose thing, places (S,)), which must hold before it
-    moves_left: dict  # (configuration, which moves of loose things are done) -> moves
+    moves_left: dict  # (configuration, which moves of loose things are done) -> moves; or Flips
 
     def left(self, configuration, done):
         """-> how many moves are left, -1 where none lead to its end."""
         return self.moves_left.get((configuration, done), -1)
+
+
+class Flips:
+    """How many moves lead from any configuration of two-place switches to `end` (W,), where each of the `kinds` (K, W)
+    bool flips some of them; asked like `Stage.moves_left`."""
+
+    def __init__(self, kinds, end):
+        self.digits = 1 << np.arange(len(end))
+        self.moves = np.full(1 << len(end), -1, np.int16)
+        masks = kinds @ self.digits
+        frontier = np.array([self.digits @ np.array(end)])
+        count = 0
+        while len(frontier):
+            self.moves[frontier] = count
+            count += 1
+            reached = np.unique(frontier[:, None] ^ masks)
+            frontier = reached[self.moves[reached] < 0]
+
+    def get(self, key, default=None):
+        """key: (configuration, anything) -> moves, `default` where none lead to the end."""
+        moves = int(self.moves[self.digits @ np.array(key[0])])
+        return default if moves < 0 else moves
 
 
 def done_moves(distances):

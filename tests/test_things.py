@@ -381,6 +381,49 @@ def test_what_is_switched_at_once_by_chance_is_no_move():
     assert not by_chance(changes[61:]).any()
 
 
+def ring(rng, moves=40):
+    """Configurations (moves, 5) of five lamps in a ring; whoever presses one switches the next one as well."""
+    state = rng.integers(0, 2, 5)
+    rows = [state.copy()]
+    for _ in range(moves - 1):
+        lamp = rng.integers(5)
+        state[[lamp, (lamp + 1) % 5]] = 1 - state[[lamp, (lamp + 1) % 5]]
+        rows.append(state.copy())
+    return np.array(rows, float)
+
+
+def test_kinds_of_moves_lead_where_no_trajectory_was():
+    data = make(ring)
+    whole = make_map(data)
+    assert len(whole.switches) == 5 and len(whole._kinds) == 5
+    states = np.stack([with_things(data, lamps) for lamps in itertools.product([0, 1], repeat=5)])
+    goal = states[24]  # 1 1 0 0 0
+    place = whole.configurations(states)
+
+    never_there = ~((whole.sources == place[24]).all(1) | (whole.targets == place[24]).all(1))
+    assert 0 < never_there.sum() < len(never_there)
+    saved = whole.state_dict()
+    kept = {name: saved[name][torch.from_numpy(never_there)] for name in ('sources', 'targets')}
+    few = ThingsMap.from_state_dict(saved | kept)
+    left = [few.routes(goal[None])[0][-1].left(tuple(row), ()) for row in place.tolist()]
+
+    whole._kinds = whole._kinds[:0]  # by the moves of the data alone, which show every configuration
+    assert left == [whole.routes(goal[None])[0][-1].left(tuple(row), ()) for row in place.tolist()]
+    assert left[0] == 1 and left[1] == -1  # they change two at once
+
+    ahead, found = waypoints(few, states[:1], goal[None])
+    assert found.all()
+    np.testing.assert_array_equal(few.configurations(ahead), place[24:25])
+    again = few.routes(goal[None] + np.float32(1e-3))[0][-1]
+    assert again.moves_left is few.routes(goal[None])[0][-1].moves_left  # one table for one configuration
+
+
+def test_a_lock_is_no_free_kind():
+    assert len(make_map(make(lamps))._kinds) == 2
+    assert not len(make_map(make(lamps, locked=True))._kinds)
+    assert not len(make_map(make(cubes))._kinds)
+
+
 def test_a_tilt_belongs_to_what_is_tilted():
     """A cube falls on its side in one move of ten. It is no thing of its own, and no plan waits for it."""
     def tilted(rng):
