@@ -195,8 +195,9 @@ class StateMap:
             np.maximum.at(walked, self.sources, edge_worths * worth[self.targets])
             landed = luck.landing_chances * worth[luck.landing_nodes]
             gates = np.bincount(luck.landing_numbers, landed)
+            through = hop_worth * gates[luck.gate_numbers]
             jumped = np.zeros(len(self))
-            np.maximum.at(jumped, luck.gate_nodes, hop_worth * gates[luck.gate_numbers])
+            np.maximum.at(jumped, luck.gate_nodes, through)
 
             new = np.maximum(worth, np.maximum(walked, jumped))
             changed = (new - worth).max() > CONVERGED
@@ -209,7 +210,7 @@ class StateMap:
         order = np.argsort(landed, kind='stable')
         best_landing = np.zeros(len(gates), int)
         best_landing[luck.landing_numbers[order]] = luck.landing_nodes[order]
-        better = hop_worth * gates[luck.gate_numbers] > walked[luck.gate_nodes]
+        better = through > walked[luck.gate_nodes]
         following[luck.gate_nodes[better]] = best_landing[luck.gate_numbers[better]]
 
         following[near] = node
@@ -418,7 +419,7 @@ def find_luck(jumps, gates, labels, end_of, hop):
     through its gate. From one node too few jumps were seen to tell what chance decides, so all of a gate's count."""
     jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
     take_off = np.flatnonzero(jumps)
-    before = take_off[:, None] - np.arange(hop)
+    before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
     same = (before >= 0) & (end_of[np.maximum(before, 0)] == end_of[take_off][:, None])
     same &= jumps_before[np.maximum(before, 0)] == jumps_before[take_off][:, None]
     number = np.broadcast_to(gates[:, None], before.shape)[same]

@@ -327,9 +327,10 @@ class ThingsMap:
         if self.loose or not two_places or not len(self.sources) or len(self.switches) > MOST_FLIPS:
             return none
 
-        kinds, kind = np.unique(self.sources != self.targets, axis=0, return_inverse=True)
-        for k in range(len(kinds)):
-            share = self.sources[kind.ravel() == k].mean(0)
+        changes = self.sources != self.targets
+        kinds = np.unique(changes, axis=0)
+        for kind in kinds:
+            share = self.sources[(changes == kind).all(1)].mean(0)
             if (share == 0).any() or (share == 1).any():
                 return none
         return kinds
@@ -437,8 +438,9 @@ class ThingsMap:
         """-> the Flips that lead to a configuration; kept for those asked for last."""
         if end not in self._flips:
             self._flips[end] = Flips(self._kinds, end)
-            if len(self._flips) > KEPT_FLIPS:
-                self._flips.popitem(last=False)
+        self._flips.move_to_end(end)
+        if len(self._flips) > KEPT_FLIPS:
+            self._flips.popitem(last=False)
         return self._flips[end]
 
     def _following(self, configuration):
