@@ -26,6 +26,7 @@ class Row:
     peers: dict
     goal: str = ''
     note: str = ''
+    shares: dict = dataclasses.field(default_factory=dict)  # what a part takes of the arithmetic, 0 to 1
 
 
 def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):

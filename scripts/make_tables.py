@@ -9,11 +9,12 @@ flags in config_offline.json and config_online.json. `main` makes the main table
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
 picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels of as many steps or from true ones.
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` and HIQL one of what labels cost.
-`lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-no-<part>`
-beside `parts-all` make one of what each part of the offline half is worth. Every other experiment is a row of the
-ablations, paired by seed with `main`, and one of results/before/ with what `main` was at its time (`network-labels`,
-`full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there has the evaluations while
-training. What is missing is left out. The data are of our own expert, which every name says.
+`lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-<what is
+other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what it takes of the
+arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). Every other experiment is a row of
+the ablations, paired by seed with `main`, and one of results/before/ with what `main` was at its time
+(`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there has the
+evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse
@@ -82,10 +83,11 @@ ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds
 LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
           'environment steps', 'episodes a seed')
 FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
-PARTS = ('without', 'data', 'with the map, %', 'difference, by seed', 'without the map, %', 'difference, by seed',
-         'n seeds')
-PART_NAMES = {'critic': 'Q', 'infonce': 'InfoNCE', 'alignment': 'alignment', 'next-state': 'next state',
-              'reward-done': 'reward/done'}
+PARTS = ('what is other', 'of the arithmetic', 'data', 'with the map, %', 'difference, 95 % interval, by seed',
+         'without the map, %', 'difference, 95 % interval, by seed', 'n seeds')
+PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': 'no alignment',
+              'no-next-state': 'no next state', 'no-reward-done': 'no reward/done', 'gru': 'a GRU for the Mamba',
+              'mlp': 'an MLP for the Mamba'}
 DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
 
 
@@ -344,14 +346,14 @@ def counts(runs):
     return f'{len(runs)} × 5 × {"–".join(map(str, episodes))}'
 
 
-def make_details(results):
+def make_details(results, shares):
     """-> what stands between the markers of results/README.md."""
     parts = []
     if rows := ablation_rows(results, ['main']):
         parts.append(table(ABLATIONS, rows))
     if rows := losses_rows(results):
         parts.append(table(LOSSES, rows))
-    if rows := part_rows(results):
+    if rows := part_rows(results, shares):
         parts.append(table(PARTS, rows))
     if rows := demonstrator_rows(results):
         parts.append(table(DEMONSTRATOR, rows))
@@ -457,23 +459,24 @@ def losses_rows(results):
     return rows
 
 
-def part_rows(results):
-    """Cells of what is lost without one part of the offline half (`parts-no-<part>`), paired by seed with all of them
-    (`parts-all`)."""
+def part_rows(results, shares):
+    """Cells of what another offline half (`parts-<what is other>`) loses, paired by seed with the usual one
+    (`parts-all`). shares: {what is other: its share of the arithmetic}."""
     rows = []
     for (experiment, name), whole in sorted(results.items()):
         if experiment != 'parts-all':
             continue
 
         successes = [mean_text([run.success for run in whole]), mean_text([run.without_plan for run in whole])]
-        rows.append(('nothing', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
+        rows.append(('nothing', '–', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
         by_seed = {run.seed: run for run in whole}
         for part, text in PART_NAMES.items():
-            pairs = [(run, by_seed[run.seed]) for run in results.get((f'parts-no-{part}', name), [])
+            pairs = [(run, by_seed[run.seed]) for run in results.get((f'parts-{part}', name), [])
                      if run.seed in by_seed]
             if pairs:
                 rows.append((
                     text,
+                    f'{shares[text]:.0%}' if text in shares else '–',
                     label(name),
                     mean_text([run.success for run, _ in pairs]),
                     differences_text([run.success - other.success for run, other in pairs]),
@@ -485,9 +488,28 @@ def part_rows(results):
 
 
 def differences_text(differences):
-    """Mean of differences in percent, and each of them."""
-    each = ', '.join(f'{100 * difference:+.0f}' for difference in differences)
-    return f'{100 * np.mean(differences):+.1f} ({each})'
+    """Mean of differences in percent, its 95 % interval by Student's t, and each of them."""
+    values = [100 * difference for difference in differences]
+    each = ', '.join(f'{value:+.0f}' for value in values)
+    return f'{np.mean(values):+.1f}{half_width_text(values)} ({each})'
+
+
+def half_width_text(values):
+    """' ± half of the 95 % interval of the mean', '' for a single value."""
+    from scipy.stats import t as student
+
+    if len(values) < 2:
+        return ''
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f' ± {half:.0f}'
+
+
+def read_shares(path):
+    """-> {what is other: share of an update's arithmetic} from what `benchmark.py --only parts --json` wrote."""
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding='utf-8'))['rows']
+    return {f'no {part}': share for row in rows for part, share in row['shares'].items()}
 
 
 def demonstrator_rows(results):
@@ -553,7 +575,7 @@ def main():
     before = read_results(root / 'results' / 'before')
     hiql = read_hiql(root / 'results' / 'baselines' / 'hiql_gpu')
     blocks = {name: make_front(results, before, hiql, words, published) for name, words in WORDS.items()}
-    blocks[DETAILS] = make_details(results)
+    blocks[DETAILS] = make_details(results, read_shares(root / 'results' / 'parts.json'))
     blocks[BEFORE] = make_before(before)
 
     stale = {}  # name of a file -> what it should say

@@ -61,7 +61,7 @@ run() {
         --final_eval_episodes 1 $6 --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
-    lost-*,*-stitch-* | full-* | few-*) evaluation='--episodes_per_task 20' ;;
+    lost-*,*-stitch-* | few-*) evaluation='--episodes_per_task 20' ;;
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac
@@ -143,31 +143,26 @@ for seed in 13 14 15; do
     run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --no-remember_lost'
 done
 
-# the other encoders where nothing is lost
-for seed in 16 17 18; do
-    for maze in medium-navigate medium-stitch; do
-        for encoder in gru mlp; do
-            run full-$encoder antmaze-$maze-v0 $seed 2000 "--encoder $encoder" ''
-        done
-    done
-done
-
 # so few steps that exploring could matter: all of them random, or three fifths the agent's own, goal-biased or not; as
 # many updates each
-few_own='--random_steps 200 --initial_updates 4000 --update_ratio 33.3'
+few_own='--random_steps 200 --initial_updates 2000 --update_ratio 20'
 for seed in 16 17 18; do
-    run few-random antmaze-large-explore-v0 $seed 500 main '--random_steps 500'
+    run few-random antmaze-large-explore-v0 $seed 500 main '--random_steps 500 --initial_updates 8000'
     run few-own antmaze-large-explore-v0 $seed 500 main "$few_own --epsilon_start 0 --epsilon_end 0"
     run few-goal-biased antmaze-large-explore-v0 $seed 500 main "$few_own"
 done
 
-# what each part of the offline half is worth, with the map and without
+# what each part of the offline half is worth, with the map and without, and the Mamba beside other encoders
 for seed in 13 14 15; do
     for maze in medium-navigate medium-stitch; do
         for part in all: no-critic:critic no-infonce:infonce no-alignment:alignment no-next-state:state \
             no-reward-done:reward; do
             weight=${part#*:}
             run parts-${part%:*} antmaze-$maze-v0 $seed 2000 "--num_updates 1000 ${weight:+--${weight}_weight 0}" \
+                '--initial_updates 3000'
+        done
+        for encoder in gru mlp; do
+            run parts-$encoder antmaze-$maze-v0 $seed 2000 "--num_updates 1000 --encoder $encoder" \
                 '--initial_updates 3000'
         done
     done

@@ -211,10 +211,13 @@ def test_what_each_part_is_worth(page):
             metrics = json.loads((folder / 'evaluation.json').read_text())
             comparison = {'overall': {'difference': success - without}}
             (folder / 'evaluation.json').write_text(json.dumps(metrics | {'comparison': comparison}))
+    shares = {'rows': [{'shares': {}}, {'shares': {'Q': 0.159}}]}
+    (page / 'results' / 'parts.json').write_text(json.dumps(shares))
     assert script('make_tables', '--root', page)[0] == 0
     details = (page / 'results' / 'README.md').read_text()
-    assert f'| nothing | {DATA} | 85.0 ± 7.1 | – | 45.0 ± 7.1 | – | 2 |' in details
-    assert f'| Q | {DATA} | 90.0 ± 0.0 | +5.0 (+0, +10) | 50.0 ± 28.3 | +5.0 (-10, +20) | 2 |' in details
+    assert f'| nothing | – | {DATA} | 85.0 ± 7.1 | – | 45.0 ± 7.1 | – | 2 |' in details
+    cells = f'{DATA} | 90.0 ± 0.0 | +5.0 ± 64 (+0, +10) | 50.0 ± 28.3 | +5.0 ± 191 (-10, +20) | 2 |'
+    assert f'| no Q | 16% | {cells}' in details, 'intervals: 12.7 times the standard error of two'
     assert 'parts-' not in details, 'no ablations'
 
 
