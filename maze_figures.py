@@ -26,6 +26,7 @@ SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wid
 WALL = '#c8ccd2'
 FLOOR = '#ffffff'
 EDGE = '#8a8f98'  # of the map of the data
+JUMPED = '#7b3fb5'
 PLAN = '#D55E00'
 FAILED_PATH = '#444444'
 ENDS = (('start', 'o', 'white'), ('goal', '*', '#F0E442'))  # in every legend: label, marker, colour
@@ -452,14 +453,16 @@ def draw_episode(probe, agent, episode, path, title, every=25):
 
 
 def draw_plan(maze, state_map, path, title):
-    """The `StateMap` of the data: its edges, its nodes coloured by their cost to each task's goal, in hops, and the
-    plan from the task's start. Crosses: nodes from which no path leads there. A hop is a little longer than what is
-    walked in its steps, since it leads from anywhere in one node to anywhere in the next."""
+    """The `StateMap` of the data: its edges, jumps (from the middle of a gate to where it led, thicker where more
+    often), nodes coloured by their cost to each task's goal, in hops, and the plan from the task's start. Crosses:
+    nodes from which no path leads there. A hop is a little longer than what is walked in its steps, since it leads from
+    anywhere in one node to anywhere in the next."""
     from matplotlib.collections import LineCollection
 
     figure, axes = _panels(maze, title)
     xy = maze.places(state_map.states)
     edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
+    jumps, chances = _jumps(state_map.luck, xy)
     goals = state_map.locate(maze.goal_observations)
     # a task is known by the place where it starts, so that any node there will do
     starts = [int(np.linalg.norm(xy - start, axis=1).argmin()) for start in maze.starts]
@@ -473,6 +476,7 @@ def draw_plan(maze, state_map, path, title):
     for task, (axis, distance) in enumerate(zip(axes[:-1], hops, strict=False), 1):
         maze.draw(axis, task)
         axis.add_collection(LineCollection(edges, colors=EDGE, linewidths=0.25, alpha=0.35, zorder=2, rasterized=True))
+        axis.add_collection(LineCollection(jumps, colors=JUMPED, linewidths=0.3 + 6 * chances, alpha=0.6, zorder=2))
         reached = np.isfinite(distance)
         image = axis.scatter(*xy[reached].T, c=distance[reached], cmap='viridis_r', vmin=0, vmax=most, s=4, lw=0,
                              zorder=3)
@@ -489,7 +493,18 @@ def draw_plan(maze, state_map, path, title):
     _colorbar(figure, image, legend, (0.12, 0.04, 0.08, 0.82))
     legend.text(0.0, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
     entries = [*ENDS, ('plan', '--', PLAN), ('edges', '--', EDGE)]
+    if len(jumps):
+        entries.append(('jumps', '--', JUMPED))
     if not all(np.isfinite(distance).all() for distance in hops):
         entries.append(('no path', 'x', INK))
     _legend(legend, entries, bbox_to_anchor=(0.44, 0.45), loc='center left')
     save(figure, path)
+
+
+def _jumps(luck, xy):
+    """-> (lines (P, 2, 2) from the middle of a gate to a node in which it led, how likely each is (P,)); xy (K, 2): the
+    places of the nodes."""
+    middles = np.zeros((luck.gate_numbers.max(initial=-1) + 1, 2))
+    for number in range(len(middles)):
+        middles[number] = xy[luck.gate_nodes[luck.gate_numbers == number]].mean(0)
+    return np.stack([middles[luck.landing_numbers], xy[luck.landing_nodes]], 1), luck.landing_chances

@@ -23,7 +23,6 @@ import os
 import re
 import socket
 import struct
-import sys
 import tempfile
 import time
 import tokenize
@@ -39,6 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 import own_environment
+from support.flags import run_main
 from support.locks import file_lock
 
 # OGBench's environments with states for observations, by family: the size of a state, and the datasets of each kind as
@@ -496,8 +496,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

@@ -461,30 +461,40 @@ def losses_rows(results):
 
 def part_rows(results, shares):
     """Cells of what another offline half (`parts-<what is other>`) loses, paired by seed with the usual one
-    (`parts-all`). shares: {what is other: its share of the arithmetic}."""
+    (`parts-all`); at the end over all datasets. shares: {what is other: its share of the arithmetic}."""
+    wholes = {name: {run.seed: run for run in runs} for (experiment, name), runs in sorted(results.items())
+              if experiment == 'parts-all'}
     rows = []
-    for (experiment, name), whole in sorted(results.items()):
-        if experiment != 'parts-all':
-            continue
-
-        successes = [mean_text([run.success for run in whole]), mean_text([run.without_plan for run in whole])]
+    of_all = {}  # what is other -> its pairs of all datasets
+    for name, whole in wholes.items():
+        successes = [mean_text([run.success for run in whole.values()]),
+                     mean_text([run.without_plan for run in whole.values()])]
         rows.append(('nothing', '–', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
-        by_seed = {run.seed: run for run in whole}
         for part, text in PART_NAMES.items():
-            pairs = [(run, by_seed[run.seed]) for run in results.get((f'parts-{part}', name), [])
-                     if run.seed in by_seed]
-            if pairs:
-                rows.append((
-                    text,
-                    f'{shares[text]:.0%}' if text in shares else '–',
-                    label(name),
-                    mean_text([run.success for run, _ in pairs]),
-                    differences_text([run.success - other.success for run, other in pairs]),
-                    mean_text([run.without_plan for run, _ in pairs]),
-                    differences_text([run.without_plan - other.without_plan for run, other in pairs]),
-                    str(len(pairs)),
-                ))
+            pairs = [(run, whole[run.seed]) for run in results.get((f'parts-{part}', name), []) if run.seed in whole]
+            of_all.setdefault(text, []).extend(pairs)
+            rows += part_row(text, shares, label(name), pairs)
+
+    if len(wholes) > 1:
+        for text, pairs in of_all.items():
+            rows += part_row(text, shares, f'all {len(wholes)}', pairs)
     return rows
+
+
+def part_row(text, shares, data, pairs):
+    """-> a list with the row of what is other, `text`, in pairs of Results (without it, with it); empty for none."""
+    if not pairs:
+        return []
+    return [(
+        text,
+        f'{shares[text]:.0%}' if text in shares else '–',
+        data,
+        mean_text([run.success for run, _ in pairs]),
+        differences_text([run.success - other.success for run, other in pairs]),
+        mean_text([run.without_plan for run, _ in pairs]),
+        differences_text([run.without_plan - other.without_plan for run, other in pairs]),
+        str(len(pairs)),
+    )]
 
 
 def differences_text(differences):

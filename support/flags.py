@@ -58,16 +58,30 @@ def parse_flags(description, *config_classes, argv=None):
 
 
 def run_main(main):
-    """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback."""
+    """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback. Where
+    nobody reads the output any more (`| head`), it ends without a word."""
     try:
         keep_out_of_home()
         main()
+        sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and not is_read():
+            sys.exit(1)
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def is_read():
+    """Does somebody read stdout? An empty line tries it. If not, what is left to be written goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def keep_out_of_home():

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import re
 import socket
 import subprocess
@@ -591,6 +592,16 @@ def test_missing_file_and_folder(tmp_path):
 
 
 # Commands
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a pipe that nobody reads is no error on Windows')
+def test_a_list_that_nobody_reads_to_its_end_is_no_error():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, 'ogbench_utils.py', 'list'], cwd=Path(__file__).resolve().parents[1],
+                          stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, '')
 
 
 def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, capsys):

@@ -18,7 +18,7 @@ from maze_figures import (
 )
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from planner import StateMap
+from planner import Luck, StateMap
 from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset
@@ -217,3 +217,17 @@ def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):
         assert np.linalg.norm(way[0] - maze.starts[task]) < maze.unit
         assert np.linalg.norm(way[-1] - maze.goals[task]) < maze.unit
         assert not maze.fine_walls[maze.fine_cell(way)].any()
+
+    def lines(axis):
+        return [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, 'get_segments')]
+
+    assert lines(figure().axes[0]) == [len(state_map.sources), 0]
+    ends = np.array([20, 21], np.int32)
+    one_gate = np.zeros(2, np.int32)
+    state_map.luck = Luck(np.array([3, 4], np.int32), one_gate, one_gate, ends, np.array([0.25, 0.75], np.float32))
+    draw_plan(maze, state_map, 'x.png', 'title')
+    assert lines(figure().axes[0]) == [len(state_map.sources), 2]
+    jumps = figure().axes[0].collections[1].get_segments()
+    xy = maze.places(state_map.states)
+    for jump, end in zip(jumps, ends, strict=True):
+        assert np.allclose(jump, [xy[[3, 4]].mean(0), xy[end]])
