@@ -16,7 +16,7 @@ Laskin et al. 2020, plan so with actions and learned distances; here neither is 
               for it, no notice is taken for a hop
 """
 
-import collections
+import functools
 import warnings
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ class StateMap:
         shape = len(centers), len(centers)
         self._reversed = coo_array((costs, (targets, sources)), shape=shape).tocsr()
         self._near = coo_array((np.ones(len(near_sources), bool), (near_targets, near_sources)), shape=shape).tocsr()
-        self._routes = collections.OrderedDict()
+        self._kept_route = functools.lru_cache(KEPT_GOALS)(self._find_route)
 
     @classmethod
     def from_data(cls, data, mean, scale, hop=0, nodes=0, seed=0):
@@ -227,21 +227,15 @@ class StateMap:
         """The way to the goal's `node` (-1: it is off the map) -> (K + 1,) int: from each node the next one to head
         for, AT_GOAL within one hop of the goal, NO_PATH where none leads there; the last entry, which index -1 finds,
         is for whoever is off the map."""
-        node = int(node)
-        if node in self._routes:
-            self._routes.move_to_end(node)
-            return self._routes[node]
+        return self._kept_route(int(node))
 
+    def _find_route(self, node):
         route = np.full(len(self) + 1, NO_PATH, np.int32)
         if node >= 0:
             distances, following = self._paths_to(node)
             connected = np.isfinite(distances)
             route[:-1][connected] = following[connected]
             route[:-1][distances <= self.hop] = AT_GOAL
-
-        self._routes[node] = route
-        if len(self._routes) > KEPT_GOALS:
-            self._routes.popitem(last=False)
         return route
 
     def routes(self, goals):

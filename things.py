@@ -15,6 +15,7 @@ turn. None of this knows a cube from a button: all is read from trajectories of 
 
 import collections
 import dataclasses
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -246,9 +247,9 @@ class ThingsMap:
         self._rows_of = [np.flatnonzero(loose_things == count + i) for i in range(len(self.loose))]
         self._shortest = [np.quantile(length[rows], SHORT) if len(rows) else 0.0
                           for length, rows in zip(lengths, self._rows_of, strict=True)]
-        self._ways = collections.OrderedDict()
+        self._kept_way = functools.lru_cache(KEPT_GOALS)(self._way)
         self._kinds = self._free_kinds()
-        self._flips = collections.OrderedDict()
+        self._flips_to = functools.lru_cache(KEPT_FLIPS)(functools.partial(Flips, self._kinds))
 
     @classmethod
     def from_data(cls, data, scale, seed=0):
@@ -337,22 +338,14 @@ class ThingsMap:
 
     # ------------------------------------------------------------------------------------------------- plans
     def routes(self, goals):
-        """goals (B, S) raw -> list of the way (`_way`) to each of them; kept for the goals asked for last."""
-        ways = []
-        for goal in goals:
-            key = goal.tobytes()
-            if key not in self._ways:
-                self._ways[key] = self._way(goal)
-            self._ways.move_to_end(key)
-            ways.append(self._ways[key])
-            if len(self._ways) > KEPT_GOALS:
-                self._ways.popitem(last=False)
-        return ways
+        """goals (B, S) raw -> list of the way (`_way`) to each of them."""
+        return [self._kept_way(goal.tobytes(), goal.dtype) for goal in goals]
 
-    def _way(self, goal):
-        """-> list of Stage, of which the last one for which all is there that it needs is to be gone. The last of all
-        leads to the goal. Where two loose things can only come there together, three come before it: the one goes to
-        where their move begins, then the other, then both of them."""
+    def _way(self, goal_bytes, dtype):
+        """The bytes of a raw goal (S,), by which ways are kept -> list of Stage, of which the last one for which all is
+        there that it needs is to be gone. The last of all leads to the goal. Where two loose things can only come there
+        together, three come before it: the one goes to where their move begins, then the other, then both of them."""
+        goal = np.frombuffer(goal_bytes, dtype)
         place = self.place(goal)
         alone = [LooseMove((i,), self._shown(i, place)) for i in range(len(self.loose))]
         last = self._stage(goal, alone, [], tuple(self.configurations(goal[None])[0].tolist()))
@@ -433,15 +426,6 @@ class ThingsMap:
                     moves_left[node] = moves_left[configuration, done] + 1
                     queue.append(node)
         return Stage(goal, self.place(goal), moves, needs, moves_left)
-
-    def _flips_to(self, end):
-        """-> the Flips that lead to a configuration; kept for those asked for last."""
-        if end not in self._flips:
-            self._flips[end] = Flips(self._kinds, end)
-        self._flips.move_to_end(end)
-        if len(self._flips) > KEPT_FLIPS:
-            self._flips.popitem(last=False)
-        return self._flips[end]
 
     def _following(self, configuration):
         """-> list of the configurations to which a single move leads."""

@@ -385,7 +385,7 @@ def test_routes_are_kept_but_not_without_bound(monkeypatch):
     assert state_map.route(0) is kept
     for node in range(1, 10):
         state_map.route(node)
-    assert len(state_map._routes) == 3
+    assert state_map._kept_route.cache_info().currsize == 3
     np.testing.assert_array_equal(state_map.route(0), kept)
 
 
