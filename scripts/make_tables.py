@@ -465,27 +465,26 @@ def part_rows(results, shares):
     wholes = {name: {run.seed: run for run in runs} for (experiment, name), runs in sorted(results.items())
               if experiment == 'parts-all'}
     rows = []
-    of_all = {}  # what is other -> its pairs of all datasets
+    by_part = {}  # what is other -> its pairs, a list for each dataset
     for name, whole in wholes.items():
         successes = [mean_text([run.success for run in whole.values()]),
                      mean_text([run.without_plan for run in whole.values()])]
         rows.append(('nothing', '–', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
         for part, text in PART_NAMES.items():
             pairs = [(run, whole[run.seed]) for run in results.get((f'parts-{part}', name), []) if run.seed in whole]
-            of_all.setdefault(text, []).extend(pairs)
-            rows += part_row(text, shares, label(name), pairs)
+            if pairs:
+                by_part.setdefault(text, []).append(pairs)
+                rows.append(part_row(text, shares, label(name), pairs))
 
-    if len(wholes) > 1:
-        for text, pairs in of_all.items():
-            rows += part_row(text, shares, f'all {len(wholes)}', pairs)
+    for text, datasets in by_part.items():
+        if len(datasets) > 1:
+            rows.append(part_row(text, shares, f'these {len(datasets)}', sum(datasets, [])))
     return rows
 
 
 def part_row(text, shares, data, pairs):
-    """-> a list with the row of what is other, `text`, in pairs of Results (without it, with it); empty for none."""
-    if not pairs:
-        return []
-    return [(
+    """-> the cells of what is other, `text`, from pairs of Results (with it, with nothing other)."""
+    return (
         text,
         f'{shares[text]:.0%}' if text in shares else '–',
         data,
@@ -494,7 +493,7 @@ def part_row(text, shares, data, pairs):
         mean_text([run.without_plan for run, _ in pairs]),
         differences_text([run.without_plan - other.without_plan for run, other in pairs]),
         str(len(pairs)),
-    )]
+    )
 
 
 def differences_text(differences):

@@ -15,6 +15,7 @@ from support.stats import last_three_mean, on_common_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, LARGE = 'antmaze-medium-navigate-v0', 'antmaze-large-navigate-v0'
+STITCH = 'antmaze-medium-stitch-v0'
 DATA = '`antmaze-medium-navigate` (our expert)'
 
 
@@ -201,16 +202,20 @@ def test_success_by_losses(page):
     assert (page / 'assets' / 'success_by_losses.png').stat().st_size > 20_000
 
 
-def test_what_each_part_is_worth(page):
-    """With the map and without, paired by seed with all parts."""
-    runs = {'parts-all': [(0.9, 0.4), (0.8, 0.5)], 'parts-no-critic': [(0.9, 0.3), (0.9, 0.7)]}
+def write_parts(page, dataset, runs):
+    """runs: {experiment: [(success, without the map) of each seed]}."""
     for experiment, successes in runs.items():
         for seed, (success, without) in enumerate(successes):
-            folder = page / 'results' / experiment / ANT / f'seed{seed}'
+            folder = page / 'results' / experiment / dataset / f'seed{seed}'
             write_run(folder, [success])
             metrics = json.loads((folder / 'evaluation.json').read_text())
             comparison = {'overall': {'difference': success - without}}
             (folder / 'evaluation.json').write_text(json.dumps(metrics | {'comparison': comparison}))
+
+
+def test_what_each_part_is_worth(page):
+    """With the map and without, paired by seed with all parts."""
+    write_parts(page, ANT, {'parts-all': [(0.9, 0.4), (0.8, 0.5)], 'parts-no-critic': [(0.9, 0.3), (0.9, 0.7)]})
     shares = {'rows': [{'shares': {}}, {'shares': {'Q': 0.159}}]}
     (page / 'results' / 'parts.json').write_text(json.dumps(shares))
     assert script('make_tables', '--root', page)[0] == 0
@@ -219,6 +224,13 @@ def test_what_each_part_is_worth(page):
     cells = f'{DATA} | 90.0 ± 0.0 | +5.0 ± 64 (+0, +10) | 50.0 ± 28.3 | +5.0 ± 191 (-10, +20) | 2 |'
     assert f'| no Q | 16% | {cells}' in details, 'intervals: 12.7 times the standard error of two'
     assert 'parts-' not in details, 'no ablations'
+    assert 'these 2' not in details
+
+    write_parts(page, STITCH, {'parts-all': [(0.5, 0.5)], 'parts-no-critic': [(0.6, 0.5)], 'parts-mlp': [(0.6, 0.5)]})
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert '| no Q | 16% | these 2 | 80.0 ± 17.3 | +6.7 ± 14 (+0, +10, +10) |' in details
+    assert details.count('an MLP for the Mamba') == 1, 'of one dataset only'
 
 
 def test_what_stands_beside_the_budgets_is_dashed_in_their_colours(monkeypatch):
