@@ -63,7 +63,8 @@ def run_main(main):
     try:
         keep_out_of_home()
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) and not is_read():
             sys.exit(1)

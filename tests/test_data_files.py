@@ -4,6 +4,7 @@ import http.server
 import io
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from ogbench_utils import (
     parse_name,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME = 'antmaze-large-stitch-v0'
 
 
@@ -598,10 +600,14 @@ def test_missing_file_and_folder(tmp_path):
 def test_a_list_that_nobody_reads_to_its_end_is_no_error():
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run([sys.executable, 'ogbench_utils.py', 'list'], cwd=Path(__file__).resolve().parents[1],
-                          stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, 'ogbench_utils.py', 'list'], cwd=ROOT, stdout=theirs,
+                          stderr=subprocess.PIPE, text=True)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, '')
+
+    closed = f'exec {shlex.quote(sys.executable)} ogbench_utils.py list >&-'
+    done = subprocess.run(['sh', '-c', closed], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, capsys):
