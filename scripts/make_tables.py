@@ -34,7 +34,7 @@ from support.figures import plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
-from support.stats import mean_std  # noqa: E402
+from support.stats import mean_half_width, mean_std  # noqa: E402
 
 BEGIN = '<!-- made by scripts/make_tables.py -->'
 END = '<!-- end of what scripts/make_tables.py made -->'
@@ -500,17 +500,8 @@ def differences_text(differences):
     """Mean of differences in percent, its 95 % interval by Student's t, and each of them."""
     values = [100 * difference for difference in differences]
     each = ', '.join(f'{value:+.0f}' for value in values)
-    return f'{np.mean(values):+.1f}{half_width_text(values)} ({each})'
-
-
-def half_width_text(values):
-    """' ± half of the 95 % interval of the mean', '' for a single value."""
-    from scipy.stats import t as student
-
-    if len(values) < 2:
-        return ''
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f' ± {half:.0f}'
+    width = f' ± {mean_half_width(values):.0f}' if len(values) > 1 else ''
+    return f'{np.mean(values):+.1f}{width} ({each})'
 
 
 def read_shares(path):

@@ -91,6 +91,14 @@ def mean_std(values):
     return mean, std
 
 
+def mean_half_width(values, level=0.95):
+    """Half of the confidence interval of the mean of n values, by Student's t; n at least 2. Of so few values as there
+    are seeds a bootstrap would be too narrow."""
+    from scipy.stats import sem, t
+
+    return float(t.ppf((1 + level) / 2, len(values) - 1) * sem(values))
+
+
 def last_three_mean(values):
     """The number that OGBench reports for a run: the mean of its last three evaluations."""
     return float(np.mean(values[-3:]))
