@@ -11,10 +11,11 @@ picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels
 `expert-noise-*` makes the table of the demonstrator, and with `true-actions` and HIQL one of what labels cost.
 `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-<what is
 other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what it takes of the
-arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). Every other experiment is a row of
-the ablations, paired by seed with `main`, and one of results/before/ with what `main` was at its time
-(`network-labels`, `full-actions`, `older-weights`, or `no-plan` if it did not plan); the last table there has the
-evaluations while training. What is missing is left out. The data are of our own expert, which every name says.
+arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>` makes one of
+exploration, paired with `few-random`. Every other experiment is a row of the ablations, paired by seed with `main`, and
+one of results/before/ with what `main` was at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan`
+if it did not plan); the last table there has the evaluations while training. What is missing is left out. The data are
+of our own expert, which every name says.
 """
 
 import argparse
@@ -80,7 +81,7 @@ OLDER = 'network-labels'  # the last `main` but this
 REFERENCES_BEFORE = (OLDER, 'full-actions', 'older-weights')
 ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
              'environment steps', 'episodes a seed')
-LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'less than Mamba, same seeds', 'n seeds',
+LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'beside Mamba, 95 % interval, by seed', 'n seeds',
           'environment steps', 'episodes a seed')
 FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
 PARTS = ('what is other', 'of the arithmetic', 'data', 'with the map, %', 'difference, 95 % interval, by seed',
@@ -88,6 +89,9 @@ PARTS = ('what is other', 'of the arithmetic', 'data', 'with the map, %', 'diffe
 PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': 'no alignment',
               'no-next-state': 'no next state', 'no-reward-done': 'no reward/done', 'gru': 'a GRU for the Mamba',
               'mlp': 'an MLP for the Mamba'}
+EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biased': 'the agent, goal-biased'}
+EXPLORING = ('who takes the later steps', 'data', 'success, %', 'difference, 95 % interval, by seed', 'n seeds',
+             'environment steps', 'episodes a seed')
 DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
 
 
@@ -355,6 +359,8 @@ def make_details(results, shares):
         parts.append(table(LOSSES, rows))
     if rows := part_rows(results, shares):
         parts.append(table(PARTS, rows))
+    if rows := exploring_rows(results):
+        parts.append(table(EXPLORING, rows))
     if rows := demonstrator_rows(results):
         parts.append(table(DEMONSTRATOR, rows))
     return '\n\n'.join(parts)
@@ -377,7 +383,7 @@ def ablation_rows(results, references):
     """Cells of each experiment that is compared with one of `references`; these are rows too, but for `main`."""
     rows = []
     for (experiment, name), runs in sorted(results.items()):
-        if experiment == 'main' or experiment.startswith(('expert-', 'lost-', 'parts-')):
+        if experiment == 'main' or experiment.startswith(('expert-', 'few-', 'lost-', 'parts-')):
             continue
 
         planned = experiment == 'no-plan' or all(run.planned for run in runs)
@@ -444,14 +450,14 @@ def losses_rows(results):
                 runs = fillers.get(filler, {}).get(share)
                 if not runs:
                     continue
-                pairs = [mamba[run.seed] - run.success for run in runs if run.seed in mamba]
-                less = f'{100 * np.mean(pairs):.1f}' if pairs and filler != 'mamba' else '–'
+                differences = [run.success - mamba[run.seed] for run in runs if run.seed in mamba]
+                compared = bool(differences) and filler != 'mamba'
                 rows.append((
                     label(name),
                     f'{share:.0%}',
                     FILLERS[filler],
                     mean_text([run.success for run in runs]),
-                    less,
+                    differences_text(differences) if compared else '–',
                     str(len(runs)),
                     _range(run.online_steps for run in runs),
                     _range(5 * run.episodes for run in runs),
@@ -494,6 +500,28 @@ def part_row(text, shares, data, pairs):
         differences_text([run.without_plan - other.without_plan for run, other in pairs]),
         str(len(pairs)),
     )
+
+
+def exploring_rows(results):
+    """Cells of the table of exploration with few steps, paired by seed with random actions only."""
+    rows = []
+    for name in sorted(name for experiment, name in results if experiment == 'few-random'):
+        random = {run.seed: run.success for run in results['few-random', name]}
+        for explorer, text in EXPLORERS.items():
+            runs = [run for run in results.get((f'few-{explorer}', name), []) if run.seed in random]
+            if not runs:
+                continue
+            differences = [run.success - random[run.seed] for run in runs]
+            rows.append((
+                text,
+                label(name),
+                mean_text([run.success for run in runs]),
+                differences_text(differences) if explorer != 'random' else '–',
+                str(len(runs)),
+                _range(run.online_steps for run in runs),
+                _range(5 * run.episodes for run in runs),
+            ))
+    return rows
 
 
 def differences_text(differences):

@@ -195,7 +195,7 @@ def test_success_by_losses(page):
     losses = [row[1:6] for row in cells if row[1].endswith('%')]
     assert losses == [
         ['50%', 'Mamba', '75.0 ± 7.1', '–', '2'],
-        ['50%', 'MLP, no memory', '40.0 ± 14.1', '35.0', '2'],
+        ['50%', 'MLP, no memory', '40.0 ± 14.1', '-35.0 ± 64 (-30, -40)', '2'],
         ['80%', 'GRU', '20.0', '–', '1'],
     ]
     assert 'lost-' not in (page / 'results' / 'README.md').read_text(), 'no ablations'
@@ -231,6 +231,20 @@ def test_what_each_part_is_worth(page):
     details = (page / 'results' / 'README.md').read_text()
     assert '| no Q | 16% | these 2 | 80.0 ± 17.3 | +6.7 ± 14 (+0, +10, +10) |' in details
     assert details.count('an MLP for the Mamba') == 1, 'of one dataset only'
+
+
+def test_exploration_with_few_steps(page):
+    """Who takes the later steps, paired by seed with random actions alone."""
+    runs = {'few-random': [0.5, 0.6], 'few-own': [0.6, 0.8], 'few-goal-biased': [0.4]}
+    for experiment, successes in runs.items():
+        for seed, success in enumerate(successes):
+            write_run(page / 'results' / experiment / ANT / f'seed{seed}', [success])
+    assert script('make_tables', '--root', page)[0] == 0
+    details = (page / 'results' / 'README.md').read_text()
+    assert f'| random actions | {DATA} | 55.0 ± 7.1 | – | 2 |' in details
+    assert f'| the agent, ε = 0 | {DATA} | 70.0 ± 14.1 | +15.0 ± 64 (+10, +20) | 2 |' in details
+    assert f'| the agent, goal-biased | {DATA} | 40.0 | -10.0 (-10) | 1 |' in details
+    assert 'few-' not in details, 'no ablations'
 
 
 def test_what_stands_beside_the_budgets_is_dashed_in_their_colours(monkeypatch):
