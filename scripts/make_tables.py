@@ -445,24 +445,28 @@ def losses_rows(results):
     rows = []
     for name, fillers in by_losses(results).items():
         for share in sorted({share for own in fillers.values() for share in own}):
-            mamba = {run.seed: run.success for run in fillers.get('mamba', {}).get(share, [])}
+            mamba = fillers.get('mamba', {}).get(share, [])
             for filler in FILLERS:
                 runs = fillers.get(filler, {}).get(share)
                 if not runs:
                     continue
-                differences = [run.success - mamba[run.seed] for run in runs if run.seed in mamba]
-                compared = bool(differences) and filler != 'mamba'
-                rows.append((
-                    label(name),
-                    f'{share:.0%}',
-                    FILLERS[filler],
-                    mean_text([run.success for run in runs]),
-                    differences_text(differences) if compared else '–',
-                    str(len(runs)),
-                    _range(run.online_steps for run in runs),
-                    _range(5 * run.episodes for run in runs),
-                ))
+                others = mamba if filler != 'mamba' else []
+                rows.append((label(name), f'{share:.0%}', FILLERS[filler], *cells_beside(runs, others)))
     return rows
+
+
+def cells_beside(runs, others):
+    """-> the cells of `runs`: success, how it differs from that of `others` with the same seeds, seeds, environment
+    steps, episodes."""
+    successes = {other.seed: other.success for other in others}
+    differences = [run.success - successes[run.seed] for run in runs if run.seed in successes]
+    return (
+        mean_text([run.success for run in runs]),
+        differences_text(differences) if differences else '–',
+        str(len(runs)),
+        _range(run.online_steps for run in runs),
+        _range(5 * run.episodes for run in runs),
+    )
 
 
 def part_rows(results, shares):
@@ -506,21 +510,13 @@ def exploring_rows(results):
     """Cells of the table of exploration with few steps, paired by seed with random actions only."""
     rows = []
     for name in sorted(name for experiment, name in results if experiment == 'few-random'):
-        random = {run.seed: run.success for run in results['few-random', name]}
+        random = results['few-random', name]
+        seeds = {run.seed for run in random}
         for explorer, text in EXPLORERS.items():
-            runs = [run for run in results.get((f'few-{explorer}', name), []) if run.seed in random]
-            if not runs:
-                continue
-            differences = [run.success - random[run.seed] for run in runs]
-            rows.append((
-                text,
-                label(name),
-                mean_text([run.success for run in runs]),
-                differences_text(differences) if explorer != 'random' else '–',
-                str(len(runs)),
-                _range(run.online_steps for run in runs),
-                _range(5 * run.episodes for run in runs),
-            ))
+            runs = [run for run in results.get((f'few-{explorer}', name), []) if run.seed in seeds]
+            if runs:
+                others = random if explorer != 'random' else []
+                rows.append((text, label(name), *cells_beside(runs, others)))
     return rows
 
 

@@ -183,12 +183,16 @@ def test_success_by_steps(page):
     assert f'| {DATA} | 30.0 (1) | 80.0 (1) |\n| HIQL, labels of as many steps | 25.0 (1) | – |' in text
 
 
-def test_success_by_losses(page):
-    """What fills in lost readings, paired with the Mamba; a table of its own and a picture."""
-    runs = {'lost-0.5-mamba': [0.8, 0.7], 'lost-0.5-mlp': [0.5, 0.3], 'lost-0.8-gru': [0.2]}
+def write_seeds(page, runs):
+    """runs: {experiment: [success of each seed]}."""
     for experiment, successes in runs.items():
         for seed, success in enumerate(successes):
             write_run(page / 'results' / experiment / ANT / f'seed{seed}', [success])
+
+
+def test_success_by_losses(page):
+    """What fills in lost readings, paired with the Mamba; a table of its own and a picture."""
+    write_seeds(page, {'lost-0.5-mamba': [0.8, 0.7], 'lost-0.5-mlp': [0.5, 0.3], 'lost-0.8-gru': [0.2]})
     assert script('make_tables', '--root', page)[0] == 0
     rows = [line for line in (page / 'results' / 'README.md').read_text().splitlines() if line.startswith(f'| {DATA}')]
     cells = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows if 'seed' not in row]
@@ -235,10 +239,7 @@ def test_what_each_part_is_worth(page):
 
 def test_exploration_with_few_steps(page):
     """Who takes the later steps, paired by seed with random actions alone."""
-    runs = {'few-random': [0.5, 0.6], 'few-own': [0.6, 0.8], 'few-goal-biased': [0.4]}
-    for experiment, successes in runs.items():
-        for seed, success in enumerate(successes):
-            write_run(page / 'results' / experiment / ANT / f'seed{seed}', [success])
+    write_seeds(page, {'few-random': [0.5, 0.6], 'few-own': [0.6, 0.8], 'few-goal-biased': [0.4]})
     assert script('make_tables', '--root', page)[0] == 0
     details = (page / 'results' / 'README.md').read_text()
     assert f'| random actions | {DATA} | 55.0 ± 7.1 | – | 2 |' in details
