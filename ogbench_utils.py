@@ -281,14 +281,40 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
 
 
 def load_actions(path, rows):
-    """The first `rows` actions of a dataset that has them (OGBench's have, and what `collect_dataset.py
-    --no-state_only` writes) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
+    """The first `rows` actions of a dataset that has them (OGBench's have, what `collect_dataset.py --no-state_only`
+    writes, and rehearse.py) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
     with _open_dataset(path) as archive:
         if 'actions.npy' not in archive.namelist():
             raise DoesNotFit(f'{path}: there are no `actions` in it, which --true_actions learns from; name one that '
                              'has them with --dataset_path, or collect it with --no-state_only')
         size = len(_read_rows(archive, 'terminals', 1))
         return _read_rows(archive, 'actions', 2, size, rows)
+
+
+def fingerprint_of_actions(path):
+    """Which data the actions in a file of rehearse.py belong to, in the words of their `fingerprint`; None for any
+    other file."""
+    with _open_dataset(path), np.load(path, allow_pickle=False) as file:
+        return str(file['fingerprint']) if 'fingerprint' in file.files else None
+
+
+def load_physics(path, rows, qpos_dim, qvel_dim):
+    """The first `rows` states of a dataset as its simulator has them (OGBench's files do, and what `collect_dataset.py
+    --physics` writes) -> qpos (rows, qpos_dim), qvel (rows, qvel_dim) float32. Raises ValueError that names the
+    file."""
+    with _open_dataset(path) as archive:
+        names = archive.namelist()
+        if not {'qpos.npy', 'qvel.npy'} <= set(names):
+            raise DoesNotFit(f'{path}: there are no `qpos` and `qvel` in it, to which rehearsing sets the simulator; '
+                             'name a file that has them with --dataset_path, or collect it with --physics')
+        size = len(_read_rows(archive, 'terminals', 1))
+        arrays = [_read_rows(archive, name, 2, size, rows) for name in ('qpos', 'qvel')]
+
+    found = tuple(array.shape[1] for array in arrays)
+    if found != (qpos_dim, qvel_dim):
+        raise DoesNotFit(f'{path}: `qpos` and `qvel` have {found} numbers, the simulator has {(qpos_dim, qvel_dim)}: '
+                         'they are of another robot')
+    return arrays
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class OnlineBatch(TensorBatch):
     states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
     steps_left: torch.Tensor | None  # (n,) steps to states_ahead, where these are after the next move; else None
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
-    actions: torch.Tensor  # (n, A) in [-1, 1]: the labeler's, or real ones of own episodes or with --true_actions
+    actions: torch.Tensor  # (n, A) in [-1, 1]: the labeler's or a file's, or real ones of own episodes
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
     z: torch.Tensor  # (n, D)
     full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where it is not kept for the offline data

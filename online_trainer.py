@@ -16,7 +16,7 @@ from tqdm import tqdm
 from environments import num_tasks, open_envs
 from mamba import choose_backend
 from offline_agent import OfflineAgent
-from ogbench_utils import check_name, episode_seed, load_actions, make_env
+from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from own_environment import name_flag
 from pictures import draw_evaluation, open_maze
@@ -45,6 +45,9 @@ class TrainConfig(RunConfig):
     true_actions: bool = flag(False, "imitate the actions that the data file has, instead of the labeler's: what do "
                                      'labels cost?')
 
+    actions_path: str = flag('', 'imitate the actions in this file, such as rehearse.py writes of the same data, '
+                                 "instead of the labeler's")
+
     offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
                                        'offline run of --dataset')
     max_episodes: int = flag(1000, 'episodes to collect', least=1)
@@ -70,6 +73,11 @@ class TrainConfig(RunConfig):
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
     video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
+
+    @property
+    def infers_actions(self):
+        """Does the labeler infer what is imitated?"""
+        return not (self.true_actions or self.actions_path)
 
 
 LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
@@ -114,8 +122,11 @@ def check_flags(config, agent_config):
         end = getattr(config, f'{name}_end')
         if end > start:
             raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
-    if config.true_actions and agent_config.recovery_share:
-        raise ValueError('--recovery_share: only inferred actions lead back; leave it or --true_actions out')
+    if config.true_actions and config.actions_path:
+        raise ValueError('--actions_path, --true_actions: actions come from one of them; leave the other out')
+    if agent_config.recovery_share and not config.infers_actions:
+        raise ValueError("--recovery_share: only the labeler's actions lead back; leave it or "
+                         f'{"--true_actions" if config.true_actions else "--actions_path"} out')
 
 
 def newest_offline_run(dataset):
@@ -152,10 +163,17 @@ def find_origin(config, saved):
     return Origin(str(source.resolve()), data, checkpoint['agent'], senses_of(checkpoint))
 
 
-def load_true_actions(path, data, agent):
-    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file. Raises ValueError where there
-    are none or not the environment's."""
+def load_given_actions(path, data, agent):
+    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file or one that rehearse.py made for
+    it. Raises ValueError where there are none, not the environment's, or not of this data."""
+    path = str(expand(path))
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file of actions')
+
     actions = load_actions(path, len(data))
+    made_for = fingerprint_of_actions(path)
+    if made_for not in (None, data.fingerprint()):
+        raise ValueError(f'{path}: its actions were told for {made_for}; what is imitated is {data.fingerprint()}')
     if actions.shape[1] != agent.action_dim:
         raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the environment '
                          f'{agent.action_dim}')
@@ -186,8 +204,8 @@ def train(config, agent_config):
                                               config.dataset_url, config.max_trajectories, origin.senses, **sampling)
         space = envs[0].action_space
         agent = OnlineAgent(offline, space.low, space.high, agent_config)
-        if config.true_actions:
-            data.actions = load_true_actions(data_source.path, data, agent)
+        if not config.infers_actions:
+            data.actions = load_given_actions(config.actions_path or data_source.path, data, agent)
         if not run.saved:  # else it is part of what was saved
             with run.stop.at_once():
                 agent.build_map(data, config.seed)
@@ -322,7 +340,7 @@ class OnlineTraining:
                 dropped += self.replay.add(episode.observations, actions)
 
         self.batches.refresh(dropped)
-        if not self.config.true_actions:
+        if self.config.infers_actions:
             r2 = self.agent.fit_labeler(self.batches, self.rng)
             if r2 is not None:
                 collected.numbers['labeler/r2'] = r2

@@ -54,6 +54,7 @@ class CollectConfig:
     rows: int
     state_only: bool
     seed: int
+    physics: bool = False  # with `state_only`: keep qpos and qvel
 
     @property
     def family(self):
@@ -64,6 +65,13 @@ class CollectConfig:
     def kind(self):
         """'navigate', 'play', …"""
         return self.dataset.split('-')[-2]
+
+    def kept(self, arrays):
+        """Of the arrays of an episode, {name: array}, those that the file shall have."""
+        if not self.state_only:
+            return arrays
+        names = ('observations', 'qpos', 'qvel') if self.physics else ('observations',)
+        return {name: arrays[name] for name in names}
 
 
 def official_noise(dataset):
@@ -144,6 +152,8 @@ def parse_args(argv=None):
     add('output_name', help='name of the files without .npz (default: the dataset)')
     add('state_only', action=argparse.BooleanOptionalAction, default=True,
         help='save observations and terminals only; --no-state_only adds actions, qpos, qvel and states of buttons')
+    add('physics', action='store_true', help='with --state_only: add qpos and qvel, to which rehearse.py sets the '
+                                             'simulator')
     add('overwrite', action='store_true', help='replace existing files')
     add('seed', type=int, default=0, help='default: %(default)s')
     add('num_workers', type=int, default=1, help='processes, one core each (default: %(default)s)')
@@ -191,7 +201,8 @@ def check_args(args):
         if path.exists() and not args.overwrite:
             raise ValueError(f'{path} exists: pass --overwrite to replace it, or another --output_name')
     config = CollectConfig(dataset=args.dataset, policy=args.policy, expert_path=weights, noise=args.noise,
-                           rows=args.max_episode_steps, state_only=args.state_only, seed=args.seed)
+                           rows=args.max_episode_steps, state_only=args.state_only, seed=args.seed,
+                           physics=args.physics)
     return config, (args.num_episodes, args.num_val_episodes), paths
 
 

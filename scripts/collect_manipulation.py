@@ -66,9 +66,9 @@ class ManipulationCollector:
     def episode(self, split, number):
         """Play one episode. Row t of each array holds the state at t or the action taken there.
 
-        Returns float32 observations (rows, S) and, unless `state_only`, actions (rows, 5), qpos (rows, Q), qvel
-        (rows, U) and, where there are buttons, int64 button_states (rows, B). An episode in which the cube of `scene`
-        gets where it cannot be seen is played anew, as OGBench does.
+        Returns float32 observations (rows, S) and, as far as the config keeps them, actions (rows, 5), qpos
+        (rows, Q), qvel (rows, U) and, where there are buttons, int64 button_states (rows, B). An episode in which the
+        cube of `scene` gets where it cannot be seen is played anew, as OGBench does.
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, split, number]))
         global_seed, env_seed = rng.integers(2**31, size=2).tolist()
@@ -79,9 +79,7 @@ class ManipulationCollector:
                 break
             env_seed = None  # the environment's generator goes on
 
-        if self.config.state_only:
-            return {'observations': rows['observations']}
-        return rows
+        return self.config.kept(rows)
 
     def play(self, rng, env_seed):
         """One episode, whatever happens in it -> arrays as `episode`."""

@@ -144,8 +144,8 @@ class MazeCollector:
     def episode(self, split, number):
         """Walk one episode. Row t of each array holds the state at t or the action taken there.
 
-        Returns float32 observations (rows, S) and, unless `state_only`, actions (rows, A), qpos (rows, Q) and
-        qvel (rows, U).
+        Returns float32 observations (rows, S) and, as far as the config keeps them, actions (rows, A), qpos (rows, Q)
+        and qvel (rows, U).
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, split, number]))
         # An OGBench maze draws from three sources: numpy's global one (positions, teleports), its action
@@ -163,6 +163,7 @@ class MazeCollector:
             if info['success'] and self.config.kind == 'navigate':
                 self.move_goal(rng)
             observation = next_observation
-        keys = ('observations',) if self.config.state_only else ('observations', 'actions', 'qpos', 'qvel')
+        names = ('observations', 'actions', 'qpos', 'qvel')
         columns = zip(*rows, strict=True)
-        return {key: np.asarray(column, np.float32) for key, column in zip(keys, columns, strict=False)}
+        arrays = {name: np.asarray(column, np.float32) for name, column in zip(names, columns, strict=True)}
+        return self.config.kept(arrays)

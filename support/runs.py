@@ -189,7 +189,8 @@ class Stop:
 def open_run(kind, script, *configs):
     """Context of one training -> `Run`.
 
-    kind: 'offline' or 'online'; script: path of the trainer; configs: dataclasses of its flags, a `RunConfig` first.
+    kind: 'offline', 'online' or 'rehearsal'; script: path of what runs; configs: dataclasses of its flags, a
+    `RunConfig` first.
 
     The folder is locked, signals are caught, and `Stopped` ends the program with exit code 130 or 143, after printing
     the command that resumes the run. With --resume, `run.saved` is the checkpoint to continue from, or None where the

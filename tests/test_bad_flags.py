@@ -5,6 +5,7 @@ import pytest
 import evaluate
 import offline_trainer
 import online_trainer
+import rehearse
 from support.flags import run_main
 
 OFFLINE = [
@@ -46,9 +47,16 @@ ONLINE = [
     ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),
     ('--online_share 1.1', ['--online_share 1.1', 'at most 1']),
     ('--recovery_share 0.5 --true_actions', ['--recovery_share', '--true_actions']),
+    ('--recovery_share 0.5 --actions_path a.npz', ['--recovery_share', '--actions_path']),
+    ('--actions_path a.npz --true_actions', ['--actions_path', '--true_actions']),
     ('--recovery_share 2', ['--recovery_share 2.0', 'at most 1']),
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
+]
+REHEARSE = [
+    ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-']),
+    ('--stages 0', ['--stages 0', 'at least 1']),
+    ('--max_steps -1', ['--max_steps -1', 'at least 0']),
 ]
 EVALUATE = [
     ('--checkpoint x.pth --episodes_per_task 0', ['--episodes_per_task 0', 'at least 1']),
@@ -56,7 +64,7 @@ EVALUATE = [
     ('--checkpoint x.pth --action_scale 0', ['--action_scale 0', 'above 0']),
 ]
 CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
-                                               (evaluate, EVALUATE)) for case in cases]
+                                               (rehearse, REHEARSE), (evaluate, EVALUATE)) for case in cases]
 
 
 @pytest.mark.parametrize('script, flags, words', CASES, ids=[flags for _, flags, _ in CASES])

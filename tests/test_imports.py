@@ -34,6 +34,8 @@ ALLOWED = {
     'online_batches': {'beliefs', 'offline_agent', 'recoveries', 'things', 'utils'},
     'planner': set(),
     'labeler': set(),
+    'rehearsals': {'labeler', 'model'},
+    'rehearse': {'ogbench_utils', 'own_environment', 'rehearsals', 'trajectories'},
     'online_agent': {'beliefs', 'labeler', 'offline_agent', 'online_batches', 'model', 'planner', 'things',
                      'utils'},
     'maze_figures': {'ogbench_utils', 'senses'},

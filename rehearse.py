@@ -1,0 +1,222 @@
+"""Tell the actions of a dataset by trying actions out at its states, in a simulator that can be set to them.
+
+    python rehearse.py --dataset humanoidmaze-medium-navigate-v0
+    python online_trainer.py --dataset humanoidmaze-medium-navigate-v0 \\
+        --actions_path rehearsal_checkpoints/humanoidmaze-medium-navigate-v0/seed0/actions.npz
+
+For a robot whose own steps never come near what the data show. The file must have `qpos` and `qvel` besides its
+`observations`, as OGBench's have, and what `collect_dataset.py --physics` writes; its actions are not read. Method:
+rehearsals.py.
+"""
+
+import dataclasses
+import shlex
+
+import support.threads  # noqa: F401  before torch
+
+import numpy as np
+import torch
+
+from ogbench_utils import check_name, load_physics, make_env
+from own_environment import name_flag
+from rehearsals import Fit, Rehearser, Simulator, Tries
+from support.devices import choose_device, set_seed
+from support.files import write_atomic
+from support.flags import check_ranges, flag, parse_flags, run_main
+from support.kernels import prepare_cpu
+from support.runs import RunConfig, open_run
+from trajectories import load_dataset
+
+
+@dataclasses.dataclass
+class RehearsalConfig(RunConfig):
+    """data, tries and networks of a rehearsal"""
+    stages: int = flag(3, 'how often corrections are learned and made; each tries two actions at a state', least=1)
+    max_steps: int = flag(0, 'environment steps in all, one for each try; if they are too few for all states, some '
+                             'are drawn, and the actions of the others guessed; 0: all states', least=0)
+    random_range: float = flag(1.5, 'the first actions are uniform in so many times the action range, and clipped',
+                               above=0)
+    hidden_dim: int = flag(512, 'width of the networks', least=1)
+    num_updates: int = flag(6000, 'gradient steps of each network', least=1)
+    batch_size: int = flag(512, 'tries, or pairs of them, in a gradient step', least=1)
+    lr: float = flag(1e-3, "Adam's learning rate, falling to 0 in the second half of the steps", above=0)
+
+    @property
+    def rounds(self):
+        """Tries at each state: at random; in each stage one and one with noise; the last correction."""
+        return 2 + 2 * self.stages
+
+
+def rehearse(config):
+    """Run (or resume) a rehearsal -> path of actions.npz."""
+    check_ranges(config)
+    check_name(config.name, config.env)
+    set_seed(config.seed)
+    device = choose_device(config.device)
+    prepare_cpu(device)
+
+    with open_run('rehearsal', __file__, config) as run:
+        with run.stop.at_once():
+            data, _, source = load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
+                                           config.max_trajectories, context_length=1)
+            env = make_env(config.name).unwrapped
+            simulator = Simulator(env)
+            qpos, qvel = load_physics(source.path, len(data), env.model.nq, env.model.nv)
+
+        print(source.note)
+        rehearsal = Rehearsal(run, config, data, Physics(qpos, qvel), simulator, device)
+        print(f'{len(data.origins):,} steps of {len(data.starts):,} trajectories; actions are tried at '
+              f'{len(rehearsal.rows):,} of them, {config.rounds} times')
+        print(f'run folder: {run.folder}')
+        with run.stop.at_once():
+            actions = rehearsal.loop()
+
+        path = run.folder / 'actions.npz'
+        rehearsal.write(path, actions)
+        command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--actions_path', str(path)]
+        print(f'{rehearsal.steps:,} environment steps; actions: {path}')
+        print(f'next: {shlex.join(command)}')
+    return path
+
+
+@dataclasses.dataclass
+class Physics:
+    """States as the simulator has them."""
+
+    qpos: np.ndarray  # (N, Q)
+    qvel: np.ndarray  # (N, U)
+
+    def __getitem__(self, rows):
+        return Physics(self.qpos[rows], self.qvel[rows])
+
+
+class Rehearsal:
+    """Rounds of tries, a network learned after each; goes on after the last round that `run.saved` has."""
+
+    def __init__(self, run, config, data, physics, simulator, device):
+        self.run = run
+        self.config = config
+        self.data = data
+        self.physics = physics
+        self.simulator = simulator
+
+        env = simulator.env
+        self.middle = (env.action_space.high + env.action_space.low) / 2
+        self.half_width = (env.action_space.high - env.action_space.low) / 2
+
+        rng = np.random.default_rng([config.seed, 7])
+        affordable = config.max_steps // config.rounds if config.max_steps else len(data.origins)
+        self.rows = data.origins
+        if affordable < len(self.rows):
+            if affordable < 100:
+                raise ValueError(f'--max_steps {config.max_steps}: {config.rounds} tries at each state need at '
+                                 f'least {100 * config.rounds}')
+            self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
+
+        states, changes = self.seen(self.rows)
+        self.rehearser = Rehearser(states, changes, len(self.middle), config.hidden_dim, config.num_updates,
+                                   config.batch_size, config.lr, device)
+        self.fit = None  # the last network
+        if run.saved:
+            self.load_state_dict(run.saved)
+        self.log = run.start_logging('rehearsal.csv', self.steps, data.fingerprint())
+
+    @property
+    def steps(self):
+        """Environment steps so far: tries."""
+        return len(self.rehearser.tries) * len(self.rows)
+
+    def seen(self, rows):
+        """What networks see of rows (m,) of the data -> states (m, F), changes (m, D)."""
+        now = self.physics[rows]
+        after = self.physics[rows + 1]
+        states = self.simulator.states(now.qpos, now.qvel)
+        changes = self.simulator.changes(now.qpos, now.qvel, after.qpos, after.qvel)
+        return torch.from_numpy(states), torch.from_numpy(changes)
+
+    def loop(self):
+        """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
+        while len(self.rehearser.tries) < self.config.rounds:
+            self.try_out(self.next_actions())
+        return self.all_actions(self.rehearser.correct(self.fit.network, self.rehearser.tries[-1]))
+
+    def next_actions(self):
+        """What to try next, after the tries so far (n, A)."""
+        done = len(self.rehearser.tries)
+        if done == 0:
+            return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.middle)) - 1)
+
+        if done == 1:
+            self.fit = self.rehearser.fit_guess()
+            print(f'guesses: R² {self.fit.r2:.2f} of random tries that were held out')
+            return self.rehearser.guess(self.fit.network, self.rehearser.states, self.rehearser.changes)
+
+        if done % 2 == 0:
+            best = self.rehearser.tries[-1].actions
+            return best + self.fit.errors * torch.randn_like(best)
+
+        self.fit = self.rehearser.fit_correction()
+        print(f'corrections: R² {self.fit.r2:.2f} of differences between tries that were held out')
+        return self.rehearser.correct(self.fit.network, self.rehearser.tries[-2])
+
+    def try_out(self, actions):
+        """A round of tries, logged and saved."""
+        actions = actions.clamp(-1, 1)
+        now = self.physics[self.rows]
+        in_its_units = (self.middle + self.half_width * actions.numpy()).astype(np.float32)
+        after = self.simulator.try_out(now.qpos, now.qvel, in_its_units)
+        changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
+
+        tries = Tries(actions, changes)
+        self.rehearser.tries.append(tries)
+        missed = self.rehearser.missed(tries)
+        print(f'round {len(self.rehearser.tries)}: {missed.mean():.3f} of the variance of changes missed, half of the '
+              f'tries at most {missed.median():.3f}')
+        self.log.log(self.steps, {'missed_mean': missed.mean().item(), 'missed_median': missed.median().item()})
+        self.save()
+
+    def all_actions(self, actions):
+        """`actions` (n, A) of the rows that were tried, with those of all others guessed -> (N, A)."""
+        result = torch.zeros(len(self.data), actions.shape[1])
+        others = np.setdiff1d(self.data.origins, self.rows)
+        if len(others):
+            # what was found out is one more try, whose change is known without making it
+            self.rehearser.tries.append(Tries(actions, self.rehearser.changes))
+            network = self.rehearser.fit_guess().network
+            result[others] = self.rehearser.guess(network, *self.seen(others))
+            self.rehearser.tries.pop()
+        result[self.rows] = actions
+        return result
+
+    # ----------------------------------------------------------------------------------------------- files
+    def save(self):
+        """last.pth, from which a resumed run goes on."""
+        content = {'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
+        if self.fit:
+            content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
+        self.run.save(content)
+
+    def load_state_dict(self, saved):
+        self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
+        if saved['fit']:
+            network = self.rehearser.make_network(saved['fit']['network'])
+            self.fit = Fit(**saved['fit'] | {'network': network})
+
+    def write(self, path, actions):
+        """The file that `online_trainer.py --actions_path` reads: actions of all rows in the environment's units, which
+        data they belong to, and how many environment steps they took."""
+        arrays = {
+            'actions': (self.middle + self.half_width * actions.numpy()).astype(np.float32),
+            'terminals': np.isin(np.arange(len(self.data)), self.data.ends),
+            'fingerprint': np.array(self.data.fingerprint()),
+            'steps': np.array(self.steps),
+        }
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def main(argv=None):
+    rehearse(*parse_flags(__doc__.splitlines()[0], RehearsalConfig, argv=argv))
+
+
+if __name__ == '__main__':
+    run_main(main)
