@@ -179,8 +179,8 @@ class Fit:
 class Rehearser:
     """Learns from tries which actions made the changes that the data show; all on the CPU, but for the networks.
 
-    states (n, F) and changes (n, D): of the rows of the data at which it tries. tries: a list of what was tried there,
-    each time at all of them.
+    states (n, F) and changes (n, D): of the rows of the data at which it tries. tries: what was tried there in the last
+    two rounds, each time at all of them.
     """
 
     def __init__(self, states, changes, action_dim, hidden_dim=512, updates=6000, batch_size=512, lr=1e-3,
@@ -203,32 +203,30 @@ class Rehearser:
 
     # ---------------------------------------------------------------------------------------------- learning
     def fit_guess(self):
-        """Learn a network of all single tries -> Fit."""
+        """Learn a network of single tries -> Fit."""
         def draw(rows):
             numbers = torch.randint(len(self.tries), (len(rows),))
-            tries = self._tries_at(numbers, self.tries, rows)
+            tries = self._tries_at(numbers, rows)
             return self.states[rows], tries.changes, tries.actions
 
         return self._fit(draw)
 
     def fit_correction(self):
-        """Learn a network of the pairs that the last two tries are, one of which is to be made the other -> Fit."""
-        pair = self.tries[-2:]
-
+        """Learn a network of the pairs that the last two rounds are, one try to be made the other -> Fit."""
         def draw(rows):
             numbers = torch.randint(2, (len(rows),))
-            first = self._tries_at(numbers, pair, rows)
-            second = self._tries_at(1 - numbers, pair, rows)
+            first = self._tries_at(numbers, rows)
+            second = self._tries_at(1 - numbers, rows)
             contexts = self._contexts(self.states[rows], first)
             return contexts, second.changes - first.changes, second.actions - first.actions
 
         return self._fit(draw)
 
-    def _tries_at(self, numbers, rounds, rows):
-        """-> Tries (m,), at each of the rows (m,) that of its number (m,) of the list `rounds`."""
+    def _tries_at(self, numbers, rows):
+        """-> Tries (m,), at each of the rows (m,) that of its number (m,) in `tries`."""
         actions = torch.empty(len(rows), self.action_dim)
         changes = torch.empty(len(rows), self.changes.shape[1])
-        for number, tries in enumerate(rounds):
+        for number, tries in enumerate(self.tries):
             here = numbers == number
             some = tries[rows[here]]
             actions[here] = some.actions

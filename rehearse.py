@@ -116,6 +116,7 @@ class Rehearsal:
         states, changes = self.seen(self.rows)
         self.rehearser = Rehearser(states, changes, len(self.middle), config.hidden_dim, config.num_updates,
                                    config.batch_size, config.lr, device)
+        self.done = 0  # rounds of tries
         self.fit = None  # the last network
         if run.saved:
             self.load_state_dict(run.saved)
@@ -124,7 +125,7 @@ class Rehearsal:
     @property
     def steps(self):
         """Environment steps so far: tries."""
-        return len(self.rehearser.tries) * len(self.rows)
+        return self.done * len(self.rows)
 
     def seen(self, rows):
         """What networks see of rows (m,) of the data -> states (m, F), changes (m, D)."""
@@ -136,22 +137,21 @@ class Rehearsal:
 
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
-        while len(self.rehearser.tries) < self.config.rounds:
+        while self.done < self.config.rounds:
             self.try_out(self.next_actions())
         return self.all_actions(self.rehearser.correct(self.fit.network, self.rehearser.tries[-1]))
 
     def next_actions(self):
-        """What to try next, after the tries so far (n, A)."""
-        done = len(self.rehearser.tries)
-        if done == 0:
+        """What to try next (n, A)."""
+        if self.done == 0:
             return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.middle)) - 1)
 
-        if done == 1:
+        if self.done == 1:
             self.fit = self.rehearser.fit_guess()
             print(f'guesses: R² {self.fit.r2:.2f} of random tries that were held out')
             return self.rehearser.guess(self.fit.network, self.rehearser.states, self.rehearser.changes)
 
-        if done % 2 == 0:
+        if self.done % 2 == 0:
             best = self.rehearser.tries[-1].actions
             return best + self.fit.errors * torch.randn_like(best)
 
@@ -168,9 +168,10 @@ class Rehearsal:
         changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
 
         tries = Tries(actions, changes)
-        self.rehearser.tries.append(tries)
+        self.rehearser.tries = [*self.rehearser.tries[-1:], tries]
+        self.done += 1
         missed = self.rehearser.missed(tries)
-        print(f'round {len(self.rehearser.tries)}: {missed.mean():.3f} of the variance of changes missed, half of the '
+        print(f'round {self.done}: {missed.mean():.3f} of the variance of changes missed, half of the '
               f'tries at most {missed.median():.3f}')
         self.log.log(self.steps, {'missed_mean': missed.mean().item(), 'missed_median': missed.median().item()})
         self.save()
@@ -191,12 +192,13 @@ class Rehearsal:
     # ----------------------------------------------------------------------------------------------- files
     def save(self):
         """last.pth, from which a resumed run goes on."""
-        content = {'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
+        content = {'done': self.done, 'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
         if self.fit:
             content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
         self.run.save(content)
 
     def load_state_dict(self, saved):
+        self.done = saved['done']
         self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
         if saved['fit']:
             network = self.rehearser.make_network(saved['fit']['network'])

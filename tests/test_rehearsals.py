@@ -187,7 +187,7 @@ def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, round
     with pytest.raises(KeyboardInterrupt):
         rehearse.main([*flags, '--save_dir', 'stopped'])
     monkeypatch.setattr(Simulator, 'try_out', try_out)
-    assert len(load_checkpoint('stopped/last.pth', 'rehearsal')['tries']) == rounds
+    assert load_checkpoint('stopped/last.pth', 'rehearsal')['done'] == rounds
 
     rehearse.main([*flags, '--save_dir', 'stopped', '--resume'])
     with np.load('whole/actions.npz') as whole, np.load('stopped/actions.npz') as stopped:
