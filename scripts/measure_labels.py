@@ -1,10 +1,14 @@
-"""How good are the labels of a checkpoint? The share of the variance of true actions (R2) that they explain.
+"""How good are labels, of a checkpoint or of rehearse.py? The share of the variance of true actions (R2) that they
+explain.
 
     python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
         --output_dir with_actions --seed 77 --no-state_only
     python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
+    python scripts/measure_labels.py --rehearsed_path actions.npz \\
+        --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
+Of a checkpoint, any file of the same robot will do; of rehearse.py, it must be the same episodes.
 A diagnosis: OPSO never reads actions of data. Those in the file must be in [-1, 1], as in OGBench's.
 """
 
@@ -21,7 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from labeler import explained  # noqa: E402
-from ogbench_utils import load_trajectories  # noqa: E402
+from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402
 from senses import senses_of  # noqa: E402
@@ -34,36 +38,58 @@ from trajectories import TrajectoryDataset  # noqa: E402
 @dataclasses.dataclass
 class LabelConfig:
     """what to measure"""
-    checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
+    checkpoint: str = flag('', 'last.pth or best_model.pth of an online run')
     actions_path: str = flag('', 'npz file with `observations`, `terminals` and `actions` of the same robot (required)')
+    rehearsed_path: str = flag('', 'actions.npz of rehearse.py instead of a checkpoint')
 
 
 def run(config):
     """-> R2; also printed."""
-    if not config.checkpoint or not config.actions_path:
-        raise ValueError('--checkpoint and --actions_path are required')
+    if not config.actions_path or bool(config.checkpoint) == bool(config.rehearsed_path):
+        raise ValueError('--actions_path is required, and --checkpoint or --rehearsed_path')
 
+    trajectories = load_trajectories(config.actions_path)
+    with np.load(config.actions_path, allow_pickle=False) as file:
+        if 'actions' not in file:
+            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with --no-state_only')
+        actions = file['actions']
+
+    if config.rehearsed_path:
+        rows, labels = labels_of_rehearsal(config, trajectories)
+    else:
+        rows, labels = labels_of_checkpoint(config, trajectories)
+    if actions.shape[1] != labels.shape[1]:
+        raise ValueError(f'{config.actions_path}: actions of {actions.shape[1]} numbers, '
+                         f'{config.checkpoint or config.rehearsed_path} has {labels.shape[1]}')
+
+    r2 = explained(labels, torch.from_numpy(actions[rows]))
+    print(f'R2 of the labels of {len(rows):,} steps that are imitated: {r2:.3f}')
+    return r2
+
+
+def labels_of_checkpoint(config, trajectories):
+    """-> rows (n,) of the steps that its agent would imitate, and what its labeler infers of them (n, A)."""
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     prepare_cpu(torch.device('cpu'))
     with naming_file(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
-    observations, starts, ends = load_trajectories(config.actions_path)
-    with np.load(config.actions_path, allow_pickle=False) as file:
-        if 'actions' not in file:
-            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with --no-state_only')
-        actions = file['actions']
-    if actions.shape[1] != agent.action_dim:
-        raise ValueError(f'{config.actions_path}: actions of {actions.shape[1]} numbers, {config.checkpoint} has '
-                         f'{agent.action_dim}')
-
+    observations, starts, ends = trajectories
     observations = senses_of(checkpoint).see_trajectories(observations, starts, ends, seed=0)
-    data = TrajectoryDataset(observations, starts, ends)
-    store = agent.latent_store(data, cached=False)
-    labels = label_rows(store, store.origins, agent.label)
-    r2 = explained(labels, torch.from_numpy(actions[store.origins]))
-    print(f'R2 of the labels of {len(store.origins):,} steps that are imitated: {r2:.3f}')
-    return r2
+    store = agent.latent_store(TrajectoryDataset(observations, starts, ends), cached=False)
+    return store.origins, label_rows(store, store.origins, agent.label)
+
+
+def labels_of_rehearsal(config, trajectories):
+    """-> rows (n,) of all steps, and the actions that were found for them (n, A)."""
+    observations, starts, ends = trajectories
+    with np.load(config.rehearsed_path, allow_pickle=False) as file:
+        size = len(file['terminals'])
+    kept = ends < size
+    data = TrajectoryDataset(observations[:size], starts[kept], ends[kept])
+    if fingerprint_of_actions(config.rehearsed_path) != data.fingerprint():
+        raise ValueError(f'{config.rehearsed_path}: its actions are not of the episodes in {config.actions_path}')
+    return data.origins, torch.from_numpy(load_actions(config.rehearsed_path, size)[data.origins])
 
 
 def main(argv=None):

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's spawned workers find it as well
 
 import collect_dataset  # noqa: E402
+import measure_labels  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-v0'
 TINY = shlex.split(f'--dataset {DATASET} --hidden_dim 64 --num_updates 30 --batch_size 64 --device cpu')
@@ -154,6 +155,16 @@ def test_what_is_found_is_imitated(physics, quick, monkeypatch, capsys):
     assert found['actions'].shape == (180, 8) and np.abs(found['actions']).max() <= 1
     assert found['steps'] == 1416
     assert not found['actions'][found['terminals']].any(), 'after the last state there is no step'
+
+    with np.load(physics) as file:
+        arrays = {name: file[name] for name in ('observations', 'terminals')}
+    for name, others in ('same', 0), ('other', 1):
+        np.savez(f'{name}.npz', **{**arrays, 'observations': arrays['observations'] + others}, actions=found['actions'])
+    flags = ['--rehearsed_path', path, '--actions_path']
+    measure_labels.main([*flags, 'same.npz'])
+    assert 'of 177 steps that are imitated: 1.000' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='actions.npz: its actions are not of the episodes in other.npz'):
+        measure_labels.main([*flags, 'other.npz'])
 
     offline_trainer.main([*OFFLINE, '--data_dir', 'data', '--save_dir', 'offline'])
     batches = []
