@@ -107,6 +107,7 @@ class Result:
     online_flags: dict | None  # all of the online half; None where no config is kept
     offline_steps: int | None = None
     online_steps: int | None = None
+    tries: int = 0  # environment steps of rehearse.py
     curve: tuple | None = None  # (steps, successes) of the evaluations while training
 
     @property
@@ -118,6 +119,11 @@ class Result:
     def has_curve(self):
         """Was it evaluated on the way, and not at its end only?"""
         return self.curve is not None and len(self.curve[0]) > 1
+
+    @property
+    def environment_steps(self):
+        """All of them, tries included; None where they are not kept."""
+        return None if self.online_steps is None else self.online_steps + self.tries
 
     @property
     def online_updates(self):
@@ -161,21 +167,27 @@ def read_result(path):
     if online.is_file():
         result.online_steps = int(read_csv(online)[-1]['step'])
         result.curve = read_metric(online, METRIC)
+    rehearsal = path.with_name('rehearsal.csv')
+    if rehearsal.is_file():
+        result.tries = int(read_csv(rehearsal)[-1]['step'])
     return result
 
 
 def given_flags(folder):
     """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept."""
     words = []
-    for path in (folder / 'config_offline.json', folder / 'config_online.json'):
+    for half in ('offline', 'rehearsal', 'online'):
+        path = folder / f'config_{half}.json'
         if not path.is_file():
             continue
 
-        of_method = False
+        name = ''
         for word in json.loads(path.read_text(encoding='utf-8'))['argv'][1:]:
             if word.startswith('--'):
-                of_method = word[2:].split('=')[0].replace('-', '_') not in BUDGET
-            if of_method:
+                name = word[2:].split('=')[0].replace('-', '_')
+            elif name == 'actions_path':
+                word = Path(word).name  # wherever it lay
+            if name and name not in BUDGET:
                 words.append(word)
     return ' '.join(words)
 
@@ -264,7 +276,7 @@ def make_front(results, before, hiql, words, published):
         rows.append((
             label(name),
             f'**{mean_text([run.success for run in runs])}**',
-            _range(run.online_steps for run in runs),
+            _range(run.environment_steps for run in runs),
             updates_text(runs),
             counts(runs),
             reference['HIQL'],
@@ -405,7 +417,7 @@ def ablation_rows(results, references):
             beside,
             difference,
             str(len(pairs)),
-            _range(run.online_steps for run in runs),
+            _range(run.environment_steps for run in runs),
             _range(5 * run.episodes for run in runs),
         ))
     return rows
@@ -464,7 +476,7 @@ def cells_beside(runs, others):
         mean_text([run.success for run in runs]),
         differences_text(differences) if differences else '–',
         str(len(runs)),
-        _range(run.online_steps for run in runs),
+        _range(run.environment_steps for run in runs),
         _range(5 * run.episodes for run in runs),
     )
 

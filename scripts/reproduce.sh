@@ -17,15 +17,15 @@ RUNS=${RUNS:-reproduced}
 PYTHON=${PYTHON:-python}
 only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
-collect() { # dataset, episodes, validation episodes; without these, as many as the official one has
+collect() { # dataset, episodes, validation episodes, more flags; without these, as many as the official one has
     [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
-        ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1 ${collect_flags:-}
+        ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1 ${4:-} ${collect_flags:-}
 }
 
 data() { # a dataset of our own expert, at least 500 trajectories
     case $1 in
-    humanoidmaze-*-navigate-v0) collect "$1" 250 12 ;;
-    humanoidmaze-*-stitch-v0) collect "$1" 1250 60 ;;
+    humanoidmaze-*-navigate-v0) collect "$1" 250 12 --physics ;;
+    humanoidmaze-*-stitch-v0) collect "$1" 1250 60 --physics ;;
     pointmaze-*) collect "$1" ;;
     *-play-v0) collect "$1" 250 20 ;;
     *-navigate-v0) collect "$1" 500 50 ;;
@@ -56,12 +56,20 @@ run() {
     # shellcheck disable=SC2086
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 500 $flags \
         --save_dir "$offline" $(resume "$offline")
+    rehearsed=
+    case $1,$2 in
+    main,humanoidmaze-*)
+        rehearsal=$folder/rehearsal rehearsed="--actions_path $folder/rehearsal/actions.npz"
+        [ -f "$rehearsal/actions.npz" ] || "$PYTHON" rehearse.py --dataset "$2" --data_dir "$DATA" --seed "$3" \
+            --save_dir "$rehearsal" $(resume "$rehearsal")
+        ;;
+    esac
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --eval_interval 0 \
-        --final_eval_episodes 1 $6 --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
+        --final_eval_episodes 1 $6 $rehearsed --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
-    lost-*,*-stitch-* | few-*) evaluation='--episodes_per_task 20' ;;
+    lost-*,*-stitch-* | few-*,* | *,humanoidmaze-*) evaluation='--episodes_per_task 20' ;;
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac
@@ -72,6 +80,10 @@ run() {
     cp "$folder/online/online.csv" "$result/online.csv"
     cp "$offline/config.json" "$result/config_offline.json"
     cp "$folder/online/config.json" "$result/config_online.json"
+    if [ "$rehearsed" ]; then
+        cp "$rehearsal/rehearsal.csv" "$result/rehearsal.csv"
+        cp "$rehearsal/config.json" "$result/config_rehearsal.json"
+    fi
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
@@ -180,6 +192,15 @@ for seed in 10 11 12; do
         run main pointmaze-$maze-v0 $seed 2000 '' ''
     done
 done
+
+# humanoids fall at once, so their actions are told by trying them out at states of the data; and it takes a better I
+humanoid='--idm_hidden_dim 512 --initial_updates 12000 --progress_steps 25 --progress_temperature 0 --action_scale 1'
+for seed in 10 11 12; do
+    run main humanoidmaze-medium-navigate-v0 $seed 2000 '' "$humanoid"
+    run main humanoidmaze-medium-stitch-v0 $seed 2000 '' "$humanoid"
+done
+run main humanoidmaze-large-navigate-v0 10 2000 '' "$humanoid"
+run main humanoidmaze-large-stitch-v0 10 2000 '' "$humanoid"
 
 # the rest of OGBench: a number each
 run main pointmaze-teleport-navigate-v0 10 2000 '' ''
