@@ -143,7 +143,7 @@ def quick(monkeypatch, make_short_env):
 
 def test_what_is_found_is_imitated(physics, quick, monkeypatch, capsys):
     """The printed command imitates the actions of the file, of that data only."""
-    with np.load(physics) as file:
+    with np.load(physics, allow_pickle=False) as file:
         assert set(file.files) == {'observations', 'terminals', 'qpos', 'qvel'}, 'no action is collected'
 
     rehearse.main([*TINY, '--data_dir', 'data', '--save_dir', 'found'])
@@ -156,7 +156,7 @@ def test_what_is_found_is_imitated(physics, quick, monkeypatch, capsys):
     assert found['steps'] == 1416
     assert not found['actions'][found['terminals']].any(), 'after the last state there is no step'
 
-    with np.load(physics) as file:
+    with np.load(physics, allow_pickle=False) as file:
         arrays = {name: file[name] for name in ('observations', 'terminals')}
     for name, others in ('same', 0), ('other', 1):
         np.savez(f'{name}.npz', **{**arrays, 'observations': arrays['observations'] + others}, actions=found['actions'])
@@ -201,15 +201,18 @@ def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, round
     assert load_checkpoint('stopped/last.pth', 'rehearsal')['done'] == rounds
 
     rehearse.main([*flags, '--save_dir', 'stopped', '--resume'])
-    with np.load('whole/actions.npz') as whole, np.load('stopped/actions.npz') as stopped:
-        assert np.array_equal(whole['actions'], stopped['actions'])
+    found = []
+    for folder in 'whole', 'stopped':
+        with np.load(f'{folder}/actions.npz', allow_pickle=False) as file:
+            found.append(file['actions'])
+    assert np.array_equal(*found)
 
 
 def test_too_few_steps_for_all_states_leave_some_to_be_guessed(physics, capsys):
     flags = [*TINY, '--data_dir', 'data', '--stages', '1', '--num_updates', '5', '--save_dir', 'few']
     rehearse.main([*flags, '--max_steps', '600'])
     assert 'actions are tried at 150 of them, 4 times' in capsys.readouterr().out
-    with np.load('few/actions.npz') as file:
+    with np.load('few/actions.npz', allow_pickle=False) as file:
         assert file['steps'] == 600
         steps = file['actions'][~file['terminals']]
     assert steps.any(1).all(), 'the others are guessed'
@@ -219,7 +222,7 @@ def test_too_few_steps_for_all_states_leave_some_to_be_guessed(physics, capsys):
 
 
 def test_files_without_physics_or_of_another_robot_are_named(physics):
-    with np.load(physics) as file:
+    with np.load(physics, allow_pickle=False) as file:
         arrays = dict(file)
     np.savez('short.npz', **{**arrays, 'qvel': arrays['qvel'][:, 1:]})
     np.savez('without.npz', observations=arrays['observations'], terminals=arrays['terminals'])
