@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium
 import measure_labels
+import measure_settings  # noqa: E402
 import numpy as np
 import pytest
 import torch
@@ -119,3 +120,26 @@ def test_how_much_labels_explain(make_online, make_agent, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure_labels.OnlineAgent, 'label', lambda self, steps: steps[:, 0, :3])
         assert measure_labels.run(config) == pytest.approx(1)
+
+
+def test_where_only_memory_tells_a_gru_does_and_a_network_without_does_not(tmp_path, capsys):
+    """Actions are what the state before was; the next state is told by nothing."""
+    rng = np.random.default_rng(0)
+    for end in '', '-val':
+        states = rng.standard_normal((4, 150, 2)).astype(np.float32)
+        actions = np.roll(states, 1, axis=1)
+        np.savez(tmp_path / f'data{end}.npz', observations=states.reshape(-1, 2), actions=actions.reshape(-1, 2),
+                 terminals=np.arange(600) % 150 == 149)
+    with pytest.raises(ValueError, match='--actions_path is required'):
+        measure_settings.main([])
+
+    config = measure_settings.SettingsConfig(
+        str(tmp_path / 'data.npz'), 'pointmaze-medium-navigate-v0', settings='full,noise:3', num_updates=150,
+        batch_size=16, hidden_dim=32)
+    found = measure_settings.run(config)
+    action = {key: r2 for key, (_, r2) in found.items()}
+    assert action['full', 10] > 0.7 and action['full', 100] > 0.7
+    assert action['full', 0] < 0.2 > action['full', 1]
+    assert action['noise:3', 10] < 0.4, 'noise hides it'
+    assert all(state < 0.2 for state, _ in found.values())
+    assert 'noise:3: ' in capsys.readouterr().out
