@@ -37,7 +37,7 @@ from planner import Pursuit, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from things import STILL, Carrying, ThingsMap
-from utils import load_weights, soft_update
+from utils import in_bounds, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
@@ -339,9 +339,7 @@ class OnlineAgent:
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
-        middle = (self.action_high + self.action_low) / 2
-        half_width = (self.action_high - self.action_low) / 2
-        scaled = (middle + half_width * actions).astype(np.float32)
+        scaled = in_bounds(actions, self.action_low, self.action_high)
         return np.clip(scaled, self.action_low, self.action_high)  # rounding must not leave the space
 
     def scale_to_unit(self, actions):

@@ -78,13 +78,13 @@ class Simulator:
     def states(self, qpos, qvel):
         """What a network is told of states -> (n, F) float32: joints and velocities from within the body, where up is,
         and how high each part of it is, which says what touches the ground."""
-        seen = [qpos, qvel, self.heights(qpos)]
+        seen = [qpos, qvel]
         if self.is_free:
-            rotation = rotation_of(qpos)
-            up = rotation.inv().apply([0.0, 0.0, 1.0])
-            velocity = rotation.inv().apply(qvel[:, :3])
-            seen = [up, qpos[:, 7:], velocity, qvel[:, 3:], self.heights(qpos)]
-        return np.concatenate(seen, 1).astype(np.float32)
+            back = rotation_of(qpos).inv()
+            up = back.apply([0.0, 0.0, 1.0])
+            velocity = back.apply(qvel[:, :3])
+            seen = [up, qpos[:, 7:], velocity, qvel[:, 3:]]
+        return np.concatenate([*seen, self.heights(qpos)], 1).astype(np.float32)
 
     def heights(self, qpos):
         """-> (n, bodies)."""

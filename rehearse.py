@@ -26,6 +26,7 @@ from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, open_run
 from trajectories import load_dataset
+from utils import in_bounds
 
 
 @dataclasses.dataclass
@@ -100,10 +101,7 @@ class Rehearsal:
         self.physics = physics
         self.simulator = simulator
 
-        env = simulator.env
-        self.middle = (env.action_space.high + env.action_space.low) / 2
-        self.half_width = (env.action_space.high - env.action_space.low) / 2
-
+        self.space = simulator.env.action_space
         rng = np.random.default_rng([config.seed, 7])
         affordable = config.max_steps // config.rounds if config.max_steps else len(data.origins)
         self.rows = data.origins
@@ -114,7 +112,7 @@ class Rehearsal:
             self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
 
         states, changes = self.seen(self.rows)
-        self.rehearser = Rehearser(states, changes, len(self.middle), config.hidden_dim, config.num_updates,
+        self.rehearser = Rehearser(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
                                    config.batch_size, config.lr, device)
         self.done = 0  # rounds of tries
         self.fit = None  # the last network
@@ -135,6 +133,10 @@ class Rehearsal:
         changes = self.simulator.changes(now.qpos, now.qvel, after.qpos, after.qvel)
         return torch.from_numpy(states), torch.from_numpy(changes)
 
+    def in_bounds(self, actions):
+        """Actions in [-1, 1] -> array in the environment's units."""
+        return in_bounds(actions.numpy(), self.space.low, self.space.high)
+
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
         while self.done < self.config.rounds:
@@ -144,7 +146,7 @@ class Rehearsal:
     def next_actions(self):
         """What to try next (n, A)."""
         if self.done == 0:
-            return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.middle)) - 1)
+            return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.space.low)) - 1)
 
         if self.done == 1:
             self.fit = self.rehearser.fit_guess()
@@ -163,8 +165,7 @@ class Rehearsal:
         """A round of tries, logged and saved."""
         actions = actions.clamp(-1, 1)
         now = self.physics[self.rows]
-        in_its_units = (self.middle + self.half_width * actions.numpy()).astype(np.float32)
-        after = self.simulator.try_out(now.qpos, now.qvel, in_its_units)
+        after = self.simulator.try_out(now.qpos, now.qvel, self.in_bounds(actions))
         changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
 
         tries = Tries(actions, changes)
@@ -208,7 +209,7 @@ class Rehearsal:
         """The file that `online_trainer.py --actions_path` reads: actions of all rows in the environment's units, which
         data they belong to, and how many environment steps they took."""
         arrays = {
-            'actions': (self.middle + self.half_width * actions.numpy()).astype(np.float32),
+            'actions': self.in_bounds(actions),
             'terminals': np.isin(np.arange(len(self.data)), self.data.ends),
             'fingerprint': np.array(self.data.fingerprint()),
             'steps': np.array(self.steps),

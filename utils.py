@@ -91,6 +91,13 @@ class TensorBatch:
         return type(self)(**mapped)
 
 
+def in_bounds(actions, low, high):
+    """Actions (..., A) in [-1, 1] -> the same between the bounds (A,) of an action space, float32."""
+    middle = (high + low) / 2
+    half_width = (high - low) / 2
+    return (middle + half_width * actions).astype(np.float32)
+
+
 class RowQueue:
     """Rows that come at the end and go at the front, without a copy of all of them each time. `rows` is a view of
     those that are there; `empty(n)` makes an array or tensor with room for n."""

@@ -120,12 +120,13 @@ def run(config):
     val_path = path.with_name(f'{path.stem}-val.npz')
 
     env = make_env(config.dataset)
+    std = load_trajectories(path)[0].std(0)
     found = {}
     print('R2 of the next state, of the action; no memory | GRU of ' + ', '.join(map(str, CONTEXTS)) + ' readings')
     for setting in config.settings.split(','):
         set_seed(config.seed)
         rng = np.random.default_rng(config.seed)
-        senses = Senses.from_setting(setting, env).fit(load_trajectories(path)[0].std(0))
+        senses = Senses.from_setting(setting, env).fit(std)
         data = Data(path, senses)
         val_data = Data(val_path, senses, data.mean_std)
         rows = val_data.draw(STATES, np.random.default_rng(1))

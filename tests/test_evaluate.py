@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gymnasium
 import measure_labels
-import measure_settings  # noqa: E402
+import measure_settings
 import numpy as np
 import pytest
 import torch

@@ -35,7 +35,7 @@ ALLOWED = {
     'planner': set(),
     'labeler': set(),
     'rehearsals': {'labeler', 'model'},
-    'rehearse': {'ogbench_utils', 'own_environment', 'rehearsals', 'trajectories'},
+    'rehearse': {'ogbench_utils', 'own_environment', 'rehearsals', 'trajectories', 'utils'},
     'online_agent': {'beliefs', 'labeler', 'offline_agent', 'online_batches', 'model', 'planner', 'things',
                      'utils'},
     'maze_figures': {'ogbench_utils', 'senses'},
