@@ -61,6 +61,9 @@ class OnlineConfig:
     gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
+    heading_products: bool = flag(False, 'I sees each number of the state times each of the direction of z\' as well: '
+                                         'velocities along and across it, which a robot whose state does not tell '
+                                         'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
     recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
                                       'the data, as own steps displaced the robot, with the way back (recoveries.py)',
@@ -127,10 +130,20 @@ class OnlineAgent:
         for name, target in offline.targets.items():
             offline.nets[name].load_state_dict(target.state_dict())
 
+        if config.heading_products and offline.moves_things:
+            raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
+                             'out')
+        if config.heading_products and not len(self.place_numbers()):
+            raise ValueError('--heading_products: the offline run knows no place that z\' is a direction from '
+                             '(--slow_goals); leave it out')
+
         d = offline.config.d_model
         h = config.idm_hidden_dim
+        input_dim = d + 3 * offline.observation_dim
+        if config.heading_products:
+            input_dim += len(self.place_numbers()) * offline.observation_dim
         self.trained = nn.ModuleDict({
-            'inverse_dynamics': InverseDynamics(d + 3 * offline.observation_dim, self.action_dim, h),
+            'inverse_dynamics': InverseDynamics(input_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
             'baseline': mlp([(1 + offline.moves_things) * offline.observation_dim, h, 1]),
         }).to(self.device).eval()
@@ -187,7 +200,7 @@ class OnlineAgent:
         nothing is known to be slow."""
         if not self.offline.config.slow_goals:
             return np.zeros(0, int)
-        slowness = self.encoder.slowness.cpu().numpy()
+        slowness = self.offline.encoder.slowness.cpu().numpy()
         order = np.argsort(-slowness, kind='stable')
         return order[slowness[order] > PLACE_SLOWNESS]
 
@@ -361,7 +374,16 @@ class OnlineAgent:
             headings = heading, self.pointed_out(seen, heading)
         else:
             headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
+        if self.config.heading_products:
+            headings = (*headings, self.times_heading(seen, headings[0]))
         return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
+
+    def times_heading(self, seen, heading):
+        """seen (..., S): states as I sees them; heading (..., S): the direction of z' -> (..., S * P), products of
+        each number of the one with each of the P of the other that say where a robot is. Of a velocity in the world
+        they tell how much of it leads to z', and how much past it."""
+        direction = heading[..., self.place_numbers().tolist()]
+        return (seen.unsqueeze(-1) * direction.unsqueeze(-2)).flatten(-2)
 
     def pointed_out(self, seen, heading):
         """seen (..., S): states as I sees them; heading (..., S): how far things are to be moved -> seen (..., S), but

@@ -194,13 +194,15 @@ for seed in 10 11 12; do
 done
 
 # humanoids fall at once, so their actions are told by trying them out at states of the data; and it takes a better I
-humanoid='--idm_hidden_dim 512 --initial_updates 12000 --progress_steps 25 --progress_temperature 0 --action_scale 1'
+humanoid='--idm_hidden_dim 512 --initial_updates 12000 --progress_steps 25 --progress_temperature 0 --action_scale 1
+    --heading_products'
 for seed in 10 11 12; do
     run main humanoidmaze-medium-navigate-v0 $seed 2000 '' "$humanoid"
     run main humanoidmaze-medium-stitch-v0 $seed 2000 '' "$humanoid"
 done
 run main humanoidmaze-large-navigate-v0 10 2000 '' "$humanoid"
 run main humanoidmaze-large-stitch-v0 10 2000 '' "$humanoid"
+run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions $humanoid"
 
 # the rest of OGBench: a number each
 run main pointmaze-teleport-navigate-v0 10 2000 '' ''

@@ -413,6 +413,25 @@ def test_the_inverse_dynamics_reads_directions(agent, stub):
     assert not read['inputs'][3].any(), 'whoever is at the goal has no direction to it'
 
 
+def test_the_inverse_dynamics_reads_states_along_and_across_the_heading(make_agent, make_online, stub):
+    agent = make_online(heading_products=True)
+    numbers = agent.place_numbers().tolist()
+    read = {}
+    net = agent.trained['inverse_dynamics']
+    agent.trained['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
+    full, states, ahead = torch.randn(6, D), torch.randn(6, DIM), torch.randn(6, DIM)
+    place = agent.encoder.place(states)
+    agent.infer_action(full, states, place + ahead, place, agent.trained)
+    _, seen, heading, _, products = read['inputs']
+    for i in range(DIM):
+        for j, number in enumerate(numbers):
+            torch.testing.assert_close(products[:, i * len(numbers) + j], seen[:, i] * heading[:, number])
+    assert net(*read['inputs']).shape == (6, ACTION_DIM)
+
+    with pytest.raises(ValueError, match='--heading_products: the offline run knows no place'):
+        make_online(offline=make_agent(slow_goals=False), heading_products=True)
+
+
 def test_the_locator_learns_where_latents_lie(agent, batches):
     optimizer = torch.optim.Adam(agent.trained['locator'].parameters(), 3e-3)
     rng = np.random.default_rng(0)
