@@ -14,6 +14,10 @@ same with noise. Of each action, noise is as large as the last network was wrong
 correct what is wrong: where it was nearly right about a hip, an ankle is no longer lost in the hip's noise. Then
 corrections are tried and corrected in turn, by a network that has learned from smaller noise.
 
+What noise does not teach is how a demonstrator's actions differ from what is known of them: networks believe that the
+difference is as random as the noise, and shrink it. So at a few states actions are solved for, by differences in each
+of them, and the network learns on from these.
+
 States and changes are told from within the body: of a robot that is free to move, velocities and where is up are told
 in the frame of its trunk, and its place and heading not at all. Joint angles alone then decide which force turns what.
 """
@@ -26,6 +30,7 @@ import mujoco
 import numpy as np
 import torch
 from gymnasium.envs.mujoco import MujocoEnv
+from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import nn
 from tqdm import tqdm
@@ -37,6 +42,8 @@ BOUND = 5.0  # standard deviations; what lies further out looks like it, such as
 HELD_OUT = 0.02  # of the rows, by which networks are judged
 ROWS_AT_ONCE = 1 << 14
 WEIGHT_DECAY = 0.01
+EVALUATIONS = 3  # points at which a solver sees where an action leads, and how each of its numbers changes that
+DIFFERENCE = 0.01  # of an action's range, by which its effect is measured
 
 
 class Simulator:
@@ -75,6 +82,24 @@ class Simulator:
             raise FloatingPointError(f'the physics failed in {np.count_nonzero(~finite)} of {len(actions)} tries')
         return next_qpos, next_qvel
 
+    @property
+    def tries_to_solve(self):
+        """How many tries `solve` takes at a state, at most."""
+        return EVALUATIONS * (1 + len(self.env.action_space.low))
+
+    def solve(self, qpos, qvel, next_qpos, next_qvel, actions):
+        """Improve actions (n, A) until they lead from states to the next ones -> (actions (n, A) float32, how many
+        tries it took). Nonlinear least squares within the bounds of actions (scipy's dogbox), with differences in
+        each."""
+        speed = np.maximum(qvel.std(0), 1e-6)
+        solved = np.empty(actions.shape, np.float32)
+        tries = 0
+        for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
+            step = Step(self.env, qpos[i], qvel[i], next_qpos[i], next_qvel[i], speed)
+            solved[i] = step.solve(actions[i])
+            tries += step.tries
+        return solved, tries
+
     def states(self, qpos, qvel):
         """What a network is told of states -> (n, F) float32: joints and velocities from within the body, where up is,
         and how high each part of it is, which says what touches the ground."""
@@ -111,6 +136,59 @@ class Simulator:
             next_qvel[:, 3:] - qvel[:, 3:],
         ]
         return np.concatenate(change, 1).astype(np.float32)
+
+
+class Step:
+    """A step of the data whose action is solved for. speed (U,): standard deviations of velocities."""
+
+    def __init__(self, env, qpos, qvel, next_qpos, next_qvel, speed):
+        self.env = env
+        self.qpos = qpos.astype(np.float64)
+        self.qvel = qvel.astype(np.float64)
+        self.next_qpos = next_qpos.astype(np.float64)
+        self.next_qvel = next_qvel.astype(np.float64)
+        self.speed = speed
+
+        space = env.action_space
+        self.low = space.low.astype(np.float64)
+        self.high = space.high.astype(np.float64)
+        self.tries = 0
+        self.last = None  # the action at which a miss was computed last
+        self.last_miss = None
+
+    def solve(self, action):
+        """-> (A,), from a first one."""
+        start = np.clip(action.astype(np.float64), self.low, self.high)
+        found = least_squares(self.miss, start, self.slopes, bounds=(self.low, self.high), method='dogbox',
+                              xtol=1e-3, max_nfev=EVALUATIONS)
+        return found.x
+
+    def miss(self, action):
+        """How far an action (A,) leads from where the data went (2 U,), in standard deviations of velocities; of
+        positions, the speed that would have been lacking."""
+        env = self.env
+        env.set_state(self.qpos, self.qvel)
+        env.do_simulation(action, env.frame_skip)
+        self.tries += 1
+
+        lacking = np.empty(env.model.nv)
+        mujoco.mj_differentiatePos(env.model, lacking, env.dt, self.next_qpos, env.data.qpos)
+        miss = np.concatenate([lacking, env.data.qvel - self.next_qvel]) / np.tile(self.speed, 2)
+        self.last = action.copy()
+        self.last_miss = miss
+        return miss
+
+    def slopes(self, action):
+        """How each number of an action changes the miss (2 U, A)."""
+        here = self.last_miss if np.array_equal(action, self.last) else self.miss(action)
+        inward = np.where(action < (self.low + self.high) / 2, 1, -1)
+        differences = DIFFERENCE * (self.high - self.low) * inward
+        columns = []
+        for k, difference in enumerate(differences):
+            changed = action.copy()
+            changed[k] += difference
+            columns.append((self.miss(changed) - here) / difference)
+        return np.stack(columns, 1)
 
 
 def rotation_of(qpos):
@@ -209,7 +287,7 @@ class Rehearser:
             tries = self._tries_at(numbers, rows)
             return self.states[rows], tries.changes, tries.actions
 
-        return self._fit(draw)
+        return self._fit(draw, len(self.states))
 
     def fit_correction(self):
         """Learn a network of the pairs that the last two rounds are, one try to be made the other -> Fit."""
@@ -220,7 +298,18 @@ class Rehearser:
             contexts = self._contexts(self.states[rows], first)
             return contexts, second.changes - first.changes, second.actions - first.actions
 
-        return self._fit(draw)
+        return self._fit(draw, len(self.states))
+
+    def fit_solved(self, network, rows, actions):
+        """Let a network of corrections learn on, how the last two rounds at some rows (m,) become the actions (m, A)
+        that were solved for there -> Fit."""
+        def draw(some):
+            at = rows[some]
+            tries = self._tries_at(torch.randint(2, (len(at),)), at)
+            contexts = self._contexts(self.states[at], tries)
+            return contexts, self.changes[at] - tries.changes, actions[some] - tries.actions
+
+        return self._fit(draw, len(rows), network, max(1, self.updates // 10), self.lr / 2)
 
     def _tries_at(self, numbers, rows):
         """-> Tries (m,), at each of the rows (m,) that of its number (m,) in `tries`."""
@@ -233,19 +322,22 @@ class Rehearser:
             changes[here] = some.changes
         return Tries(actions, changes)
 
-    def _fit(self, draw):
-        """`draw(rows)` -> (contexts, changes, actions) of random tries at the rows (m,)."""
-        held_out = max(1, round(HELD_OUT * len(self.states)))
-        count = len(self.states) - held_out
+    def _fit(self, draw, total, network=None, updates=None, lr=None):
+        """`draw(rows)` -> (contexts, changes, actions) of random tries at the rows (m,), of `total` that there are.
+        Without a network, a new one learns; without `updates` and `lr`, as many and as fast as all."""
+        updates = updates or self.updates
+        held_out = max(1, round(HELD_OUT * total))
+        count = total - held_out
 
-        contexts, changes, actions = draw(torch.randint(count, (ROWS_AT_ONCE,)))
-        network = TryNetwork(contexts.shape[1], changes.shape[1], self.action_dim, self.hidden_dim)
-        network.set_statistics(contexts, changes)
-        network.to(self.device)
+        if network is None:
+            contexts, changes, actions = draw(torch.randint(count, (ROWS_AT_ONCE,)))
+            network = TryNetwork(contexts.shape[1], changes.shape[1], self.action_dim, self.hidden_dim)
+            network.set_statistics(contexts, changes)
+            network.to(self.device)
 
-        optimizer = torch.optim.AdamW(network.parameters(), self.lr, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / self.updates))
-        for _ in tqdm(range(self.updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+        optimizer = torch.optim.AdamW(network.parameters(), lr or self.lr, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / updates))
+        for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
             batch = draw(torch.randint(count, (self.batch_size,)))
             contexts, changes, actions = (part.to(self.device) for part in batch)
             loss = (network(contexts, changes) - actions).square().mean()
@@ -256,7 +348,7 @@ class Rehearser:
             optimizer.step()
             schedule.step()
 
-        contexts, changes, actions = draw(torch.arange(count, count + held_out))
+        contexts, changes, actions = draw(torch.arange(count, total))
         inferred = self._infer(network, contexts, changes)
         errors = (inferred - actions).square().mean(0).sqrt()
         return Fit(network, errors, explained(inferred, actions))

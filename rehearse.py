@@ -35,6 +35,9 @@ class RehearsalConfig(RunConfig):
     stages: int = flag(3, 'how often corrections are learned and made; each tries two actions at a state', least=1)
     max_steps: int = flag(0, 'environment steps in all, one for each try; if they are too few for all states, some '
                              'are drawn, and the actions of the others guessed; 0: all states', least=0)
+    solved_states: int = flag(20_000, 'at so many states actions are then solved for, by three tries for each of their '
+                                      'numbers and a few more; the network learns on from them to correct all '
+                                      'others', least=0)
     random_range: float = flag(1.5, 'the first actions are uniform in so many times the action range, and clipped',
                                above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
@@ -103,19 +106,27 @@ class Rehearsal:
 
         self.space = simulator.env.action_space
         rng = np.random.default_rng([config.seed, 7])
-        affordable = config.max_steps // config.rounds if config.max_steps else len(data.origins)
         self.rows = data.origins
-        if affordable < len(self.rows):
+        solvable = config.solved_states
+        if config.max_steps:
+            # half of them to solve for actions at most
+            solvable = min(solvable, config.max_steps // (2 * simulator.tries_to_solve))
+            affordable = (config.max_steps - solvable * simulator.tries_to_solve) // config.rounds
             if affordable < 100:
                 raise ValueError(f'--max_steps {config.max_steps}: {config.rounds} tries at each state need at '
-                                 f'least {100 * config.rounds}')
-            self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
+                                 f'least {100 * config.rounds}, and twice that with --solved_states')
+            if affordable < len(self.rows):
+                self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
+        chosen = rng.choice(len(self.rows), min(solvable, len(self.rows)), replace=False)
+        self.to_solve = torch.from_numpy(np.sort(chosen))  # (m,), which of `rows`
 
         states, changes = self.seen(self.rows)
         self.rehearser = Rehearser(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
                                    config.batch_size, config.lr, device)
         self.done = 0  # rounds of tries
         self.fit = None  # the last network
+        self.solved = None  # actions (m, A) in [-1, 1] that were solved for
+        self.solving_tries = 0
         if run.saved:
             self.load_state_dict(run.saved)
         self.log = run.start_logging('rehearsal.csv', self.steps, data.fingerprint())
@@ -123,7 +134,7 @@ class Rehearsal:
     @property
     def steps(self):
         """Environment steps so far: tries."""
-        return self.done * len(self.rows)
+        return self.done * len(self.rows) + self.solving_tries
 
     def seen(self, rows):
         """What networks see of rows (m,) of the data -> states (m, F), changes (m, D)."""
@@ -137,11 +148,43 @@ class Rehearsal:
         """Actions in [-1, 1] -> array in the environment's units."""
         return in_bounds(actions.numpy(), self.space.low, self.space.high)
 
+    def to_unit(self, actions):
+        """Actions in the environment's units -> array in [-1, 1]."""
+        low, high = self.space.low, self.space.high
+        return (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
         while self.done < self.config.rounds:
             self.try_out(self.next_actions())
-        return self.all_actions(self.rehearser.correct(self.fit.network, self.rehearser.tries[-1]))
+
+        actions = self.rehearser.correct(self.fit.network, self.rehearser.tries[-1])
+        if len(self.to_solve):
+            actions = self.learn_from_solved(actions)
+        return self.all_actions(actions)
+
+    def learn_from_solved(self, actions):
+        """Solve for the actions of some rows, from those of all (n, A), and let the network learn on -> actions (n, A),
+        corrected by it."""
+        if self.solved is None:
+            self.solve(actions[self.to_solve])
+        self.fit = self.rehearser.fit_solved(self.fit.network, self.to_solve, self.solved)
+        print(f'corrections: R² {self.fit.r2:.2f} of differences from actions solved for that were held out')
+
+        actions = self.rehearser.correct(self.fit.network, self.rehearser.tries[-1])
+        actions[self.to_solve] = self.solved
+        return actions
+
+    def solve(self, actions):
+        """Solve for actions (m, A) of the rows `to_solve`, from these."""
+        rows = self.rows[self.to_solve.numpy()]
+        now = self.physics[rows]
+        after = self.physics[rows + 1]
+        solved, self.solving_tries = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel,
+                                                          self.in_bounds(actions))
+        self.solved = torch.from_numpy(self.to_unit(solved))
+        print(f'actions of {len(rows):,} states solved for by {self.solving_tries:,} tries')
+        self.save()
 
     def next_actions(self):
         """What to try next (n, A)."""
@@ -194,12 +237,16 @@ class Rehearsal:
     def save(self):
         """last.pth, from which a resumed run goes on."""
         content = {'done': self.done, 'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
+        if self.solved is not None:
+            content |= {'solved': self.solved, 'solving_tries': self.solving_tries}
         if self.fit:
             content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
         self.run.save(content)
 
     def load_state_dict(self, saved):
         self.done = saved['done']
+        self.solved = saved.get('solved')
+        self.solving_tries = saved.get('solving_tries', 0)
         self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
         if saved['fit']:
             network = self.rehearser.make_network(saved['fit']['network'])
