@@ -37,7 +37,7 @@ from planner import Pursuit, StateMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from things import STILL, Carrying, ThingsMap
-from utils import in_bounds, load_weights, soft_update
+from utils import in_bounds, in_units, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
@@ -357,9 +357,7 @@ class OnlineAgent:
 
     def scale_to_unit(self, actions):
         """Actions (..., A) in the environment's bounds -> the same in [-1, 1], as a replay keeps them, float32."""
-        middle = (self.action_high + self.action_low) / 2
-        half_width = (self.action_high - self.action_low) / 2
-        return ((actions - middle) / half_width).astype(np.float32)
+        return in_units(actions, self.action_low, self.action_high)
 
     # -------------------------------------------------------------------------------------------- objectives
     def infer_action(self, full, states, targets, goals, networks=None):

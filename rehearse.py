@@ -26,7 +26,7 @@ from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, open_run
 from trajectories import load_dataset
-from utils import in_bounds
+from utils import in_bounds, in_units
 
 
 @dataclasses.dataclass
@@ -148,11 +148,6 @@ class Rehearsal:
         """Actions in [-1, 1] -> array in the environment's units."""
         return in_bounds(actions.numpy(), self.space.low, self.space.high)
 
-    def to_unit(self, actions):
-        """Actions in the environment's units -> array in [-1, 1]."""
-        low, high = self.space.low, self.space.high
-        return (2 * (actions - low) / (high - low) - 1).astype(np.float32)
-
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
         while self.done < self.config.rounds:
@@ -182,7 +177,7 @@ class Rehearsal:
         after = self.physics[rows + 1]
         solved, self.solving_tries = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel,
                                                           self.in_bounds(actions))
-        self.solved = torch.from_numpy(self.to_unit(solved))
+        self.solved = torch.from_numpy(in_units(solved, self.space.low, self.space.high))
         print(f'actions of {len(rows):,} states solved for by {self.solving_tries:,} tries')
         self.save()
 

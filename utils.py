@@ -98,6 +98,13 @@ def in_bounds(actions, low, high):
     return (middle + half_width * actions).astype(np.float32)
 
 
+def in_units(actions, low, high):
+    """The reverse of `in_bounds`: actions (..., A) between low and high (A,) -> the same in [-1, 1], float32."""
+    middle = (high + low) / 2
+    half_width = (high - low) / 2
+    return ((actions - middle) / half_width).astype(np.float32)
+
+
 class RowQueue:
     """Rows that come at the end and go at the front, without a copy of all of them each time. `rows` is a view of
     those that are there; `empty(n)` makes an array or tensor with room for n."""
