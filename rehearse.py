@@ -165,6 +165,7 @@ class Rehearsal:
             self.solve(actions[self.to_solve])
         self.fit = self.rehearser.fit_solved(self.fit.network, self.to_solve, self.solved)
         print(f'corrections: R² {self.fit.r2:.2f} of differences from actions solved for that were held out')
+        self.log.log(self.steps, {'solved_states': len(self.to_solve), 'solved_r2': self.fit.r2})
 
         actions = self.rehearser.correct(self.fit.network, self.rehearser.tries[-1])
         actions[self.to_solve] = self.solved
