@@ -61,7 +61,7 @@ class OnlineConfig:
     gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
-    heading_products: bool = flag(False, 'I sees each number of the state times each of the direction of z\' as well: '
+    heading_products: bool = flag(False, "I sees each number of the state times each of the direction of z' as well: "
                                          'velocities along and across it, which a robot whose state does not tell '
                                          'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
@@ -133,15 +133,14 @@ class OnlineAgent:
         if config.heading_products and offline.moves_things:
             raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
                              'out')
-        if config.heading_products and not len(self.place_numbers()):
-            raise ValueError('--heading_products: the offline run knows no place that z\' is a direction from '
+        self.heading_numbers = self.place_numbers().tolist() if config.heading_products else []
+        if config.heading_products and not self.heading_numbers:
+            raise ValueError("--heading_products: the offline run knows no place that z' is a direction from "
                              '(--slow_goals); leave it out')
 
         d = offline.config.d_model
         h = config.idm_hidden_dim
-        input_dim = d + 3 * offline.observation_dim
-        if config.heading_products:
-            input_dim += len(self.place_numbers()) * offline.observation_dim
+        input_dim = d + (3 + len(self.heading_numbers)) * offline.observation_dim
         self.trained = nn.ModuleDict({
             'inverse_dynamics': InverseDynamics(input_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
@@ -380,7 +379,7 @@ class OnlineAgent:
         """seen (..., S): states as I sees them; heading (..., S): the direction of z' -> (..., S * P), products of
         each number of the one with each of the P of the other that say where a robot is. Of a velocity in the world
         they tell how much of it leads to z', and how much past it."""
-        direction = heading[..., self.place_numbers().tolist()]
+        direction = heading[..., self.heading_numbers]
         return (seen.unsqueeze(-1) * direction.unsqueeze(-2)).flatten(-2)
 
     def pointed_out(self, seen, heading):
