@@ -22,6 +22,7 @@ States and changes are told from within the body: of a robot that is free to mov
 in the frame of its trunk, and its place and heading not at all. Joint angles alone then decide which force turns what.
 """
 
+import copy
 import dataclasses
 
 import support.threads  # noqa: F401  before torch
@@ -42,7 +43,10 @@ BOUND = 5.0  # standard deviations; what lies further out looks like it, such as
 HELD_OUT = 0.02  # of the rows, by which networks are judged
 ROWS_AT_ONCE = 1 << 14
 WEIGHT_DECAY = 0.01
-EVALUATIONS = 3  # points at which a solver sees where an action leads, and how each of its numbers changes that
+FAR = 1e3  # standard deviations
+LED = 1e-4  # an action is solved for if it misses less than this: mean square, in standard deviations of velocities
+EVALUATIONS = 15  # actions that a solver tries at most, beside those by which it measures slopes
+MEASURED_EVERY = 7  # one in so many slopes is measured, those between follow from what was tried
 DIFFERENCE = 0.01  # of an action's range, by which its effect is measured
 
 
@@ -85,20 +89,21 @@ class Simulator:
     @property
     def tries_to_solve(self):
         """How many tries `solve` takes at a state, at most."""
-        return EVALUATIONS * (1 + len(self.env.action_space.low))
+        measurements = -(-EVALUATIONS // MEASURED_EVERY)
+        return EVALUATIONS + measurements * len(self.env.action_space.low)
 
-    def solve(self, qpos, qvel, next_qpos, next_qvel, actions):
-        """Improve actions (n, A) until they lead from states to the next ones -> (actions (n, A) float32, how many
-        tries it took). Nonlinear least squares within the bounds of actions (scipy's dogbox), with differences in
-        each."""
-        speed = np.maximum(qvel.std(0), 1e-6)
+    def solve(self, qpos, qvel, next_qpos, next_qvel, actions, speed):
+        """Improve actions (n, A) until they lead from states to the next ones -> Solved. Nonlinear least squares within
+        the bounds of actions (scipy's dogbox), whose slopes are differences in each action now and then, and Broyden's
+        in between. speed (U,): standard deviations of the data's velocities."""
         solved = np.empty(actions.shape, np.float32)
+        missed = np.empty(len(actions), np.float32)
         tries = 0
         for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
             step = Step(self.env, qpos[i], qvel[i], next_qpos[i], next_qvel[i], speed)
-            solved[i] = step.solve(actions[i])
+            solved[i], missed[i] = step.solve(actions[i])
             tries += step.tries
-        return solved, tries
+        return Solved(solved, missed < LED, tries)
 
     def states(self, qpos, qvel):
         """What a network is told of states -> (n, F) float32: joints and velocities from within the body, where up is,
@@ -138,6 +143,25 @@ class Simulator:
         return np.concatenate(change, 1).astype(np.float32)
 
 
+@dataclasses.dataclass
+class Solved:
+    """Actions that were solved for."""
+
+    actions: np.ndarray  # (n, A) in the environment's units
+    led: np.ndarray  # (n,) bool: did they lead where the data went? Of the others a network may know better
+    tries: int  # that it took
+
+
+@dataclasses.dataclass
+class Slopes:
+    """How a miss depends on an action, near one."""
+
+    action: np.ndarray  # (A,)
+    miss: np.ndarray  # (2 U,) of it
+    matrix: np.ndarray  # (2 U, A)
+    age: int  # steps since they were measured
+
+
 class Step:
     """A step of the data whose action is solved for. speed (U,): standard deviations of velocities."""
 
@@ -155,13 +179,14 @@ class Step:
         self.tries = 0
         self.last = None  # the action at which a miss was computed last
         self.last_miss = None
+        self.known = None  # Slopes, the last ones
 
     def solve(self, action):
-        """-> (A,), from a first one."""
+        """From a first one (A,) -> (action (A,), mean square of what it misses)."""
         start = np.clip(action.astype(np.float64), self.low, self.high)
         found = least_squares(self.miss, start, self.slopes, bounds=(self.low, self.high), method='dogbox',
-                              xtol=1e-3, max_nfev=EVALUATIONS)
-        return found.x
+                              xtol=1e-3, ftol=1e-4, max_nfev=EVALUATIONS)
+        return found.x, np.square(found.fun).mean()
 
     def miss(self, action):
         """How far an action (A,) leads from where the data went (2 U,), in standard deviations of velocities; of
@@ -174,13 +199,28 @@ class Step:
         lacking = np.empty(env.model.nv)
         mujoco.mj_differentiatePos(env.model, lacking, env.dt, self.next_qpos, env.data.qpos)
         miss = np.concatenate([lacking, env.data.qvel - self.next_qvel]) / np.tile(self.speed, 2)
+        miss = np.nan_to_num(miss, nan=FAR, posinf=FAR, neginf=-FAR)  # physics that fail lead far away
         self.last = action.copy()
         self.last_miss = miss
         return miss
 
     def slopes(self, action):
-        """How each number of an action changes the miss (2 U, A)."""
+        """How each number of an action changes the miss (2 U, A): measured, or Broyden's (1965, eq. 4.5), which are the
+        last ones, made to agree with what the last step did."""
         here = self.last_miss if np.array_equal(action, self.last) else self.miss(action)
+        known = self.known
+        if known is None or known.age + 1 == MEASURED_EVERY:
+            self.known = Slopes(action.copy(), here, self.measure(action, here), age=0)
+            return self.known.matrix
+
+        step = action - known.action
+        unexpected = here - known.miss - known.matrix @ step
+        matrix = known.matrix + np.outer(unexpected, step) / (step @ step)
+        self.known = Slopes(action.copy(), here, matrix, known.age + 1)
+        return matrix
+
+    def measure(self, action, here):
+        """Slopes (2 U, A) at an action that misses by `here`: a difference in each of its numbers."""
         inward = np.where(action < (self.low + self.high) / 2, 1, -1)
         differences = DIFFERENCE * (self.high - self.low) * inward
         columns = []
@@ -301,15 +341,15 @@ class Rehearser:
         return self._fit(draw, len(self.states))
 
     def fit_solved(self, network, rows, actions):
-        """Let a network of corrections learn on, how the last two rounds at some rows (m,) become the actions (m, A)
-        that were solved for there -> Fit."""
+        """Let a copy of a network of corrections learn on, how the last two rounds at some rows (m,) become the actions
+        (m, A) that were solved for there -> Fit."""
         def draw(some):
             at = rows[some]
             tries = self._tries_at(torch.randint(2, (len(at),)), at)
             contexts = self._contexts(self.states[at], tries)
             return contexts, self.changes[at] - tries.changes, actions[some] - tries.actions
 
-        return self._fit(draw, len(rows), network, max(1, self.updates // 10), self.lr / 2)
+        return self._fit(draw, len(rows), copy.deepcopy(network), max(1, self.updates // 3), self.lr / 2)
 
     def _tries_at(self, numbers, rows):
         """-> Tries (m,), at each of the rows (m,) that of its number (m,) in `tries`."""

@@ -28,6 +28,8 @@ from support.runs import RunConfig, open_run
 from trajectories import load_dataset
 from utils import in_bounds, in_units
 
+SOLVING_ROUNDS = 3  # after each, the network learns from what was solved for so far, and the next begins nearer
+
 
 @dataclasses.dataclass
 class RehearsalConfig(RunConfig):
@@ -35,9 +37,8 @@ class RehearsalConfig(RunConfig):
     stages: int = flag(3, 'how often corrections are learned and made; each tries two actions at a state', least=1)
     max_steps: int = flag(0, 'environment steps in all, one for each try; if they are too few for all states, some '
                              'are drawn, and the actions of the others guessed; 0: all states', least=0)
-    solved_states: int = flag(20_000, 'at so many states actions are then solved for, by three tries for each of their '
-                                      'numbers and a few more; the network learns on from them to correct all '
-                                      'others', least=0)
+    solved_states: int = flag(60_000, 'at so many states actions are then solved for, by about two tries for each of '
+                                      'their numbers; the network learns on from them to correct all others', least=0)
     random_range: float = flag(1.5, 'the first actions are uniform in so many times the action range, and clipped',
                                above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
@@ -117,15 +118,16 @@ class Rehearsal:
                                  f'least {100 * config.rounds}, and twice that with --solved_states')
             if affordable < len(self.rows):
                 self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
-        chosen = rng.choice(len(self.rows), min(solvable, len(self.rows)), replace=False)
-        self.to_solve = torch.from_numpy(np.sort(chosen))  # (m,), which of `rows`
+        self.to_solve = rng.choice(len(self.rows), min(solvable, len(self.rows)), replace=False)  # (m,), which of them
 
+        self.speed = np.maximum(physics.qvel.std(0), 1e-6)
         states, changes = self.seen(self.rows)
         self.rehearser = Rehearser(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
                                    config.batch_size, config.lr, device)
         self.done = 0  # rounds of tries
         self.fit = None  # the last network
-        self.solved = None  # actions (m, A) in [-1, 1] that were solved for
+        self.solved = torch.zeros(0, len(self.space.low))  # actions (k, A) in [-1, 1] of the first k of `to_solve`
+        self.led = torch.zeros(0, dtype=torch.bool)  # (k,): do they lead where the data went?
         self.solving_tries = 0
         if run.saved:
             self.load_state_dict(run.saved)
@@ -159,28 +161,49 @@ class Rehearsal:
         return self.all_actions(actions)
 
     def learn_from_solved(self, actions):
-        """Solve for the actions of some rows, from those of all (n, A), and let the network learn on -> actions (n, A),
-        corrected by it."""
-        if self.solved is None:
-            self.solve(actions[self.to_solve])
-        self.fit = self.rehearser.fit_solved(self.fit.network, self.to_solve, self.solved)
-        print(f'corrections: R² {self.fit.r2:.2f} of differences from actions solved for that were held out')
-        self.log.log(self.steps, {'solved_states': len(self.to_solve), 'solved_r2': self.fit.r2})
-
-        actions = self.rehearser.correct(self.fit.network, self.rehearser.tries[-1])
-        actions[self.to_solve] = self.solved
+        """Solve for the actions of some rows, from what all (n, A) are believed to be, and let the network learn on
+        from them -> actions (n, A), corrected by it."""
+        if len(self.solved):
+            actions = self.correct_by_solved()
+        while len(self.solved) < len(self.to_solve):
+            self.solve(actions)
+            actions = self.correct_by_solved()
         return actions
 
     def solve(self, actions):
-        """Solve for actions (m, A) of the rows `to_solve`, from these."""
-        rows = self.rows[self.to_solve.numpy()]
+        """A round of solving, from actions (n, A) of all rows; logged and saved."""
+        count = -(-len(self.to_solve) // SOLVING_ROUNDS)
+        chosen = self.to_solve[len(self.solved):][:count]
+        rows = self.rows[chosen]
         now = self.physics[rows]
         after = self.physics[rows + 1]
-        solved, self.solving_tries = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel,
-                                                          self.in_bounds(actions))
-        self.solved = torch.from_numpy(in_units(solved, self.space.low, self.space.high))
-        print(f'actions of {len(rows):,} states solved for by {self.solving_tries:,} tries')
+        result = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel, self.in_bounds(actions[chosen]),
+                                      self.speed)
+
+        solved = torch.from_numpy(in_units(result.actions, self.space.low, self.space.high))
+        self.solved = torch.cat([self.solved, solved])
+        self.led = torch.cat([self.led, torch.from_numpy(result.led)])
+        self.solving_tries += result.tries
+        share = self.led.float().mean().item()
+        print(f'{len(self.solved):,} states solved for by {self.solving_tries:,} tries; {share:.0%} of the actions '
+              'lead where the data went')
+        self.log.log(self.steps, {'solved_states': len(self.solved), 'solved_share': share})
         self.save()
+
+    def correct_by_solved(self):
+        """-> actions (n, A) of all rows: those solved for that lead where the data went, and others corrected by a
+        network that has learned from these."""
+        rows = torch.from_numpy(self.to_solve[:len(self.solved)])[self.led]
+        solved = self.solved[self.led]
+        network = self.fit.network
+        if len(rows) > 1:
+            fit = self.rehearser.fit_solved(network, rows, solved)
+            print(f'corrections: R² {fit.r2:.2f} of differences from actions solved for that were held out')
+            network = fit.network
+
+        actions = self.rehearser.correct(network, self.rehearser.tries[-1])
+        actions[rows] = solved
+        return actions
 
     def next_actions(self):
         """What to try next (n, A)."""
@@ -233,16 +256,16 @@ class Rehearsal:
     def save(self):
         """last.pth, from which a resumed run goes on."""
         content = {'done': self.done, 'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
-        if self.solved is not None:
-            content |= {'solved': self.solved, 'solving_tries': self.solving_tries}
+        content |= {'solved': self.solved, 'led': self.led, 'solving_tries': self.solving_tries}
         if self.fit:
             content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
         self.run.save(content)
 
     def load_state_dict(self, saved):
         self.done = saved['done']
-        self.solved = saved.get('solved')
-        self.solving_tries = saved.get('solving_tries', 0)
+        self.solved = saved['solved']
+        self.led = saved['led']
+        self.solving_tries = saved['solving_tries']
         self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
         if saved['fit']:
             network = self.rehearser.make_network(saved['fit']['network'])
