@@ -15,8 +15,8 @@ correct what is wrong: where it was nearly right about a hip, an ankle is no lon
 corrections are tried and corrected in turn, by a network that has learned from smaller noise.
 
 What noise does not teach is how a demonstrator's actions differ from what is known of them: networks believe that the
-difference is as random as the noise, and shrink it. So at a few states actions are solved for, by differences in each
-of them, and the network learns on from these.
+difference is as random as the noise, and shrink it. So at some states actions are solved for, by least squares, and the
+network of corrections learns on from those that lead where the data went.
 
 States and changes are told from within the body: of a robot that is free to move, velocities and where is up are told
 in the frame of its trunk, and its place and heading not at all. Joint angles alone then decide which force turns what.
