@@ -41,6 +41,7 @@ from utils import in_bounds, in_units, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
+LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
 
 
@@ -52,6 +53,8 @@ class OnlineConfig:
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of the inverse dynamics', least=1)
     lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the locator; Q, V and the proposer "
                            'keep the offline one', above=0)
+    lr_decay_updates: int = flag(0, 'all learning rates fall to a hundredth over the second half of so many updates; '
+                                    '0: they stay', least=0)
     acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts; 1 '
                                      'disables averaging', above=0, most=1)
     memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
@@ -162,6 +165,7 @@ class OnlineAgent:
         if config.memory:
             groups.append({'params': self.trained['memory'].parameters(), 'lr': config.memory_lr})
         self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.rates = [group['lr'] for group in groups]  # before any decay
         self.labeler = Labeler(offline.observation_dim, self.action_dim)
         self.state_map = None
         self.step = 0
@@ -504,6 +508,7 @@ class OnlineAgent:
         loss.backward()
         info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
                                 for group in (self.trained.parameters(), self.values.parameters()))
+        self._decay_rates()
         self.optimizer.step()
 
         for name, average in self.acting.items():
@@ -513,6 +518,13 @@ class OnlineAgent:
             soft_update(self.offline.targets['value'], self.values['value'], self.offline.config.target_rate)
         self.step += 1
         return {name: value.detach() for name, value in info.items()}
+
+    def _decay_rates(self):
+        updates = self.config.lr_decay_updates
+        if updates:
+            share = max(LOWEST_RATE, min(1.0, 2 - 2 * self.step / updates))
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group['lr'] = share * rate
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def state_dict(self):

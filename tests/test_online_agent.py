@@ -191,6 +191,24 @@ def test_a_goal_changed_in_mid_episode_is_seen(make_watched, states):
 
 
 # ------------------------------------------------------------------------------------------------ objectives
+def test_learning_rates_fall_over_the_second_half(make_online, make_batches):
+    agent, rng = make_online(lr=0.5, lr_decay_updates=8), np.random.default_rng(0)
+    batches = make_batches(agent)
+    rates = []
+    for _ in range(10):
+        agent.update(batches.sample(rng))
+        rates.append([group['lr'] for group in agent.optimizer.param_groups])
+    heads, values = zip(*rates, strict=True)
+    assert heads == pytest.approx([0.5] * 5 + [0.375, 0.25, 0.125, 0.005, 0.005])
+    slow = agent.offline.config.lr
+    assert values == pytest.approx([slow] * 5 + [0.75 * slow, 0.5 * slow, 0.25 * slow, 0.01 * slow, 0.01 * slow])
+
+    loaded = OnlineAgent.from_state_dict(agent.state_dict())
+    loaded.step = 6
+    loaded.update(batches.sample(rng))
+    assert loaded.optimizer.param_groups[0]['lr'] == pytest.approx(0.25)
+
+
 def test_the_agent_starts_from_the_averaged_networks(make_agent, make_online, make_dataset):
     offline = make_agent(target_rate=0.5)
     offline.update(make_dataset().sample(5, np.random.default_rng(0)))
