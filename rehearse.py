@@ -255,17 +255,24 @@ class Rehearsal:
     # ----------------------------------------------------------------------------------------------- files
     def save(self):
         """last.pth, from which a resumed run goes on."""
-        content = {'done': self.done, 'tries': [vars(tries) for tries in self.rehearser.tries], 'fit': None}
-        content |= {'solved': self.solved, 'led': self.led, 'solving_tries': self.solving_tries}
+        content = {
+            'done': self.done,
+            'tries': [vars(tries) for tries in self.rehearser.tries],
+            'fit': None,
+            'solved': self.solved,
+            'led': self.led,
+            'solving_tries': self.solving_tries,
+        }
         if self.fit:
             content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
         self.run.save(content)
 
     def load_state_dict(self, saved):
         self.done = saved['done']
-        self.solved = saved['solved']
-        self.led = saved['led']
-        self.solving_tries = saved['solving_tries']
+        if 'led' in saved:  # else it is from before there were rounds of solving, and solves anew
+            self.solved = saved['solved']
+            self.led = saved['led']
+            self.solving_tries = saved['solving_tries']
         self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
         if saved['fit']:
             network = self.rehearser.make_network(saved['fit']['network'])
