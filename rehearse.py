@@ -155,20 +155,11 @@ class Rehearsal:
         while self.done < self.config.rounds:
             self.try_out(self.next_actions())
 
-        actions = self.rehearser.correct(self.fit.network, self.rehearser.tries[-1])
-        if len(self.to_solve):
-            actions = self.learn_from_solved(actions)
-        return self.all_actions(actions)
-
-    def learn_from_solved(self, actions):
-        """Solve for the actions of some rows, from what all (n, A) are believed to be, and let the network learn on
-        from them -> actions (n, A), corrected by it."""
-        if len(self.solved):
-            actions = self.correct_by_solved()
+        actions = self.correct()
         while len(self.solved) < len(self.to_solve):
             self.solve(actions)
-            actions = self.correct_by_solved()
-        return actions
+            actions = self.correct()
+        return self.all_actions(actions)
 
     def solve(self, actions):
         """A round of solving, from actions (n, A) of all rows; logged and saved."""
@@ -190,9 +181,9 @@ class Rehearsal:
         self.log.log(self.steps, {'solved_states': len(self.solved), 'solved_share': share})
         self.save()
 
-    def correct_by_solved(self):
-        """-> actions (n, A) of all rows: those solved for that lead where the data went, and others corrected by a
-        network that has learned from these."""
+    def correct(self):
+        """-> actions (n, A) of all rows, corrected by the network; once some were solved for, those that lead where the
+        data went, and the others corrected by a network that has learned from these."""
         rows = torch.from_numpy(self.to_solve[:len(self.solved)])[self.led]
         solved = self.solved[self.led]
         network = self.fit.network
