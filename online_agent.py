@@ -84,6 +84,9 @@ class OnlineConfig:
     action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
+    hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
+                       '--transition_steps (15 of 25). The direction to what is near swings with a robot that sways as '
+                       'it walks (a humanoid: 60)', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
 
@@ -136,6 +139,9 @@ class OnlineAgent:
         if config.heading_products and offline.moves_things:
             raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
                              'out')
+        if config.hop and offline.moves_things:
+            raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
+                             'leave it out')
         self.heading_numbers = self.place_numbers().tolist() if config.heading_products else []
         if config.heading_products and not self.heading_numbers:
             raise ValueError("--heading_products: the offline run knows no place that z' is a direction from "
@@ -172,12 +178,18 @@ class OnlineAgent:
 
     def build_map(self, data, seed=0, hop=0, nodes=0):
         """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
-        there are things to be moved, else a StateMap. `hop`, `nodes`: 0 for what `StateMap.from_data` chooses."""
+        there are things to be moved, else a StateMap. `hop`: 0 for what the config says; `nodes`: 0 for what
+        `StateMap.from_data` chooses, as that does with a hop of 0."""
         mean, scale = self.offline.place_scale()
         if self.moves_things:
             self.state_map = ThingsMap.from_data(data, scale, seed)
-        else:
-            self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
+            return
+
+        hop = hop or self.config.hop
+        longest = int((data.ends - data.starts).max())
+        if hop > longest:
+            raise ValueError(f'--hop {hop}: the longest trajectory of the data has {longest} steps; choose fewer')
+        self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
 
     @property
     def moves_things(self):

@@ -518,6 +518,20 @@ def heads_for(agent, targets):
     return np.clip(0.01 * agent.encoder.place(torch.from_numpy(targets)).numpy(), -1, 1)
 
 
+def test_hop_says_how_far_ahead_the_map_looks(make_online, make_dataset):
+    data = make_dataset((60, 60, 60))
+    agent = make_online(hop=20)
+    agent.build_map(data)
+    assert agent.state_map.hop == 20
+
+    agent.build_map(data, hop=7)  # what scripts/add_map.py is asked for counts for more
+    assert agent.state_map.hop == 7
+
+    agent.config.hop = 60
+    with pytest.raises(ValueError, match='--hop 60: the longest trajectory of the data has 59 steps'):
+        agent.build_map(data)
+
+
 def test_plan_is_the_place_of_the_next_node(planning, make_dataset):
     agent = planning
     data = make_dataset((60, 60, 60))

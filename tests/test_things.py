@@ -602,6 +602,12 @@ def test_moves_of_things_are_not_scaled(mover):
     assert np.array_equal(*acted) and np.abs(acted[0]).max() > 0
 
 
+@pytest.mark.parametrize('flag', ['hop', 'heading_products'])
+def test_flags_of_walking_are_refused_where_things_are_moved(make_mover, flag):
+    with pytest.raises(ValueError, match=f'--{flag}: where things are moved'):
+        make_mover(cubes, **{flag: 1})
+
+
 def test_progress_steps_0_imitates_all_alike(mover):
     agent, data, replay = mover
     agent.config.progress_steps = 0
