@@ -99,7 +99,9 @@ for dataset in antmaze-medium-navigate-v0 antmaze-large-navigate-v0; do
         expert $dataset $noise 60
     done
 done
-expert humanoidmaze-medium-navigate-v0 0.2 20
+for dataset in humanoidmaze-medium-navigate-v0 humanoidmaze-large-navigate-v0; do
+    expert $dataset 0.2 20
+done
 
 # the front page: random environment steps only
 mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore large-explore'
