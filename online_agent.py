@@ -176,16 +176,18 @@ class OnlineAgent:
         self.state_map = None
         self.step = 0
 
-    def build_map(self, data, seed=0, hop=0, nodes=0):
+    def build_map(self, data, seed=0, nodes=0):
         """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
-        there are things to be moved, else a StateMap. `hop`: 0 for what the config says; `nodes`: 0 for what
-        `StateMap.from_data` chooses, as that does with a hop of 0."""
+        there are things to be moved, else a StateMap of so many nodes (0: as many as it chooses)."""
         mean, scale = self.offline.place_scale()
         if self.moves_things:
+            if nodes:
+                raise ValueError('--nodes: where things are moved, the data alone say how many nodes there are; leave '
+                                 'it out')
             self.state_map = ThingsMap.from_data(data, scale, seed)
             return
 
-        hop = hop or self.config.hop
+        hop = self.config.hop
         longest = int((data.ends - data.starts).max())
         if hop > longest:
             raise ValueError(f'--hop {hop}: the longest trajectory of the data has {longest} steps; choose fewer')

@@ -35,6 +35,8 @@ def run(config):
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
     checkpoint = load_checkpoint(config.checkpoint, 'online')
+    if config.hop:
+        checkpoint['agent']['config']['hop'] = config.hop
     with naming_file(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
@@ -43,7 +45,7 @@ def run(config):
     print(source.note)
 
     begin = time.perf_counter()
-    agent.build_map(data, config.seed, hop=config.hop, nodes=config.nodes)
+    agent.build_map(data, config.seed, config.nodes)
     print(f'{agent.state_map}; built in {time.perf_counter() - begin:.1f} s')
 
     output = Path(config.output or config.checkpoint)

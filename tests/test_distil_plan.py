@@ -43,8 +43,8 @@ def planner_agent(make_agent, make_online, data):
     """An agent with a map of the data, whose locator knows where latents lie."""
     offline = make_agent()
     offline.set_statistics(*data.statistics(), data.slowness())
-    agent = make_online(offline=offline)
-    agent.build_map(data, nodes=60, hop=4)
+    agent = make_online(offline=offline, hop=4)
+    agent.build_map(data, nodes=60)
 
     states = torch.from_numpy(data.observations)
     z = agent.encoder.encode_slow(states)
@@ -125,7 +125,7 @@ def test_pairs_without_a_path_are_left_out(planner_agent, data):
     starts = np.append(data.starts, data.starts + len(data))
     islands = TrajectoryDataset(np.concatenate([data.observations, far]), starts, ends, context_length=12,
                                 transition_steps=4)
-    planner_agent.build_map(islands, nodes=80, hop=4)
+    planner_agent.build_map(islands, nodes=80)
     lesson = distil_plan.Teacher(planner_agent, islands, near_goals=0).draw(400, np.random.default_rng(0))
     assert 120 < len(lesson.z) < 280
     assert ((lesson.states[:, 0] > 25) == (lesson.next_states[:, 0] > 25)).all()
@@ -168,10 +168,12 @@ def test_a_checkpoint_without_a_map_gets_one(planner_agent, data, tmp_path):
         terminals = np.isin(np.arange(len(data)), data.ends)
         np.savez(tmp_path / f'{name}.npz', observations=data.observations, terminals=terminals)
     known, planner_agent.state_map = planner_agent.state_map, None
+    planner_agent.config.hop = 0
     write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'states.npz')
     add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--hop', '4'])
     saved = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
     assert str(saved.state_map) == str(known)
+    assert saved.config.hop == 4
 
     write(tmp_path / 'other.pth', planner_agent, data, tmp_path / 'states.npz', fingerprint='other data')
     with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):

@@ -524,9 +524,6 @@ def test_hop_says_how_far_ahead_the_map_looks(make_online, make_dataset):
     agent.build_map(data)
     assert agent.state_map.hop == 20
 
-    agent.build_map(data, hop=7)  # what scripts/add_map.py is asked for counts for more
-    assert agent.state_map.hop == 7
-
     agent.config.hop = 60
     with pytest.raises(ValueError, match='--hop 60: the longest trajectory of the data has 59 steps'):
         agent.build_map(data)

@@ -608,6 +608,12 @@ def test_flags_of_walking_are_refused_where_things_are_moved(make_mover, flag):
         make_mover(cubes, **{flag: 1})
 
 
+def test_a_map_of_moves_is_asked_for_no_number_of_nodes(mover):
+    agent, data, _ = mover
+    with pytest.raises(ValueError, match='--nodes: where things are moved'):
+        agent.build_map(data, nodes=20)
+
+
 def test_progress_steps_0_imitates_all_alike(mover):
     agent, data, replay = mover
     agent.config.progress_steps = 0
