@@ -8,7 +8,7 @@ Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row
 flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
 picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels of as many steps or from true ones.
-`expert-noise-*` makes the table of the demonstrator, and with `true-actions` and HIQL one of what labels cost.
+`expert-noise-<noise>[-<which>]` makes the table of the demonstrators, and with `true-actions` and HIQL one of what labels cost.
 `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-<what is
 other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what it takes of the
 arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>` makes one of
@@ -92,7 +92,7 @@ PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': '
 EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biased': 'the agent, goal-biased'}
 EXPLORING = ('who takes the later steps', 'data', 'success, %', 'difference, 95 % interval, by seed', 'n seeds',
              'environment steps', 'episodes a seed')
-DEMONSTRATOR = ('maze', 'noise on its actions', 'success, %', 'episodes')
+DEMONSTRATOR = ('maze', 'expert', 'noise on its actions', 'success, %', 'episodes')
 
 
 @dataclasses.dataclass
@@ -554,9 +554,10 @@ def demonstrator_rows(results):
     for (experiment, name), runs in sorted(results.items()):
         if experiment.startswith('expert-noise-'):
             maze = maze_of(name)
-            noise = experiment.removeprefix('expert-noise-')
-            rows[maze, noise] = (f'`{maze}`', noise, mean_text([run.success for run in runs]),
-                                 _range(5 * run.episodes for run in runs))
+            noise, _, name = experiment.removeprefix('expert-noise-').partition('-')
+            weights = f'{name}_{maze.partition("maze")[0]}_expert.npz'.removeprefix('_')
+            rows[maze, experiment] = (f'`{maze}`', f'`{weights}`', noise, mean_text([run.success for run in runs]),
+                                      _range(5 * run.episodes for run in runs))
     return list(rows.values())
 
 

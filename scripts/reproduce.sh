@@ -87,17 +87,38 @@ run() {
     cp "$folder/online/evaluation.json" "$result/evaluation.json"
 }
 
-expert() { # dataset, noise, episodes per task: what is imitated, once for each maze
-    output=results/expert-noise-$2/$1/seed0/evaluation.json
-    wanted "expert-noise-$2" "$1" 0 && [ ! -f "$output" ] || return 0
-    "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
-        --output "$output"
+# robot, file of weights, decisions of its teacher, flags of it, steps of each of two distillations; needs
+# requirements-expert.txt and, for the humanoid, hours
+make_expert() {
+    weights=datasets/$2 folder=$RUNS/experts/$1
+    wanted make-expert "$1" 0 && [ ! -f "$weights" ] || return 0
+    # shellcheck disable=SC2086
+    "$PYTHON" scripts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
+        $([ ! -f "$folder/teacher.npz" ] || echo --resume)
+    for resume in '' --resume; do
+        "$PYTHON" scripts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
+            --output "$folder/expert.npz" --num_steps "$5" --warm_steps "$(($5 / 5))" $resume
+    done
+    cp "$folder/expert.npz" "$weights"
 }
+
+expert() { # dataset, noise, episodes per task, which ant if not the one of our data: what is imitated, for each maze
+    experiment=expert-noise-$2${4:+-$4}
+    output=results/$experiment/$1/seed0/evaluation.json
+    wanted "$experiment" "$1" 0 && [ ! -f "$output" ] || return 0
+    "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
+        ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$output"
+}
+
+# the experts; their weights are bundled, and so not made anew
+make_expert humanoid humanoid_expert.npz 2700000 '--lr 1e-3 --entropy -0.8' 1000000
+make_expert ant steady_ant_expert.npz 400000 '--lr 1e-3' 250000
 
 for dataset in antmaze-medium-navigate-v0 antmaze-large-navigate-v0; do
     for noise in 0 0.2; do
         expert $dataset $noise 60
     done
+    expert $dataset 0.2 60 steady
 done
 for dataset in humanoidmaze-medium-navigate-v0 humanoidmaze-large-navigate-v0; do
     expert $dataset 0.2 20

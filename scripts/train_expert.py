@@ -36,6 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
+from ogbench_utils import make_env  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
@@ -51,11 +52,11 @@ class Body:
     environment."""
 
     def __init__(self, seed, begins_standing):
+        self.begins_standing = begins_standing
         self.env = self.make()
         self.env.reset(seed=seed)
         self.data = self.env.data
         self.rng = np.random.default_rng(seed)
-        self.begins_standing = begins_standing
 
     def step(self, action):
         self.env.do_simulation(action, self.env.frame_skip * self.action_repeat)
@@ -151,21 +152,29 @@ def humanoid_features(state, torso, direction):
 
 
 class Ant(Body):
-    """OGBench's ant, told where to walk. It is pushed now and then. Its episodes are cut short on its back, since it
+    """OGBench's ant, told where to walk, and pushed now and then. Those that do not begin as `begins_standing` says
+    walk in a maze, where they are as often told to walk into a wall. Its episodes are cut short on its back, since it
     cannot get up."""
 
-    action_repeat = 1  # 20 decisions a second
+    action_repeat = 1  # 10 decisions a second
     decisions_of_episode = {True: 400, False: 400}
     top_speed = 4.0
     mirror_features = mirror_actions = None  # its left and right differ by more than a sign
 
     def make(self):
+        if not self.begins_standing:
+            return make_env('antmaze-large-navigate-v0', terminate_at_goal=False, disable_env_checker=True).unwrapped
+
         from ogbench.online_locomotion.ant import AntEnv
 
         return AntEnv(terminate_when_unhealthy=False)
 
     def reset(self):
-        self.env.reset()
+        options = None
+        if not self.begins_standing:
+            free = np.argwhere(self.env.maze_map == 0)
+            options = {'task_info': {'init_ij': tuple(self.rng.choice(free)), 'goal_ij': tuple(self.rng.choice(free))}}
+        self.env.reset(options=options)
 
     def step(self, action):
         if self.rng.random() < 0.02:  # a push, as from a wall that was not seen
@@ -174,9 +183,13 @@ class Ant(Body):
             self.env.set_state(self.data.qpos, velocity)
         super().step(action)
 
+    def state(self):
+        """OGBench's, without x, y (27,)."""
+        return np.concatenate([self.data.qpos[2:], self.data.qvel])
+
     def features(self, direction):
         """(29,) float32: the state with velocities, and the direction (2,), in the torso's frame."""
-        return ant_features(self.env._get_obs(), self.torso(), direction)
+        return ant_features(self.state(), self.torso(), direction)
 
     def head(self):
         """The ant has none: how upright its back is, 1 to -1."""
@@ -542,6 +555,7 @@ def train(flags):
         raise ValueError(f'{path} exists: add --resume, or name another --output_dir')
 
     body = ROBOTS[flags.robot]
+    np.random.seed(flags.seed)  # a maze's own
     robots = [DirectedRobot(body, 1000 * flags.seed + i, i < flags.standing_envs) for i in range(flags.num_envs)]
     action_dim = robots[0].body.env.action_space.shape[0]
     state, act, update = make_learner(flags, body, len(robots[0].features()), action_dim)

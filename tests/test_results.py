@@ -116,13 +116,15 @@ def test_a_dataset_without_a_run_of_main_shows_what_was_main_before(page):
     assert f'| {DATA.replace("medium", "large")} | **70.0** | 10,000 |' in text
 
 
-def test_one_measurement_of_the_demonstrator_is_shown_once(page):
+def test_one_measurement_of_a_demonstrator_is_shown_once(page):
     for name in (ANT, ANT.replace('navigate', 'stitch'), LARGE):
         write_run(page / 'results' / 'expert-noise-0.2' / name / 'seed0', [0.9], episodes=60, csv=False)
+    write_run(page / 'results' / 'expert-noise-0.2-steady' / ANT / 'seed0', [0.95], episodes=60, csv=False)
     assert script('make_tables', '--root', page)[0] == 0
     details = (page / 'results' / 'README.md').read_text()
-    assert details.count('| `antmaze-medium` | 0.2 | 90.0 | 300 |') == 1
-    assert details.count('| `antmaze-large` | 0.2 | 90.0 | 300 |') == 1
+    assert details.count('| `antmaze-medium` | `ant_expert.npz` | 0.2 | 90.0 | 300 |') == 1
+    assert details.count('| `antmaze-medium` | `steady_ant_expert.npz` | 0.2 | 95.0 | 300 |') == 1
+    assert details.count('| `antmaze-large` | `ant_expert.npz` | 0.2 | 90.0 | 300 |') == 1
 
 
 def write_hiql(page, *rows):

@@ -102,6 +102,22 @@ def test_walks_end_soon_after_a_fall_and_the_ground_does_not():
     assert 10 < lengths[True] < 60 and lengths[False] is None
 
 
+def test_ants_among_walls_are_those_of_the_plain():
+    """The same actions and pushes lead from one state to the same."""
+    plain, walled = (train_expert.Ant(0, begins_standing) for begins_standing in (True, False))
+    walled.reset()
+    assert walled.env.maze_map[walled.env.xy_to_ij(walled.data.qpos[:2])] == 0
+    assert walled.env.model.ngeom > plain.env.model.ngeom + 50
+
+    for ant in (plain, walled):
+        ant.env.set_state(plain.env.init_qpos, np.zeros(14))  # in the middle of a free cell
+        ant.rng = np.random.default_rng(8)
+        for _ in range(5):
+            ant.step(np.linspace(-1, 1, 8))
+    assert np.allclose(plain.features(DIRECTION), walled.features(DIRECTION), atol=1e-4)
+    assert np.abs(plain.data.qvel).max() > 0.5, 'it moved'
+
+
 def test_returns_stop_where_decisions_do_not_follow():
     replay = Replay(8, 1, 1, 1)
     for i in range(11):  # the first three are written over
