@@ -8,14 +8,14 @@ Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row
 flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
 datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
 picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels of as many steps or from true ones.
-`expert-noise-<noise>[-<which>]` makes the table of the demonstrators, and with `true-actions` and HIQL one of what labels cost.
-`lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture. `parts-<what is
-other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what it takes of the
-arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>` makes one of
-exploration, paired with `few-random`. Every other experiment is a row of the ablations, paired by seed with `main`, and
-one of results/before/ with what `main` was at its time (`network-labels`, `full-actions`, `older-weights`, or `no-plan`
-if it did not plan); the last table there has the evaluations while training. What is missing is left out. The data are
-of our own expert, which every name says.
+`expert-noise-<noise>[-<which>]` makes the table of the demonstrators, and with `true-actions` and HIQL one of what
+labels cost. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture.
+`parts-<what is other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what
+it takes of the arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>`
+makes one of exploration, paired with `few-random`. Every other experiment is a row of the ablations, paired by seed
+with `main`, and one of results/before/ with what `main` was at its time (`network-labels`, `full-actions`,
+`older-weights`, or `no-plan` if it did not plan); the last table there has the evaluations while training. What is
+missing is left out. The data are of our own expert, which every name says.
 """
 
 import argparse

@@ -152,9 +152,10 @@ def humanoid_features(state, torso, direction):
 
 
 class Ant(Body):
-    """OGBench's ant, told where to walk, and pushed now and then. Those that do not begin as `begins_standing` says
-    walk in a maze, where they are as often told to walk into a wall. Its episodes are cut short on its back, since it
-    cannot get up."""
+    """OGBench's ant, told where to walk, and pushed now and then. All begin upright. With `begins_standing` they walk
+    on a plain, and an episode is cut short on the back, since ants cannot get up. The others walk among the walls of a
+    maze, which they do not see and are often told to walk into; what has fallen there lies until time is up, so that
+    it is learned what that costs."""
 
     action_repeat = 1  # 10 decisions a second
     decisions_of_episode = {True: 400, False: 400}
@@ -508,7 +509,8 @@ def parse_args(argv=None):
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--num_decisions', type=int, default=1_500_000, help='in all (default: 1.5 million)')
     parser.add_argument('--num_envs', type=int, default=16, help='robots side by side (default: 16)')
-    parser.add_argument('--standing_envs', type=int, default=10, help='of these, begin upright (default: 10)')
+    parser.add_argument('--standing_envs', type=int, default=10,
+                        help='of these, begin upright; of ants, walk on a plain (default: 10)')
     parser.add_argument('--updates', type=int, default=8, help='of the critics per decision of all (default: 8)')
     parser.add_argument('--batch', type=int, default=128, help='decisions in an update (default: 128)')
     parser.add_argument('--hidden', type=int, default=256, help='width of the critics (default: 256)')
