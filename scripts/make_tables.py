@@ -554,8 +554,8 @@ def demonstrator_rows(results):
     for (experiment, name), runs in sorted(results.items()):
         if experiment.startswith('expert-noise-'):
             maze = maze_of(name)
-            noise, _, name = experiment.removeprefix('expert-noise-').partition('-')
-            weights = f'{name}_{maze.partition("maze")[0]}_expert.npz'.removeprefix('_')
+            noise, _, which = experiment.removeprefix('expert-noise-').partition('-')
+            weights = f'{which}_{maze.partition("maze")[0]}_expert.npz'.removeprefix('_')
             rows[maze, experiment] = (f'`{maze}`', f'`{weights}`', noise, mean_text([run.success for run in runs]),
                                       _range(5 * run.episodes for run in runs))
     return list(rows.values())
