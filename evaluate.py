@@ -3,6 +3,7 @@
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
     python evaluate.py --checkpoint A/last.pth --compare A/last.pth --no-compare_plan    what does the plan do?
+    python evaluate.py --checkpoint A/last.pth --rest_noise 1          it stirs where it would lie still
     python evaluate.py --checkpoint A/last.pth --video                 one video per task
 """
 
@@ -49,8 +50,33 @@ class EvaluateConfig:
     action_scale: float | None = flag(None, 'do so much of what I infers (default: as it was trained)', type=float,
                                       above=0)
     compare_action_scale: float | None = flag(None, 'the same as --action_scale, for --compare', type=float, above=0)
+    rest_noise: float | None = flag(None, 'noise on the actions of who has not left his place for 25 steps (default: '
+                                          'as it was trained)', type=float, least=0)
+    compare_rest_noise: float | None = flag(None, 'the same as --rest_noise, for --compare', type=float, least=0)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
+
+
+@dataclasses.dataclass
+class Acting:
+    """How a checkpoint is to act, each None: as it was trained."""
+
+    plan: bool | None = None
+    action_scale: float | None = None
+    rest_noise: float | None = None
+
+    def tell(self, agent, path):
+        """Let the agent of the checkpoint `path` act so. ValueError if it cannot."""
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(agent.config, name, value)
+
+        for name in ('plan', 'rest_noise'):
+            if getattr(self, name) and agent.state_map is None:
+                raise ValueError(f'--{name}: {path} has no map of the data, it is of an older version; '
+                                 f'python scripts/add_map.py --checkpoint {path} adds one')
+        if self.rest_noise and agent.moves_things:
+            raise ValueError(f'--rest_noise: {path} moves things, where a hand may wait; leave it out')
 
 
 def run(config):
@@ -67,15 +93,15 @@ def run(config):
     maze = open_maze(dataset, senses)
     kind = 'paths' if maze else 'values'
 
-    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, config.plan,
-                                       config.action_scale)
+    acting = Acting(config.plan, config.action_scale, config.rest_noise)
+    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, acting)
     print_table(metrics, episodes)
     pictures = [output.with_name(f'{output.stem}_{kind}.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
 
     if config.compare:
-        others, other_episodes, agent = measure(config, config.compare, other, dataset, config.compare_plan,
-                                                 config.compare_action_scale)
+        acting = Acting(config.compare_plan, config.compare_action_scale, config.compare_rest_noise)
+        others, other_episodes, agent = measure(config, config.compare, other, dataset, acting)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
         draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
@@ -104,18 +130,15 @@ def print_table(metrics, episodes):
         print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
 
 
-def measure(config, path, checkpoint, dataset, plan=None, action_scale=None):
-    """Evaluate one checkpoint, with or without plans and with its actions scaled (None: as it was trained) -> (metrics
-    with intervals, episodes, agent)."""
+def measure(config, path, checkpoint, dataset, acting):
+    """Evaluate one checkpoint, `Acting` as it is told -> (metrics with intervals, episodes, agent)."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
     with naming_file(path):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
-    switch_plan(agent, plan, path)
-    if action_scale is not None:
-        agent.config.action_scale = action_scale
+    acting.tell(agent, path)
 
     envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
@@ -138,16 +161,8 @@ def measure(config, path, checkpoint, dataset, plan=None, action_scale=None):
     metrics['seed'] = config.seed
     metrics['plan'] = agent.plans
     metrics['action_scale'] = agent.config.action_scale
+    metrics['rest_noise'] = agent.config.rest_noise
     return metrics, episodes, agent
-
-
-def switch_plan(agent, plan, path):
-    """Let the agent of the checkpoint `path` plan or not; None leaves it as it was trained. ValueError if it cannot."""
-    if plan is not None:
-        agent.config.plan = plan
-    if plan and agent.state_map is None:
-        raise ValueError(f'--plan: {path} has no map of the data, it is of an older version; '
-                         f'python scripts/add_map.py --checkpoint {path} adds one')
 
 
 def parts(episodes):

@@ -43,6 +43,8 @@ RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the
 PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
 LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
+REST_STEPS = 25  # who has stayed in his place for so long rests
+REST_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
 
 
 @dataclasses.dataclass
@@ -84,11 +86,30 @@ class OnlineConfig:
     action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
+    rest_noise: float = flag(0.0, 'noise on the actions of who has not left his place for 25 steps, its standard '
+                                  'deviation in half widths of their range. Without, a robot that lies still does the '
+                                  'same in the same state for ever (a humanoid: 1)', least=0)
     hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
                        '--transition_steps (15 of 25). The direction to what is near swings with a robot that sways as '
                        'it walks (a humanoid: 60)', least=0)
     plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
                             "proposer's only where no path leads")
+
+
+class Rest(NamedTuple):
+    """Where B episodes are, and for how many steps they have been there."""
+
+    places: np.ndarray  # (B, S), nan where an episode begins
+    steps: np.ndarray  # (B,) int
+
+    def forget(self, rows):
+        """rows (B,) bool -> the Rest in which these episodes begin."""
+        return Rest(np.where(rows[:, None], np.nan, self.places), np.where(rows, 0, self.steps))
+
+    def step(self, places, radius):
+        """places (B, S) a step later -> Rest; who is further than `radius` from his place has a new one."""
+        stays = np.linalg.norm(places - self.places, axis=1) <= radius
+        return Rest(np.where(stays[:, None], self.places, places), np.where(stays, self.steps + 1, 0))
 
 
 class ActState(NamedTuple):
@@ -102,6 +123,7 @@ class ActState(NamedTuple):
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
     pursuit: Pursuit | Carrying | None  # what is headed for on it; None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
+    rest: Rest  # as it began, without rest_noise
 
 
 class OnlineAgent:
@@ -139,6 +161,8 @@ class OnlineAgent:
         if config.heading_products and offline.moves_things:
             raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
                              'out')
+        if config.rest_noise and offline.moves_things:
+            raise ValueError('--rest_noise: where things are moved, a hand may wait; leave it out')
         if config.hop and offline.moves_things:
             raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
                              'leave it out')
@@ -276,14 +300,16 @@ class OnlineAgent:
             routes=None,
             pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
             biased=np.zeros(batch_size, bool),
+            rest=Rest(np.full(goals.shape, np.nan), np.zeros(batch_size, int)),
         )
 
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
         pursuit = state.pursuit.forget(rows) if self.plans else None
+        rest = state.rest.forget(rows)
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
-        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit)
+        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit, rest=rest)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):
         """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
@@ -306,7 +332,7 @@ class OnlineAgent:
         One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
         deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
         """
-        raw_goals = goals
+        raw_observations, raw_goals = observations, goals
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
         is_new = (goals != state.goals).any(1)
@@ -350,14 +376,30 @@ class OnlineAgent:
             if self.moves_things and planned.any():
                 actions = self._go_back(actions, observations, waypoints, pursuit.return_left > 0)
             actions = actions.cpu().numpy()
+            rest = state.rest
+            if self.config.rest_noise and self.state_map is not None:
+                places = self.encoder.place(observations).cpu().numpy()
+                rest = rest.step(places, REST_RADIUS * self.state_map.radius)
 
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
         if not self.moves_things:
             actions = self.config.action_scale * actions
+        actions = self._stir(actions, raw_observations, rest.steps)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
-        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased)
+        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased, rest=rest)
+
+    def _stir(self, actions, observations, resting):
+        """Actions (B, A) -> with noise for who has been `resting` (B,) for long: I tells the same state the same
+        action, and where that moves nothing it would be so for ever. The state and the step draw it, so that acting
+        stays deterministic."""
+        noise = np.zeros_like(actions)
+        for row in np.flatnonzero(resting >= REST_STEPS):
+            bits = np.asarray(observations[row], np.float32).view(np.uint32)
+            rng = np.random.default_rng([resting[row], *bits])
+            noise[row] = self.config.rest_noise * rng.standard_normal(self.action_dim)
+        return actions + noise
 
     def _go_back(self, actions, observations, waypoints, returning):
         """Where a robot is `returning` (B,) to begin anew, the action is the labeler's, toward the posture of the

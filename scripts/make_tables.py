@@ -189,6 +189,10 @@ def given_flags(folder):
                 word = Path(word).name  # wherever it lay
             if name and name not in BUDGET:
                 words.append(word)
+
+    noise = json.loads((folder / 'evaluation.json').read_text(encoding='utf-8')).get('rest_noise')
+    if noise and '--rest_noise' not in words:  # it may be told when a run is evaluated
+        words += ['--rest_noise', f'{noise:g}']
     return ' '.join(words)
 
 

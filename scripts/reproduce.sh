@@ -69,7 +69,8 @@ run() {
         --final_eval_episodes 1 $6 $rehearsed --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
-    lost-*,*-stitch-* | few-*,* | *,humanoidmaze-*) evaluation='--episodes_per_task 20' ;;
+    lost-*,*-stitch-* | few-*,*) evaluation='--episodes_per_task 20' ;;
+    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --rest_noise 1' ;; # it stirs where it would lie still
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac

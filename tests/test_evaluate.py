@@ -14,6 +14,7 @@ import evaluate
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
+from planner import StateMap
 from support.files import save_checkpoint
 
 ANT = 'antmaze-medium-navigate-v0'
@@ -84,6 +85,26 @@ def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
     assert comparison['task2']['p_value'] == 0.25 and comparison['checkpoint'] == str(checkpoints[1])
     assert 'overall      +100.0' in capsys.readouterr().out
     assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
+
+
+def test_noise_of_who_rests_needs_a_map(checkpoints):
+    with pytest.raises(ValueError, match='--rest_noise: .* has no map .*add_map'):
+        run(checkpoints[0], '--rest_noise', '1')
+
+
+def test_noise_of_who_rests_can_be_told_to_each_of_two(checkpoints, monkeypatch):
+    """Here all rest at once, and what they do first decides."""
+    monkeypatch.setattr('online_agent.REST_STEPS', 0)
+    saved = evaluate.load_checkpoint(checkpoints[0], 'online')
+    agent = OnlineAgent.from_state_dict(saved['agent'])
+    centers, none = np.zeros((2, 29), np.float32), np.zeros(0, int)
+    agent.state_map = StateMap(centers[0], centers[0] + 1, centers, centers, 1.0, none, none, none, none, none, hop=10)
+    save_checkpoint(checkpoints[0], saved | {'agent': agent.state_dict()})
+
+    metrics = run(checkpoints[0], '--rest_noise', '9', '--compare', checkpoints[0], '--compare_rest_noise', '0')
+    assert metrics['rest_noise'] == 9
+    assert 0 < metrics['evaluation/overall_success'] < 1
+    assert metrics['comparison']['overall']['difference'] == metrics['evaluation/overall_success'] - 1
 
 
 def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):

@@ -80,7 +80,8 @@ def test_programs_choose_their_kernels(monkeypatch, tmp_path, program):
     monkeypatch.setattr(program, 'prepare_cpu', choose)
     with pytest.raises(Chosen):
         if program is evaluate:
-            evaluate.measure(evaluate.EvaluateConfig(device='cpu'), 'x.pth', {}, 'antmaze-medium-navigate-v0')
+            evaluate.measure(evaluate.EvaluateConfig(device='cpu'), 'x.pth', {}, 'antmaze-medium-navigate-v0',
+                             evaluate.Acting())
         else:
             program.main(['--device', 'cpu'])
 

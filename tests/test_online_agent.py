@@ -8,7 +8,7 @@ import pytest
 import shrink_checkpoint
 import torch
 
-from online_agent import OnlineAgent
+from online_agent import REST_STEPS, OnlineAgent, Rest
 from planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
 
@@ -56,6 +56,48 @@ def test_actions_are_scaled_before_they_are_clipped(make_online, states):
     acted = [agent.act(states(4), states(4, seed=1), agent.initial_state(4))[0] for agent in (full, gentle)]
     np.testing.assert_allclose(acted[0][0], [0.4, -0.6, 1.0], rtol=1e-6)
     np.testing.assert_allclose(acted[1][0], [0.2, -0.3, 1.0], rtol=1e-6)
+
+
+def test_who_rests_is_told_by_how_long_he_has_stayed():
+    rest = Rest(np.full((2, 1), np.nan), np.zeros(2, int))
+    steps = []
+    for places in ([0.0, 0.0], [0.1, 2.0], [0.1, 4.0], [-0.1, 4.1], [0.3, 4.1]):
+        rest = rest.step(np.array(places)[:, None], 0.2)
+        steps.append(rest.steps.tolist())
+    assert steps == [[0, 0], [1, 0], [2, 0], [3, 1], [0, 2]]
+    rest = rest.forget(np.array([False, True]))
+    assert rest.step(np.array([[0.3], [4.1]]), 0.2).steps.tolist() == [1, 0]
+
+
+def test_who_rests_stirs(make_online, make_dataset):
+    """One that lies still does the same for a while, and from then on something else at each; who walks on beside it,
+    or begins anew, does what he would without it."""
+    data = make_dataset((60, 60, 60))
+    agents = [make_online(rest_noise=noise) for noise in (0.5, 0.0)]
+    states = []
+    for agent in agents:
+        agent.build_map(data)
+        states.append(agent.initial_state(3))
+    goals = data.observations[[59, 59, 59]]
+
+    noise = []
+    for t in range(REST_STEPS + 30):
+        if t == REST_STEPS + 10:
+            states = [agent.reset_state(state, np.array([False, False, True]))
+                      for agent, state in zip(agents, states, strict=True)]
+        observations = data.observations[[0, t % 2 * 30, 0]]  # the second one is now here, now there
+        acted = []
+        for i, agent in enumerate(agents):
+            actions, states[i] = agent.act(observations, goals, states[i])
+            acted.append(actions)
+        noise.append(acted[0] - acted[1])
+    noise = np.stack(noise)
+
+    assert not noise[:REST_STEPS].any() and not noise[:, 1].any()
+    assert noise[REST_STEPS:, 0].any(1).all() and 0.2 < noise[REST_STEPS:, 0].std() < 0.6
+    assert not noise[REST_STEPS + 10:, 2].any()
+    both = noise[REST_STEPS:REST_STEPS + 10]
+    assert np.array_equal(both[:, 0], both[:, 2]), 'the state and the step draw it'
 
 
 def test_a_checkpoint_from_before_actions_were_scaled_acts_as_it_did(make_online, states):
