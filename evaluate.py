@@ -50,8 +50,8 @@ class EvaluateConfig:
     action_scale: float | None = flag(None, 'do so much of what I infers (default: as it was trained)', type=float,
                                       above=0)
     compare_action_scale: float | None = flag(None, 'the same as --action_scale, for --compare', type=float, above=0)
-    rest_noise: float | None = flag(None, 'noise on the actions of who has not left his place for 25 steps (default: '
-                                          'as it was trained)', type=float, least=0)
+    rest_noise: float | None = flag(None, 'noise on the actions of who stays in his place (default: as it was '
+                                          'trained)', type=float, least=0)
     compare_rest_noise: float | None = flag(None, 'the same as --rest_noise, for --compare', type=float, least=0)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
@@ -65,18 +65,17 @@ class Acting:
     action_scale: float | None = None
     rest_noise: float | None = None
 
-    def tell(self, agent, path):
-        """Let the agent of the checkpoint `path` act so. ValueError if it cannot."""
-        for name, value in vars(self).items():
-            if value is not None:
-                setattr(agent.config, name, value)
+    def told_to(self, state):
+        """What `OnlineAgent.state_dict` returned -> the same of an agent that acts so."""
+        told = {name: value for name, value in vars(self).items() if value is not None}
+        return state | {'config': state['config'] | told}
 
+    def check_map(self, agent, path):
+        """Raises ValueError if the agent of the checkpoint `path` lacks the map that this needs."""
         for name in ('plan', 'rest_noise'):
             if getattr(self, name) and agent.state_map is None:
                 raise ValueError(f'--{name}: {path} has no map of the data, it is of an older version; '
                                  f'python scripts/add_map.py --checkpoint {path} adds one')
-        if self.rest_noise and agent.moves_things:
-            raise ValueError(f'--rest_noise: {path} moves things, where a hand may wait; leave it out')
 
 
 def run(config):
@@ -137,8 +136,8 @@ def measure(config, path, checkpoint, dataset, acting):
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
     with naming_file(path):
-        agent = OnlineAgent.from_state_dict(checkpoint['agent'], device, backend)
-    acting.tell(agent, path)
+        agent = OnlineAgent.from_state_dict(acting.told_to(checkpoint['agent']), device, backend)
+    acting.check_map(agent, path)
 
     envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]

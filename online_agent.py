@@ -43,8 +43,8 @@ RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the
 PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
 LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
-REST_STEPS = 25  # who has stayed in his place for so long rests
-REST_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
+STAY_STEPS = 25  # who has stayed in his place for so long rests
+STAY_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
 
 
 @dataclasses.dataclass
@@ -86,9 +86,9 @@ class OnlineConfig:
     action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
-    rest_noise: float = flag(0.0, 'noise on the actions of who has not left his place for 25 steps, its standard '
-                                  'deviation in half widths of their range. Without, a robot that lies still does the '
-                                  'same in the same state for ever (a humanoid: 1)', least=0)
+    rest_noise: float = flag(0.0, f'noise on the actions of who has not left his place for {STAY_STEPS} steps, its '
+                                  'standard deviation in half widths of their range. Without, a robot that lies still '
+                                  'does the same in the same state for ever (a humanoid: 1)', least=0)
     hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
                        '--transition_steps (15 of 25). The direction to what is near swings with a robot that sways as '
                        'it walks (a humanoid: 60)', least=0)
@@ -376,15 +376,15 @@ class OnlineAgent:
             if self.moves_things and planned.any():
                 actions = self._go_back(actions, observations, waypoints, pursuit.return_left > 0)
             actions = actions.cpu().numpy()
-            rest = state.rest
-            if self.config.rest_noise and self.state_map is not None:
-                places = self.encoder.place(observations).cpu().numpy()
-                rest = rest.step(places, REST_RADIUS * self.state_map.radius)
 
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
         if not self.moves_things:
             actions = self.config.action_scale * actions
-        actions = self._stir(actions, raw_observations, rest.steps)
+        rest = state.rest
+        if self.config.rest_noise and self.state_map is not None:
+            places = self.encoder.place(observations).cpu().numpy()
+            rest = rest.step(places, STAY_RADIUS * self.state_map.radius)
+            actions = self._stir(actions, raw_observations, rest.steps)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
@@ -395,7 +395,7 @@ class OnlineAgent:
         action, and where that moves nothing it would be so for ever. The state and the step draw it, so that acting
         stays deterministic."""
         noise = np.zeros_like(actions)
-        for row in np.flatnonzero(resting >= REST_STEPS):
+        for row in np.flatnonzero(resting >= STAY_STEPS):
             bits = np.asarray(observations[row], np.float32).view(np.uint32)
             rng = np.random.default_rng([resting[row], *bits])
             noise[row] = self.config.rest_noise * rng.standard_normal(self.action_dim)

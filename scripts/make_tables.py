@@ -159,7 +159,7 @@ def read_result(path):
         online_flags = json.loads(config.read_text(encoding='utf-8')).get('flags')
 
     result = Result(path.parts[-2], metrics[METRIC], without_plan, metrics['episodes_per_task'],
-                    given_flags(path.parent), online_flags)
+                    given_flags(path.parent, metrics), online_flags)
     offline = path.with_name('offline.csv')
     if offline.is_file():
         result.offline_steps = int(read_csv(offline)[-1]['step'])
@@ -173,8 +173,9 @@ def read_result(path):
     return result
 
 
-def given_flags(folder):
-    """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept."""
+def given_flags(folder, metrics):
+    """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept. What it was
+    told only when it was evaluated, the `metrics` say."""
     words = []
     for half in ('offline', 'rehearsal', 'online'):
         path = folder / f'config_{half}.json'
@@ -190,8 +191,8 @@ def given_flags(folder):
             if name and name not in BUDGET:
                 words.append(word)
 
-    noise = json.loads((folder / 'evaluation.json').read_text(encoding='utf-8')).get('rest_noise')
-    if noise and '--rest_noise' not in words:  # it may be told when a run is evaluated
+    noise = metrics.get('rest_noise')
+    if noise and '--rest_noise' not in words:
         words += ['--rest_noise', f'{noise:g}']
     return ' '.join(words)
 

@@ -94,7 +94,7 @@ def test_noise_of_who_rests_needs_a_map(checkpoints):
 
 def test_noise_of_who_rests_can_be_told_to_each_of_two(checkpoints, monkeypatch):
     """Here all rest at once, and what they do first decides."""
-    monkeypatch.setattr('online_agent.REST_STEPS', 0)
+    monkeypatch.setattr('online_agent.STAY_STEPS', 0)
     saved = evaluate.load_checkpoint(checkpoints[0], 'online')
     agent = OnlineAgent.from_state_dict(saved['agent'])
     centers, none = np.zeros((2, 29), np.float32), np.zeros(0, int)

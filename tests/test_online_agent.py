@@ -8,7 +8,7 @@ import pytest
 import shrink_checkpoint
 import torch
 
-from online_agent import REST_STEPS, OnlineAgent, Rest
+from online_agent import STAY_STEPS, OnlineAgent, Rest
 from planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
 
@@ -81,8 +81,8 @@ def test_who_rests_stirs(make_online, make_dataset):
     goals = data.observations[[59, 59, 59]]
 
     noise = []
-    for t in range(REST_STEPS + 30):
-        if t == REST_STEPS + 10:
+    for t in range(STAY_STEPS + 30):
+        if t == STAY_STEPS + 10:
             states = [agent.reset_state(state, np.array([False, False, True]))
                       for agent, state in zip(agents, states, strict=True)]
         observations = data.observations[[0, t % 2 * 30, 0]]  # the second one is now here, now there
@@ -93,10 +93,10 @@ def test_who_rests_stirs(make_online, make_dataset):
         noise.append(acted[0] - acted[1])
     noise = np.stack(noise)
 
-    assert not noise[:REST_STEPS].any() and not noise[:, 1].any()
-    assert noise[REST_STEPS:, 0].any(1).all() and 0.2 < noise[REST_STEPS:, 0].std() < 0.6
-    assert not noise[REST_STEPS + 10:, 2].any()
-    both = noise[REST_STEPS:REST_STEPS + 10]
+    assert not noise[:STAY_STEPS].any() and not noise[:, 1].any()
+    assert noise[STAY_STEPS:, 0].any(1).all() and 0.2 < noise[STAY_STEPS:, 0].std() < 0.6
+    assert not noise[STAY_STEPS + 10:, 2].any()
+    both = noise[STAY_STEPS:STAY_STEPS + 10]
     assert np.array_equal(both[:, 0], both[:, 2]), 'the state and the step draw it'
 
 
