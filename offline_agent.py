@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import Encoder, GoalValue, Proposer, minus_distance, mlp
-from support import parallel
 from support.flags import flag, make_config
 from utils import expectile_loss, load_weights, soft_update
 
@@ -212,10 +211,10 @@ class OfflineAgent:
     def infonce_loss(self, latents, batch):
         """Symmetric InfoNCE (van den Oord et al. 2018): z_t against goals from its own future; the rows of
         other windows are the negatives, since those of its own window may be futures of z_t as well."""
-        future, z, goal = (parallel.gather(value) for value in (batch.future, latents.z, latents.z_goal))
-        window = torch.arange(len(future), device=z.device).repeat_interleave(future.shape[1])
-        future = future.flatten()
-        z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1) for latent in (z, goal))
+        z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1)
+                   for latent in (latents.z, latents.z_goal))
+        window = torch.arange(len(batch.future), device=z.device).repeat_interleave(batch.future.shape[1])
+        future = batch.future.flatten()
         # all rows, with a mask: oneDNN would compile each new number of rows anew, and keep it in memory
         logits = z @ goal.T / 0.1
         count = future.sum().clamp(min=1)
@@ -322,12 +321,11 @@ class OfflineAgent:
         """One gradient step on `total_loss` and one of the targets -> info, detached tensors."""
         loss, info = self.total_loss(batch)
         info['grad_norm'] = self.apply_gradient(loss)
-        return {name: value.detach() for name, value in parallel.mean_info(info).items()}
+        return {name: value.detach() for name, value in info.items()}
 
     def apply_gradient(self, loss):
         self.optimizer.zero_grad()
         loss.backward()
-        parallel.average_gradients(self.nets.parameters())
         norm = nn.utils.clip_grad_norm_(self.nets.parameters(), self.config.grad_clip)
         self.optimizer.step()
         for name, target in self.targets.items():
@@ -373,13 +371,13 @@ def advantage(e_z, e_later, e_goal):
 def imitation_weight(advantage, temperature):
     """min(exp(temperature * advantage), 100) over its mean, of any shape."""
     weight = (temperature * advantage).exp().clamp(max=100.0)
-    return weight / parallel.mean(weight.mean())
+    return weight / weight.mean()
 
 
 def _mean_where(mask, values):
-    """Mean of `values` where the bool `mask` of the same shape is true; over all processes."""
+    """Mean of `values` where the bool `mask` of the same shape is true."""
     mask = mask.float()
-    return (values * mask).sum() / parallel.mean(mask.sum()).clamp(min=1)
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def at_positions(sequence, positions):

@@ -20,7 +20,6 @@ from ogbench_utils import check_name, make_env
 from own_environment import check_states, name_flag
 from pictures import TrainingPictures
 from senses import FULL, Senses, parse_setting
-from support import parallel
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
@@ -81,23 +80,11 @@ def check_flags(config, agent_config):
 
 
 def train(config, agent_config):
-    """Run (or resume) one training -> path of last.pth. Under torchrun, every process takes its share of each update,
-    and process 0 alone decides and writes."""
+    """Run (or resume) one training -> path of last.pth."""
     check_flags(config, agent_config)
     set_seed(config.seed)
-    with parallel.processes(choose_device(config.device)) as device:
-        prepare_cpu(device)
-        if config.batch_size % parallel.world_size():
-            raise ValueError(f'--batch_size {config.batch_size}: must be a multiple of the {parallel.world_size()} '
-                             'processes that share it')
-        if parallel.rank():
-            follow_process_0(config, agent_config, device)
-            parallel.leave()
-        return train_process_0(config, agent_config, device)
-
-
-def train_process_0(config, agent_config, device):
-    """The whole training, where there is one process."""
+    device = choose_device(config.device)
+    prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.at_once():
@@ -186,7 +173,6 @@ class OfflineTraining:
         self.infos = []  # of the updates since the last row
         if run.saved:
             self.load_state_dict(run.saved)
-        parallel.from_first({'agent': agent.state_dict(), 'rng': self.rng.bit_generator.state})
 
         # what the online half needs to find the very same data again
         self.data_record = {
@@ -221,8 +207,7 @@ class OfflineTraining:
                 validating = self.agent.step % self.config.val_interval == 0 or self.agent.step == self.num_updates
                 if validating or self.agent.step % self.config.log_interval == 0:
                     self.log_row(validating)
-                if parallel.any_stops(self.run.stop.signal):
-                    raise Stopped
+                self.run.stop.check()
         except Stopped:
             self.save()
             self.draw_curves()
@@ -232,8 +217,7 @@ class OfflineTraining:
 
     def update(self):
         batch = self.data.sample(self.config.batch_size, self.rng)
-        share = batch[parallel.my_rows(self.config.batch_size)].to(self.agent.device)
-        self.infos.append(as_floats(self.agent.update(share)))
+        self.infos.append(as_floats(self.agent.update(batch.to(self.agent.device))))
         self.run.check_finite(self.agent.step, self.infos[-1], batch.row_numbers())
         self.progress.update()
 
@@ -286,29 +270,10 @@ class OfflineTraining:
 def validate(agent, dataset, config):
     """Mean of `total_loss`'s numbers over the same few batches each time."""
     rng = np.random.default_rng(12345)
-    with torch.no_grad(), parallel.alone():
+    with torch.no_grad():
         infos = [agent.total_loss(dataset.sample(config.batch_size, rng).to(agent.device))[1]
                  for _ in range(config.val_batches)]
     return mean_of(infos)
-
-
-def follow_process_0(config, agent_config, device):
-    """What the other processes of torchrun do: their share of every update, from the state of process 0."""
-    parallel.ignore_signals()
-    data = load_data(config, agent_config)[0]
-    backend = choose_backend(config.mamba_backend, device)[0]
-    agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
-
-    state = parallel.from_first()
-    agent.load_state_dict(state['agent'])
-    rng = np.random.default_rng()
-    rng.bit_generator.state = state['rng']
-
-    stops = False
-    while agent.step < update_budget(config, data) and not stops:
-        batch = data.sample(config.batch_size, rng)
-        agent.update(batch[parallel.my_rows(config.batch_size)].to(device))
-        stops = parallel.any_stops(False)
 
 
 def main(argv=None):

@@ -18,7 +18,6 @@ import trajectories
 from mamba import choose_backend
 from offline_agent import OfflineConfig
 from online_batches import OnlineBatches
-from support import parallel
 from support.devices import choose_device
 from support.files import load_checkpoint
 from support.flags import parse_flags
@@ -185,22 +184,6 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
     for name in ('cuda:9', 'cuda:x', 'nothing'):
         with pytest.raises(ValueError, match=f'--device {name}.*use --device auto'):
             choose_device(name)
-
-
-def test_no_tensor_is_pickled_between_processes(monkeypatch):
-    """A pickled CUDA tensor comes out on the GPU that it came from: on process 0's, in every process."""
-    sent = []
-    monkeypatch.setattr(parallel, 'world_size', lambda: 2)
-    monkeypatch.setattr(parallel, 'rank', lambda: 0)
-    monkeypatch.setattr(parallel.dist, 'get_backend', lambda: 'gloo')
-    monkeypatch.setattr(parallel.dist, 'broadcast_object_list', lambda box, **_: sent.append(list(box)))
-    content = {'weights': torch.arange(3.0), 'steps': 2**100}
-    parallel.from_first(content)
-    assert isinstance(sent[0][0], bytes)
-    monkeypatch.setattr(parallel, 'rank', lambda: 1)
-    monkeypatch.setattr(parallel.dist, 'broadcast_object_list', lambda box, **_: box.__setitem__(0, sent[0][0]))
-    received = parallel.from_first()
-    assert torch.equal(received['weights'], content['weights']) and received['steps'] == 2**100
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the peak of memory from Linux')
