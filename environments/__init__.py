@@ -1,0 +1,1 @@
+"""Custom environments, and environments that survive a fault."""

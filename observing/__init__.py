@@ -1,0 +1,1 @@
+"""What the agent observes, and what it estimates where observations are dropped."""
