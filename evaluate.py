@@ -16,7 +16,7 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
-from environments import num_tasks, open_envs
+from environments.safe_env import num_tasks, open_envs
 from mamba import choose_backend
 from ogbench_utils import make_env
 from online_agent import OnlineAgent

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mamba import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
-from own_environment import check_states, name_flag
+from environments.custom_env import check_states, name_flag
 from pictures import TrainingPictures
 from senses import FULL, Senses, parse_setting
 from support.devices import choose_device, device_line, set_seed

@@ -37,7 +37,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from tqdm import tqdm
 
-import own_environment
+from environments import custom_env
 from support.flags import run_main
 from support.locks import file_lock
 
@@ -121,10 +121,10 @@ def parse_name(name):
 
 def check_name(name, env=''):
     """ValueError unless it is a dataset's name or `module:factory`; what is given as --env must be the latter."""
-    if env and not own_environment.is_own(env):
+    if env and not custom_env.is_own(env):
         raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it that makes '
                          'the environment')
-    if not own_environment.is_own(name):
+    if not custom_env.is_own(name):
         parse_name(name)
 
 
@@ -388,10 +388,10 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 
 # --------------------------------------------------------------------------------------------- environments
 def make_env(name, **options):
-    """The environment of a dataset's name, or your own, `module:factory` (own_environment.py); nothing is rendered and
+    """The environment of a dataset's name, or your own, `module:factory` (environments/custom_env.py); nothing is rendered and
     no OpenGL library is loaded. `options` go to gymnasium, such as the width and height of pictures."""
-    if own_environment.is_own(name):
-        return own_environment.open_env(name, **options)
+    if custom_env.is_own(name):
+        return custom_env.open_env(name, **options)
 
     import gymnasium
     import mujoco

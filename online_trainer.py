@@ -13,12 +13,12 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
-from environments import num_tasks, open_envs
+from environments.safe_env import num_tasks, open_envs
 from mamba import choose_backend
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from own_environment import name_flag
+from environments.custom_env import name_flag
 from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
 from senses import Senses, senses_of

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ogbench_utils import check_name, load_physics, make_env
-from own_environment import name_flag
+from environments.custom_env import name_flag
 from rehearsals import Fit, Rehearser, Simulator, Tries
 from support.devices import choose_device, set_seed
 from support.files import write_atomic

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from own_environment import is_own
+from environments.custom_env import is_own
 from senses import FULL, Senses
 
 RATE = 12  # frames per second

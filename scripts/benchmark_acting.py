@@ -82,7 +82,7 @@ def online(options):
 
 def evaluation(options):
     """Environment steps of lock-step episodes, beside one environment at a time."""
-    from environments import open_envs
+    from environments.safe_env import open_envs
     from rollouts import run_episodes
 
     agent = make_online()[0]

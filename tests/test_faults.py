@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from environments import SafeEnv, open_envs
+from environments.safe_env import SafeEnv, open_envs
 from ogbench_utils import make_env, reset_env
 from rollouts import Collector, evaluate, run_episodes
 

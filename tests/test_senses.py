@@ -11,7 +11,7 @@ import pytest
 import evaluate
 import offline_trainer
 import online_trainer
-from environments import open_envs
+from environments.safe_env import open_envs
 from ogbench_utils import BUNDLED_NAME, make_env, reset_env
 from senses import FULL, Readings, SensedEnv, Senses, find_dimensions, parse_setting
 from support.files import load_checkpoint

@@ -17,11 +17,11 @@ from gymnasium.spaces import Box, Dict, Discrete
 import evaluate
 import offline_trainer
 import online_trainer
-import own_environment
+from environments import custom_env
 import videos
-from environments import num_tasks, open_envs
+from environments.safe_env import num_tasks, open_envs
 from ogbench_utils import make_env, reset_env
-from own_environment import open_env
+from environments.custom_env import open_env
 from rollouts import Episode, run_episodes
 from senses import FULL
 from support.files import load_checkpoint
@@ -62,7 +62,7 @@ def robot(tmp_path, monkeypatch):
     """robot(source) writes the module `robot` into the working directory -> the name of its `make`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    monkeypatch.setattr(own_environment, '_checked', set())
+    monkeypatch.setattr(custom_env, '_checked', set())
 
     def write(source):
         (tmp_path / 'robot.py').write_text(source)
@@ -76,7 +76,7 @@ def robot(tmp_path, monkeypatch):
 @pytest.fixture
 def give(monkeypatch):
     """give(env) -> a name whose factory returns that environment."""
-    monkeypatch.setattr(own_environment, '_checked', set())
+    monkeypatch.setattr(custom_env, '_checked', set())
     module = type(sys)('given')
     monkeypatch.setitem(sys.modules, 'given', module)
 
