@@ -5,7 +5,7 @@
     draw_latents    the latents in two dimensions, coloured by place: does the encoder tell places apart?
     draw_paths      evaluation episodes: where do the failed ones end?
     draw_episode    policy proposals and goal-biased ones along one episode
-    draw_plan       the map of the data (planner.py), steps to each goal on it, and the way that it plans
+    draw_plan       the map of the data (planning/graph_planner.py), steps to each goal on it, and the way that it plans
 
 Everything is measured at real observations of the data (`Probe`), so joint angles and speeds are plausible ones;
 places without data stay empty. A latent is that of a single state, with `--memory` too.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from beliefs import Beliefs
 from offline_agent import Latents
 from recoveries import find_recoveries
-from things import find_moves
+from planning.objects import find_moves
 from utils import RowQueue, TensorBatch
 
 CACHE_BYTES = 512 << 20  # a store that would be larger computes the latents of each batch anew
@@ -64,7 +64,7 @@ class LatentStore:
     them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (things.py), else None. believer: Believer, where readings get lost
+    makes places of states where there are things (planning/objects.py), else None. believer: Believer, where readings get lost
     (beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """

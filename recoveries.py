@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from things import STILL
+from planning.objects import STILL
 
 STRAYED = 3  # own steps by which states are displaced
 CANDIDATES = 64  # own steps of which the one in the most similar posture is taken

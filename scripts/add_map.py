@@ -1,4 +1,4 @@
-"""Give an online checkpoint the map of its data, on which it plans (planner.py): for checkpoints from before there were
+"""Give an online checkpoint the map of its data, on which it plans (planning/graph_planner.py): for checkpoints from before there were
 maps, or to try another map. Nothing in it is retrained.
 
     python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth

@@ -14,7 +14,7 @@ import evaluate
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
-from planner import StateMap
+from planning.graph_planner import StateMap
 from support.files import save_checkpoint
 
 ANT = 'antmaze-medium-navigate-v0'

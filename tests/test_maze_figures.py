@@ -18,7 +18,7 @@ from maze_figures import (
 )
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from planner import Luck, StateMap
+from planning.graph_planner import Luck, StateMap
 from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset

@@ -9,7 +9,7 @@ import shrink_checkpoint
 import torch
 
 from online_agent import STAY_STEPS, OnlineAgent, Rest
-from planner import StateMap
+from planning.graph_planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
 
 DIM, ACTION_DIM, CONTEXT, STEPS, D = 5, 3, 12, 4, 32

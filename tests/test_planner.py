@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import planner
-from planner import AT_GOAL, NO_PATH, Luck, StateMap, cluster, find_edges, find_gates, find_jumps, find_luck
+from planning import graph_planner
+from planning.graph_planner import AT_GOAL, NO_PATH, Luck, StateMap, cluster, find_edges, find_gates, find_jumps, find_luck
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -140,7 +140,7 @@ def test_one_trajectory_is_enough_for_a_way():
     """Its edges were crossed once; unproven ones cost more but lead on."""
     state_map = make_map(walk((0, 0), (0, 10), (1, 10), (1, 0)), nodes=30)
     assert follow(state_map, (0, 0), (1, 0))[:, 1].max() > 9
-    assert (state_map.costs == planner.UNPROVEN_COST * HOP).all()
+    assert (state_map.costs == graph_planner.UNPROVEN_COST * HOP).all()
 
 
 def test_proven_way_is_preferred_to_a_shorter_one_seen_once():
@@ -155,7 +155,7 @@ def test_dwelling_is_one_crossing():
     """Ten states in u followed by ten in v are one visit, not ten."""
     labels = np.repeat([0, 1], 10)
     _, _, costs = find_edges(np.zeros(20, bool), labels, np.full(20, 19), hop=2)
-    np.testing.assert_array_equal(costs, [planner.UNPROVEN_COST * 2])
+    np.testing.assert_array_equal(costs, [graph_planner.UNPROVEN_COST * 2])
 
 
 def test_no_edge_leads_from_one_trajectory_into_the_next():
@@ -345,7 +345,7 @@ def test_as_many_nodes_as_cover_the_data():
     counts = [len(cluster(small * side, 0, 0.02, np.random.default_rng(0))) for side in (1, 1.5)]
     assert 1.7 < counts[1] / counts[0] < 2.9  # 2.25 times the area
     centers = cluster(small, 0, 0.02, np.random.default_rng(0))
-    distance = planner.KDTree(centers).query(small)[0].mean()
+    distance = graph_planner.KDTree(centers).query(small)[0].mean()
     assert 0.8 * 0.02 < distance < 1.2 * 0.02
 
 
@@ -401,6 +401,6 @@ def test_a_map_is_the_same_piece_by_piece(monkeypatch):
     whole = make_map(*walks, nodes=20)
     monkeypatch.setattr(planner, 'ROWS_AT_ONCE', 97)
     pieces = make_map(*walks, nodes=20)
-    for name in planner.ARRAYS:
+    for name in graph_planner.ARRAYS:
         np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name), name)
     assert len(whole.costs) > 20 and whole.radius == pieces.radius
