@@ -2,7 +2,7 @@
 update trains small heads only: inverse dynamics, a locator and, on request, Q, V and the proposer further on.
 
     labeler             I_1(s_t, s_{t+1}) -> a_t       physics, learned from the agent's own transitions; no network,
-                                                       and no part of an update (labeler.py)
+                                                       and no part of an update (labeling/labeler.py)
     inverse_dynamics    I(z, z', z_g) -> a             what acts; trained on offline states with the labeler's actions
                                                        (BCO, Torabi et al. 2018, made goal-conditioned) and, with
                                                        online_share, on the agent's own transitions
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beliefs import Belief, Believer
-from labeler import Labeler
+from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
@@ -71,7 +71,7 @@ class OnlineConfig:
                                          'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
     recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
-                                      'the data, as own steps displaced the robot, with the way back (recoveries.py)',
+                                      'the data, as own steps displaced the robot, with the way back (labeling/corrective_data.py)',
                                  least=0, most=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)

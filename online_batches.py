@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from beliefs import Beliefs
 from offline_agent import Latents
-from recoveries import find_recoveries
+from labeling.corrective_data import find_recoveries
 from planning.objects import find_moves
 from utils import RowQueue, TensorBatch
 
@@ -192,7 +192,7 @@ class OnlineBatches:
     online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
     measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
     remember; 0: transitions are drawn one by one. recovery_share: of the offline transitions, where no thing moves, so
-    many begin in a state beside the data (recoveries.py). embed: function z (n, D) -> e (M, n, E), V's target
+    many begin in a state beside the data (labeling/corrective_data.py). embed: function z (n, D) -> e (M, n, E), V's target
     embedding, where Q, V and the proposer learn on; None while they rest.
     """
 

@@ -6,7 +6,7 @@
 
 For a robot whose own steps never come near what the data show. The file must have `qpos` and `qvel` besides its
 `observations`, as OGBench's have, and what `collect_dataset.py --physics` writes; its actions are not read. Method:
-rehearsals.py.
+labeling/simulator_labels.py.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import torch
 
 from ogbench_utils import check_name, load_physics, make_env
 from environments.custom_env import name_flag
-from rehearsals import Fit, Rehearser, Simulator, Tries
+from labeling.simulator_labels import Fit, Rehearser, Simulator, Tries
 from support.devices import choose_device, set_seed
 from support.files import write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main

@@ -24,7 +24,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from labeler import explained  # noqa: E402
+from labeling.labeler import explained  # noqa: E402
 from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import labeler as labeler_module
-from labeler import Labeler, explained
+from labeling import labeler as labeler_module
+from labeling.labeler import Labeler, explained
 
 DIM, ACTION_DIM = 6, 2
 AT_WALL = 1.0

@@ -12,10 +12,10 @@ from scipy.spatial.transform import Rotation
 import offline_trainer
 import online_trainer
 import rehearse
-from labeler import explained
+from labeling.labeler import explained
 from ogbench_utils import make_env
 from online_batches import OnlineBatches
-from rehearsals import Rehearser, Simulator, Tries
+from labeling.simulator_labels import Rehearser, Simulator, Tries
 from support.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offline_agent import OfflineAgent
-from recoveries import STRAYED, find_recoveries
+from labeling.corrective_data import STRAYED, find_recoveries
 from planning.objects import REST_STEPS, THERE, ThingsMap, by_chance, find_levels, find_moves, find_things, group_numbers
 from trajectories import ReplayBuffer, TrajectoryDataset
 

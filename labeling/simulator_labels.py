@@ -1,6 +1,6 @@
 """Labels by rehearsal: which action led from a state of the data to the next, found by trying actions out there.
 
-A robot that falls at once has no own steps where a demonstrator walks, so that a labeler of own steps (labeler.py)
+A robot that falls at once has no own steps where a demonstrator walks, so that a labeler of own steps (labeling/labeler.py)
 never sees what its data show. Where a simulator can be set to a state of the data, it can try: an action is guessed, it
 leads somewhere else than the data went, and the difference tells how to correct it. Of the data, only states are read.
 
@@ -36,7 +36,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from tqdm import tqdm
 
-from labeler import explained
+from labeling.labeler import explained
 from model import mlp
 
 BOUND = 5.0  # standard deviations; what lies further out looks like it, such as a joint that hits its limit
