@@ -22,7 +22,7 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from pictures import draw_evaluation, open_maze
 from rollouts import evaluate
-from senses import senses_of
+from observing.observation_models import senses_of
 from support.devices import choose_device, set_seed
 from support.files import load_checkpoint, naming_file, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main

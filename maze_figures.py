@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from ogbench_utils import episode_seed, reset_env
-from senses import FULL
+from observing.observation_models import FULL
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
@@ -50,10 +50,10 @@ class Maze:
         if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
             start = 'ball_init_xy'
             columns = [maze.model.nq - 7, maze.model.nq - 6]
-        self.columns = senses.find(columns)
+        self.columns = observation_models.find(columns)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(senses.wrap(env))
+        self.goal_observations = self._goal_observations(observation_models.wrap(env))
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):

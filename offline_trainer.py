@@ -19,7 +19,7 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
 from environments.custom_env import check_states, name_flag
 from pictures import TrainingPictures
-from senses import FULL, Senses, parse_setting
+from observing.observation_models import FULL, Senses, parse_setting
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
@@ -42,7 +42,7 @@ class TrainConfig(RunConfig):
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
     val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
     observe: str = flag('full', 'what of the states is seen, in data, environment and goals: full, positions, torso, '
-                                'dropped:P (readings are lost) or noise:SIGMA (senses.py)')
+                                'dropped:P (readings are lost) or noise:SIGMA (observing/observation_models.py)')
     maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
                                     'and latents along trajectories')
 

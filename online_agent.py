@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beliefs import Belief, Believer
+from observing.state_estimator import Belief, Believer
 from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
 from offline_agent import OfflineAgent, at_positions, imitation_weight

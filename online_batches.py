@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from beliefs import Beliefs
+from observing.state_estimator import Beliefs
 from offline_agent import Latents
 from labeling.corrective_data import find_recoveries
 from planning.objects import find_moves
@@ -65,7 +65,7 @@ class LatentStore:
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
     makes places of states where there are things (planning/objects.py), else None. believer: Believer, where readings get lost
-    (beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
+    (observing/state_estimator.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """
 

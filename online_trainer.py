@@ -21,7 +21,7 @@ from online_agent import OnlineAgent, OnlineConfig
 from environments.custom_env import name_flag
 from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
-from senses import Senses, senses_of
+from observing.observation_models import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.files import load_checkpoint, naming_file

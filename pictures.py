@@ -25,7 +25,7 @@ from maze_figures import (
     steps_of,
 )
 from ogbench_utils import make_env
-from senses import FULL
+from observing.observation_models import FULL
 from support.figures import FAILURE, INK, TASK_COLORS, pyplot, save
 
 PIECES = 6  # trajectories that are shown

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from environments.custom_env import is_own
-from senses import FULL, Senses
+from observing.observation_models import FULL, Senses
 
 RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
@@ -133,7 +133,7 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = senses.wrap(open_rendering(dataset, size))
+    env = observation_models.wrap(open_rendering(dataset, size))
     observation, _ = reset_env(env, task, seed)
 
     frames = []

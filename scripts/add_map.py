@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from online_agent import OnlineAgent  # noqa: E402
-from senses import senses_of  # noqa: E402
+from observing.observation_models import senses_of  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_recorded  # noqa: E402

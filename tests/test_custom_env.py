@@ -23,7 +23,7 @@ from environments.safe_env import num_tasks, open_envs
 from ogbench_utils import make_env, reset_env
 from environments.custom_env import open_env
 from rollouts import Episode, run_episodes
-from senses import FULL
+from observing.observation_models import FULL
 from support.files import load_checkpoint
 from support.flags import run_main
 

@@ -12,7 +12,7 @@ import ogbench_utils
 import videos
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
-from senses import FULL
+from observing.observation_models import FULL
 
 ANT = 'antmaze-medium-navigate-v0'
 
