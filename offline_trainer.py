@@ -18,7 +18,7 @@ from mamba import choose_backend
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
 from environments.custom_env import check_states, name_flag
-from pictures import TrainingPictures
+from figures.pictures import TrainingPictures
 from observing.observation_models import FULL, Senses, parse_setting
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves

@@ -19,7 +19,7 @@ from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from environments.custom_env import name_flag
-from pictures import draw_evaluation, open_maze
+from figures.pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
 from observing.observation_models import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
@@ -31,7 +31,7 @@ from support.metrics import MetricsLog
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from trajectories import ReplayBuffer, load_recorded
 from utils import as_floats, expected_time, mean_of
-from videos import record
+from figures.videos import record
 
 
 @dataclasses.dataclass

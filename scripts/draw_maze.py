@@ -12,11 +12,11 @@ from PIL import Image  # matplotlib brings it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
+from figures.maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
+from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from observing.observation_models import senses_of  # noqa: E402
 from support.devices import choose_device  # noqa: E402
@@ -24,7 +24,7 @@ from support.files import load_checkpoint  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
-from videos import record  # noqa: E402
+from figures.videos import record  # noqa: E402
 
 
 @dataclasses.dataclass

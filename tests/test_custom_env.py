@@ -18,7 +18,7 @@ import evaluate
 import offline_trainer
 import online_trainer
 from environments import custom_env
-import videos
+from figures import videos
 from environments.safe_env import num_tasks, open_envs
 from ogbench_utils import make_env, reset_env
 from environments.custom_env import open_env

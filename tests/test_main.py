@@ -18,7 +18,7 @@ import evaluate
 import offline_trainer
 import ogbench_utils
 import online_trainer
-import pictures
+from figures import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from support.flags import run_main

@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-import maze_figures
-from maze_figures import (
+from figures import maze_figures
+from figures.maze_figures import (
     Knowledge,
     Maze,
     Probe,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import pictures
-from maze_figures import value_of
-from pictures import TrainingPictures, draw_episode_values, draw_trajectories, last_pieces, open_maze, steps_to
+from figures import pictures
+from figures.maze_figures import value_of
+from figures.pictures import TrainingPictures, draw_episode_values, draw_trajectories, last_pieces, open_maze, steps_to
 from rollouts import Episode
 from support.figures import FAILURE, TASK_COLORS
 from trajectories import TrajectoryDataset

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ogbench_utils
-import videos
+from figures import videos
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
 from observing.observation_models import FULL

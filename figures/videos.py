@@ -3,8 +3,8 @@
 MuJoCo picks its OpenGL library when it is imported, and one that does not fit can crash the process. So everything
 that renders runs in a process of its own; first a probe of each library, then the videos with the one that works.
 
-    python videos.py probe            render one picture with the library that MUJOCO_GL names
-    python videos.py render JOB.npz   render one episode (`record` writes such files)
+    python figures/videos.py probe            render one picture with the library that MUJOCO_GL names
+    python figures/videos.py render JOB.npz   render one episode (`record` writes such files)
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The pictures of a run: on its maze where there is one (maze_figures.py), along trajectories everywhere else.
+"""The pictures of a run: on its maze where there is one (figures/maze_figures.py), along trajectories everywhere else.
 
     draw_trajectory_values   V along trajectories toward their last state: does it rise as the goal comes nearer?
     draw_trajectory_latents  the latents in two dimensions, coloured by the time to the goal: are they in order?
@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from maze_figures import (
+from figures.maze_figures import (
     FAILED_PATH,
     SMALL,
     TEXT,
