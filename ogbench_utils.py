@@ -282,7 +282,7 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
 
 def load_actions(path, rows):
     """The first `rows` actions of a dataset that has them (OGBench's have, what `collect_dataset.py --no-state_only`
-    writes, and rehearse.py) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
+    writes, and scripts/label_with_simulator.py) -> (rows, A) float32, in the environment's units. Raises ValueError that names the file."""
     with _open_dataset(path) as archive:
         if 'actions.npy' not in archive.namelist():
             raise DoesNotFit(f'{path}: there are no `actions` in it, which --true_actions learns from; name one that '
@@ -292,7 +292,7 @@ def load_actions(path, rows):
 
 
 def fingerprint_of_actions(path):
-    """Which data the actions in a file of rehearse.py belong to, in the words of their `fingerprint`; None for any
+    """Which data the actions in a file of scripts/label_with_simulator.py belong to, in the words of their `fingerprint`; None for any
     other file."""
     with _open_dataset(path), np.load(path, allow_pickle=False) as file:
         return str(file['fingerprint']) if 'fingerprint' in file.files else None

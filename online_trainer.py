@@ -45,7 +45,7 @@ class TrainConfig(RunConfig):
     true_actions: bool = flag(False, "imitate the actions that the data file has, instead of the labeler's: what do "
                                      'labels cost?')
 
-    actions_path: str = flag('', 'imitate the actions in this file, such as rehearse.py writes of the same data, '
+    actions_path: str = flag('', 'imitate the actions in this file, such as scripts/label_with_simulator.py writes of the same data, '
                                  "instead of the labeler's")
 
     offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
@@ -164,7 +164,7 @@ def find_origin(config, saved):
 
 
 def load_given_actions(path, data, agent):
-    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file or one that rehearse.py made for
+    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file or one that scripts/label_with_simulator.py made for
     it. Raises ValueError where there are none, not the environment's, or not of this data."""
     path = str(expand(path))
     if not Path(path).is_file():

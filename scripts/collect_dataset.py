@@ -152,7 +152,7 @@ def parse_args(argv=None):
     add('output_name', help='name of the files without .npz (default: the dataset)')
     add('state_only', action=argparse.BooleanOptionalAction, default=True,
         help='save observations and terminals only; --no-state_only adds actions, qpos, qvel and states of buttons')
-    add('physics', action='store_true', help='with --state_only: add qpos and qvel, to which rehearse.py sets the '
+    add('physics', action='store_true', help='with --state_only: add qpos and qvel, to which scripts/label_with_simulator.py sets the '
                                              'simulator')
     add('overwrite', action='store_true', help='replace existing files')
     add('seed', type=int, default=0, help='default: %(default)s')

@@ -107,7 +107,7 @@ class Result:
     online_flags: dict | None  # all of the online half; None where no config is kept
     offline_steps: int | None = None
     online_steps: int | None = None
-    tries: int = 0  # environment steps of rehearse.py
+    tries: int = 0  # environment steps of scripts/label_with_simulator.py
     curve: tuple | None = None  # (steps, successes) of the evaluations while training
 
     @property

@@ -1,4 +1,4 @@
-"""How good are labels, of a checkpoint or of rehearse.py? The share of the variance of true actions (R2) that they
+"""How good are labels, of a checkpoint or of scripts/label_with_simulator.py? The share of the variance of true actions (R2) that they
 explain.
 
     python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
@@ -8,7 +8,7 @@ explain.
     python scripts/measure_labels.py --rehearsed_path actions.npz \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
-Of a checkpoint, any file of the same robot will do; of rehearse.py, it must be the same episodes.
+Of a checkpoint, any file of the same robot will do; of scripts/label_with_simulator.py, it must be the same episodes.
 A diagnosis: OPSO never reads actions of data. Those in the file must be in [-1, 1], as in OGBench's.
 """
 
@@ -40,7 +40,7 @@ class LabelConfig:
     """what to measure"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run')
     actions_path: str = flag('', 'npz file with `observations`, `terminals` and `actions` of the same robot (required)')
-    rehearsed_path: str = flag('', 'actions.npz of rehearse.py instead of a checkpoint')
+    rehearsed_path: str = flag('', 'actions.npz of scripts/label_with_simulator.py instead of a checkpoint')
 
 
 def run(config):

@@ -60,7 +60,7 @@ run() {
     case $1,$2 in
     main,humanoidmaze-*)
         rehearsal=$folder/rehearsal rehearsed="--actions_path $folder/rehearsal/actions.npz"
-        [ -f "$rehearsal/actions.npz" ] || "$PYTHON" rehearse.py --dataset "$2" --data_dir "$DATA" --seed "$3" \
+        [ -f "$rehearsal/actions.npz" ] || "$PYTHON" scripts/label_with_simulator.py --dataset "$2" --data_dir "$DATA" --seed "$3" \
             --save_dir "$rehearsal" $(resume "$rehearsal")
         ;;
     esac

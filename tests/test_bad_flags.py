@@ -5,7 +5,7 @@ import pytest
 import evaluate
 import offline_trainer
 import online_trainer
-import rehearse
+import label_with_simulator
 from support.flags import run_main
 
 OFFLINE = [

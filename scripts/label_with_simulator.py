@@ -1,6 +1,6 @@
 """Tell the actions of a dataset by trying actions out at its states, in a simulator that can be set to them.
 
-    python rehearse.py --dataset humanoidmaze-medium-navigate-v0
+    python scripts/label_with_simulator.py --dataset humanoidmaze-medium-navigate-v0
     python online_trainer.py --dataset humanoidmaze-medium-navigate-v0 \\
         --actions_path rehearsal_checkpoints/humanoidmaze-medium-navigate-v0/seed0/actions.npz
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 import offline_trainer
 import online_trainer
-import rehearse
+import label_with_simulator
 from labeling.labeler import explained
 from ogbench_utils import make_env
 from online_batches import OnlineBatches
