@@ -17,18 +17,18 @@ import numpy as np
 from tqdm import tqdm
 
 from environments.safe_env import num_tasks, open_envs
+from figures.pictures import draw_evaluation, open_maze
+from figures.videos import record
 from mamba import choose_backend
+from observing.observation_models import senses_of
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
-from figures.pictures import draw_evaluation, open_maze
 from rollouts import evaluate
-from observing.observation_models import senses_of
 from support.devices import choose_device, set_seed
 from support.files import load_checkpoint, naming_file, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.stats import paired_comparison, wilson_interval
-from figures.videos import record
 
 
 @dataclasses.dataclass

@@ -139,8 +139,8 @@ class OfflineAgent:
 
     def set_statistics(self, mean, std, slowness, moves_things=False, loses_readings=False):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target. `moves_things`: is
-        that the weight of things to be moved (planning/objects.py)? `loses_readings`: do observations repeat where a reading was
-        lost (observing/state_estimator.py)?"""
+        that the weight of things to be moved (planning/things.py)? `loses_readings`: do observations repeat where a reading was
+        lost (observing/beliefs.py)?"""
         self.loses_readings = loses_readings
         self.moves_things = moves_things and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mamba import choose_backend
-from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import check_name, make_env
 from environments.custom_env import check_states, name_flag
 from figures.pictures import TrainingPictures
+from mamba import choose_backend
 from observing.observation_models import FULL, Senses, parse_setting
+from offline_agent import OfflineAgent, OfflineConfig
+from ogbench_utils import check_name, make_env
+from planning.objects import find_things
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
-from planning.objects import find_things
 from trajectories import load_dataset, slowness_summary
 from utils import as_floats, expected_time, mean_of
 
@@ -96,7 +96,7 @@ def train(config, agent_config):
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
         things = find_things(data)
-        moves_things = bool(objects.any())
+        moves_things = bool(things.any())
         weights = things if moves_things else data.slowness()
         agent.set_statistics(mean, std, weights, moves_things, bool(source.senses.loss_rate))
 

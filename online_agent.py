@@ -13,7 +13,7 @@ update trains small heads only: inverse dynamics, a locator and, on request, Q, 
 I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
 encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
 that tells every joint.
-Where the robot moves things (planning/objects.py), I reads how far each is to be moved instead.
+Where the robot moves things (planning/things.py), I reads how far each is to be moved instead.
 
 Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
 """
@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from observing.state_estimator import Belief, Believer
 from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
+from observing.state_estimator import Belief, Believer
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planning.graph_planner import Pursuit, StateMap
+from planning.objects import STILL, Carrying, ThingsMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from planning.objects import STILL, Carrying, ThingsMap
 from utils import in_bounds, in_units, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
@@ -71,7 +71,7 @@ class OnlineConfig:
                                          'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
     recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
-                                      'the data, as own steps displaced the robot, with the way back (labeling/corrective_data.py)',
+                                      'the data, as own steps displaced the robot, with the way back (labeling/recoveries.py)',
                                  least=0, most=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
@@ -92,7 +92,7 @@ class OnlineConfig:
     hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
                        '--transition_steps (15 of 25). The direction to what is near swings with a robot that sways as '
                        'it walks (a humanoid: 60)', least=0)
-    plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planning/graph_planner.py), and the "
+    plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planning/planner.py), and the "
                             "proposer's only where no path leads")
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from labeling.corrective_data import find_recoveries
 from observing.state_estimator import Beliefs
 from offline_agent import Latents
-from labeling.corrective_data import find_recoveries
 from planning.objects import find_moves
 from utils import RowQueue, TensorBatch
 
@@ -64,8 +64,8 @@ class LatentStore:
     them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (planning/objects.py), else None. believer: Believer, where readings get lost
-    (observing/state_estimator.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
+    makes places of states where there are things (planning/things.py), else None. believer: Believer, where readings get lost
+    (observing/beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """
 
@@ -192,7 +192,7 @@ class OnlineBatches:
     online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
     measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
     remember; 0: transitions are drawn one by one. recovery_share: of the offline transitions, where no thing moves, so
-    many begin in a state beside the data (labeling/corrective_data.py). embed: function z (n, D) -> e (M, n, E), V's target
+    many begin in a state beside the data (labeling/recoveries.py). embed: function z (n, D) -> e (M, n, E), V's target
     embedding, where Q, V and the proposer learn on; None while they rest.
     """
 

@@ -13,15 +13,16 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
+from environments.custom_env import name_flag
 from environments.safe_env import num_tasks, open_envs
+from figures.pictures import draw_evaluation, open_maze
+from figures.videos import record
 from mamba import choose_backend
+from observing.observation_models import Senses, senses_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from environments.custom_env import name_flag
-from figures.pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
-from observing.observation_models import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.files import load_checkpoint, naming_file
@@ -31,7 +32,6 @@ from support.metrics import MetricsLog
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from trajectories import ReplayBuffer, load_recorded
 from utils import as_floats, expected_time, mean_of
-from figures.videos import record
 
 
 @dataclasses.dataclass

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ogbench_utils import find_dataset, load_trajectories
 from observing.observation_models import FULL, Senses
+from ogbench_utils import find_dataset, load_trajectories
 from utils import RowQueue, TensorBatch
 
 TRAINING, VALIDATION = 0, 1  # seeds of what is lost, and of the noise, in the states of the two files
@@ -316,12 +316,12 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, longest)
 
     if senses:
-        senses = observation_models.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
-        observations = observation_models.see_trajectories(observations, starts, ends, seed=TRAINING)
+        senses = senses.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
+        observations = senses.see_trajectories(observations, starts, ends, seed=TRAINING)
 
     if val_path is not None:
         val_observations, *borders = load_trajectories(val_path)
-        val_observations = observation_models.see_trajectories(val_observations, *borders, seed=VALIDATION)
+        val_observations = senses.see_trajectories(val_observations, *borders, seed=VALIDATION)
         val = TrajectoryDataset(val_observations, *borders, **sampling)
         train = TrajectoryDataset(observations, starts, ends, **sampling)
     else:

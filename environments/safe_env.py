@@ -5,8 +5,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from ogbench_utils import MUJOCO_WARNINGS, make_env
 from observing.observation_models import FULL
+from ogbench_utils import MUJOCO_WARNINGS, make_env
 
 MAX_FAULTS = 5  # environment faults in a row that end a run
 
@@ -15,7 +15,7 @@ def open_envs(dataset, n, make=make_env, senses=FULL):
     """-> n environments of a dataset that share one count of faults; `make(dataset)` gives one, seen through
     `senses`."""
     faults = []
-    return [SafeEnv(lambda: observation_models.wrap(make(dataset)), faults) for _ in range(n)]
+    return [SafeEnv(lambda: senses.wrap(make(dataset)), faults) for _ in range(n)]
 
 
 def num_tasks(env):

@@ -5,7 +5,7 @@
     draw_latents    the latents in two dimensions, coloured by place: does the encoder tell places apart?
     draw_paths      evaluation episodes: where do the failed ones end?
     draw_episode    policy proposals and goal-biased ones along one episode
-    draw_plan       the map of the data (planning/graph_planner.py), steps to each goal on it, and the way that it plans
+    draw_plan       the map of the data (planning/planner.py), steps to each goal on it, and the way that it plans
 
 Everything is measured at real observations of the data (`Probe`), so joint angles and speeds are plausible ones;
 places without data stay empty. A latent is that of a single state, with `--memory` too.
@@ -18,8 +18,8 @@ import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from ogbench_utils import episode_seed, reset_env
 from observing.observation_models import FULL
+from ogbench_utils import episode_seed, reset_env
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
 SPLIT = 4  # fine cells per side of a maze cell; an ant is about one of them wide
@@ -50,10 +50,10 @@ class Maze:
         if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
             start = 'ball_init_xy'
             columns = [maze.model.nq - 7, maze.model.nq - 6]
-        self.columns = observation_models.find(columns)
+        self.columns = senses.find(columns)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(observation_models.wrap(env))
+        self.goal_observations = self._goal_observations(senses.wrap(env))
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):

@@ -24,8 +24,8 @@ from figures.maze_figures import (
     principal_components,
     steps_of,
 )
-from ogbench_utils import make_env
 from observing.observation_models import FULL
+from ogbench_utils import make_env
 from support.figures import FAILURE, INK, TASK_COLORS, pyplot, save
 
 PIECES = 6  # trajectories that are shown

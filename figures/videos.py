@@ -133,7 +133,7 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = observation_models.wrap(open_rendering(dataset, size))
+    env = senses.wrap(open_rendering(dataset, size))
     observation, _ = reset_env(env, task, seed)
 
     frames = []

@@ -130,7 +130,7 @@ class SensedEnv(gymnasium.Wrapper):
         self.readings = None
 
         space = env.observation_space
-        size = space.shape[0] if observation_models.dimensions is None else len(observation_models.dimensions)
+        size = space.shape[0] if senses.dimensions is None else len(senses.dimensions)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), space.dtype)
 
     def reset(self, *, seed=None, options=None):

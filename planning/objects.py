@@ -8,7 +8,7 @@ something else; joints and grippers never rest for long. A goal of such data is 
     moves     what the data show: which configuration follows which, and in which of them a loose thing was put where
 
 A plan is a shortest sequence of moves. What lies in a drawer moves with it: where the data reach a goal only by moves
-of two things at once, a plan leads to where such a move begins. A map of whole states (planning/graph_planner.py) would need every
+of two things at once, a plan leads to where such a move begins. A map of whole states (planning/planner.py) would need every
 combination of places to occur in the data; here two cubes are two things, each of which is brought to its goal in its
 turn. None of this knows a cube from a button: all is read from trajectories of states.
 """

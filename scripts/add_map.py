@@ -1,4 +1,4 @@
-"""Give an online checkpoint the map of its data, on which it plans (planning/graph_planner.py): for checkpoints from before there were
+"""Give an online checkpoint the map of its data, on which it plans (planning/planner.py): for checkpoints from before there were
 maps, or to try another map. Nothing in it is retrained.
 
     python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth
@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from online_agent import OnlineAgent  # noqa: E402
 from observing.observation_models import senses_of  # noqa: E402
+from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_recorded  # noqa: E402

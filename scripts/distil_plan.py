@@ -27,9 +27,9 @@ from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from observing.observation_models import senses_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH  # noqa: E402
-from observing.observation_models import senses_of  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402

@@ -13,18 +13,18 @@ from PIL import Image  # matplotlib brings it
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from figures.maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
+from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
+from figures.videos import record  # noqa: E402
+from observing.observation_models import senses_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from rollouts import evaluate  # noqa: E402
-from observing.observation_models import senses_of  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
-from figures.videos import record  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ def run(config):
 
 def draw_acting(config, name, agent, maze, probe, folder, senses):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
-    envs = [observation_models.wrap(make_env(name)) for _ in range(8)]
+    envs = [senses.wrap(make_env(name)) for _ in range(8)]
     episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
     pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')

@@ -6,27 +6,31 @@
 
 For a robot whose own steps never come near what the data show. The file must have `qpos` and `qvel` besides its
 `observations`, as OGBench's have, and what `collect_dataset.py --physics` writes; its actions are not read. Method:
-labeling/simulator_labels.py.
+labeling/rehearsals.py.
 """
 
 import dataclasses
 import shlex
+import sys
+from pathlib import Path
 
-import support.threads  # noqa: F401  before torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-import numpy as np
-import torch
+import support.threads  # noqa: F401, E402  before torch
 
-from ogbench_utils import check_name, load_physics, make_env
-from environments.custom_env import name_flag
-from labeling.simulator_labels import Fit, Rehearser, Simulator, Tries
-from support.devices import choose_device, set_seed
-from support.files import write_atomic
-from support.flags import check_ranges, flag, parse_flags, run_main
-from support.kernels import prepare_cpu
-from support.runs import RunConfig, open_run
-from trajectories import load_dataset
-from utils import in_bounds, in_units
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from environments.custom_env import name_flag  # noqa: E402
+from labeling.simulator_labels import Fit, Rehearser, Simulator, Tries  # noqa: E402
+from ogbench_utils import check_name, load_physics, make_env  # noqa: E402
+from support.devices import choose_device, set_seed  # noqa: E402
+from support.files import write_atomic  # noqa: E402
+from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
+from support.kernels import prepare_cpu  # noqa: E402
+from support.runs import RunConfig, open_run  # noqa: E402
+from trajectories import load_dataset  # noqa: E402
+from utils import in_bounds, in_units  # noqa: E402
 
 SOLVING_ROUNDS = 3  # after each, the network learns from what was solved for so far, and the next begins nearer
 

@@ -24,8 +24,8 @@ from measure_beliefs import explained  # noqa: E402
 from torch import nn  # noqa: E402
 
 from model import mlp  # noqa: E402
-from ogbench_utils import load_actions, load_trajectories, make_env  # noqa: E402
 from observing.observation_models import Senses  # noqa: E402
+from ogbench_utils import load_actions, load_trajectories, make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 
@@ -52,7 +52,7 @@ class Data:
     def __init__(self, path, senses, mean_std=None):
         observations, starts, ends = load_trajectories(path, context_length=CONTEXTS[-1] + 1)
         actions = load_actions(path, len(observations))
-        seen = observation_models.see_trajectories(observations, starts, ends, seed=0)
+        seen = senses.see_trajectories(observations, starts, ends, seed=0)
         self.mean_std = mean_std or [(array.mean(0), array.std(0) + 1e-6) for array in (seen, observations)]
 
         (seen_mean, seen_std), (mean, std) = self.mean_std

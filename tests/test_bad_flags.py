@@ -1,11 +1,11 @@
 """Flags that cannot work: one line that names them, before any data is loaded and any file is made."""
 
+import label_with_simulator
 import pytest
 
 import evaluate
 import offline_trainer
 import online_trainer
-import label_with_simulator
 from support.flags import run_main
 
 OFFLINE = [
@@ -64,7 +64,7 @@ EVALUATE = [
     ('--checkpoint x.pth --action_scale 0', ['--action_scale 0', 'above 0']),
 ]
 CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
-                                               (rehearse, REHEARSE), (evaluate, EVALUATE)) for case in cases]
+                                               (label_with_simulator, REHEARSE), (evaluate, EVALUATE)) for case in cases]
 
 
 @pytest.mark.parametrize('script, flags, words', CASES, ids=[flags for _, flags, _ in CASES])

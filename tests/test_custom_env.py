@@ -18,12 +18,12 @@ import evaluate
 import offline_trainer
 import online_trainer
 from environments import custom_env
-from figures import videos
-from environments.safe_env import num_tasks, open_envs
-from ogbench_utils import make_env, reset_env
 from environments.custom_env import open_env
-from rollouts import Episode, run_episodes
+from environments.safe_env import num_tasks, open_envs
+from figures import videos
 from observing.observation_models import FULL
+from ogbench_utils import make_env, reset_env
+from rollouts import Episode, run_episodes
 from support.files import load_checkpoint
 from support.flags import run_main
 

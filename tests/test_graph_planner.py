@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from planning import graph_planner
-from planning.graph_planner import AT_GOAL, NO_PATH, Luck, StateMap, cluster, find_edges, find_gates, find_jumps, find_luck
+from planning.graph_planner import (
+    AT_GOAL,
+    NO_PATH,
+    Luck,
+    StateMap,
+    cluster,
+    find_edges,
+    find_gates,
+    find_jumps,
+    find_luck,
+)
 from trajectories import TrajectoryDataset
 
 HOP = 4
@@ -379,7 +389,7 @@ def test_same_seed_same_map_and_round_trip(tmp_path, assert_same):
 
 
 def test_routes_are_kept_but_not_without_bound(monkeypatch):
-    monkeypatch.setattr(planner, 'KEPT_GOALS', 3)
+    monkeypatch.setattr(graph_planner, 'KEPT_GOALS', 3)
     state_map = make_map(*around_the_wall(), nodes=40)
     kept = state_map.route(0)
     assert state_map.route(0) is kept
@@ -399,7 +409,7 @@ def test_a_map_is_the_same_piece_by_piece(monkeypatch):
     rng = np.random.default_rng(0)
     walks = [np.cumsum(rng.normal(0, 0.2, (150, 2)), 0).astype(np.float32) for _ in range(4)]
     whole = make_map(*walks, nodes=20)
-    monkeypatch.setattr(planner, 'ROWS_AT_ONCE', 97)
+    monkeypatch.setattr(graph_planner, 'ROWS_AT_ONCE', 97)
     pieces = make_map(*walks, nodes=20)
     for name in graph_planner.ARRAYS:
         np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name), name)

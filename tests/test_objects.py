@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from offline_agent import OfflineAgent
 from labeling.corrective_data import STRAYED, find_recoveries
-from planning.objects import REST_STEPS, THERE, ThingsMap, by_chance, find_levels, find_moves, find_things, group_numbers
+from offline_agent import OfflineAgent
+from planning.objects import (
+    REST_STEPS,
+    THERE,
+    ThingsMap,
+    by_chance,
+    find_levels,
+    find_moves,
+    find_things,
+    group_numbers,
+)
 from trajectories import ReplayBuffer, TrajectoryDataset
 
 PAUSE = 60  # steps between two moves
@@ -486,7 +495,7 @@ def test_round_trip(kind, tmp_path, assert_same):
 
 
 def test_routes_are_kept_but_not_without_bound(monkeypatch):
-    monkeypatch.setattr('objects.KEPT_GOALS', 3)
+    monkeypatch.setattr('things.KEPT_GOALS', 3)
     data = make(lamps)
     state_map = make_map(data)
     goals = data.observations[::30][:10]

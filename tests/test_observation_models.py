@@ -12,8 +12,8 @@ import evaluate
 import offline_trainer
 import online_trainer
 from environments.safe_env import open_envs
-from ogbench_utils import BUNDLED_NAME, make_env, reset_env
 from observing.observation_models import FULL, Readings, SensedEnv, Senses, find_dimensions, parse_setting
+from ogbench_utils import BUNDLED_NAME, make_env, reset_env
 from support.files import load_checkpoint
 
 ANT, HUMANOID, SOCCER = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0', 'antsoccer-arena-navigate-v0'
@@ -92,9 +92,9 @@ def test_lost_readings_stay_as_they_were(walk):
 def test_noise_is_in_standard_deviations_of_the_data(ant):
     states = np.random.default_rng(1).standard_normal((20_000, 29)) * np.arange(1, 30)
     senses = senses_of_ant('noise:0.3', ant, states)
-    seen = observation_models.see_trajectories(states, np.array([0]), np.array([len(states) - 1]), seed=0)
+    seen = senses.see_trajectories(states, np.array([0]), np.array([len(states) - 1]), seed=0)
     np.testing.assert_allclose((seen - states).std(0) / states.std(0), 0.3, rtol=0.05)
-    assert observation_models.fit(np.ones(29)) == senses, 'a checkpoint keeps its noise, whatever data come later'
+    assert senses.fit(np.ones(29)) == senses, 'a checkpoint keeps its noise, whatever data come later'
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
@@ -105,7 +105,7 @@ def test_one_by_one_or_all_at_once(ant, walk, setting):
     pieces = [one.take(states[i:i + 1]) for i in range(30)]
     np.testing.assert_array_equal(np.concatenate(pieces), other.take(states[:30]))
     np.testing.assert_array_equal(one.take(states[30:]), other.take(states[30:]))
-    assert (observation_models.see_trajectories(*walk, seed=3)[:50] == Readings(senses, [3, 0]).take(states[:50])).all()
+    assert (senses.see_trajectories(*walk, seed=3)[:50] == Readings(senses, [3, 0]).take(states[:50])).all()
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
@@ -122,9 +122,9 @@ def test_the_environment_is_seen_as_the_data_are(ant, walk, setting):
 
     np.testing.assert_allclose(np.stack(seen), Readings(senses, 5).take(np.stack(raw)), atol=1e-5)
     assert env.observation_space.shape == goal.shape == seen[0].shape
-    exact = observation_models.see(raw_goal[None], np.random.default_rng(0))[0]
-    np.testing.assert_allclose(goal, exact, atol=0 if observation_models.noise is None else 5 * max(observation_models.noise))
-    assert observation_models.noise is None or not np.array_equal(goal, exact), 'a goal has noise of its own'
+    exact = senses.see(raw_goal[None], np.random.default_rng(0))[0]
+    np.testing.assert_allclose(goal, exact, atol=0 if senses.noise is None else 5 * max(senses.noise))
+    assert senses.noise is None or not np.array_equal(goal, exact), 'a goal has noise of its own'
 
     again = [reset_env(env, 2, 5)[0]] + [env.step(np.zeros(8))[0] for _ in range(3)]
     assert (again[0] == seen[0]).all(), 'a seed decides all of it'
@@ -155,7 +155,7 @@ def test_both_halves_and_evaluation(tmp_path, monkeypatch, make_short_env, setti
     saved = load_checkpoint('online/last.pth')
     senses = Senses.from_dict(saved['data']['senses'])
     size = 7 if setting == 'torso' else 29
-    assert observation_models.setting == setting and saved['agent']['offline']['observation_dim'] == size
+    assert senses.setting == setting and saved['agent']['offline']['observation_dim'] == size
     assert saved['replay']['observations'].shape[1] == size
     assert Path('online/maze_paths.png').exists() and Path('offline/maze_values.png').exists()
 

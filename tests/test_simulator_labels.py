@@ -11,17 +11,17 @@ from scipy.spatial.transform import Rotation
 
 import offline_trainer
 import online_trainer
-import label_with_simulator
 from labeling.labeler import explained
+from labeling.simulator_labels import Rehearser, Simulator, Tries
 from ogbench_utils import make_env
 from online_batches import OnlineBatches
-from labeling.simulator_labels import Rehearser, Simulator, Tries
 from support.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's spawned workers find it as well
 
 import collect_dataset  # noqa: E402
+import label_with_simulator  # noqa: E402
 import measure_labels  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-v0'
@@ -170,7 +170,7 @@ def test_what_is_found_is_imitated(physics, quick, monkeypatch, capsys):
     with np.load(physics, allow_pickle=False) as file:
         assert set(file.files) == {'observations', 'terminals', 'qpos', 'qvel'}, 'no action is collected'
 
-    rehearse.main([*TINY, '--data_dir', 'data', '--save_dir', 'found'])
+    label_with_simulator.main([*TINY, '--data_dir', 'data', '--save_dir', 'found'])
     printed = capsys.readouterr().out
     assert '177 steps of 3 trajectories; actions are tried at 177 of them, 8 times' in printed
     path = printed.split('--actions_path ')[1].split()[0]
@@ -207,7 +207,7 @@ def test_what_is_found_is_imitated(physics, quick, monkeypatch, capsys):
 @pytest.mark.parametrize('rounds', [1, 3, 4])
 def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, rounds):
     flags = [*TINY, '--data_dir', 'data', '--num_updates', '5', '--stages', '2']
-    rehearse.main([*flags, '--save_dir', 'whole'])
+    label_with_simulator.main([*flags, '--save_dir', 'whole'])
 
     tried = []
     try_out = Simulator.try_out
@@ -220,11 +220,11 @@ def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, round
 
     monkeypatch.setattr(Simulator, 'try_out', stop_after_some)
     with pytest.raises(KeyboardInterrupt):
-        rehearse.main([*flags, '--save_dir', 'stopped'])
+        label_with_simulator.main([*flags, '--save_dir', 'stopped'])
     monkeypatch.setattr(Simulator, 'try_out', try_out)
     assert load_checkpoint('stopped/last.pth', 'rehearsal')['done'] == rounds
 
-    rehearse.main([*flags, '--save_dir', 'stopped', '--resume'])
+    label_with_simulator.main([*flags, '--save_dir', 'stopped', '--resume'])
     found = []
     for folder in 'whole', 'stopped':
         with np.load(f'{folder}/actions.npz', allow_pickle=False) as file:
@@ -234,7 +234,7 @@ def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, round
 
 def test_too_few_steps_for_all_states_leave_some_to_be_guessed(physics, capsys):
     flags = [*TINY, '--data_dir', 'data', '--stages', '1', '--num_updates', '5', '--save_dir', 'few']
-    rehearse.main([*flags, '--max_steps', '912'])
+    label_with_simulator.main([*flags, '--max_steps', '912'])
     assert 'actions are tried at 150 of them, 4 times' in capsys.readouterr().out
     with np.load('few/actions.npz', allow_pickle=False) as file:
         assert 600 < file['steps'] <= 912
@@ -242,7 +242,7 @@ def test_too_few_steps_for_all_states_leave_some_to_be_guessed(physics, capsys):
     assert steps.any(1).all(), 'the others are guessed'
 
     with pytest.raises(ValueError, match='--max_steps 50: 4 tries at each state need at least 400'):
-        rehearse.main([*flags[:-1], 'fewer', '--max_steps', '50'])
+        label_with_simulator.main([*flags[:-1], 'fewer', '--max_steps', '50'])
 
 
 def test_files_without_physics_or_of_another_robot_are_named(physics):
@@ -253,4 +253,4 @@ def test_files_without_physics_or_of_another_robot_are_named(physics):
     for name, problem in (('short', r'numbers, the simulator has \(15, 14\)'),
                           ('without', 'there are no `qpos` and `qvel` in it.*--physics')):
         with pytest.raises(ValueError, match=f'{name}.npz: .*{problem}'):
-            rehearse.main([*TINY, '--dataset_path', f'{name}.npz', '--save_dir', name])
+            label_with_simulator.main([*TINY, '--dataset_path', f'{name}.npz', '--save_dir', name])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from observing.observation_models import Senses
 from observing.state_estimator import Beliefs, Believer, find_arrived
 from offline_agent import at_positions
-from observing.observation_models import Senses
 from support.files import save_checkpoint
 
 CONTEXT = 12  # of the tiny networks
@@ -29,7 +29,7 @@ def lossy_data(make_dataset):
     def make(lengths=(40, 2, 23, 9, 31), loss_rate=0.5):
         data = make_dataset(lengths)
         senses = Senses('dropped', loss_rate=loss_rate)
-        data.observations = observation_models.see_trajectories(data.observations, data.starts, data.ends, seed=3)
+        data.observations = senses.see_trajectories(data.observations, data.starts, data.ends, seed=3)
         return data
 
     return make
@@ -77,28 +77,28 @@ def test_beliefs_of_data_that_come_and_go(lossy_agent, make_replay, states):
     beliefs = Beliefs(replay, believer)
     for lengths in ((14,), (20, 9), (), (30, 3)):
         dropped = sum(replay.add(states(n, seed=n).repeat(2, 0)[:n], np.zeros((n - 1, 3))) for n in lengths)
-        state_estimator.refresh(dropped)
+        beliefs.refresh(dropped)
         scratch = Beliefs(replay, believer)
-        np.testing.assert_array_equal(state_estimator.expected, scratch.expected)
-        np.testing.assert_array_equal(state_estimator.arrived, scratch.arrived)
-        assert len(state_estimator.expected) == len(replay)
+        np.testing.assert_array_equal(beliefs.expected, scratch.expected)
+        np.testing.assert_array_equal(beliefs.arrived, scratch.arrived)
+        assert len(beliefs.expected) == len(replay)
 
 
 def test_what_is_believed_and_lost_again(lossy_agent, lossy_data):
     data = lossy_data((4000,), loss_rate=0.3)
     beliefs = Beliefs(data, Believer(lossy_agent))
     rows = np.arange(len(data))
-    believed = state_estimator.believed(rows)
-    assert (believed[state_estimator.arrived] == data.observations[state_estimator.arrived]).all()
-    assert (believed[~state_estimator.arrived] == state_estimator.expected[~state_estimator.arrived]).all()
-    np.testing.assert_array_equal(state_estimator.believed(slice(5, 9)), believed[5:9])
+    believed = beliefs.believed(rows)
+    assert (believed[beliefs.arrived] == data.observations[beliefs.arrived]).all()
+    assert (believed[~beliefs.arrived] == beliefs.expected[~beliefs.arrived]).all()
+    np.testing.assert_array_equal(beliefs.believed(slice(5, 9)), believed[5:9])
 
-    told = state_estimator.whole_steps
-    arrived = set(np.flatnonzero(state_estimator.arrived))
+    told = beliefs.whole_steps
+    arrived = set(np.flatnonzero(beliefs.arrived))
     assert set(told) == {row for row in rows[:-1] if {row, row + 1} <= arrived}
-    again = state_estimator.lose(told, np.random.default_rng(0))
+    again = beliefs.lose(told, np.random.default_rng(0))
     kept = (again == data.observations[told]).all(1)
-    assert (again[~kept] == state_estimator.expected[told][~kept]).all()
+    assert (again[~kept] == beliefs.expected[told][~kept]).all()
     assert abs((~kept).mean() - 0.3) < 0.03
 
 
@@ -142,7 +142,7 @@ def test_memory_foretells_what_was_lost(make_agent, make_dataset):
             batch = data.sample(16, rng)
             agent.apply_gradient(agent.state_loss(agent.encode(batch), batch)[0])
         beliefs = Beliefs(data, Believer(agent))
-        errors[kind] = np.square(state_estimator.expected - places)[~state_estimator.arrived].mean()
+        errors[kind] = np.square(beliefs.expected - places)[~beliefs.arrived].mean()
     assert errors['mamba'] < 0.7 * errors['mlp']
 
 
@@ -154,11 +154,11 @@ def test_acting_and_batches_see_beliefs(make_online, lossy_agent, lossy_data, ma
     batch = batches.sample(np.random.default_rng(0))
     beliefs = batches.offline_store.beliefs
     rows = batch.rows.numpy()
-    assert state_estimator.arrived[rows].all() and state_estimator.arrived[rows + 1].all()
+    assert beliefs.arrived[rows].all() and beliefs.arrived[rows + 1].all()
     np.testing.assert_array_equal(batch.states, data.observations[rows])
     lost = (batch.seen_states != batch.states).any(-1).numpy()
     assert 0.3 < lost.mean() < 0.7
-    np.testing.assert_array_equal(batch.seen_states[lost], state_estimator.expected[rows[lost]])
+    np.testing.assert_array_equal(batch.seen_states[lost], beliefs.expected[rows[lost]])
     assert agent.update(batch)['total_loss'].isfinite()
 
     # a reading that repeats is not what acting goes by

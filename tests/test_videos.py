@@ -10,9 +10,9 @@ from PIL import Image
 
 import ogbench_utils
 from figures import videos
+from observing.observation_models import FULL
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
-from observing.observation_models import FULL
 
 ANT = 'antmaze-medium-navigate-v0'
 

@@ -17,9 +17,9 @@ import support.threads  # noqa: F401, E402  before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from labeler import explained  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from labeler import explained  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402
