@@ -20,7 +20,7 @@ from environments.safe_env import num_tasks, open_envs
 from figures.pictures import draw_evaluation, open_maze
 from figures.videos import record
 from mamba import choose_backend
-from observing.observation_models import senses_of
+from observing.observation_models import observation_model_of
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
@@ -88,8 +88,8 @@ def run(config):
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
     output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    senses = senses_of(checkpoint)
-    maze = open_maze(dataset, senses)
+    observation_model = observation_model_of(checkpoint)
+    maze = open_maze(dataset, observation_model)
     kind = 'paths' if maze else 'values'
 
     acting = Acting(config.plan, config.action_scale, config.rest_noise)
@@ -109,7 +109,7 @@ def run(config):
     print('written: ' + ', '.join(map(str, [output, *pictures])))
 
     if config.video:
-        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'), senses):
+        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'), observation_model):
             print(f'video: {path}')
     return metrics
 
@@ -139,7 +139,7 @@ def measure(config, path, checkpoint, dataset, acting):
         agent = OnlineAgent.from_state_dict(acting.told_to(checkpoint['agent']), device, backend)
     acting.check_map(agent, path)
 
-    envs = open_envs(dataset, config.num_envs, make_env, senses_of(checkpoint))
+    envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
     if dimensions != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from environments.custom_env import check_states, name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
-from observing.observation_models import FULL, Senses, parse_setting
+from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
 from planning.objects import find_things
@@ -90,7 +90,7 @@ def train(config, agent_config):
         with run.stop.at_once():
             data, val_data, source = load_data(config, agent_config)
             if config.env:
-                check_states(config.env, source.senses.wrap(make_env(config.env)), source.path,
+                check_states(config.env, source.observation_model.wrap(make_env(config.env)), source.path,
                              data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
@@ -98,7 +98,7 @@ def train(config, agent_config):
         things = find_things(data)
         moves_things = bool(things.any())
         weights = things if moves_things else data.slowness()
-        agent.set_statistics(mean, std, weights, moves_things, bool(source.senses.loss_rate))
+        agent.set_statistics(mean, std, weights, moves_things, bool(source.observation_model.drop_rate))
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
@@ -120,11 +120,11 @@ def train(config, agent_config):
 
 
 def load_data(config, agent_config):
-    senses = FULL
+    observation_model = FULL_STATE
     if config.observe != 'full':
-        senses = Senses.from_setting(config.observe, make_env(config.name))
+        observation_model = ObservationModel.from_setting(config.observe, make_env(config.name))
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, batch_size=config.batch_size, senses=senses,
+                        config.max_trajectories, batch_size=config.batch_size, observation_model=observation_model,
                         **agent_config.sampling())
 
 
@@ -138,7 +138,7 @@ def update_budget(config, data):
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(source.note)
-    if source.senses:
+    if source.observation_model:
         print(f'--observe {config.observe}: {agent.observation_dim} numbers of a state are seen')
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} dimensions, '
@@ -180,13 +180,13 @@ class OfflineTraining:
             'path': source.path,
             'max_trajectories': config.max_trajectories,
             'fingerprint': data.fingerprint(),
-            'senses': dataclasses.asdict(source.senses),
+            'observation_model': dataclasses.asdict(source.observation_model),
         }
         fingerprint = f'{data.fingerprint()}; validation {val_data.fingerprint()}'
         self.log = run.start_logging('train.csv', agent.step, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder, source.senses)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model)
 
     def loop(self):
         if self.agent.step >= self.num_updates:

@@ -18,7 +18,7 @@ from environments.safe_env import num_tasks, open_envs
 from figures.pictures import draw_evaluation, open_maze
 from figures.videos import record
 from mamba import choose_backend
-from observing.observation_models import Senses, senses_of
+from observing.observation_models import ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
 from online_agent import OnlineAgent, OnlineConfig
@@ -144,15 +144,15 @@ class Origin:
     """Where a run comes from: its offline checkpoint, and which data that was trained on."""
 
     source: str  # absolute path of the offline checkpoint
-    data: dict  # dataset, path, max_trajectories, fingerprint and senses, as the offline trainer wrote them
+    data: dict  # dataset, path, max_trajectories, fingerprint and observation_model, as the offline trainer wrote them
     agent: dict  # the offline agent's state_dict
-    senses: Senses  # through which the data were seen, and the environment is
+    observation_model: ObservationModel  # through which the data were seen, and the environment is
 
 
 def find_origin(config, saved):
     """-> Origin. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
     if saved:
-        return Origin(saved['source'], saved['data'], saved['agent']['offline'], senses_of(saved))
+        return Origin(saved['source'], saved['data'], saved['agent']['offline'], observation_model_of(saved))
 
     source = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(source, 'offline')
@@ -160,7 +160,7 @@ def find_origin(config, saved):
     if data['dataset'] != config.name:
         raise ValueError(f"{source} was trained on {data['dataset']}, {name_flag(config.name)} is {config.name}: "
                          'they must be the same')
-    return Origin(str(source.resolve()), data, checkpoint['agent'], senses_of(checkpoint))
+    return Origin(str(source.resolve()), data, checkpoint['agent'], observation_model_of(checkpoint))
 
 
 def load_given_actions(path, data, agent):
@@ -193,7 +193,7 @@ def train(config, agent_config):
         with naming_file(origin.source):
             offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env, origin.senses)
+        envs = open_envs(config.name, config.num_envs, make_env, origin.observation_model)
         if envs[0].observation_space.shape != (offline.observation_dim,):
             raise ValueError(f'{origin.source} was trained on observations of {offline.observation_dim} dimensions, '
                              f'{config.name} has {envs[0].observation_space.shape[0]}')
@@ -201,7 +201,7 @@ def train(config, agent_config):
         sampling = offline.config.sampling()
         with run.stop.at_once():
             data, data_source = load_recorded(origin.data, origin.source, config.dataset_path, config.data_dir,
-                                              config.dataset_url, config.max_trajectories, origin.senses, **sampling)
+                                              config.dataset_url, config.max_trajectories, origin.observation_model, **sampling)
         space = envs[0].action_space
         agent = OnlineAgent(offline, space.low, space.high, agent_config)
         if not config.infers_actions:
@@ -279,7 +279,7 @@ class OnlineTraining:
         last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
-        self.maze = open_maze(config.name, origin.senses)
+        self.maze = open_maze(config.name, origin.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
         with run.stop.at_once():
             self.batches = agent.open_batches(data, replay)
@@ -382,7 +382,7 @@ class OnlineTraining:
         title = f'{self.config.name}, {self.collector.steps:,} steps'
         draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and final:
-            record(self.config.name, episodes, self.run.folder / 'videos', self.origin.senses)
+            record(self.config.name, episodes, self.run.folder / 'videos', self.origin.observation_model)
         return metrics
 
     def finish_round(self, metrics):

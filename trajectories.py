@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from observing.observation_models import FULL, Senses
+from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import find_dataset, load_trajectories
 from utils import RowQueue, TensorBatch
 
@@ -300,14 +300,14 @@ class DataSource:
 
     path: str  # of the training file, absolute
     note: str  # one line for the banner
-    senses: Senses  # through which its states are seen
+    observation_model: ObservationModel  # through which its states are seen
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, batch_size=1,
-                 senses=FULL, **sampling):
+                 observation_model=FULL_STATE, **sampling):
     """-> (training TrajectoryDataset, validation one, DataSource).
 
-    Where there is no -val file, the last tenth of the trajectories is held out. All states are seen through `senses`,
+    Where there is no -val file, the last tenth of the trajectories is held out. All states are seen through `observation_model`,
     which are fitted to the training data if they need it. Raises FileNotFoundError, or ValueError that names the file,
     for data that cannot be trained on with windows of `context_length` states, `batch_size` of them at a time.
     """
@@ -315,13 +315,13 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     longest = sampling.get('context_length', 1)
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, longest)
 
-    if senses:
-        senses = senses.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
-        observations = senses.see_trajectories(observations, starts, ends, seed=TRAINING)
+    if observation_model:
+        observation_model = observation_model.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
+        observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING)
 
     if val_path is not None:
         val_observations, *borders = load_trajectories(val_path)
-        val_observations = senses.see_trajectories(val_observations, *borders, seed=VALIDATION)
+        val_observations = observation_model.observe_trajectories(val_observations, *borders, seed=VALIDATION)
         val = TrajectoryDataset(val_observations, *borders, **sampling)
         train = TrajectoryDataset(observations, starts, ends, **sampling)
     else:
@@ -335,10 +335,10 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         note = f'{note}; no -val file, so the last {held} trajectories are held out'
 
     _check(train, val, train_path, val_path, batch_size)
-    return train, val, DataSource(str(Path(train_path).resolve()), note, senses)
+    return train, val, DataSource(str(Path(train_path).resolve()), note, observation_model)
 
 
-def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url='', max_trajectories=0, senses=FULL,
+def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url='', max_trajectories=0, observation_model=FULL_STATE,
                   **sampling):
     """-> (training TrajectoryDataset, DataSource) of the file that the offline half was trained on, or of another that
     the user insists on by one of the flags. `recorded`: dataset, path, max_trajectories and fingerprint, as the offline
@@ -357,7 +357,7 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
 
     count = max_trajectories or recorded['max_trajectories']
     data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url, count,
-                                   senses=senses, **sampling)
+                                   observation_model=observation_model, **sampling)
 
     found = data.fingerprint()
     same_count = count == recorded['max_trajectories']

@@ -5,17 +5,17 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from observing.observation_models import FULL
+from observing.observation_models import FULL_STATE
 from ogbench_utils import MUJOCO_WARNINGS, make_env
 
 MAX_FAULTS = 5  # environment faults in a row that end a run
 
 
-def open_envs(dataset, n, make=make_env, senses=FULL):
+def open_envs(dataset, n, make=make_env, observation_model=FULL_STATE):
     """-> n environments of a dataset that share one count of faults; `make(dataset)` gives one, seen through
-    `senses`."""
+    `observation_model`."""
     faults = []
-    return [SafeEnv(lambda: senses.wrap(make(dataset)), faults) for _ in range(n)]
+    return [SafeEnv(lambda: observation_model.wrap(make(dataset)), faults) for _ in range(n)]
 
 
 def num_tasks(env):

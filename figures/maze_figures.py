@@ -18,7 +18,7 @@ import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from observing.observation_models import FULL
+from observing.observation_models import FULL_STATE
 from ogbench_utils import episode_seed, reset_env
 from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
 
@@ -38,7 +38,7 @@ NEIGHBOURS = 8  # embedded observations over which a decoded proposal is average
 class Maze:
     """Walls, tasks and walking distances of an OGBench maze. Positions xy are in the environment's units."""
 
-    def __init__(self, env, senses=FULL):
+    def __init__(self, env, observation_model=FULL_STATE):
         maze = env.unwrapped
         self.walls = maze.maze_map == 1  # (rows, columns)
         self.unit = float(maze._maze_unit)
@@ -50,10 +50,10 @@ class Maze:
         if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
             start = 'ball_init_xy'
             columns = [maze.model.nq - 7, maze.model.nq - 6]
-        self.columns = senses.find(columns)
+        self.columns = observation_model.find(columns)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(senses.wrap(env))
+        self.goal_observations = self._goal_observations(observation_model.wrap(env))
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):

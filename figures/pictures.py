@@ -24,7 +24,7 @@ from figures.maze_figures import (
     principal_components,
     steps_of,
 )
-from observing.observation_models import FULL
+from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env
 from support.figures import FAILURE, INK, TASK_COLORS, pyplot, save
 
@@ -32,10 +32,10 @@ PIECES = 6  # trajectories that are shown
 STEPS = 300  # at most, of each: its last ones
 
 
-def open_maze(name, senses=FULL):
-    """The `Maze` of an environment's name, its goals as `senses` show them; None where it has none."""
+def open_maze(name, observation_model=FULL_STATE):
+    """The `Maze` of an environment's name, its goals as `observation_model` show them; None where it has none."""
     env = make_env(name)
-    maze = Maze(env, senses) if hasattr(env.unwrapped, 'maze_map') else None
+    maze = Maze(env, observation_model) if hasattr(env.unwrapped, 'maze_map') else None
     env.close()
     return maze
 
@@ -45,14 +45,14 @@ class TrainingPictures:
     long as it takes, so that it costs little however fast the updates are. Data that do not fit the maze of their name,
     or lie outside it, are drawn along their trajectories."""
 
-    def __init__(self, name, data, folder, senses=FULL, rarity=30):
+    def __init__(self, name, data, folder, observation_model=FULL_STATE, rarity=30):
         self.data = data
         self.folder = folder
         self.rarity = rarity
         self.next_time = -float('inf')
         self.probe = None
 
-        maze = open_maze(name, senses)
+        maze = open_maze(name, observation_model)
         if maze and maze.goal_observations.shape[1:] == data.observations.shape[1:]:
             probe = Probe(maze, data.observations)
             self.probe = probe if len(probe.xy) else None

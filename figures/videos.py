@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from environments.custom_env import is_own
-from observing.observation_models import FULL, Senses
+from observing.observation_models import FULL_STATE, ObservationModel
 
 RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
@@ -54,9 +54,9 @@ def _run(gl, *arguments, timeout=None):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def record(dataset, episodes, folder, senses=FULL, size=320, every=8):
+def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, every=8):
     """Render the first of the `episodes` of each task into `folder`/task<k>.mp4, or .gif where there is no ffmpeg
-    -> paths. `senses`: through which the environment was seen.
+    -> paths. `observation_model`: through which the environment was seen.
 
     `size` in pixels; a frame every so many environment steps. What cannot be rendered is left out, with one line that
     says why: no result depends on it.
@@ -72,7 +72,7 @@ def record(dataset, episodes, folder, senses=FULL, size=320, every=8):
         episode = next(e for e in episodes if e.task == task)
         with tempfile.TemporaryDirectory() as temporary:
             job = Path(temporary) / 'job.npz'
-            write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', senses, size, every)
+            write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', observation_model, size, every)
             done = _run(gl or '', 'render', job)
 
         if done.returncode:
@@ -83,7 +83,7 @@ def record(dataset, episodes, folder, senses=FULL, size=320, every=8):
     return paths
 
 
-def write_job(path, dataset, episode, output, senses, size, every):
+def write_job(path, dataset, episode, output, observation_model, size, every):
     """What `render` needs to run an `Episode` again, as an npz file."""
     np.savez(
         path,
@@ -94,7 +94,7 @@ def write_job(path, dataset, episode, output, senses, size, every):
         observations=episode.observations,
         success=episode.success,
         output=str(output),
-        senses=json.dumps(dataclasses.asdict(senses)),
+        observation_model=json.dumps(dataclasses.asdict(observation_model)),
         size=size,
         every=every,
     )
@@ -129,11 +129,11 @@ def render(job):
         observations = file['observations']
         success = bool(file['success'])
         output = Path(str(file['output']))
-        senses = Senses.from_dict(json.loads(str(file['senses'])))
+        observation_model = ObservationModel.from_dict(json.loads(str(file['observation_model'])))
         size = int(file['size'])
         every = int(file['every'])
 
-    env = senses.wrap(open_rendering(dataset, size))
+    env = observation_model.wrap(open_rendering(dataset, size))
     observation, _ = reset_env(env, task, seed)
 
     frames = []

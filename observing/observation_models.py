@@ -1,4 +1,4 @@
-"""What of a state the agent is shown (--observe); data, environment and goals go through the same senses.
+"""What of a state the agent is shown (--observe); data, environment and goals go through the same observation_model.
 
     full           all of it
     positions      no velocities
@@ -20,14 +20,14 @@ KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
 
 
 @dataclasses.dataclass(frozen=True)
-class Senses:
+class ObservationModel:
     """What a setting of --observe means: builtins only, so that checkpoints can hold it. Noise needs data as well: see
     `fit`."""
 
     setting: str = 'full'
     dimensions: tuple | None = None  # numbers of a raw state that are shown; None: all
-    loss_rate: float = 0.0  # probability that a reading is lost
-    noise_share: float = 0.0  # of the noise on each number, in standard deviations of the data
+    drop_rate: float = 0.0  # probability that a reading is lost
+    noise_fraction: float = 0.0  # of the noise on each number, in standard deviations of the data
     noise: tuple | None = None  # the same in the units of the states (S',); None: no noise, or no data yet
 
     @classmethod
@@ -37,16 +37,16 @@ class Senses:
         if kind in ('positions', 'torso'):
             return cls(setting, dimensions=tuple(find_dimensions(env, setting)))
         if kind == 'dropped':
-            return cls(setting, loss_rate=amount)
+            return cls(setting, drop_rate=amount)
         if kind == 'noise':
-            return cls(setting, noise_share=amount)
+            return cls(setting, noise_fraction=amount)
         return cls()
 
     def fit(self, std):
-        """The same senses, with noise for data of the standard deviations `std` (S,); once there is noise, it stays."""
-        if not self.noise_share or self.noise is not None:
+        """The same observation_model, with noise for data of the standard deviations `std` (S,); once there is noise, it stays."""
+        if not self.noise_fraction or self.noise is not None:
             return self
-        noise = self.noise_share * np.asarray(std, np.float64)
+        noise = self.noise_fraction * np.asarray(std, np.float64)
         return dataclasses.replace(self, noise=tuple(noise.tolist()))
 
     @classmethod
@@ -68,18 +68,18 @@ class Senses:
             shown = shown + rng.standard_normal(shown.shape) * self.noise
         return shown.astype(np.float32)
 
-    def see_trajectories(self, observations, starts, ends, seed):
+    def observe_trajectories(self, observations, starts, ends, seed):
         """(N, S) raw states of trajectories -> (N, S') float32. Trajectory i is seen as an episode that is reset with
         seed [seed, i]."""
         if not self:
             return observations
-        seen = [Readings(self, [seed, i]).take(observations[start:end + 1])
+        seen = [EpisodeObserver(self, [seed, i]).take(observations[start:end + 1])
                 for i, (start, end) in enumerate(zip(starts, ends, strict=True))]
         return np.concatenate(seen)
 
     def wrap(self, env):
-        """The environment as it is seen through these senses."""
-        return SensedEnv(env, self) if self else env
+        """The environment as it is seen through these observation_model."""
+        return PartialObservation(env, self) if self else env
 
     def find(self, columns):
         """Where the numbers `columns` of a raw state are in what is shown -> list of int. ValueError if nowhere."""
@@ -88,17 +88,17 @@ class Senses:
         return [self.dimensions.index(column) for column in columns]
 
 
-FULL = Senses()
+FULL_STATE = ObservationModel()
 
 
-class Readings:
-    """One episode through some `Senses`: what arrives, and what stays where a reading is lost. The first one never is.
+class EpisodeObserver:
+    """One episode through some `ObservationModel`: what arrives, and what stays where a reading is lost. The first one never is.
 
     Taking states one by one or many at once gives the same, since losses and noise have a generator each.
     """
 
-    def __init__(self, senses, seed):
-        self.senses = senses
+    def __init__(self, observation_model, seed):
+        self.observation_model = observation_model
         loss_seed, noise_seed, goal_seed = np.random.SeedSequence(seed).spawn(3)
         self.loss_rng = np.random.default_rng(loss_seed)
         self.noise_rng = np.random.default_rng(noise_seed)
@@ -107,35 +107,35 @@ class Readings:
 
     def take(self, states):
         """The next raw states (T, S) -> (T, S') float32, as they are read."""
-        seen = self.senses.see(states, self.noise_rng)
-        if self.senses.loss_rate:
-            lost = self.loss_rng.random(len(seen)) < self.senses.loss_rate
+        seen = self.observation_model.see(states, self.noise_rng)
+        if self.observation_model.drop_rate:
+            lost = self.loss_rng.random(len(seen)) < self.observation_model.drop_rate
             before = seen[:1] if self.last is None else self.last
             arrived = np.where(lost, 0, np.arange(1, len(seen) + 1))
             seen = np.concatenate([before, seen])[np.maximum.accumulate(arrived)]
         self.last = seen[-1:]
         return seen
 
-    def take_goal(self, goal):
+    def observe_goal(self, goal):
         """A raw goal (S,) -> (S',) float32."""
-        return self.senses.see(np.asarray(goal)[None], self.goal_rng)[0]
+        return self.observation_model.see(np.asarray(goal)[None], self.goal_rng)[0]
 
 
-class SensedEnv(gymnasium.Wrapper):
-    """An environment seen through `Senses`. A reset's seed decides what is lost and the noise as well."""
+class PartialObservation(gymnasium.Wrapper):
+    """An environment seen through `ObservationModel`. A reset's seed decides what is lost and the noise as well."""
 
-    def __init__(self, env, senses):
+    def __init__(self, env, observation_model):
         super().__init__(env)
-        self.senses = senses
+        self.observation_model = observation_model
         self.readings = None
 
         space = env.observation_space
-        size = space.shape[0] if senses.dimensions is None else len(senses.dimensions)
+        size = space.shape[0] if observation_model.dimensions is None else len(observation_model.dimensions)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), space.dtype)
 
     def reset(self, *, seed=None, options=None):
         observation, info = self.env.reset(seed=seed, options=options)
-        self.readings = Readings(self.senses, seed)
+        self.readings = EpisodeObserver(self.observation_model, seed)
         return self._read(observation), self._show_goal(info)
 
     def step(self, action):
@@ -146,12 +146,12 @@ class SensedEnv(gymnasium.Wrapper):
         return self.readings.take(np.asarray(observation)[None])[0]
 
     def _show_goal(self, info):
-        return info | {'goal': self.readings.take_goal(info['goal'])} if 'goal' in info else info
+        return info | {'goal': self.readings.observe_goal(info['goal'])} if 'goal' in info else info
 
 
-def senses_of(checkpoint):
+def observation_model_of(checkpoint):
     """Through which the agent of a checkpoint of a run saw its data, and sees the environment."""
-    return Senses.from_dict(checkpoint.get('data', {}).get('senses'))
+    return ObservationModel.from_dict(checkpoint.get('data', {}).get('observation_model'))
 
 
 def parse_setting(setting):

@@ -57,7 +57,7 @@ class Believer:
         return Belief(self.encoder.initial_state(batch_size), nothing, nothing)
 
     def step(self, observations, belief):
-        """Readings (B, S), raw, of the next step -> (believed states (B, S), new Belief)."""
+        """EpisodeObserver (B, S), raw, of the next step -> (believed states (B, S), new Belief)."""
         if not self.remembers:
             return observations, belief._replace(reading=observations, expected=observations)
 
@@ -70,7 +70,7 @@ class Believer:
 
     @torch.no_grad()
     def expect(self, observations):
-        """Readings (T, S) of a trajectory -> (T, S), what `step` would have expected of each; of the first, itself."""
+        """EpisodeObserver (T, S) of a trajectory -> (T, S), what `step` would have expected of each; of the first, itself."""
         if not self.remembers or len(observations) < 2:
             return np.concatenate([observations[:1], observations[:-1]])
 

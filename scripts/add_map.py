@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from observing.observation_models import senses_of  # noqa: E402
+from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
@@ -41,7 +41,7 @@ def run(config):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 senses=senses_of(checkpoint), **agent.offline.config.sampling())
+                                 observation_model=observation_model_of(checkpoint), **agent.offline.config.sampling())
     print(source.note)
 
     begin = time.perf_counter()

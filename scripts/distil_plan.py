@@ -27,7 +27,7 @@ from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from observing.observation_models import senses_of  # noqa: E402
+from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH  # noqa: E402
 from support.devices import set_seed  # noqa: E402
@@ -205,7 +205,7 @@ def run(config):
     if agent.moves_things:
         raise ValueError(f'{config.checkpoint} plans with things that it moves; only the ways of a map can be taught')
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 senses=senses_of(checkpoint), **agent.offline.config.sampling())
+                                 observation_model=observation_model_of(checkpoint), **agent.offline.config.sampling())
     print(source.note)
 
     begin = time.perf_counter()

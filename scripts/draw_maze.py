@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 from figures.maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
 from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from figures.videos import record  # noqa: E402
-from observing.observation_models import senses_of  # noqa: E402
+from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
@@ -61,9 +61,9 @@ def run(config):
         offline = OfflineAgent.from_state_dict(checkpoint['agent'], device)
 
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
-    senses = senses_of(checkpoint)
-    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories, senses=senses)[0]
-    maze = open_maze(name, senses)
+    observation_model = observation_model_of(checkpoint)
+    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories, observation_model=observation_model)[0]
+    maze = open_maze(name, observation_model)
     probe = Probe(maze, data.observations) if maze else None
     title = f'{name}, {offline.step:,} offline updates'
 
@@ -72,7 +72,7 @@ def run(config):
     else:
         pictures = draw_trajectories(data, offline, folder, title)
     if online:
-        pictures += draw_acting(config, name, agent, maze, probe, folder, senses)
+        pictures += draw_acting(config, name, agent, maze, probe, folder, observation_model)
     for picture in pictures:
         if picture.suffix == '.png':
             shrink(picture)
@@ -80,9 +80,9 @@ def run(config):
     return pictures
 
 
-def draw_acting(config, name, agent, maze, probe, folder, senses):
+def draw_acting(config, name, agent, maze, probe, folder, observation_model):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
-    envs = [senses.wrap(make_env(name)) for _ in range(8)]
+    envs = [observation_model.wrap(make_env(name)) for _ in range(8)]
     episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
     pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
@@ -97,7 +97,7 @@ def draw_acting(config, name, agent, maze, probe, folder, senses):
         pictures.append(folder / 'maze_plan.png')
         draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
     if config.video:
-        for path in record(name, [example], folder, senses, size=160, every=24):
+        for path in record(name, [example], folder, observation_model, size=160, every=24):
             pictures.append(path.replace(path.with_stem('episode')))
     return pictures
 

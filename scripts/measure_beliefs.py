@@ -21,7 +21,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from observing.observation_models import senses_of  # noqa: E402
+from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import load_trajectories  # noqa: E402
 from support.files import load_checkpoint, naming_file  # noqa: E402
@@ -45,9 +45,9 @@ def run(config):
         raise ValueError('--checkpoint and --states_path are required')
 
     checkpoint = load_checkpoint(config.checkpoint, 'offline')
-    senses = senses_of(checkpoint)
-    if not senses.loss_rate:
-        raise ValueError(f'{config.checkpoint}: nothing gets lost with --observe {senses.setting}; train with '
+    observation_model = observation_model_of(checkpoint)
+    if not observation_model.drop_rate:
+        raise ValueError(f'{config.checkpoint}: nothing gets lost with --observe {observation_model.setting}; train with '
                          '--observe dropped:P')
     prepare_cpu(torch.device('cpu'))
     with naming_file(config.checkpoint):
@@ -59,7 +59,7 @@ def run(config):
         if observations.shape[1] != agent.observation_dim:
             raise ValueError(f'states of {observations.shape[1]} numbers, {config.checkpoint} has '
                              f'{agent.observation_dim}')
-    seen = senses.see_trajectories(observations, starts, ends, seed=0)
+    seen = observation_model.observe_trajectories(observations, starts, ends, seed=0)
 
     # the same states are foretold from more and more of what came before them
     remembered = [n for n in REMEMBERED if n <= min(agent.config.context_length, (ends - starts).max())]
@@ -75,7 +75,7 @@ def run(config):
             expected = agent.predict_next(agent.encoder(windows)[:, -1], windows[:, -1])
         r2[n] = explained(expected, target)
 
-    print(f'--observe {senses.setting}, encoder {agent.config.encoder}, {agent.step:,} updates')
+    print(f'--observe {observation_model.setting}, encoder {agent.config.encoder}, {agent.step:,} updates')
     print(f'the last reading itself: R2 {r2[0]:.3f}')
     for n in remembered:
         print(f'expected from {n} readings: R2 {r2[n]:.3f}')

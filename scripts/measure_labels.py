@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from labeling.labeler import explained  # noqa: E402
-from observing.observation_models import senses_of  # noqa: E402
+from observing.observation_models import observation_model_of  # noqa: E402
 from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402
@@ -75,7 +75,7 @@ def labels_of_checkpoint(config, trajectories):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
     observations, starts, ends = trajectories
-    observations = senses_of(checkpoint).see_trajectories(observations, starts, ends, seed=0)
+    observations = observation_model_of(checkpoint).observe_trajectories(observations, starts, ends, seed=0)
     store = agent.latent_store(TrajectoryDataset(observations, starts, ends), cached=False)
     return store.origins, label_rows(store, store.origins, agent.label)
 

@@ -24,7 +24,7 @@ from measure_beliefs import explained  # noqa: E402
 from torch import nn  # noqa: E402
 
 from model import mlp  # noqa: E402
-from observing.observation_models import Senses  # noqa: E402
+from observing.observation_models import ObservationModel  # noqa: E402
 from ogbench_utils import load_actions, load_trajectories, make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
@@ -49,10 +49,10 @@ class SettingsConfig:
 class Data:
     """Trajectories as they are seen, and what is to be told at each step: the next state, and the action."""
 
-    def __init__(self, path, senses, mean_std=None):
+    def __init__(self, path, observation_model, mean_std=None):
         observations, starts, ends = load_trajectories(path, context_length=CONTEXTS[-1] + 1)
         actions = load_actions(path, len(observations))
-        seen = senses.see_trajectories(observations, starts, ends, seed=0)
+        seen = observation_model.observe_trajectories(observations, starts, ends, seed=0)
         self.mean_std = mean_std or [(array.mean(0), array.std(0) + 1e-6) for array in (seen, observations)]
 
         (seen_mean, seen_std), (mean, std) = self.mean_std
@@ -126,9 +126,9 @@ def run(config):
     for setting in config.settings.split(','):
         set_seed(config.seed)
         rng = np.random.default_rng(config.seed)
-        senses = Senses.from_setting(setting, env).fit(std)
-        data = Data(path, senses)
-        val_data = Data(val_path, senses, data.mean_std)
+        observation_model = ObservationModel.from_setting(setting, env).fit(std)
+        data = Data(path, observation_model)
+        val_data = Data(val_path, observation_model, data.mean_std)
         rows = val_data.draw(STATES, np.random.default_rng(1))
 
         dims = data.seen.shape[1], data.targets.shape[1]

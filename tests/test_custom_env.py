@@ -21,7 +21,7 @@ from environments import custom_env
 from environments.custom_env import open_env
 from environments.safe_env import num_tasks, open_envs
 from figures import videos
-from observing.observation_models import FULL
+from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode, run_episodes
 from support.files import load_checkpoint
@@ -239,7 +239,7 @@ def test_a_video_of_ones_own_environment_needs_no_gl(give, tmp_path, monkeypatch
         episode.actions.append(np.ones(2, np.float32))
         episode.observations.append(env.step(episode.actions[-1])[0].astype(np.float32))
     monkeypatch.setattr(videos.shutil, 'which', lambda program: None)
-    videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL, 96, 2)
+    videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL_STATE, 96, 2)
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
     with pytest.raises(OSError, match='gives no picture'):

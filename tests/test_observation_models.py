@@ -1,4 +1,4 @@
-"""`--observe`: the same senses for data, environment and goals."""
+"""`--observe`: the same observation_model for data, environment and goals."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ import evaluate
 import offline_trainer
 import online_trainer
 from environments.safe_env import open_envs
-from observing.observation_models import FULL, Readings, SensedEnv, Senses, find_dimensions, parse_setting
+from observing.observation_models import FULL_STATE, EpisodeObserver, PartialObservation, ObservationModel, find_dimensions, parse_setting
 from ogbench_utils import BUNDLED_NAME, make_env, reset_env
 from support.files import load_checkpoint
 
@@ -33,7 +33,7 @@ def walk():
 
 
 def senses_of_ant(setting, ant, states):
-    return Senses.from_setting(setting, ant).fit(states.std(0))
+    return ObservationModel.from_setting(setting, ant).fit(states.std(0))
 
 
 @pytest.mark.parametrize('name, kind, expected', [
@@ -56,7 +56,7 @@ def test_an_own_environment_brings_its_own(ant):
         def unwrapped(self):
             return self
 
-    assert Senses.from_setting('positions', Own(ant)).dimensions == (3, 1)
+    assert ObservationModel.from_setting('positions', Own(ant)).dimensions == (3, 1)
     with pytest.raises(ValueError, match='--observe torso: `observed` of the environment has no'):
         find_dimensions(Own(ant), 'torso')
     with pytest.raises(ValueError, match='--observe positions: .* attribute `observed`'):
@@ -73,45 +73,45 @@ def test_bad_settings(setting):
 
 
 def test_full_hides_nothing(ant, walk):
-    assert not FULL and Senses.from_setting('full', ant) == FULL == Senses.from_dict(None)
-    assert FULL.see_trajectories(*walk, seed=0) is walk[0] and FULL.wrap(ant) is ant
+    assert not FULL_STATE and ObservationModel.from_setting('full', ant) == FULL_STATE == ObservationModel.from_dict(None)
+    assert FULL_STATE.observe_trajectories(*walk, seed=0) is walk[0] and FULL_STATE.wrap(ant) is ant
 
 
 def test_lost_readings_stay_as_they_were(walk):
     states, starts, ends = walk
-    seen = Senses('dropped:0.5', loss_rate=0.5).see_trajectories(states, starts, ends, seed=0)
+    seen = ObservationModel('dropped:0.5', drop_rate=0.5).observe_trajectories(states, starts, ends, seed=0)
     assert (seen[starts] == states[starts]).all(), 'the first reading always arrives'
     fresh = (seen == states).all(1)
     for row in np.flatnonzero(~fresh):
         assert (seen[row] == seen[row - 1]).all()
     assert 0.3 < fresh.mean() < 0.7
-    rare = Senses('dropped:0.9', loss_rate=0.9).see_trajectories(states, starts, ends, seed=0)
+    rare = ObservationModel('dropped:0.9', drop_rate=0.9).observe_trajectories(states, starts, ends, seed=0)
     assert (rare == states).all(1).mean() < 0.3
 
 
 def test_noise_is_in_standard_deviations_of_the_data(ant):
     states = np.random.default_rng(1).standard_normal((20_000, 29)) * np.arange(1, 30)
-    senses = senses_of_ant('noise:0.3', ant, states)
-    seen = senses.see_trajectories(states, np.array([0]), np.array([len(states) - 1]), seed=0)
+    observation_model = senses_of_ant('noise:0.3', ant, states)
+    seen = observation_model.observe_trajectories(states, np.array([0]), np.array([len(states) - 1]), seed=0)
     np.testing.assert_allclose((seen - states).std(0) / states.std(0), 0.3, rtol=0.05)
-    assert senses.fit(np.ones(29)) == senses, 'a checkpoint keeps its noise, whatever data come later'
+    assert observation_model.fit(np.ones(29)) == observation_model, 'a checkpoint keeps its noise, whatever data come later'
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_one_by_one_or_all_at_once(ant, walk, setting):
     states = walk[0]
-    senses = senses_of_ant(setting, ant, states)
-    one, other = Readings(senses, 7), Readings(senses, 7)
+    observation_model = senses_of_ant(setting, ant, states)
+    one, other = EpisodeObserver(observation_model, 7), EpisodeObserver(observation_model, 7)
     pieces = [one.take(states[i:i + 1]) for i in range(30)]
     np.testing.assert_array_equal(np.concatenate(pieces), other.take(states[:30]))
     np.testing.assert_array_equal(one.take(states[30:]), other.take(states[30:]))
-    assert (senses.see_trajectories(*walk, seed=3)[:50] == Readings(senses, [3, 0]).take(states[:50])).all()
+    assert (observation_model.observe_trajectories(*walk, seed=3)[:50] == EpisodeObserver(observation_model, [3, 0]).take(states[:50])).all()
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_the_environment_is_seen_as_the_data_are(ant, walk, setting):
-    senses = senses_of_ant(setting, ant, walk[0])
-    raw_env, env = make_env(ANT), open_envs(ANT, 1, make_env, senses)[0]
+    observation_model = senses_of_ant(setting, ant, walk[0])
+    raw_env, env = make_env(ANT), open_envs(ANT, 1, make_env, observation_model)[0]
     raw, raw_goal = reset_env(raw_env, 2, 5)
     seen, goal = reset_env(env, 2, 5)
     raw, seen = [raw], [seen]
@@ -120,11 +120,11 @@ def test_the_environment_is_seen_as_the_data_are(ant, walk, setting):
         raw.append(raw_env.step(action)[0])
         seen.append(env.step(action)[0])
 
-    np.testing.assert_allclose(np.stack(seen), Readings(senses, 5).take(np.stack(raw)), atol=1e-5)
+    np.testing.assert_allclose(np.stack(seen), EpisodeObserver(observation_model, 5).take(np.stack(raw)), atol=1e-5)
     assert env.observation_space.shape == goal.shape == seen[0].shape
-    exact = senses.see(raw_goal[None], np.random.default_rng(0))[0]
-    np.testing.assert_allclose(goal, exact, atol=0 if senses.noise is None else 5 * max(senses.noise))
-    assert senses.noise is None or not np.array_equal(goal, exact), 'a goal has noise of its own'
+    exact = observation_model.see(raw_goal[None], np.random.default_rng(0))[0]
+    np.testing.assert_allclose(goal, exact, atol=0 if observation_model.noise is None else 5 * max(observation_model.noise))
+    assert observation_model.noise is None or not np.array_equal(goal, exact), 'a goal has noise of its own'
 
     again = [reset_env(env, 2, 5)[0]] + [env.step(np.zeros(8))[0] for _ in range(3)]
     assert (again[0] == seen[0]).all(), 'a seed decides all of it'
@@ -132,9 +132,9 @@ def test_the_environment_is_seen_as_the_data_are(ant, walk, setting):
 
 def test_a_dict_brings_them_back(ant, walk):
     for setting in SETTINGS:
-        senses = senses_of_ant(setting, ant, walk[0])
-        assert Senses.from_dict(json.loads(json.dumps(dataclasses.asdict(senses)))) == senses
-    assert isinstance(Senses('torso', dimensions=(0, 1)).wrap(ant), SensedEnv)
+        observation_model = senses_of_ant(setting, ant, walk[0])
+        assert ObservationModel.from_dict(json.loads(json.dumps(dataclasses.asdict(observation_model)))) == observation_model
+    assert isinstance(ObservationModel('torso', dimensions=(0, 1)).wrap(ant), PartialObservation)
 
 
 @pytest.mark.parametrize('setting', ['torso', 'dropped:0.5', 'noise:0.1'])
@@ -153,9 +153,9 @@ def test_both_halves_and_evaluation(tmp_path, monkeypatch, make_short_env, setti
     evaluate.main(['--checkpoint', 'online/last.pth', '--episodes_per_task', '1'])
 
     saved = load_checkpoint('online/last.pth')
-    senses = Senses.from_dict(saved['data']['senses'])
+    observation_model = ObservationModel.from_dict(saved['data']['observation_model'])
     size = 7 if setting == 'torso' else 29
-    assert senses.setting == setting and saved['agent']['offline']['observation_dim'] == size
+    assert observation_model.setting == setting and saved['agent']['offline']['observation_dim'] == size
     assert saved['replay']['observations'].shape[1] == size
     assert Path('online/maze_paths.png').exists() and Path('offline/maze_values.png').exists()
 

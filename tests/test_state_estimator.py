@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from observing.observation_models import Senses
+from observing.observation_models import ObservationModel
 from observing.state_estimator import Beliefs, Believer, find_arrived
 from offline_agent import at_positions
 from support.files import save_checkpoint
@@ -26,10 +26,10 @@ def lossy_agent(make_agent):
 def lossy_data(make_dataset):
     """lossy_data(lengths) -> TrajectoryDataset of random walks, half of whose readings got lost."""
 
-    def make(lengths=(40, 2, 23, 9, 31), loss_rate=0.5):
+    def make(lengths=(40, 2, 23, 9, 31), drop_rate=0.5):
         data = make_dataset(lengths)
-        senses = Senses('dropped', loss_rate=loss_rate)
-        data.observations = senses.see_trajectories(data.observations, data.starts, data.ends, seed=3)
+        observation_model = ObservationModel('dropped', drop_rate=drop_rate)
+        data.observations = observation_model.observe_trajectories(data.observations, data.starts, data.ends, seed=3)
         return data
 
     return make
@@ -85,7 +85,7 @@ def test_beliefs_of_data_that_come_and_go(lossy_agent, make_replay, states):
 
 
 def test_what_is_believed_and_lost_again(lossy_agent, lossy_data):
-    data = lossy_data((4000,), loss_rate=0.3)
+    data = lossy_data((4000,), drop_rate=0.3)
     beliefs = Beliefs(data, Believer(lossy_agent))
     rows = np.arange(len(data))
     believed = beliefs.believed(rows)
@@ -132,7 +132,7 @@ def test_memory_foretells_what_was_lost(make_agent, make_dataset):
     phase = rng.uniform(0, 2 * np.pi, (20, 1, 5))
     angle = phase + 0.2 * np.arange(200)[:, None]
     places = 10 * np.sin(angle).reshape(-1, 5).astype(np.float32)
-    data.observations = Senses('', loss_rate=0.5).see_trajectories(places, data.starts, data.ends, seed=0)
+    data.observations = ObservationModel('', drop_rate=0.5).observe_trajectories(places, data.starts, data.ends, seed=0)
 
     errors = {}
     for kind in ('mamba', 'mlp'):
@@ -181,17 +181,17 @@ def test_how_well_readings_are_foretold(lossy_agent, tmp_path, capsys):
     """By networks that foretell the last reading, and then the truth."""
     states = np.cumsum(np.random.default_rng(0).standard_normal((60, 5)), 0).astype(np.float32)
     np.savez(tmp_path / 'states.npz', observations=states, terminals=np.arange(60) == 59)
-    senses = dataclasses.asdict(Senses('dropped:0.5', loss_rate=0.5))
+    observation_model = dataclasses.asdict(ObservationModel('dropped:0.5', drop_rate=0.5))
 
-    def measure(agent, senses):
+    def measure(agent, observation_model):
         save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'agent': agent.state_dict(),
-                                                'data': {'senses': senses}})
+                                                'data': {'observation_model': observation_model}})
         config = measure_beliefs.BeliefConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'states.npz'))
         return measure_beliefs.run(config)
 
     torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].weight)
     torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].bias)
-    r2 = measure(lossy_agent, senses)
+    r2 = measure(lossy_agent, observation_model)
     assert list(r2) == [0, 1, 2, 5, 10] and len(set(r2.values())) == 1 and 0 < r2[0] < 1
     assert f'expected from 5 readings: R2 {r2[5]:.3f}' in capsys.readouterr().out
 
@@ -200,7 +200,7 @@ def test_how_well_readings_are_foretold(lossy_agent, tmp_path, capsys):
         truth = torch.from_numpy(states[10:][order])
         patch.setattr(measure_beliefs.OfflineAgent, 'predict_next',
                       lambda self, latents, readings: self.encoder.normalize(truth))
-        assert measure(lossy_agent, senses)[10] == pytest.approx(1)
+        assert measure(lossy_agent, observation_model)[10] == pytest.approx(1)
 
     with pytest.raises(ValueError, match='nothing gets lost with --observe full'):
-        measure(lossy_agent, dataclasses.asdict(Senses()))
+        measure(lossy_agent, dataclasses.asdict(ObservationModel()))

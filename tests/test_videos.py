@@ -10,7 +10,7 @@ from PIL import Image
 
 import ogbench_utils
 from figures import videos
-from observing.observation_models import FULL
+from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
 
@@ -44,7 +44,7 @@ def no_gl(monkeypatch):
 
 def job_of(episode, folder):
     path = folder / 'job.npz'
-    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL, size=200, every=4)
+    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL_STATE, size=200, every=4)
     return path
 
 
