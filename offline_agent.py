@@ -125,7 +125,7 @@ class OfflineAgent:
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
         self.moves_things = False  # are places those of things that rest until they are moved?
-        self.loses_readings = False  # do states repeat where a reading was lost?
+        self.has_dropout = False  # do states repeat where a reading was lost?
 
     @property
     def encoder(self):
@@ -137,11 +137,11 @@ class OfflineAgent:
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
         return mean, slowness / std
 
-    def set_statistics(self, mean, std, slowness, moves_things=False, loses_readings=False):
+    def set_statistics(self, mean, std, slowness, moves_things=False, has_dropout=False):
         """Mean, std and slowness (S,) of the training observations, for the encoder and its target. `moves_things`: is
-        that the weight of things to be moved (planning/things.py)? `loses_readings`: do observations repeat where a reading was
-        lost (observing/beliefs.py)?"""
-        self.loses_readings = loses_readings
+        that the weight of things to be moved (planning/things.py)? `has_dropout`: do observations repeat where a reading was
+        lost (observing/imputed.py)?"""
+        self.has_dropout = has_dropout
         self.moves_things = moves_things and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):
             encoder.set_statistics(mean, std, slowness if self.config.slow_goals else None)
@@ -158,7 +158,7 @@ class OfflineAgent:
         next_states = at_positions(batch.observations, batch.next_positions)
 
         # next-state prediction alone needs sequences, and no more than the context
-        count = len(batch.observations) if self.loses_readings else self.config.sequence_windows
+        count = len(batch.observations) if self.has_dropout else self.config.sequence_windows
         windows = batch.observations[:count, :self.config.context_length]
         sequence = self.encoder(windows) if len(windows) else windows.new_zeros(0, 0, self.config.d_model)
 
@@ -234,11 +234,11 @@ class OfflineAgent:
     def predict_next(self, latents, observations):
         """f(s_<=t) (..., D) and s_t (..., S), raw -> the normalised s_{t+1} (..., S) that is expected.
 
-        Where readings get lost, as a change of the last one that arrived: what has to be foretold then is how far the
+        Where readings get lost, as a change of the last one that received: what has to be foretold then is how far the
         robot has come since.
         """
         predicted = self.nets['next_state'](latents)
-        if self.loses_readings:
+        if self.has_dropout:
             predicted = predicted + self.encoder.normalize(observations)
         return predicted
 
@@ -248,7 +248,7 @@ class OfflineAgent:
         states = batch.observations[:, :-1]
         target = self.encoder.normalize(batch.observations[:, 1:])
         known = batch.valids[:, 1:]
-        if self.loses_readings:  # what was lost cannot be foretold
+        if self.has_dropout:  # what was lost cannot be foretold
             known = known & (batch.observations[:, 1:] != states).any(-1)
 
         predicted = self.predict_next(latents.full, at_positions(states, batch.positions))
@@ -339,7 +339,7 @@ class OfflineAgent:
         return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
                 'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'moves_things': self.moves_things,
-                'loses_readings': self.loses_readings}
+                'has_dropout': self.has_dropout}
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned. Raises ValueError that names the sizes that differ."""
@@ -352,7 +352,7 @@ class OfflineAgent:
             self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         self.moves_things = state.get('moves_things', False)  # older checkpoints know of no things
-        self.loses_readings = state.get('loses_readings', False)
+        self.has_dropout = state.get('has_dropout', False)
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):

@@ -30,7 +30,7 @@ from torch import nn
 
 from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
-from observing.state_estimator import Belief, Believer
+from observing.state_estimator import EstimatorState, EncoderEstimator
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planning.graph_planner import Pursuit, StateMap
@@ -82,7 +82,7 @@ class OnlineConfig:
     progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress beyond "
                                             'what is usual from its state, in standard deviations', least=0)
     remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
-                                     'sequences expects in their place; else on the last one that arrived')
+                                     'sequences expects in their place; else on the last one that received')
     action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
@@ -116,7 +116,7 @@ class ActState(NamedTuple):
     """What acting carries from step to step: the encoder's memory and the goals, encoded once."""
 
     encoder: EncoderState
-    belief: Belief | None  # where readings get lost
+    belief: EstimatorState | None  # where readings get lost
     goals: torch.Tensor  # (B, S) raw
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
@@ -146,11 +146,11 @@ class OnlineAgent:
             raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
                              f'{self.action_high}')
 
-        if config.memory and offline.loses_readings:
+        if config.memory and offline.has_dropout:
             raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
                              '(--remember_lost); leave --memory out')
 
-        if config.recovery_share and (config.memory or offline.loses_readings):
+        if config.recovery_share and (config.memory or offline.has_dropout):
             raise ValueError('--recovery_share: whoever remembers has not been where he strayed to; leave it out, or '
                              '--memory and --observe dropped:P')
 
@@ -185,7 +185,7 @@ class OnlineAgent:
         acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
         self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
-        self.believer = Believer(offline, config.remember_lost) if offline.loses_readings else None
+        self.estimator = EncoderEstimator(offline, config.remember_lost) if offline.has_dropout else None
 
         heads = [p for name, net in self.trained.items() if name != 'memory' for p in net.parameters()]
         groups = [
@@ -279,9 +279,9 @@ class OnlineAgent:
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
         things_scale = self.offline.place_scale()[1] if self.moves_things else None
-        # what is remembered, or believed of a lost reading, is not told by the state alone
-        tells_all = not (self.config.memory or self.believer)
-        return LatentStore(dataset, self.encoder, cached, things_scale, self.believer,
+        # what is remembered, or estimated of a lost reading, is not told by the state alone
+        tells_all = not (self.config.memory or self.estimator)
+        return LatentStore(dataset, self.encoder, cached, things_scale, self.estimator,
                            encode_full=self.encode_seen if tells_all else None)
 
     def encode_seen(self, states):
@@ -293,7 +293,7 @@ class OnlineAgent:
         goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
         return ActState(
             encoder=self.encoder.initial_state(batch_size),
-            belief=self.believer.initial_state(batch_size) if self.believer else None,
+            belief=self.estimator.initial_state(batch_size) if self.estimator else None,
             goals=goals,
             z_goal=self.encoder.encode_slow(goals),
             goal_places=self.encoder.place(goals),
@@ -347,8 +347,8 @@ class OnlineAgent:
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
             belief = state.belief
-            if self.believer:
-                observations, belief = self.believer.step(observations, belief)
+            if self.estimator:
+                observations, belief = self.estimator.step(observations, belief)
 
             planned = np.zeros(len(observations), bool)
             pursuit = state.pursuit

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from labeling.corrective_data import find_recoveries
-from observing.state_estimator import Beliefs
+from observing.state_estimator import ImputedStates
 from offline_agent import Latents
 from planning.objects import find_moves
 from utils import RowQueue, TensorBatch
@@ -64,14 +64,14 @@ class LatentStore:
     them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (planning/things.py), else None. believer: Believer, where readings get lost
-    (observing/beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
+    makes places of states where there are things (planning/things.py), else None. estimator: EncoderEstimator, where readings get lost
+    (observing/imputed.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """
 
-    def __init__(self, dataset, encoder, cached=None, things_scale=None, believer=None, encode_full=None):
+    def __init__(self, dataset, encoder, cached=None, things_scale=None, estimator=None, encode_full=None):
         self.dataset = dataset
-        self.beliefs = Beliefs(dataset, believer) if believer else None
+        self.imputed = ImputedStates(dataset, estimator) if estimator else None
         self.encoder = encoder
         self.device = encoder.mean.device
         self.things_scale = things_scale
@@ -107,16 +107,16 @@ class LatentStore:
         return self.encode_full(self.states(rows)) if self.encode_full else None
 
     def states(self, rows):
-        """Raw states (..., S) of some rows (a slice or an int array), believed ones where readings got lost."""
-        states = self.beliefs.believed(rows) if self.beliefs else self.dataset.observations[rows]
+        """Raw states (..., S) of some rows (a slice or an int array), estimated ones where readings got lost."""
+        states = self.imputed.estimated(rows) if self.imputed else self.dataset.observations[rows]
         return torch.from_numpy(states).to(self.device)
 
     def seen_states(self, rows, rng):
         """What acting would see at the rows (n,) of a batch, raw (n, S): of some the reading is lost, if readings get
         lost."""
-        if not self.beliefs:
+        if not self.imputed:
             return self.states(rows)
-        return torch.from_numpy(self.beliefs.lose(rows, rng)).to(self.device)
+        return torch.from_numpy(self.imputed.lose(rows, rng)).to(self.device)
 
     def steps(self, rows):
         """Raw states (n, 2, S): those in `rows` (n,), and the ones after them."""
@@ -125,8 +125,8 @@ class LatentStore:
     @torch.no_grad()
     def refresh(self, dropped=0):
         """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        if self.beliefs:
-            self.beliefs.refresh(dropped)
+        if self.imputed:
+            self.imputed.refresh(dropped)
         self._find_moves()
         if not self.cached:
             return
@@ -145,7 +145,7 @@ class LatentStore:
         data = self.dataset
         if self.things_scale is not None:
             self.next_rest = find_moves(data.observations, data.starts, data.ends, self.things_scale).next_rest
-            steps = self.beliefs.told if self.beliefs else np.arange(len(data))
+            steps = self.imputed.told if self.imputed else np.arange(len(data))
             self._leading = steps[self.next_rest[steps] >= 0]
 
     @property
@@ -153,13 +153,13 @@ class LatentStore:
         """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
         move; where readings get lost, those at which an action can be told."""
         if self.next_rest is None or not len(self._leading):
-            return self.whole_steps
+            return self.observed_pairs
         return self._leading
 
     @property
-    def whole_steps(self):
-        """Rows (n,) at which steps begin whose two readings arrived: all steps, unless readings get lost."""
-        return self.beliefs.whole_steps if self.beliefs else self.dataset.origins
+    def observed_pairs(self):
+        """Rows (n,) at which steps begin whose two readings received: all steps, unless readings get lost."""
+        return self.imputed.observed_pairs if self.imputed else self.dataset.origins
 
     def _pieces(self, known):
         """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
@@ -212,7 +212,7 @@ class OnlineBatches:
 
     def own_steps(self):
         """-> (raw pairs of states (n, 2, S), actions (n, A) between them) of the agent's own episodes."""
-        rows = self.online_store.whole_steps
+        rows = self.online_store.observed_pairs
         return self.online_store.steps(rows), torch.from_numpy(self.online_store.dataset.actions[rows])
 
     def label_data(self, label):

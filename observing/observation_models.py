@@ -111,8 +111,8 @@ class EpisodeObserver:
         if self.observation_model.drop_rate:
             lost = self.loss_rng.random(len(seen)) < self.observation_model.drop_rate
             before = seen[:1] if self.last is None else self.last
-            arrived = np.where(lost, 0, np.arange(1, len(seen) + 1))
-            seen = np.concatenate([before, seen])[np.maximum.accumulate(arrived)]
+            received = np.where(lost, 0, np.arange(1, len(seen) + 1))
+            seen = np.concatenate([before, seen])[np.maximum.accumulate(received)]
         self.last = seen[-1:]
         return seen
 

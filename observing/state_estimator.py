@@ -1,11 +1,11 @@
 """What takes the place of readings that get lost (--observe dropped:P): what the encoder of sequences expects.
 
 A lost reading repeats the one before it, number for number, which tells that it was lost. The encoder has learned
-from states alone to foretell the next one, f(s_<=t) -> s_{t+1}, from whatever arrived; where nothing arrives, an agent
+from states alone to foretell the next one, f(s_<=t) -> s_{t+1}, from whatever received; where nothing arrives, an agent
 goes on with that. So memory is where it is needed and nowhere else: the plan, f_P and inverse dynamics see a state as
 ever, which may be a belief.
 
-Actions can be told of steps only whose two readings arrived. From such a step inverse dynamics learn to act without
+Actions can be told of steps only whose two readings received. From such a step inverse dynamics learn to act without
 its reading, too: the expectation stands in for it as often as readings get lost.
 """
 
@@ -21,16 +21,16 @@ from utils import RowQueue
 WINDOWS_AT_ONCE = 64
 
 
-def find_arrived(observations, starts):
-    """Which of the readings (N, S) of trajectories that begin in rows `starts` arrived -> (N,) bool. The first of each
+def find_received(observations, starts):
+    """Which of the readings (N, S) of trajectories that begin in rows `starts` received -> (N,) bool. The first of each
     does."""
-    arrived = np.ones(len(observations), bool)
-    arrived[1:] = (observations[1:] != observations[:-1]).any(1)
-    arrived[starts] = True
-    return arrived
+    received = np.ones(len(observations), bool)
+    received[1:] = (observations[1:] != observations[:-1]).any(1)
+    received[starts] = True
+    return received
 
 
-class Belief(NamedTuple):
+class EstimatorState(NamedTuple):
     """What acting knows about its present states, of B environments."""
 
     encoder: EncoderState
@@ -42,9 +42,9 @@ class Belief(NamedTuple):
         return self._replace(encoder=self.encoder.reset(rows))
 
 
-class Believer:
-    """Turns readings into beliefs, with a trained OfflineAgent. `remembers`: whether lost readings are filled in; else
-    the last one that arrived is taken for the present state."""
+class EncoderEstimator:
+    """Turns readings into imputed, with a trained OfflineAgent. `remembers`: whether lost readings are filled in; else
+    the last one that received is taken for the present state."""
 
     def __init__(self, offline, remembers=True):
         self.offline = offline
@@ -52,21 +52,21 @@ class Believer:
         self.remembers = remembers
 
     def initial_state(self, batch_size):
-        """-> Belief before the first readings of `batch_size` episodes."""
+        """-> EstimatorState before the first readings of `batch_size` episodes."""
         nothing = self.encoder.mean.expand(batch_size, -1)
-        return Belief(self.encoder.initial_state(batch_size), nothing, nothing)
+        return EstimatorState(self.encoder.initial_state(batch_size), nothing, nothing)
 
     def step(self, observations, belief):
-        """EpisodeObserver (B, S), raw, of the next step -> (believed states (B, S), new Belief)."""
+        """EpisodeObserver (B, S), raw, of the next step -> (estimated states (B, S), new EstimatorState)."""
         if not self.remembers:
             return observations, belief._replace(reading=observations, expected=observations)
 
         is_first = (belief.encoder.count == 0).unsqueeze(-1)
         lost = (observations == belief.reading).all(-1, keepdim=True) & ~is_first
-        believed = torch.where(lost, belief.expected, observations)
+        estimated = torch.where(lost, belief.expected, observations)
         latent, encoder = self.encoder.step(observations, belief.encoder)
         expected = self.encoder.denormalize(self.offline.predict_next(latent, observations))
-        return believed, Belief(encoder, observations, expected)
+        return estimated, EstimatorState(encoder, observations, expected)
 
     @torch.no_grad()
     def expect(self, observations):
@@ -93,12 +93,12 @@ class Believer:
         return expected
 
 
-class Beliefs:
+class ImputedStates:
     """What acting would believe at all rows of a trajectory dataset whose readings get lost."""
 
-    def __init__(self, dataset, believer):
+    def __init__(self, dataset, estimator):
         self.dataset = dataset
-        self.believer = believer
+        self.estimator = estimator
         size = dataset.observations.shape[1]
         self.queue = RowQueue(lambda n: np.empty((n, size), np.float32))
         self.refresh()
@@ -111,31 +111,31 @@ class Beliefs:
     def refresh(self, dropped=0):
         """Take in trajectories that were added to the dataset; `dropped` rows went at its front."""
         data = self.dataset
-        self.arrived = find_arrived(data.observations[:len(data)], data.starts)
-        self.arrival_rate = self.arrived.mean() if len(data) else 1.0
-        # rows at which steps begin whose two readings arrived
-        self.told = data.origins[self.arrived[data.origins] & self.arrived[data.origins + 1]]
+        self.received = find_received(data.observations[:len(data)], data.starts)
+        self.receive_rate = self.received.mean() if len(data) else 1.0
+        # rows at which steps begin whose two readings received
+        self.told = data.origins[self.received[data.origins] & self.received[data.origins + 1]]
 
         known = max(0, len(self.expected) - dropped)
         self.queue.extend(len(data) - known, dropped)
 
         new = [(start, end) for start, end in zip(data.starts, data.ends, strict=True) if start >= known]
         for start, end in tqdm(new, 'lost readings', leave=False, dynamic_ncols=True, delay=1):
-            self.expected[start:end + 1] = self.believer.expect(data.observations[start:end + 1])
+            self.expected[start:end + 1] = self.estimator.expect(data.observations[start:end + 1])
 
     @property
-    def whole_steps(self):
+    def observed_pairs(self):
         """`told`, (n,) rows. ValueError where there are none."""
         if not len(self.told):
             raise ValueError(f'of {len(self.dataset.origins):,} steps none has both its readings, so that no action '
                              'can be told; use a smaller P in --observe dropped:P or more steps')
         return self.told
 
-    def believed(self, rows):
-        """What was believed at some rows (a slice or an int array) -> (n, S) raw."""
-        return np.where(self.arrived[rows, None], self.dataset.observations[rows], self.expected[rows])
+    def estimated(self, rows):
+        """What was estimated at some rows (a slice or an int array) -> (n, S) raw."""
+        return np.where(self.received[rows, None], self.dataset.observations[rows], self.expected[rows])
 
     def lose(self, rows, rng):
-        """The same at rows (n,) whose readings arrived, as if these had got lost as often as others do."""
-        lost = rng.random(len(rows)) >= self.arrival_rate
+        """The same at rows (n,) whose readings received, as if these had got lost as often as others do."""
+        lost = rng.random(len(rows)) >= self.receive_rate
         return np.where(lost[:, None], self.expected[rows], self.dataset.observations[rows])

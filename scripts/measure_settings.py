@@ -20,7 +20,7 @@ import support.threads  # noqa: F401, E402  before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from measure_beliefs import explained  # noqa: E402
+from measure_estimates import explained  # noqa: E402
 from torch import nn  # noqa: E402
 
 from model import mlp  # noqa: E402

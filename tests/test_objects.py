@@ -341,7 +341,7 @@ def test_who_waits_in_vain_goes_back_to_where_the_data_begin():
     goal = with_things(data, [1, 1])
     pursuit = state_map.no_pursuit(2)
 
-    here = np.stack([start, goal])  # the second one has arrived, and waits for nothing
+    here = np.stack([start, goal])  # the second one has received, and waits for nothing
     headed = []
     returning = []
     for _ in range(2 * PAUSE + 30):

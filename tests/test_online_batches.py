@@ -82,8 +82,8 @@ class TaggedStore:
     steps = online_batches.LatentStore.steps
     seen_states = online_batches.LatentStore.seen_states
     origins = online_batches.LatentStore.origins
-    whole_steps = online_batches.LatentStore.whole_steps
-    beliefs = None
+    observed_pairs = online_batches.LatentStore.observed_pairs
+    imputed = None
     next_rest = None
 
     def read(self, rows):

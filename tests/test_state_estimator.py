@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import measure_beliefs
+import measure_estimates
 import numpy as np
 import pytest
 import torch
 
 from observing.observation_models import ObservationModel
-from observing.state_estimator import Beliefs, Believer, find_arrived
+from observing.state_estimator import ImputedStates, EncoderEstimator, find_received
 from offline_agent import at_positions
 from support.files import save_checkpoint
 
@@ -18,7 +18,7 @@ CONTEXT = 12  # of the tiny networks
 @pytest.fixture
 def lossy_agent(make_agent):
     agent = make_agent()
-    agent.loses_readings = True
+    agent.has_dropout = True
     return agent
 
 
@@ -37,7 +37,7 @@ def lossy_data(make_dataset):
 
 def test_lost_readings_are_those_that_repeat():
     rows = np.array([[1, 2], [1, 2], [1, 3], [1, 3], [1, 3], [4, 4]])
-    assert find_arrived(rows, np.array([0, 4])).tolist() == [True, False, True, False, True, True]
+    assert find_received(rows, np.array([0, 4])).tolist() == [True, False, True, False, True, True]
 
 
 @pytest.mark.parametrize('length', [1, 2, 5, CONTEXT - 1, CONTEXT, CONTEXT + 1, CONTEXT + 7, 2 * CONTEXT, 40])
@@ -45,60 +45,60 @@ def test_lost_readings_are_those_that_repeat():
 @pytest.mark.parametrize('remembers', [True, False])
 def test_data_are_filled_in_as_acting_fills_them(make_agent, lossy_data, remembers, context, length):
     agent = make_agent(context_length=context)
-    agent.loses_readings = True
+    agent.has_dropout = True
     readings = lossy_data((length,)).observations
-    believer = Believer(agent, remembers)
-    expected = believer.expect(readings)
-    arrived = find_arrived(readings, np.array([0]))
+    estimator = EncoderEstimator(agent, remembers)
+    expected = estimator.expect(readings)
+    received = find_received(readings, np.array([0]))
 
-    belief = believer.initial_state(2)
+    belief = estimator.initial_state(2)
     for t, reading in enumerate(readings):
         if t:
             np.testing.assert_allclose(belief.expected[0].detach(), expected[t], rtol=1e-4, atol=1e-4)
         rows = torch.from_numpy(np.stack([reading, -reading]))  # the other environment changes nothing
-        believed, belief = believer.step(rows, belief)
-        right = reading if arrived[t] or not remembers else expected[t]
-        np.testing.assert_allclose(believed[0].detach(), right, rtol=1e-4, atol=1e-4)
+        estimated, belief = estimator.step(rows, belief)
+        right = reading if received[t] or not remembers else expected[t]
+        np.testing.assert_allclose(estimated[0].detach(), right, rtol=1e-4, atol=1e-4)
     assert (expected[0] == readings[0]).all()
 
 
 def test_a_new_episode_forgets_the_one_before(lossy_agent, states):
-    believer = Believer(lossy_agent)
-    belief = believer.initial_state(2)
+    estimator = EncoderEstimator(lossy_agent)
+    belief = estimator.initial_state(2)
     for t in range(4):
-        believed, belief = believer.step(torch.from_numpy(states(2, seed=t)), belief)
+        estimated, belief = estimator.step(torch.from_numpy(states(2, seed=t)), belief)
     belief = belief.reset(torch.tensor([True, False]))
-    believed, belief = believer.step(belief.reading, belief)  # to one environment its first reading, to the other lost
-    assert torch.equal(believed[0], belief.reading[0]) and not torch.equal(believed[1], belief.reading[1])
+    estimated, belief = estimator.step(belief.reading, belief)  # to one environment its first reading, to the other lost
+    assert torch.equal(estimated[0], belief.reading[0]) and not torch.equal(estimated[1], belief.reading[1])
 
 
 def test_beliefs_of_data_that_come_and_go(lossy_agent, make_replay, states):
-    replay, believer = make_replay((12,), capacity=50), Believer(lossy_agent)
-    beliefs = Beliefs(replay, believer)
+    replay, estimator = make_replay((12,), capacity=50), EncoderEstimator(lossy_agent)
+    imputed = ImputedStates(replay, estimator)
     for lengths in ((14,), (20, 9), (), (30, 3)):
         dropped = sum(replay.add(states(n, seed=n).repeat(2, 0)[:n], np.zeros((n - 1, 3))) for n in lengths)
-        beliefs.refresh(dropped)
-        scratch = Beliefs(replay, believer)
-        np.testing.assert_array_equal(beliefs.expected, scratch.expected)
-        np.testing.assert_array_equal(beliefs.arrived, scratch.arrived)
-        assert len(beliefs.expected) == len(replay)
+        imputed.refresh(dropped)
+        scratch = ImputedStates(replay, estimator)
+        np.testing.assert_array_equal(imputed.expected, scratch.expected)
+        np.testing.assert_array_equal(imputed.received, scratch.received)
+        assert len(imputed.expected) == len(replay)
 
 
 def test_what_is_believed_and_lost_again(lossy_agent, lossy_data):
     data = lossy_data((4000,), drop_rate=0.3)
-    beliefs = Beliefs(data, Believer(lossy_agent))
+    imputed = ImputedStates(data, EncoderEstimator(lossy_agent))
     rows = np.arange(len(data))
-    believed = beliefs.believed(rows)
-    assert (believed[beliefs.arrived] == data.observations[beliefs.arrived]).all()
-    assert (believed[~beliefs.arrived] == beliefs.expected[~beliefs.arrived]).all()
-    np.testing.assert_array_equal(beliefs.believed(slice(5, 9)), believed[5:9])
+    estimated = imputed.estimated(rows)
+    assert (estimated[imputed.received] == data.observations[imputed.received]).all()
+    assert (estimated[~imputed.received] == imputed.expected[~imputed.received]).all()
+    np.testing.assert_array_equal(imputed.estimated(slice(5, 9)), estimated[5:9])
 
-    told = beliefs.whole_steps
-    arrived = set(np.flatnonzero(beliefs.arrived))
-    assert set(told) == {row for row in rows[:-1] if {row, row + 1} <= arrived}
-    again = beliefs.lose(told, np.random.default_rng(0))
+    told = imputed.observed_pairs
+    received = set(np.flatnonzero(imputed.received))
+    assert set(told) == {row for row in rows[:-1] if {row, row + 1} <= received}
+    again = imputed.lose(told, np.random.default_rng(0))
     kept = (again == data.observations[told]).all(1)
-    assert (again[~kept] == beliefs.expected[told][~kept]).all()
+    assert (again[~kept] == imputed.expected[told][~kept]).all()
     assert abs((~kept).mean() - 0.3) < 0.03
 
 
@@ -106,7 +106,7 @@ def test_no_whole_step_is_an_error(lossy_agent, lossy_data):
     data = lossy_data((20,))
     data.observations = data.observations.repeat(2, 0)[:20]
     with pytest.raises(ValueError, match='of 19 steps none has both its readings'):
-        print(Beliefs(data, Believer(lossy_agent)).whole_steps)
+        print(ImputedStates(data, EncoderEstimator(lossy_agent)).observed_pairs)
 
 
 def test_lost_readings_are_no_targets_of_prediction(lossy_agent, lossy_data, stub):
@@ -137,12 +137,12 @@ def test_memory_foretells_what_was_lost(make_agent, make_dataset):
     errors = {}
     for kind in ('mamba', 'mlp'):
         agent = make_agent(encoder=kind, lr=3e-3)
-        agent.set_statistics(*data.statistics(), np.ones(5), loses_readings=True)
+        agent.set_statistics(*data.statistics(), np.ones(5), has_dropout=True)
         for _ in range(300):
             batch = data.sample(16, rng)
             agent.apply_gradient(agent.state_loss(agent.encode(batch), batch)[0])
-        beliefs = Beliefs(data, Believer(agent))
-        errors[kind] = np.square(beliefs.expected - places)[~beliefs.arrived].mean()
+        imputed = ImputedStates(data, EncoderEstimator(agent))
+        errors[kind] = np.square(imputed.expected - places)[~imputed.received].mean()
     assert errors['mamba'] < 0.7 * errors['mlp']
 
 
@@ -152,13 +152,13 @@ def test_acting_and_batches_see_beliefs(make_online, lossy_agent, lossy_data, ma
     agent.build_map(data)
     batches = agent.open_batches(data, make_replay((40, 25)))
     batch = batches.sample(np.random.default_rng(0))
-    beliefs = batches.offline_store.beliefs
+    imputed = batches.offline_store.imputed
     rows = batch.rows.numpy()
-    assert beliefs.arrived[rows].all() and beliefs.arrived[rows + 1].all()
+    assert imputed.received[rows].all() and imputed.received[rows + 1].all()
     np.testing.assert_array_equal(batch.states, data.observations[rows])
     lost = (batch.seen_states != batch.states).any(-1).numpy()
     assert 0.3 < lost.mean() < 0.7
-    np.testing.assert_array_equal(batch.seen_states[lost], beliefs.expected[rows[lost]])
+    np.testing.assert_array_equal(batch.seen_states[lost], imputed.expected[rows[lost]])
     assert agent.update(batch)['total_loss'].isfinite()
 
     # a reading that repeats is not what acting goes by
@@ -186,8 +186,8 @@ def test_how_well_readings_are_foretold(lossy_agent, tmp_path, capsys):
     def measure(agent, observation_model):
         save_checkpoint(tmp_path / 'last.pth', {'kind': 'offline', 'agent': agent.state_dict(),
                                                 'data': {'observation_model': observation_model}})
-        config = measure_beliefs.BeliefConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'states.npz'))
-        return measure_beliefs.run(config)
+        config = measure_estimates.BeliefConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'states.npz'))
+        return measure_estimates.run(config)
 
     torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].weight)
     torch.nn.init.zeros_(lossy_agent.nets['next_state'][-1].bias)
@@ -198,7 +198,7 @@ def test_how_well_readings_are_foretold(lossy_agent, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         order = np.random.default_rng(0).choice(50, 50, replace=False)
         truth = torch.from_numpy(states[10:][order])
-        patch.setattr(measure_beliefs.OfflineAgent, 'predict_next',
+        patch.setattr(measure_estimates.OfflineAgent, 'predict_next',
                       lambda self, latents, readings: self.encoder.normalize(truth))
         assert measure(lossy_agent, observation_model)[10] == pytest.approx(1)
 

@@ -74,9 +74,9 @@ torch.ones(1 << 20).add_(1)
 def tasks():
     return len(os.listdir('/proc/self/task'))
 
-def wait_until(arrived):
+def wait_until(received):
     for _ in range(500):
-        if arrived():
+        if received():
             break
         time.sleep(0.02)
     return tasks()
