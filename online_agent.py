@@ -70,8 +70,8 @@ class OnlineConfig:
                                          'velocities along and across it, which a robot whose state does not tell '
                                          'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
-    recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
-                                      'the data, as own steps displaced the robot, with the way back (labeling/recoveries.py)',
+    corrective_fraction: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
+                                      'the data, as own steps displaced the robot, with the way back (labeling/corrective.py)',
                                  least=0, most=1)
     value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
                                least=0)
@@ -150,8 +150,8 @@ class OnlineAgent:
             raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
                              '(--remember_lost); leave --memory out')
 
-        if config.recovery_share and (config.memory or offline.has_dropout):
-            raise ValueError('--recovery_share: whoever remembers has not been where he strayed to; leave it out, or '
+        if config.corrective_fraction and (config.memory or offline.has_dropout):
+            raise ValueError('--corrective_fraction: whoever remembers has not been where he strayed to; leave it out, or '
                              '--memory and --observe dropped:P')
 
         # the averaged networks are the better ones, and the proposer was trained on their latents
@@ -272,7 +272,7 @@ class OnlineAgent:
             online_share=config.online_share,
             progress_steps=config.progress_steps if self.weighs_progress else 0,
             window=self.offline.config.context_length if config.memory else 0,
-            recovery_share=config.recovery_share if self.moves_things else 0.0,
+            corrective_fraction=config.corrective_fraction if self.moves_things else 0.0,
             embed=self.offline.targets['value'].embed if config.value_interval else None,
         )
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from labeling.corrective_data import find_recoveries
+from labeling.corrective_data import find_corrective_transitions
 from observing.state_estimator import ImputedStates
 from offline_agent import Latents
 from planning.objects import find_moves
@@ -191,13 +191,13 @@ class OnlineBatches:
 
     online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
     measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
-    remember; 0: transitions are drawn one by one. recovery_share: of the offline transitions, where no thing moves, so
-    many begin in a state beside the data (labeling/recoveries.py). embed: function z (n, D) -> e (M, n, E), V's target
+    remember; 0: transitions are drawn one by one. corrective_fraction: of the offline transitions, where no thing moves, so
+    many begin in a state beside the data (labeling/corrective.py). embed: function z (n, D) -> e (M, n, E), V's target
     embedding, where Q, V and the proposer learn on; None while they rest.
     """
 
     def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
-                 window=0, recovery_share=0.0, embed=None):
+                 window=0, corrective_fraction=0.0, embed=None):
         self.offline_store = offline_store
         self.online_store = online_store
         self.size = size
@@ -205,8 +205,8 @@ class OnlineBatches:
         self.online_share = online_share
         self.progress_steps = progress_steps
         self.window = window
-        self.recovery_share = recovery_share
-        self.recoveries = None
+        self.corrective_fraction = corrective_fraction
+        self.corrective = None
         self.embed = embed
         self.labels = torch.zeros(len(offline_store.dataset), action_dim, device=offline_store.device)
 
@@ -222,10 +222,10 @@ class OnlineBatches:
 
         rows = self.offline_store.dataset.origins
         self.labels[torch.from_numpy(rows)] = label_rows(self.offline_store, rows, label)
-        if self.recovery_share:
+        if self.corrective_fraction:
             own = self.online_store.dataset
             rng = np.random.default_rng(len(own))  # the same for a run that is resumed
-            self.recoveries = find_recoveries(self.offline_store.dataset, own, self.offline_store.things_scale, label,
+            self.corrective = find_corrective_transitions(self.offline_store.dataset, own, self.offline_store.things_scale, label,
                                               rng)
 
     def refresh(self, dropped):
@@ -287,8 +287,8 @@ class OnlineBatches:
         seen_states = store.seen_states(rows, rng)
         actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
         full = store.read_full(rows) if self.offline_store.keeps_full else None
-        if self.recoveries is not None and store is self.offline_store:
-            self._stray(rows, states, actions, full, rng)
+        if self.corrective is not None and store is self.offline_store:
+            self._perturb(rows, states, actions, full, rng)
             seen_states = states
 
         learns = self.embed is not None
@@ -314,13 +314,13 @@ class OnlineBatches:
             'rows': tensor(rows),
         }
 
-    def _stray(self, rows, states, actions, full, rng):
+    def _perturb(self, rows, states, actions, full, rng):
         """Let a share of the offline transitions in rows (n,) begin beside the data: changes states (n, S), actions
         (n, A) and full (n, D), if that is not None."""
         store = self.offline_store
-        strayed = np.flatnonzero(self.recoveries.known[rows] & (rng.random(len(rows)) < self.recovery_share))
-        states[strayed] = self.recoveries.states[rows[strayed]].to(store.device)
-        actions[strayed] = self.recoveries.actions[rows[strayed]].to(store.device)
+        strayed = np.flatnonzero(self.corrective.known[rows] & (rng.random(len(rows)) < self.corrective_fraction))
+        states[strayed] = self.corrective.states[rows[strayed]].to(store.device)
+        actions[strayed] = self.corrective.actions[rows[strayed]].to(store.device)
         if full is not None:
             full[strayed] = store.encode_full(states[strayed])
 

@@ -124,8 +124,8 @@ def check_flags(config, agent_config):
             raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
     if config.true_actions and config.actions_path:
         raise ValueError('--actions_path, --true_actions: actions come from one of them; leave the other out')
-    if agent_config.recovery_share and not config.infers_actions:
-        raise ValueError("--recovery_share: only the labeler's actions lead back; leave it or "
+    if agent_config.corrective_fraction and not config.infers_actions:
+        raise ValueError("--corrective_fraction: only the labeler's actions lead back; leave it or "
                          f'{"--true_actions" if config.true_actions else "--actions_path"} out')
 
 

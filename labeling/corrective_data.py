@@ -14,12 +14,12 @@ import torch
 
 from planning.objects import STILL
 
-STRAYED = 3  # own steps by which states are displaced
+PERTURBATION_STEPS = 3  # own steps by which states are displaced
 CANDIDATES = 64  # own steps of which the one in the most similar posture is taken
 ROWS_AT_ONCE = 4096
 
 
-class Recoveries(NamedTuple):
+class CorrectiveTransitions(NamedTuple):
     """For each row of a dataset a state beside it."""
 
     states: torch.Tensor  # (N, S) raw
@@ -27,19 +27,19 @@ class Recoveries(NamedTuple):
     known: np.ndarray  # (N,) bool; where a thing is being moved none is: nobody knows what a nudge does there
 
 
-def find_recoveries(data, own, scale, label, rng):
+def find_corrective_transitions(data, own, scale, label, rng):
     """data: `TrajectoryDataset` of the offline data; own: that of own steps; scale (S,): the places of things are
     states * scale, where that is not 0; label: function, raw pairs of states (n, 2, S) -> actions (n, A) in [-1, 1];
-    rng: numpy Generator -> Recoveries, None where no own steps tell how one strays."""
+    rng: numpy Generator -> CorrectiveTransitions, None where no own steps tell how one strays."""
     observations = data.observations[:len(data)]
     robot = np.flatnonzero(scale == 0)
     mean, std = (statistic[robot] for statistic in data.statistics())
     std = np.where(std > 1e-6, std, 1)
 
-    begins = quiet_rows(own, scale)
+    begins = static_rows(own, scale)
     if not len(begins):
         return None
-    changes = own.observations[begins + STRAYED][:, robot] - own.observations[begins][:, robot]
+    changes = own.observations[begins + PERTURBATION_STEPS][:, robot] - own.observations[begins][:, robot]
     postures = (own.observations[begins][:, robot] - mean) / std
 
     states = observations.copy()
@@ -53,24 +53,24 @@ def find_recoveries(data, own, scale, label, rng):
         states[some, robot] += sign * changes[taken]
 
     quiet = np.zeros(len(states), bool)
-    quiet[quiet_rows(data, scale)] = True
+    quiet[static_rows(data, scale)] = True
     known = np.zeros(len(states), bool)
-    known[STRAYED:] = quiet[STRAYED:] & quiet[:-STRAYED]  # things rest before it as well
+    known[PERTURBATION_STEPS:] = quiet[PERTURBATION_STEPS:] & quiet[:-PERTURBATION_STEPS]  # things rest before it as well
 
     states = torch.from_numpy(states)
     after = torch.from_numpy(observations[np.minimum(np.arange(len(states)) + 1, len(states) - 1)])
     pairs = torch.stack([states, after], 1)
     actions = torch.cat([label(some) for some in pairs.split(ROWS_AT_ONCE)])
-    return Recoveries(states, actions, known)
+    return CorrectiveTransitions(states, actions, known)
 
 
-def quiet_rows(data, scale):
-    """-> rows (n,) of a `TrajectoryDataset` from which on no thing moves for `STRAYED` steps of its trajectory."""
-    rows = np.flatnonzero(np.arange(len(data)) + STRAYED <= data.end_of[:len(data)])
+def static_rows(data, scale):
+    """-> rows (n,) of a `TrajectoryDataset` from which on no thing moves for `PERTURBATION_STEPS` steps of its trajectory."""
+    rows = np.flatnonzero(np.arange(len(data)) + PERTURBATION_STEPS <= data.end_of[:len(data)])
     quiet = np.ones(len(rows), bool)
     things = np.flatnonzero(scale > 0)
     here = data.observations[rows][:, things]
-    for step in range(1, STRAYED + 1):
+    for step in range(1, PERTURBATION_STEPS + 1):
         there = data.observations[rows + step][:, things]
         quiet &= (np.abs(there - here) * scale[things]).max(1, initial=0) < STILL / 2
     return rows[quiet]

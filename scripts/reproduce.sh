@@ -154,7 +154,7 @@ run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 # cubes: three quarters of the steps are its own, and states beside the data lead back
 many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
-    --recovery_share 0.5'
+    --corrective_fraction 0.5'
 for seed in 10 11 12; do
     run main cube-single-play-v0 $seed 20000 '' "$many_own_steps"
     run main cube-double-play-v0 $seed 20000 '' "$many_own_steps"

@@ -46,10 +46,10 @@ ONLINE = [
     ('--random_steps -8', ['--random_steps -8', 'at least 0']),
     ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),
     ('--online_share 1.1', ['--online_share 1.1', 'at most 1']),
-    ('--recovery_share 0.5 --true_actions', ['--recovery_share', '--true_actions']),
-    ('--recovery_share 0.5 --actions_path a.npz', ['--recovery_share', '--actions_path']),
+    ('--corrective_fraction 0.5 --true_actions', ['--corrective_fraction', '--true_actions']),
+    ('--corrective_fraction 0.5 --actions_path a.npz', ['--corrective_fraction', '--actions_path']),
     ('--actions_path a.npz --true_actions', ['--actions_path', '--true_actions']),
-    ('--recovery_share 2', ['--recovery_share 2.0', 'at most 1']),
+    ('--corrective_fraction 2', ['--corrective_fraction 2.0', 'at most 1']),
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]

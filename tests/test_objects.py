@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from labeling.corrective_data import STRAYED, find_recoveries
+from labeling.corrective_data import PERTURBATION_STEPS, find_corrective_transitions
 from offline_agent import OfflineAgent
 from planning.objects import (
     REST_STEPS,
@@ -688,7 +688,7 @@ def test_without_slow_goals_there_are_no_things(make_config, make_online):
     assert not agent.moves_things
 
 
-# -------------------------------------------------------------------------------------------------- recoveries
+# -------------------------------------------------------------------------------------------------- corrective
 def pulled_back(steps):
     """A labeler for which an action is what moves the hand from one state to the next."""
     return (steps[:, 1] - steps[:, 0])[:, :2].clamp(-1, 1)
@@ -697,12 +697,12 @@ def pulled_back(steps):
 def test_states_beside_the_data_lead_back(mover):
     agent, data, replay = mover
     scale = agent.offline.place_scale()[1]
-    found = find_recoveries(data, replay, scale, pulled_back, np.random.default_rng(0))
+    found = find_corrective_transitions(data, replay, scale, pulled_back, np.random.default_rng(0))
     strayed = found.states.numpy()
 
     np.testing.assert_array_equal(strayed[:, 3:], data.observations[:, 3:])  # nobody has touched a cube
     away = strayed[:, :2] - data.observations[:, :2]
-    own_changes = replay.observations[STRAYED:] - replay.observations[:-STRAYED]
+    own_changes = replay.observations[PERTURBATION_STEPS:] - replay.observations[:-PERTURBATION_STEPS]
     assert 0.1 < np.abs(away).max() <= np.abs(own_changes[:, :2]).max() + 1e-6
     assert abs(away.mean()) < 0.05
 
@@ -711,15 +711,15 @@ def test_states_beside_the_data_lead_back(mover):
 
     # where a cube is moved within three steps of a row, or has just been, none is known
     border = np.append(np.abs(np.diff(data.observations[:, 3:], axis=0)).max(1) > 0, True)
-    near = np.convolve(border, np.ones(2 * STRAYED), 'full')[STRAYED - 1:][:len(data)] > 0
+    near = np.convolve(border, np.ones(2 * PERTURBATION_STEPS), 'full')[PERTURBATION_STEPS - 1:][:len(data)] > 0
     assert not found.known[border].any()
-    assert found.known[STRAYED:][~near[STRAYED:]].all()
+    assert found.known[PERTURBATION_STEPS:][~near[PERTURBATION_STEPS:]].all()
     assert 0.8 < found.known.mean() < 1
     assert not found.known[data.ends].any()
 
 
 def test_so_much_of_a_batch_begins_beside_the_data(make_mover):
-    agent, data, replay = make_mover(cubes, recovery_share=0.5)
+    agent, data, replay = make_mover(cubes, corrective_fraction=0.5)
     batches = agent.open_batches(data, replay)
     batches.label_data(pulled_back)
     batch = batches.sample(np.random.default_rng(0))
@@ -727,26 +727,26 @@ def test_so_much_of_a_batch_begins_beside_the_data(make_mover):
     rows = batch.rows.numpy()
     moved = (batch.states.numpy() != data.observations[rows]).any(1)
     assert 0.3 < moved.mean() < 0.6
-    assert batches.recoveries.known[rows[moved]].all()
+    assert batches.corrective.known[rows[moved]].all()
     assert torch.equal(batch.seen_states, batch.states)
-    assert torch.equal(batch.actions[moved], batches.recoveries.actions[rows[moved]])
+    assert torch.equal(batch.actions[moved], batches.corrective.actions[rows[moved]])
     assert torch.equal(batch.actions[~moved], batches.labels[rows[~moved]])
     torch.testing.assert_close(batch.full, agent.encode_seen(batch.states))
 
     again = agent.open_batches(data, replay)
     again.label_data(pulled_back)
-    assert torch.equal(again.recoveries.states, batches.recoveries.states), 'a resumed run goes on with the same'
+    assert torch.equal(again.corrective.states, batches.corrective.states), 'a resumed run goes on with the same'
 
 
 def test_nobody_strays_unless_asked_or_shown(mover, make_mover):
     agent, data, replay = mover
     batches = agent.open_batches(data, replay)
     batches.label_data(pulled_back)
-    assert batches.recoveries is None
+    assert batches.corrective is None
 
     scale = agent.offline.place_scale()[1]
     nothing = ReplayBuffer(data.observations.shape[1], 2, context_length=8)
-    assert find_recoveries(data, nothing, scale, pulled_back, np.random.default_rng(0)) is None
+    assert find_corrective_transitions(data, nothing, scale, pulled_back, np.random.default_rng(0)) is None
 
-    with pytest.raises(ValueError, match='--recovery_share'):
-        make_mover(cubes, recovery_share=0.5, memory=True)
+    with pytest.raises(ValueError, match='--corrective_fraction'):
+        make_mover(cubes, corrective_fraction=0.5, memory=True)
