@@ -453,7 +453,7 @@ def draw_episode(probe, agent, episode, path, title, every=25):
 
 
 def draw_plan(maze, state_map, path, title):
-    """The `StateMap` of the data: its edges, jumps (from the middle of a gate to where it led, thicker where more
+    """The `StateMap` of the data: its edges, jumps (from the middle of a gate to where it converged, thicker where more
     often), nodes coloured by their cost to each task's goal, in hops, and the plan from the task's start. Crosses:
     nodes from which no path leads there. A hop is a little longer than what is walked in its steps, since it leads from
     anywhere in one node to anywhere in the next."""
@@ -502,7 +502,7 @@ def draw_plan(maze, state_map, path, title):
 
 
 def _jumps(luck, xy):
-    """-> (lines (P, 2, 2) from the middle of a gate to a node in which it led, how likely each is (P,)); xy (K, 2): the
+    """-> (lines (P, 2, 2) from the middle of a gate to a node in which it converged, how likely each is (P,)); xy (K, 2): the
     places of the nodes."""
     middles = np.zeros((luck.gate_numbers.max(initial=-1) + 1, 2))
     for number in range(len(middles)):

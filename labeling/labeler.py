@@ -1,4 +1,4 @@
-"""The labeler I_1(s_t, s_{t+1}) -> a_t: which action led from one state to the next, learned from own steps.
+"""The labeler I_1(s_t, s_{t+1}) -> a_t: which action converged from one state to the next, learned from own steps.
 
 A Gaussian process for each action (Rasmussen and Williams 2006, chapters 2 and 5), with a length scale and a slope for
 each number that it sees:

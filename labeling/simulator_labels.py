@@ -1,4 +1,4 @@
-"""Labels by rehearsal: which action led from a state of the data to the next, found by trying actions out there.
+"""Labels by labeling: which action converged from a state of the data to the next, found by trying actions out there.
 
 A robot that falls at once has no own steps where a demonstrator walks, so that a labeler of own steps (labeling/labeler.py)
 never sees what its data show. Where a simulator can be set to a state of the data, it can try: an action is guessed, it
@@ -7,9 +7,9 @@ leads somewhere else than the data went, and the difference tells how to correct
     guess         G(s, d) -> a                 d: the change that the action made of s, in one step
     correction    C(s, a', d', d) -> a - a'    a' was tried in s as well, and made the change d'
 
-Of two tries at the same state all that no action does drops out: gravity, momentum, the forces of the ground. So
+Of two probes at the same state all that no action does drops out: gravity, momentum, the forces of the ground. So
 corrections are easier to learn than guesses, and what is wrong with a guess at some state is corrected there. Both are
-learned from tries alone: guesses from random ones, corrections from pairs at one state, the best that is known and the
+learned from probes alone: guesses from random ones, corrections from pairs at one state, the best that is known and the
 same with noise. Of each action, noise is as large as the last network was wrong, so that what is learned is how to
 correct what is wrong: where it was nearly right about a hip, an ankle is no longer lost in the hip's noise. Then
 corrections are tried and corrected in turn, by a network that has learned from smaller noise.
@@ -44,8 +44,8 @@ HELD_OUT = 0.02  # of the rows, by which networks are judged
 ROWS_AT_ONCE = 1 << 14
 WEIGHT_DECAY = 0.01
 FAR = 1e3  # standard deviations
-LED = 1e-4  # an action is solved for if it misses less than this: mean square, in standard deviations of velocities
-EVALUATIONS = 15  # actions that a solver tries at most, beside those by which it measures slopes
+CONVERGED_RESIDUAL = 1e-4  # an action is solved for if it misses less than this: mean square, in standard deviations of velocities
+EVALUATIONS = 15  # actions that a solver probes at most, beside those by which it measures slopes
 MEASURED_EVERY = 7  # one in so many slopes is measured, those between follow from what was tried
 DIFFERENCE = 0.01  # of an action's range, by which its effect is measured
 
@@ -70,12 +70,12 @@ class Simulator:
         if np.isin(turning, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
             raise ValueError(f'{type(self.env).__name__}: only its first joint may be free, and none a ball')
 
-    def try_out(self, qpos, qvel, actions):
+    def simulate(self, qpos, qvel, actions):
         """Where do the actions lead in one step? -> (qpos, qvel) float32, of the same shapes. Raises
         FloatingPointError where the physics fail."""
         next_qpos = np.empty(qpos.shape, np.float32)
         next_qvel = np.empty(qvel.shape, np.float32)
-        for i in tqdm(range(len(actions)), 'tries', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
             self.env.set_state(qpos[i].astype(np.float64), qvel[i].astype(np.float64))
             self.env.do_simulation(actions[i], self.env.frame_skip)
             next_qpos[i] = self.env.data.qpos
@@ -83,12 +83,12 @@ class Simulator:
 
         finite = np.isfinite(next_qpos).all(1) & np.isfinite(next_qvel).all(1)
         if not finite.all():
-            raise FloatingPointError(f'the physics failed in {np.count_nonzero(~finite)} of {len(actions)} tries')
+            raise FloatingPointError(f'the physics failed in {np.count_nonzero(~finite)} of {len(actions)} probes')
         return next_qpos, next_qvel
 
     @property
-    def tries_to_solve(self):
-        """How many tries `solve` takes at a state, at most."""
+    def probes_to_solve(self):
+        """How many probes `solve` takes at a state, at most."""
         measurements = -(-EVALUATIONS // MEASURED_EVERY)
         return EVALUATIONS + measurements * len(self.env.action_space.low)
 
@@ -97,13 +97,13 @@ class Simulator:
         the bounds of actions (scipy's dogbox), whose slopes are differences in each action now and then, and Broyden's
         in between. speed (U,): standard deviations of the data's velocities."""
         solved = np.empty(actions.shape, np.float32)
-        missed = np.empty(len(actions), np.float32)
-        tries = 0
+        residual = np.empty(len(actions), np.float32)
+        probes = 0
         for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
             step = Step(self.env, qpos[i], qvel[i], next_qpos[i], next_qvel[i], speed)
-            solved[i], missed[i] = step.solve(actions[i])
-            tries += step.tries
-        return Solved(solved, missed < LED, tries)
+            solved[i], residual[i] = step.solve(actions[i])
+            probes += step.probes
+        return Solved(solved, residual < CONVERGED_RESIDUAL, probes)
 
     def states(self, qpos, qvel):
         """What a network is told of states -> (n, F) float32: joints and velocities from within the body, where up is,
@@ -148,12 +148,12 @@ class Solved:
     """Actions that were solved for."""
 
     actions: np.ndarray  # (n, A) in the environment's units
-    led: np.ndarray  # (n,) bool: did they lead where the data went? Of the others a network may know better
-    tries: int  # that it took
+    converged: np.ndarray  # (n,) bool: did they lead where the data went? Of the others a network may know better
+    probes: int  # that it took
 
 
 @dataclasses.dataclass
-class Slopes:
+class Jacobian:
     """How a miss depends on an action, near one."""
 
     action: np.ndarray  # (A,)
@@ -176,10 +176,10 @@ class Step:
         space = env.action_space
         self.low = space.low.astype(np.float64)
         self.high = space.high.astype(np.float64)
-        self.tries = 0
+        self.probes = 0
         self.last = None  # the action at which a miss was computed last
         self.last_miss = None
-        self.known = None  # Slopes, the last ones
+        self.known = None  # Jacobian, the last ones
 
     def solve(self, action):
         """From a first one (A,) -> (action (A,), mean square of what it misses)."""
@@ -194,7 +194,7 @@ class Step:
         env = self.env
         env.set_state(self.qpos, self.qvel)
         env.do_simulation(action, env.frame_skip)
-        self.tries += 1
+        self.probes += 1
 
         lacking = np.empty(env.model.nv)
         mujoco.mj_differentiatePos(env.model, lacking, env.dt, self.next_qpos, env.data.qpos)
@@ -210,17 +210,17 @@ class Step:
         here = self.last_miss if np.array_equal(action, self.last) else self.miss(action)
         known = self.known
         if known is None or known.age + 1 == MEASURED_EVERY:
-            self.known = Slopes(action.copy(), here, self.measure(action, here), age=0)
+            self.known = Jacobian(action.copy(), here, self.measure(action, here), age=0)
             return self.known.matrix
 
         step = action - known.action
         unexpected = here - known.miss - known.matrix @ step
         matrix = known.matrix + np.outer(unexpected, step) / (step @ step)
-        self.known = Slopes(action.copy(), here, matrix, known.age + 1)
+        self.known = Jacobian(action.copy(), here, matrix, known.age + 1)
         return matrix
 
     def measure(self, action, here):
-        """Slopes (2 U, A) at an action that misses by `here`: a difference in each of its numbers."""
+        """Jacobian (2 U, A) at an action that misses by `here`: a difference in each of its numbers."""
         inward = np.where(action < (self.low + self.high) / 2, 1, -1)
         differences = DIFFERENCE * (self.high - self.low) * inward
         columns = []
@@ -236,7 +236,7 @@ def rotation_of(qpos):
     return Rotation.from_quat(qpos[:, 3:7], scalar_first=True)
 
 
-class TryNetwork(nn.Module):
+class InverseModel(nn.Module):
     """Which action makes a change, told a context: the state and, of a correction, the try to be corrected.
 
     At one state, changes are nearly linear in actions, and the context decides how: products of the one with the other,
@@ -275,29 +275,29 @@ class TryNetwork(nn.Module):
 
 
 @dataclasses.dataclass
-class Tries:
+class Probes:
     """What was tried at some rows, once at each."""
 
     actions: torch.Tensor  # (n, A) in [-1, 1]
     changes: torch.Tensor  # (n, D) that they made
 
     def __getitem__(self, rows):
-        return Tries(self.actions[rows], self.changes[rows])
+        return Probes(self.actions[rows], self.changes[rows])
 
 
 @dataclasses.dataclass
 class Fit:
     """A network that has learned."""
 
-    network: TryNetwork
-    errors: torch.Tensor  # (A,) standard deviations of what it missed, at rows that were held out
+    network: InverseModel
+    errors: torch.Tensor  # (A,) standard deviations of what it residual, at rows that were held out
     r2: float  # share of the variance of actions, or differences of them, that it explains there
 
 
-class Rehearser:
-    """Learns from tries which actions made the changes that the data show; all on the CPU, but for the networks.
+class ActionSearch:
+    """Learns from probes which actions made the changes that the data show; all on the CPU, but for the networks.
 
-    states (n, F) and changes (n, D): of the rows of the data at which it tries. tries: what was tried there in the last
+    states (n, F) and changes (n, D): of the rows of the data at which it probes. probes: what was tried there in the last
     two rounds, each time at all of them.
     """
 
@@ -311,21 +311,21 @@ class Rehearser:
         self.batch_size = batch_size
         self.lr = lr
         self.device = device
-        self.tries = []
+        self.probes = []
         self.scale = changes.std(0).clamp(min=1e-6)
 
-    def missed(self, tries):
+    def residual(self, probes):
         """How far each went from where the data did (n,): mean squared difference of the changes, in standard
         deviations of the data's."""
-        return ((tries.changes - self.changes) / self.scale).clamp(-BOUND, BOUND).square().mean(1)
+        return ((probes.changes - self.changes) / self.scale).clamp(-BOUND, BOUND).square().mean(1)
 
     # ---------------------------------------------------------------------------------------------- learning
     def fit_guess(self):
-        """Learn a network of single tries -> Fit."""
+        """Learn a network of single probes -> Fit."""
         def draw(rows):
-            numbers = torch.randint(len(self.tries), (len(rows),))
-            tries = self._tries_at(numbers, rows)
-            return self.states[rows], tries.changes, tries.actions
+            numbers = torch.randint(len(self.probes), (len(rows),))
+            probes = self._tries_at(numbers, rows)
+            return self.states[rows], probes.changes, probes.actions
 
         return self._fit(draw, len(self.states))
 
@@ -345,25 +345,25 @@ class Rehearser:
         (m, A) that were solved for there -> Fit."""
         def draw(some):
             at = rows[some]
-            tries = self._tries_at(torch.randint(2, (len(at),)), at)
-            contexts = self._contexts(self.states[at], tries)
-            return contexts, self.changes[at] - tries.changes, actions[some] - tries.actions
+            probes = self._tries_at(torch.randint(2, (len(at),)), at)
+            contexts = self._contexts(self.states[at], probes)
+            return contexts, self.changes[at] - probes.changes, actions[some] - probes.actions
 
         return self._fit(draw, len(rows), copy.deepcopy(network), max(1, self.updates // 3), self.lr / 2)
 
     def _tries_at(self, numbers, rows):
-        """-> Tries (m,), at each of the rows (m,) that of its number (m,) in `tries`."""
+        """-> Probes (m,), at each of the rows (m,) that of its number (m,) in `probes`."""
         actions = torch.empty(len(rows), self.action_dim)
         changes = torch.empty(len(rows), self.changes.shape[1])
-        for number, tries in enumerate(self.tries):
+        for number, probes in enumerate(self.probes):
             here = numbers == number
-            some = tries[rows[here]]
+            some = probes[rows[here]]
             actions[here] = some.actions
             changes[here] = some.changes
-        return Tries(actions, changes)
+        return Probes(actions, changes)
 
     def _fit(self, draw, total, network=None, updates=None, lr=None):
-        """`draw(rows)` -> (contexts, changes, actions) of random tries at the rows (m,), of `total` that there are.
+        """`draw(rows)` -> (contexts, changes, actions) of random probes at the rows (m,), of `total` that there are.
         Without a network, a new one learns; without `updates` and `lr`, as many and as fast as all."""
         updates = updates or self.updates
         held_out = max(1, round(HELD_OUT * total))
@@ -371,7 +371,7 @@ class Rehearser:
 
         if network is None:
             contexts, changes, actions = draw(torch.randint(count, (ROWS_AT_ONCE,)))
-            network = TryNetwork(contexts.shape[1], changes.shape[1], self.action_dim, self.hidden_dim)
+            network = InverseModel(contexts.shape[1], changes.shape[1], self.action_dim, self.hidden_dim)
             network.set_statistics(contexts, changes)
             network.to(self.device)
 
@@ -398,17 +398,17 @@ class Rehearser:
         """-> actions (m, A) in [-1, 1] that made the changes (m, D) in the states (m, F), of whatever rows."""
         return self._infer(network, states, changes).clamp(-1, 1)
 
-    def correct(self, network, tries):
-        """-> actions (n, A) in [-1, 1], what `tries` should have been to make the changes of the data."""
-        contexts = self._contexts(self.states, tries)
-        return (tries.actions + self._infer(network, contexts, self.changes - tries.changes)).clamp(-1, 1)
+    def correct(self, network, probes):
+        """-> actions (n, A) in [-1, 1], what `probes` should have been to make the changes of the data."""
+        contexts = self._contexts(self.states, probes)
+        return (probes.actions + self._infer(network, contexts, self.changes - probes.changes)).clamp(-1, 1)
 
-    def _contexts(self, states, tries):
-        return torch.cat([states, tries.actions, tries.changes], 1)
+    def _contexts(self, states, probes):
+        return torch.cat([states, probes.actions, probes.changes], 1)
 
     def make_network(self, state):
-        """-> TryNetwork of a `state_dict`."""
-        network = TryNetwork(len(state['context_mean']), len(state['change_mean']), self.action_dim, self.hidden_dim)
+        """-> InverseModel of a `state_dict`."""
+        network = InverseModel(len(state['context_mean']), len(state['change_mean']), self.action_dim, self.hidden_dim)
         network.load_state_dict(state)
         return network.to(self.device)
 

@@ -2,7 +2,7 @@
 
     python scripts/label_with_simulator.py --dataset humanoidmaze-medium-navigate-v0
     python online_trainer.py --dataset humanoidmaze-medium-navigate-v0 \\
-        --actions_path rehearsal_checkpoints/humanoidmaze-medium-navigate-v0/seed0/actions.npz
+        --actions_path labeling_checkpoints/humanoidmaze-medium-navigate-v0/seed0/actions.npz
 
 For a robot whose own steps never come near what the data show. The file must have `qpos` and `qvel` besides its
 `observations`, as OGBench's have, and what `collect_dataset.py --physics` writes; its actions are not read. Method:
@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from environments.custom_env import name_flag  # noqa: E402
-from labeling.simulator_labels import Fit, Rehearser, Simulator, Tries  # noqa: E402
+from labeling.simulator_labels import Fit, ActionSearch, Simulator, Probes  # noqa: E402
 from ogbench_utils import check_name, load_physics, make_env  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
 from support.files import write_atomic  # noqa: E402
@@ -36,35 +36,35 @@ SOLVING_ROUNDS = 3  # after each, the network learns from what was solved for so
 
 
 @dataclasses.dataclass
-class RehearsalConfig(RunConfig):
-    """data, tries and networks of a rehearsal"""
-    stages: int = flag(3, 'how often corrections are learned and made; each tries two actions at a state', least=1)
+class SimulatorLabelConfig(RunConfig):
+    """data, probes and networks of a labeling"""
+    stages: int = flag(3, 'how often corrections are learned and made; each probes two actions at a state', least=1)
     max_steps: int = flag(0, 'environment steps in all, one for each try; if they are too few for all states, some '
                              'are drawn, and the actions of the others guessed; 0: all states', least=0)
-    solved_states: int = flag(60_000, 'at so many states actions are then solved for, by about two tries for each of '
+    solved_states: int = flag(60_000, 'at so many states actions are then solved for, by about two probes for each of '
                                       'their numbers; the network learns on from them to correct all others', least=0)
     random_range: float = flag(1.5, 'the first actions are uniform in so many times the action range, and clipped',
                                above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
     num_updates: int = flag(6000, 'gradient steps of each network', least=1)
-    batch_size: int = flag(512, 'tries, or pairs of them, in a gradient step', least=1)
+    batch_size: int = flag(512, 'probes, or pairs of them, in a gradient step', least=1)
     lr: float = flag(1e-3, "Adam's learning rate, falling to 0 in the second half of the steps", above=0)
 
     @property
     def rounds(self):
-        """Tries at each state: at random; in each stage one and one with noise; the last correction."""
+        """Probes at each state: at random; in each stage one and one with noise; the last correction."""
         return 2 + 2 * self.stages
 
 
-def rehearse(config):
-    """Run (or resume) a rehearsal -> path of actions.npz."""
+def label_dataset(config):
+    """Run (or resume) a labeling -> path of actions.npz."""
     check_ranges(config)
     check_name(config.name, config.env)
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
 
-    with open_run('rehearsal', __file__, config) as run:
+    with open_run('labeling', __file__, config) as run:
         with run.stop.at_once():
             data, _, source = load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                                            config.max_trajectories, context_length=1)
@@ -73,17 +73,17 @@ def rehearse(config):
             qpos, qvel = load_physics(source.path, len(data), env.model.nq, env.model.nv)
 
         print(source.note)
-        rehearsal = Rehearsal(run, config, data, Physics(qpos, qvel), simulator, device)
+        labeling = SimulatorLabeling(run, config, data, Physics(qpos, qvel), simulator, device)
         print(f'{len(data.origins):,} steps of {len(data.starts):,} trajectories; actions are tried at '
-              f'{len(rehearsal.rows):,} of them, {config.rounds} times')
+              f'{len(labeling.rows):,} of them, {config.rounds} times')
         print(f'run folder: {run.folder}')
         with run.stop.at_once():
-            actions = rehearsal.loop()
+            actions = labeling.loop()
 
         path = run.folder / 'actions.npz'
-        rehearsal.write(path, actions)
+        labeling.write(path, actions)
         command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--actions_path', str(path)]
-        print(f'{rehearsal.steps:,} environment steps; actions: {path}')
+        print(f'{labeling.steps:,} environment steps; actions: {path}')
         print(f'next: {shlex.join(command)}')
     return path
 
@@ -99,8 +99,8 @@ class Physics:
         return Physics(self.qpos[rows], self.qvel[rows])
 
 
-class Rehearsal:
-    """Rounds of tries, a network learned after each; goes on after the last round that `run.saved` has."""
+class SimulatorLabeling:
+    """Rounds of probes, a network learned after each; goes on after the last round that `run.saved` has."""
 
     def __init__(self, run, config, data, physics, simulator, device):
         self.run = run
@@ -115,10 +115,10 @@ class Rehearsal:
         solvable = config.solved_states
         if config.max_steps:
             # half of them to solve for actions at most
-            solvable = min(solvable, config.max_steps // (2 * simulator.tries_to_solve))
-            affordable = (config.max_steps - solvable * simulator.tries_to_solve) // config.rounds
+            solvable = min(solvable, config.max_steps // (2 * simulator.probes_to_solve))
+            affordable = (config.max_steps - solvable * simulator.probes_to_solve) // config.rounds
             if affordable < 100:
-                raise ValueError(f'--max_steps {config.max_steps}: {config.rounds} tries at each state need at '
+                raise ValueError(f'--max_steps {config.max_steps}: {config.rounds} probes at each state need at '
                                  f'least {100 * config.rounds}, and twice that with --solved_states')
             if affordable < len(self.rows):
                 self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
@@ -126,21 +126,21 @@ class Rehearsal:
 
         self.speed = np.maximum(physics.qvel.std(0), 1e-6)
         states, changes = self.seen(self.rows)
-        self.rehearser = Rehearser(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
+        self.search = ActionSearch(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
                                    config.batch_size, config.lr, device)
-        self.done = 0  # rounds of tries
+        self.done = 0  # rounds of probes
         self.fit = None  # the last network
         self.solved = torch.zeros(0, len(self.space.low))  # actions (k, A) in [-1, 1] of the first k of `to_solve`
-        self.led = torch.zeros(0, dtype=torch.bool)  # (k,): do they lead where the data went?
-        self.solving_tries = 0
+        self.converged = torch.zeros(0, dtype=torch.bool)  # (k,): do they lead where the data went?
+        self.solving_probes = 0
         if run.saved:
             self.load_state_dict(run.saved)
-        self.log = run.start_logging('rehearsal.csv', self.steps, data.fingerprint())
+        self.log = run.start_logging('labeling.csv', self.steps, data.fingerprint())
 
     @property
     def steps(self):
-        """Environment steps so far: tries."""
-        return self.done * len(self.rows) + self.solving_tries
+        """Environment steps so far: probes."""
+        return self.done * len(self.rows) + self.solving_probes
 
     def seen(self, rows):
         """What networks see of rows (m,) of the data -> states (m, F), changes (m, D)."""
@@ -157,7 +157,7 @@ class Rehearsal:
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
         while self.done < self.config.rounds:
-            self.try_out(self.next_actions())
+            self.simulate(self.next_actions())
 
         actions = self.correct()
         while len(self.solved) < len(self.to_solve):
@@ -177,10 +177,10 @@ class Rehearsal:
 
         solved = torch.from_numpy(in_units(result.actions, self.space.low, self.space.high))
         self.solved = torch.cat([self.solved, solved])
-        self.led = torch.cat([self.led, torch.from_numpy(result.led)])
-        self.solving_tries += result.tries
-        share = self.led.float().mean().item()
-        print(f'{len(self.solved):,} states solved for by {self.solving_tries:,} tries; {share:.0%} of the actions '
+        self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
+        self.solving_probes += result.probes
+        share = self.converged.float().mean().item()
+        print(f'{len(self.solved):,} states solved for by {self.solving_probes:,} probes; {share:.0%} of the actions '
               'lead where the data went')
         self.log.log(self.steps, {'solved_states': len(self.solved), 'solved_share': share})
         self.save()
@@ -188,15 +188,15 @@ class Rehearsal:
     def correct(self):
         """-> actions (n, A) of all rows, corrected by the network; once some were solved for, those that lead where the
         data went, and the others corrected by a network that has learned from these."""
-        rows = torch.from_numpy(self.to_solve[:len(self.solved)])[self.led]
-        solved = self.solved[self.led]
+        rows = torch.from_numpy(self.to_solve[:len(self.solved)])[self.converged]
+        solved = self.solved[self.converged]
         network = self.fit.network
         if len(rows) > 1:
-            fit = self.rehearser.fit_solved(network, rows, solved)
+            fit = self.search.fit_solved(network, rows, solved)
             print(f'corrections: R² {fit.r2:.2f} of differences from actions solved for that were held out')
             network = fit.network
 
-        actions = self.rehearser.correct(network, self.rehearser.tries[-1])
+        actions = self.search.correct(network, self.search.probes[-1])
         actions[rows] = solved
         return actions
 
@@ -206,32 +206,32 @@ class Rehearsal:
             return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.space.low)) - 1)
 
         if self.done == 1:
-            self.fit = self.rehearser.fit_guess()
-            print(f'guesses: R² {self.fit.r2:.2f} of random tries that were held out')
-            return self.rehearser.guess(self.fit.network, self.rehearser.states, self.rehearser.changes)
+            self.fit = self.search.fit_guess()
+            print(f'guesses: R² {self.fit.r2:.2f} of random probes that were held out')
+            return self.search.guess(self.fit.network, self.search.states, self.search.changes)
 
         if self.done % 2 == 0:
-            best = self.rehearser.tries[-1].actions
+            best = self.search.probes[-1].actions
             return best + self.fit.errors * torch.randn_like(best)
 
-        self.fit = self.rehearser.fit_correction()
-        print(f'corrections: R² {self.fit.r2:.2f} of differences between tries that were held out')
-        return self.rehearser.correct(self.fit.network, self.rehearser.tries[-2])
+        self.fit = self.search.fit_correction()
+        print(f'corrections: R² {self.fit.r2:.2f} of differences between probes that were held out')
+        return self.search.correct(self.fit.network, self.search.probes[-2])
 
-    def try_out(self, actions):
-        """A round of tries, logged and saved."""
+    def simulate(self, actions):
+        """A round of probes, logged and saved."""
         actions = actions.clamp(-1, 1)
         now = self.physics[self.rows]
-        after = self.simulator.try_out(now.qpos, now.qvel, self.in_bounds(actions))
+        after = self.simulator.simulate(now.qpos, now.qvel, self.in_bounds(actions))
         changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
 
-        tries = Tries(actions, changes)
-        self.rehearser.tries = [*self.rehearser.tries[-1:], tries]
+        probes = Probes(actions, changes)
+        self.search.probes = [*self.search.probes[-1:], probes]
         self.done += 1
-        missed = self.rehearser.missed(tries)
-        print(f'round {self.done}: {missed.mean():.3f} of the variance of changes missed, half of the '
-              f'tries at most {missed.median():.3f}')
-        self.log.log(self.steps, {'missed_mean': missed.mean().item(), 'missed_median': missed.median().item()})
+        residual = self.search.residual(probes)
+        print(f'round {self.done}: {residual.mean():.3f} of the variance of changes residual, half of the '
+              f'probes at most {residual.median():.3f}')
+        self.log.log(self.steps, {'missed_mean': residual.mean().item(), 'missed_median': residual.median().item()})
         self.save()
 
     def all_actions(self, actions):
@@ -240,10 +240,10 @@ class Rehearsal:
         others = np.setdiff1d(self.data.origins, self.rows)
         if len(others):
             # what was found out is one more try, whose change is known without making it
-            self.rehearser.tries.append(Tries(actions, self.rehearser.changes))
-            network = self.rehearser.fit_guess().network
-            result[others] = self.rehearser.guess(network, *self.seen(others))
-            self.rehearser.tries.pop()
+            self.search.probes.append(Probes(actions, self.search.changes))
+            network = self.search.fit_guess().network
+            result[others] = self.search.guess(network, *self.seen(others))
+            self.search.probes.pop()
         result[self.rows] = actions
         return result
 
@@ -252,11 +252,11 @@ class Rehearsal:
         """last.pth, from which a resumed run goes on."""
         content = {
             'done': self.done,
-            'tries': [vars(tries) for tries in self.rehearser.tries],
+            'probes': [vars(probes) for probes in self.search.probes],
             'fit': None,
             'solved': self.solved,
-            'led': self.led,
-            'solving_tries': self.solving_tries,
+            'converged': self.converged,
+            'solving_probes': self.solving_probes,
         }
         if self.fit:
             content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
@@ -264,13 +264,13 @@ class Rehearsal:
 
     def load_state_dict(self, saved):
         self.done = saved['done']
-        if 'led' in saved:  # else it is from before there were rounds of solving, and solves anew
+        if 'converged' in saved:  # else it is from before there were rounds of solving, and solves anew
             self.solved = saved['solved']
-            self.led = saved['led']
-            self.solving_tries = saved['solving_tries']
-        self.rehearser.tries = [Tries(**tries) for tries in saved['tries']]
+            self.converged = saved['converged']
+            self.solving_probes = saved['solving_probes']
+        self.search.probes = [Probes(**probes) for probes in saved['probes']]
         if saved['fit']:
-            network = self.rehearser.make_network(saved['fit']['network'])
+            network = self.search.make_network(saved['fit']['network'])
             self.fit = Fit(**saved['fit'] | {'network': network})
 
     def write(self, path, actions):
@@ -286,7 +286,7 @@ class Rehearsal:
 
 
 def main(argv=None):
-    rehearse(*parse_flags(__doc__.splitlines()[0], RehearsalConfig, argv=argv))
+    label_dataset(*parse_flags(__doc__.splitlines()[0], SimulatorLabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

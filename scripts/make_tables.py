@@ -107,7 +107,7 @@ class Result:
     online_flags: dict | None  # all of the online half; None where no config is kept
     offline_steps: int | None = None
     online_steps: int | None = None
-    tries: int = 0  # environment steps of scripts/label_with_simulator.py
+    probes: int = 0  # environment steps of scripts/label_with_simulator.py
     curve: tuple | None = None  # (steps, successes) of the evaluations while training
 
     @property
@@ -122,8 +122,8 @@ class Result:
 
     @property
     def environment_steps(self):
-        """All of them, tries included; None where they are not kept."""
-        return None if self.online_steps is None else self.online_steps + self.tries
+        """All of them, probes included; None where they are not kept."""
+        return None if self.online_steps is None else self.online_steps + self.probes
 
     @property
     def online_updates(self):
@@ -167,9 +167,9 @@ def read_result(path):
     if online.is_file():
         result.online_steps = int(read_csv(online)[-1]['step'])
         result.curve = read_metric(online, METRIC)
-    rehearsal = path.with_name('rehearsal.csv')
-    if rehearsal.is_file():
-        result.tries = int(read_csv(rehearsal)[-1]['step'])
+    labeling = path.with_name('labeling.csv')
+    if labeling.is_file():
+        result.probes = int(read_csv(labeling)[-1]['step'])
     return result
 
 
@@ -177,7 +177,7 @@ def given_flags(folder, metrics):
     """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept. What it was
     told only when it was evaluated, the `metrics` say."""
     words = []
-    for half in ('offline', 'rehearsal', 'online'):
+    for half in ('offline', 'labeling', 'online'):
         path = folder / f'config_{half}.json'
         if not path.is_file():
             continue

@@ -76,7 +76,7 @@ def run_main(main):
 
 
 def is_read():
-    """Does somebody read stdout? An empty line tries it. If not, what is left to be written goes nowhere."""
+    """Does somebody read stdout? An empty line probes it. If not, what is left to be written goes nowhere."""
     try:
         print(flush=True)
     except BrokenPipeError:

@@ -189,7 +189,7 @@ class Stop:
 def open_run(kind, script, *configs):
     """Context of one training -> `Run`.
 
-    kind: 'offline', 'online' or 'rehearsal'; script: path of what runs; configs: dataclasses of its flags, a
+    kind: 'offline', 'online' or 'labeling'; script: path of what runs; configs: dataclasses of its flags, a
     `RunConfig` first.
 
     The folder is locked, signals are caught, and `Stopped` ends the program with exit code 130 or 143, after printing

@@ -53,7 +53,7 @@ ONLINE = [
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]
-REHEARSE = [
+LABEL = [
     ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-']),
     ('--stages 0', ['--stages 0', 'at least 1']),
     ('--max_steps -1', ['--max_steps -1', 'at least 0']),
@@ -64,7 +64,7 @@ EVALUATE = [
     ('--checkpoint x.pth --action_scale 0', ['--action_scale 0', 'above 0']),
 ]
 CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
-                                               (label_with_simulator, REHEARSE), (evaluate, EVALUATE)) for case in cases]
+                                               (label_with_simulator, LABEL), (evaluate, EVALUATE)) for case in cases]
 
 
 @pytest.mark.parametrize('script, flags, words', CASES, ids=[flags for _, flags, _ in CASES])

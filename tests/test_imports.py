@@ -35,7 +35,7 @@ ALLOWED = {
     'planner': set(),
     'labeler': set(),
     'rehearsals': {'labeler', 'model'},
-    'rehearse': {'ogbench_utils', 'custom_env', 'rehearsals', 'trajectories', 'utils'},
+    'label_dataset': {'ogbench_utils', 'custom_env', 'rehearsals', 'trajectories', 'utils'},
     'online_agent': {'imputed', 'labeler', 'offline_agent', 'online_batches', 'model', 'planner', 'things',
                      'utils'},
     'maze_figures': {'ogbench_utils', 'observation_model'},

@@ -667,11 +667,11 @@ def test_who_goes_back_to_begin_anew_is_led_by_the_labeler(mover, monkeypatch):
     observations = np.stack([state, state])
 
     acting = agent.initial_state(2)
-    led = []
+    converged = []
     for _ in range(7):
         actions, acting = agent.act(observations, goals, acting)
-        led.append((actions == agent._scale_from_unit(np.array([-1, 1]))).all(1))
-    assert np.array(led).tolist() == [[False, False]] * 4 + [[True, False]] + [[False, False]] * 2
+        converged.append((actions == agent._scale_from_unit(np.array([-1, 1]))).all(1))
+    assert np.array(converged).tolist() == [[False, False]] * 4 + [[True, False]] + [[False, False]] * 2
 
     agent.labeler.forget()
     for _ in range(2):

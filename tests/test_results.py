@@ -173,9 +173,9 @@ def test_flags_that_are_not_the_defaults_are_told(page):
 def test_tries_of_a_rehearsal_are_environment_steps_and_its_flags_are_told(page):
     folder = page / 'results' / 'main' / LARGE / 'seed7'
     write_run(folder, [0.5])
-    (folder / 'rehearsal.csv').write_text('step,time,missed_mean\n400000,1.0,0.3\n800000,2.0,0.2\n')
-    for half, flags in (('rehearsal', '--stages 2 --max_steps 800000 --save_dir x/rehearsal'),
-                        ('online', '--max_steps 10000 --actions_path x/rehearsal/actions.npz')):
+    (folder / 'labeling.csv').write_text('step,time,missed_mean\n400000,1.0,0.3\n800000,2.0,0.2\n')
+    for half, flags in (('labeling', '--stages 2 --max_steps 800000 --save_dir x/labeling'),
+                        ('online', '--max_steps 10000 --actions_path x/labeling/actions.npz')):
         (folder / f'config_{half}.json').write_text(json.dumps({'argv': ['script.py', *flags.split()]}))
     assert script('make_tables', '--root', page)[0] == 0
     text = (page / 'README.md').read_text(encoding='utf-8')

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 import offline_trainer
 import online_trainer
 from labeling.labeler import explained
-from labeling.simulator_labels import Rehearser, Simulator, Tries
+from labeling.simulator_labels import ActionSearch, Simulator, Probes
 from ogbench_utils import make_env
 from online_batches import OnlineBatches
 from support.files import load_checkpoint
@@ -54,7 +54,7 @@ def walk(ant):
 
 def test_what_is_tried_again_leads_to_where_it_led(ant, walk):
     qpos, qvel, actions = walk
-    next_qpos, next_qvel = Simulator(ant).try_out(qpos[:-1], qvel[:-1], actions)
+    next_qpos, next_qvel = Simulator(ant).simulate(qpos[:-1], qvel[:-1], actions)
     assert np.allclose(next_qpos, qpos[1:], atol=1e-3)
     assert np.allclose(next_qvel, qvel[1:], atol=0.1)
 
@@ -81,13 +81,13 @@ def test_actions_are_solved_for(ant, walk):
     qpos, qvel, actions = walk
     first = (actions + np.random.default_rng(1).normal(0, 0.3, actions.shape)).clip(-1, 1).astype(np.float32)
     simulator = Simulator(ant)
-    next_qpos, next_qvel = simulator.try_out(qpos[:-1], qvel[:-1], actions)
+    next_qpos, next_qvel = simulator.simulate(qpos[:-1], qvel[:-1], actions)
     solved = simulator.solve(qpos[:-1], qvel[:-1], next_qpos, next_qvel, first, qvel.std(0))
 
     error = np.abs(solved.actions - actions)
-    assert solved.led.mean() > 0.3, 'the others stop in a minimum that is none of the whole'
-    assert np.median(error[solved.led]) < 0.02 * np.median(np.abs(first - actions))
-    assert len(actions) * 9 < solved.tries <= len(actions) * simulator.tries_to_solve
+    assert solved.converged.mean() > 0.3, 'the others stop in a minimum that is none of the whole'
+    assert np.median(error[solved.converged]) < 0.02 * np.median(np.abs(first - actions))
+    assert len(actions) * 9 < solved.probes <= len(actions) * simulator.probes_to_solve
 
 
 def test_an_action_that_leads_elsewhere_is_not_solved_for(ant, walk):
@@ -96,7 +96,7 @@ def test_an_action_that_leads_elsewhere_is_not_solved_for(ant, walk):
     simulator = Simulator(ant)
     up = qpos[1:] + np.eye(qpos.shape[1], dtype=np.float32)[2]
     solved = simulator.solve(qpos[:-1], qvel[:-1], up, qvel[1:], actions, qvel.std(0))
-    assert not solved.led.any()
+    assert not solved.converged.any()
     assert (np.abs(solved.actions) <= 1).all()
 
 
@@ -127,23 +127,23 @@ def test_guesses_come_near_and_corrections_nearer():
         second = (1.5 + states[:, 2:].tanh()) * actions[:, 1:] - 0.3 * hidden
         return torch.cat([first, second], 1)
 
-    rehearser = Rehearser(states, act(true), action_dim=2, hidden_dim=64, updates=800, batch_size=128)
+    search = ActionSearch(states, act(true), action_dim=2, hidden_dim=64, updates=800, batch_size=128)
 
-    def try_out(actions):
-        rehearser.tries.append(Tries(actions, act(actions)))
+    def simulate(actions):
+        search.probes.append(Probes(actions, act(actions)))
 
-    try_out(2 * torch.rand(4000, 2, generator=generator) - 1)
-    guesses = rehearser.fit_guess()
-    guessed = rehearser.guess(guesses.network, states, rehearser.changes)
+    simulate(2 * torch.rand(4000, 2, generator=generator) - 1)
+    guesses = search.fit_guess()
+    guessed = search.guess(guesses.network, states, search.changes)
     assert 0.3 < guesses.r2 < 0.97, 'the hidden force is in the way'
     assert torch.allclose(guesses.errors, (guessed - true).square().mean(0).sqrt(), rtol=0.3), 'it knows how wrong'
 
-    try_out(guessed)
-    try_out((guessed + guesses.errors * torch.randn(4000, 2, generator=generator)).clamp(-1, 1))
+    simulate(guessed)
+    simulate((guessed + guesses.errors * torch.randn(4000, 2, generator=generator)).clamp(-1, 1))
 
-    corrections = rehearser.fit_correction()
-    labels = rehearser.correct(corrections.network, rehearser.tries[-2])
-    assert corrections.r2 > 0.97, 'between two tries, it drops out'
+    corrections = search.fit_correction()
+    labels = search.correct(corrections.network, search.probes[-2])
+    assert corrections.r2 > 0.97, 'between two probes, it drops out'
     assert explained(labels, true) > 0.9 > explained(guessed, true) + 0.1
 
 
@@ -210,19 +210,19 @@ def test_a_rehearsal_that_was_stopped_finds_the_same(physics, monkeypatch, round
     label_with_simulator.main([*flags, '--save_dir', 'whole'])
 
     tried = []
-    try_out = Simulator.try_out
+    simulate = Simulator.simulate
 
     def stop_after_some(self, *arguments):
         if len(tried) == rounds:
             raise KeyboardInterrupt
         tried.append(arguments)
-        return try_out(self, *arguments)
+        return simulate(self, *arguments)
 
-    monkeypatch.setattr(Simulator, 'try_out', stop_after_some)
+    monkeypatch.setattr(Simulator, 'simulate', stop_after_some)
     with pytest.raises(KeyboardInterrupt):
         label_with_simulator.main([*flags, '--save_dir', 'stopped'])
-    monkeypatch.setattr(Simulator, 'try_out', try_out)
-    assert load_checkpoint('stopped/last.pth', 'rehearsal')['done'] == rounds
+    monkeypatch.setattr(Simulator, 'simulate', simulate)
+    assert load_checkpoint('stopped/last.pth', 'labeling')['done'] == rounds
 
     label_with_simulator.main([*flags, '--save_dir', 'stopped', '--resume'])
     found = []
@@ -241,7 +241,7 @@ def test_too_few_steps_for_all_states_leave_some_to_be_guessed(physics, capsys):
         steps = file['actions'][~file['terminals']]
     assert steps.any(1).all(), 'the others are guessed'
 
-    with pytest.raises(ValueError, match='--max_steps 50: 4 tries at each state need at least 400'):
+    with pytest.raises(ValueError, match='--max_steps 50: 4 probes at each state need at least 400'):
         label_with_simulator.main([*flags[:-1], 'fewer', '--max_steps', '50'])
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B, replaced by recorders: they get what the CSV gets, and are not missed."""
+"""TensorBoard and W&B, replaced by recorders: they get what the CSV gets, and are not residual."""
 
 import importlib.util
 import subprocess
