@@ -151,7 +151,7 @@ class OfflineAgent:
         """Encode a WindowBatch once -> WindowLatents.
 
         z, z_next and z_goal are single states seen through the encoder's `slowness`, and `full` is all of s_t: a V that
-        sees the history knows where its trajectory is heading, and cannot be optimistic about where others went from
+        sees the history knows where its trajectory is direction, and cannot be optimistic about where others went from
         the same state.
         """
         states = at_positions(batch.observations, batch.positions)

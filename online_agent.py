@@ -10,7 +10,7 @@ update trains small heads only: inverse dynamics, a locator and, on request, Q, 
     baseline            b(s) -> progress               how far trajectories usually come from here in a few steps;
                                                        what goes beyond it is imitated
 
-I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
+I reads z' and z_g as directions: the unit vectors from the place of the state to theirs. A place is a state as the slow
 encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
 that tells every joint.
 Where the robot moves things (planning/things.py), I reads how far each is to be moved instead.
@@ -66,7 +66,7 @@ class OnlineConfig:
     gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
-    heading_products: bool = flag(False, "I sees each number of the state times each of the direction of z' as well: "
+    direction_products: bool = flag(False, "I sees each number of the state times each of the direction of z' as well: "
                                          'velocities along and across it, which a robot whose state does not tell '
                                          'where it faces turns by (a humanoid)')
     point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
@@ -83,7 +83,7 @@ class OnlineConfig:
                                             'what is usual from its state, in standard deviations', least=0)
     remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
                                      'sequences expects in their place; else on the last one that received')
-    action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
+    action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees directions (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
     rest_noise: float = flag(0.0, f'noise on the actions of who has not left his place for {STAY_STEPS} steps, its '
@@ -158,22 +158,22 @@ class OnlineAgent:
         for name, target in offline.targets.items():
             offline.nets[name].load_state_dict(target.state_dict())
 
-        if config.heading_products and offline.moves_things:
-            raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
+        if config.direction_products and offline.moves_things:
+            raise ValueError('--direction_products: where things are moved, I sees how far and no direction; leave it '
                              'out')
         if config.rest_noise and offline.moves_things:
             raise ValueError('--rest_noise: where things are moved, a hand may wait; leave it out')
         if config.hop and offline.moves_things:
             raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
                              'leave it out')
-        self.heading_numbers = self.place_numbers().tolist() if config.heading_products else []
-        if config.heading_products and not self.heading_numbers:
-            raise ValueError("--heading_products: the offline run knows no place that z' is a direction from "
+        self.direction_dims = self.place_numbers().tolist() if config.direction_products else []
+        if config.direction_products and not self.direction_dims:
+            raise ValueError("--direction_products: the offline run knows no place that z' is a direction from "
                              '(--slow_goals); leave it out')
 
         d = offline.config.d_model
         h = config.idm_hidden_dim
-        input_dim = d + (3 + len(self.heading_numbers)) * offline.observation_dim
+        input_dim = d + (3 + len(self.direction_dims)) * offline.observation_dim
         self.trained = nn.ModuleDict({
             'inverse_dynamics': InverseDynamics(input_dim, self.action_dim, h),
             'locator': mlp([d, h, offline.observation_dim]),
@@ -427,29 +427,29 @@ class OnlineAgent:
         place = self.encoder.place(states)
         seen = self.encoder.normalize(self.bounded(states))
         if self.moves_things:
-            heading = targets - place
-            headings = heading, self.pointed_out(seen, heading)
+            direction = targets - place
+            directions = direction, self.mask_to_moved_object(seen, direction)
         else:
-            headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
-        if self.config.heading_products:
-            headings = (*headings, self.times_heading(seen, headings[0]))
-        return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
+            directions = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
+        if self.config.direction_products:
+            directions = (*directions, self.multiply_by_direction(seen, directions[0]))
+        return (networks or self.acting)['inverse_dynamics'](full, seen, *directions)
 
-    def times_heading(self, seen, heading):
-        """seen (..., S): states as I sees them; heading (..., S): the direction of z' -> (..., S * P), products of
+    def multiply_by_direction(self, seen, direction):
+        """seen (..., S): states as I sees them; direction (..., S): the direction of z' -> (..., S * P), products of
         each number of the one with each of the P of the other that say where a robot is. Of a velocity in the world
         they tell how much of it leads to z', and how much past it."""
-        direction = heading[..., self.heading_numbers]
+        direction = direction[..., self.direction_dims]
         return (seen.unsqueeze(-1) * direction.unsqueeze(-2)).flatten(-2)
 
-    def pointed_out(self, seen, heading):
-        """seen (..., S): states as I sees them; heading (..., S): how far things are to be moved -> seen (..., S), but
-        zero for all that is not of a thing that is to be moved. Else I would have to read from the heading where to
+    def mask_to_moved_object(self, seen, direction):
+        """seen (..., S): states as I sees them; direction (..., S): how far things are to be moved -> seen (..., S), but
+        zero for all that is not of a thing that is to be moved. Else I would have to read from the direction where to
         look for the place of the cube: a product, which a small network hardly learns."""
         if not self.config.point_out or self.state_map is None:
             return torch.zeros_like(seen)
         members = self.state_map.members.to(seen)
-        is_moved = ((heading.abs() > STILL).to(seen) @ members) > 0
+        is_moved = ((direction.abs() > STILL).to(seen) @ members) > 0
         return seen * (is_moved.to(seen) @ members.T)
 
     def label(self, steps):
@@ -514,8 +514,8 @@ class OnlineAgent:
             return -batch.steps_left / _deviation(batch.steps_left)
 
         here = self.encoder.place(batch.states)
-        heading = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
-        progress = (heading * (self.encoder.place(batch.states_soon) - here)).sum(-1)
+        direction = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
+        progress = (direction * (self.encoder.place(batch.states_soon) - here)).sum(-1)
         return progress / _deviation(progress)
 
     def usual_progress(self, batch, networks):

@@ -210,12 +210,12 @@ def _panels(maze, title, count=6, columns=3):
 
     # all in inches
     gap = 0.06
-    heading = 0.3
+    direction = 0.3
     panel_title = 0.27
     panel_width = 2.0
     panel_height = panel_width * (height - 1.4) / (width - 1.4)
     figure_width = panel_width * columns + gap * (columns + 1)
-    figure_height = rows * (panel_height + panel_title) + heading
+    figure_height = rows * (panel_height + panel_title) + direction
 
     figure = pyplot().figure(figsize=(figure_width, figure_height))
     figure.text(0.5, 1 - 0.16 / figure_height, title, fontsize=TEXT, ha='center', va='center')
@@ -224,7 +224,7 @@ def _panels(maze, title, count=6, columns=3):
     for k in range(count):
         row, column = divmod(k, columns)
         left = gap + column * (panel_width + gap)
-        bottom = figure_height - heading - (row + 1) * (panel_height + panel_title) + gap
+        bottom = figure_height - direction - (row + 1) * (panel_height + panel_title) + gap
         box = (left / figure_width, bottom / figure_height, panel_width / figure_width, panel_height / figure_height)
         axes.append(figure.add_axes(box))
     return figure, axes

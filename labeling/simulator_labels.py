@@ -19,7 +19,7 @@ difference is as random as the noise, and shrink it. So at some states actions a
 network of corrections learns on from those that lead where the data went.
 
 States and changes are told from within the body: of a robot that is free to move, velocities and where is up are told
-in the frame of its trunk, and its place and heading not at all. Joint angles alone then decide which force turns what.
+in the frame of its trunk, and its place and direction not at all. Joint angles alone then decide which force turns what.
 """
 
 import copy

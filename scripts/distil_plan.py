@@ -4,7 +4,7 @@ neither the map nor Dijkstra. Nothing else in the checkpoint is retrained.
     python scripts/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
-Of a proposal, acting reads the heading of its place. So the loss is 1 - cos between the heading of l(f_P(z, z_g)) and
+Of a proposal, acting reads the direction of its place. So the loss is 1 - cos between the direction of l(f_P(z, z_g)) and
 that of the plan, the next node on the way from s to g or g itself. Half of the goals are drawn from anywhere, so that
 far routes are learned, and half from nearby, so that arriving is, and the way around a wall to what lies right behind
 it: of two states from anywhere, one hardly ever lies near the other. `--objective embedding` regresses in V's embedding
@@ -47,8 +47,8 @@ class DistilConfig:
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write (required)')
     dataset_path: str = flag('', 'npz file of the states; default: the very file of the offline run')
-    objective: str = flag('heading', "what is compared with the plan's: the heading of the proposal, or its embedding "
-                                     'by V', choices=('heading', 'embedding'))
+    objective: str = flag('direction', "what is compared with the plan's: the direction of the proposal, or its embedding "
+                                     'by V', choices=('direction', 'embedding'))
     near_goals: float = flag(0.5, 'share of goals near the state, on either side of a wall; the rest is from anywhere',
                              least=0, most=1)
     num_updates: int = flag(5000, 'gradient steps', least=1)
@@ -130,7 +130,7 @@ class Teacher:
 
 
 def heading_cosine(agent, proposed, lesson):
-    """cos between the headings of the proposals' places and of the plan's (n,), as `infer_action` reads them;
+    """cos between the directions of the proposals' places and of the plan's (n,), as `infer_action` reads them;
     proposed (n, D): z'."""
     place = agent.encoder.place(lesson.states)
     proposed_heading = F.normalize(agent.acting['locator'](proposed) - place, dim=-1)
@@ -142,7 +142,7 @@ def distillation_loss(agent, objective, lesson):
     """What the proposer minimises -> (loss, mean cosine)."""
     proposed = agent.values['proposer'](lesson.z, lesson.z_goal)
     cosine = heading_cosine(agent, proposed, lesson)
-    if objective == 'heading':
+    if objective == 'direction':
         return (1 - cosine).mean(), cosine.mean()
 
     embed = agent.offline.targets['value'].embed
@@ -182,7 +182,7 @@ def distil(agent, teacher, config):
 
 @torch.no_grad()
 def measure(agent, lesson):
-    """-> mean cosine between the acting proposer's headings and the plan's, and the share of those less than 45 degrees
+    """-> mean cosine between the acting proposer's directions and the plan's, and the share of those less than 45 degrees
     apart."""
     cosine = heading_cosine(agent, agent.acting['proposer'](lesson.z, lesson.z_goal), lesson)
     return cosine.mean().item(), (cosine > 0.5 ** 0.5).float().mean().item()
@@ -218,7 +218,7 @@ def run(config):
     distil(agent, teacher, config)
     after = measure(agent, lesson)
     print(f'{config.num_updates:,} updates in {time.perf_counter() - begin:.0f} s')
-    print(f'cos between the headings of proposer and plan: {before[0]:.3f} -> {after[0]:.3f}; less than 45 degrees '
+    print(f'cos between the directions of proposer and plan: {before[0]:.3f} -> {after[0]:.3f}; less than 45 degrees '
           f'apart: {before[1]:.1%} -> {after[1]:.1%}')
 
     output = Path(config.output)

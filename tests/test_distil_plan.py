@@ -59,7 +59,7 @@ def planner_agent(make_agent, make_online, data):
     return agent
 
 
-def headings(agent, states, goals, plan, monkeypatch):
+def directions(agent, states, goals, plan, monkeypatch):
     """Where the agent heads for from `states` (B, 5) to `goals`, as I reads it: (B, 5), unit vectors."""
     seen = []
 
@@ -74,22 +74,22 @@ def headings(agent, states, goals, plan, monkeypatch):
     return seen[0]
 
 
-@pytest.mark.parametrize('objective', ['heading', 'embedding'])
+@pytest.mark.parametrize('objective', ['direction', 'embedding'])
 def test_the_distilled_agent_heads_where_the_plan_does(planner_agent, data, objective, monkeypatch):
     """From one corridor to the next, also where the goal lies right behind the wall."""
     states = data.observations[:38]
     goals = data.observations[88:50:-1].copy()
-    planned = headings(planner_agent, states, goals, True, monkeypatch)
+    planned = directions(planner_agent, states, goals, True, monkeypatch)
     assert (planned[:, 1] > 0.5).all()  # up, to the end of the wall
 
-    before = headings(planner_agent, states, goals, False, monkeypatch)
+    before = directions(planner_agent, states, goals, False, monkeypatch)
     config = distil_plan.DistilConfig(objective=objective, num_updates=400, batch_size=128, lr=3e-3)
     distil_plan.distil(planner_agent, distil_plan.Teacher(planner_agent, data), config)
-    after = headings(planner_agent, states, goals, False, monkeypatch)
+    after = directions(planner_agent, states, goals, False, monkeypatch)
 
     cosines = [(proposed * planned).sum(-1).mean() for proposed in (before, after)]
     assert cosines[0] < 0.6, cosines
-    assert cosines[1] > (0.95 if objective == 'heading' else 0.8), cosines
+    assert cosines[1] > (0.95 if objective == 'direction' else 0.8), cosines
     assert not planner_agent.plans
 
 
@@ -103,7 +103,7 @@ def draw_states(agent, data, near_goals, monkeypatch):
 def test_lessons_are_what_acting_plans(planner_agent, data, monkeypatch):
     lesson = draw_states(planner_agent, data, 0.5, monkeypatch)
     goals = lesson.z_goal.numpy()
-    planned = headings(planner_agent, lesson.states.numpy(), goals, True, monkeypatch)
+    planned = directions(planner_agent, lesson.states.numpy(), goals, True, monkeypatch)
     place = planner_agent.encoder.place
     expected = F.normalize(place(lesson.next_states) - place(lesson.states), dim=-1)
     torch.testing.assert_close(planned, expected)

@@ -295,12 +295,12 @@ def walk_along(state_map, positions, goal):
     """-> where to head for at each of these positions (T,) in turn, x alone; None where no path leads."""
     goals = np.array([[goal, 0]], np.float32)
     pursuit = state_map.no_pursuit(1)
-    headings = []
+    directions = []
     for x in positions:
         here = np.array([[x, 0]], np.float32)
         states, found, pursuit = state_map.waypoints(here, goals, state_map.routes(goals), pursuit)
-        headings.append(states[0, 0] if found[0] else None)
-    return headings
+        directions.append(states[0, 0] if found[0] else None)
+    return directions
 
 
 def test_who_has_set_out_does_not_turn_back():
@@ -314,8 +314,8 @@ def test_who_leaves_the_map_keeps_to_nothing():
 
 def test_a_target_is_given_up_after_a_hop():
     """There may be a wall before it."""
-    headings = walk_along(back_and_forth(), [0.0] + 12 * [1.0] + [0.0], goal=9)
-    assert headings == 11 * [5] + 2 * [0] + [5]
+    directions = walk_along(back_and_forth(), [0.0] + 12 * [1.0] + [0.0], goal=9)
+    assert directions == 11 * [5] + 2 * [0] + [5]
 
 
 def test_episodes_pursue_their_own_targets():

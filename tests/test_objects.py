@@ -611,7 +611,7 @@ def test_moves_of_things_are_not_scaled(mover):
     assert np.array_equal(*acted) and np.abs(acted[0]).max() > 0
 
 
-@pytest.mark.parametrize('flag', ['hop', 'heading_products', 'rest_noise'])
+@pytest.mark.parametrize('flag', ['hop', 'direction_products', 'rest_noise'])
 def test_flags_of_walking_are_refused_where_things_are_moved(make_mover, flag):
     with pytest.raises(ValueError, match=f'--{flag}: where things are moved'):
         make_mover(cubes, **{flag: 1})
@@ -648,12 +648,12 @@ def test_acting_heads_for_the_next_move(mover, stub, point_out):
     state = with_things(data, [2.5, 1, 2, 2.5])
     goal = with_things(data, [1, 1, -1, 0.5])
     agent.act(state[None], goal[None], agent.initial_state(1))
-    normalized, heading, pointed_out = seen[0]
+    normalized, direction, mask_to_moved_object = seen[0]
     scale = agent.encoder.slowness / agent.encoder.std
     expected = torch.tensor([0, 0, 0, -1.5, 0, 0, 0]) * scale
-    torch.testing.assert_close(heading[0], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(direction[0], expected, atol=1e-5, rtol=1e-4)
     its_numbers = torch.tensor([0, 0, 0, 1, 1, 0, 0])
-    torch.testing.assert_close(pointed_out, normalized * its_numbers * point_out)
+    torch.testing.assert_close(mask_to_moved_object, normalized * its_numbers * point_out)
 
 
 def test_who_goes_back_to_begin_anew_is_led_by_the_labeler(mover, monkeypatch):

@@ -380,7 +380,7 @@ def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_bat
 
 @pytest.mark.parametrize('memory', [False, True])
 def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_batches, stub, memory):
-    """I reads headings; weights are min(exp(temperature * progress in standard deviations), 100) over their mean."""
+    """I reads directions; weights are min(exp(temperature * progress in standard deviations), 100) over their mean."""
     agent = make_online(memory=memory, progress_steps=3, progress_temperature=2.5, online_share=0.5)
     batches = make_batches(agent)
     batch = batches.sample(np.random.default_rng(0))
@@ -397,11 +397,11 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     place = agent.encoder.place
     now = place(batch.states)
     ahead, soon, goal_ahead = (place(x) - now for x in (batch.states_ahead, soon, batch.goal_states))
-    heading, goal_heading = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (ahead, goal_ahead))
-    error = ((heading + 2 * goal_heading)[:, :ACTION_DIM] - batch.actions).square().mean(-1)
+    direction, goal_heading = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (ahead, goal_ahead))
+    error = ((direction + 2 * goal_heading)[:, :ACTION_DIM] - batch.actions).square().mean(-1)
     assert info['inverse_dynamics_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
 
-    progress = (heading * soon).sum(-1)
+    progress = (direction * soon).sum(-1)
     progress = progress / progress.std()
     assert info['baseline_loss'].item() == pytest.approx((usual - progress).square().mean().item(), rel=1e-3)
     beyond = progress - usual
@@ -474,7 +474,7 @@ def test_the_inverse_dynamics_reads_directions(agent, stub):
 
 
 def test_the_inverse_dynamics_reads_states_along_and_across_the_heading(make_agent, make_online, stub):
-    agent = make_online(heading_products=True)
+    agent = make_online(direction_products=True)
     numbers = agent.place_numbers().tolist()
     read = {}
     net = agent.trained['inverse_dynamics']
@@ -482,14 +482,14 @@ def test_the_inverse_dynamics_reads_states_along_and_across_the_heading(make_age
     full, states, ahead = torch.randn(6, D), torch.randn(6, DIM), torch.randn(6, DIM)
     place = agent.encoder.place(states)
     agent.infer_action(full, states, place + ahead, place, agent.trained)
-    _, seen, heading, _, products = read['inputs']
+    _, seen, direction, _, products = read['inputs']
     for i in range(DIM):
         for j, number in enumerate(numbers):
-            torch.testing.assert_close(products[:, i * len(numbers) + j], seen[:, i] * heading[:, number])
+            torch.testing.assert_close(products[:, i * len(numbers) + j], seen[:, i] * direction[:, number])
     assert net(*read['inputs']).shape == (6, ACTION_DIM)
 
-    with pytest.raises(ValueError, match='--heading_products: the offline run knows no place'):
-        make_online(offline=make_agent(slow_goals=False), heading_products=True)
+    with pytest.raises(ValueError, match='--direction_products: the offline run knows no place'):
+        make_online(offline=make_agent(slow_goals=False), direction_products=True)
 
 
 def test_the_locator_learns_where_latents_lie(agent, batches):
@@ -556,7 +556,7 @@ def planning(make_watched, make_dataset):
 
 
 def heads_for(agent, targets):
-    """What `make_watched` makes of heading for the states `targets` (B, S)."""
+    """What `make_watched` makes of direction for the states `targets` (B, S)."""
     return np.clip(0.01 * agent.encoder.place(torch.from_numpy(targets)).numpy(), -1, 1)
 
 

@@ -92,9 +92,9 @@ def test_flags_named_in_the_text_exist(name):
 
 
 def anchors(text):
-    """What GitHub calls the headings of a page."""
-    headings = re.findall(r'^#+ (.+)$', text, re.M)
-    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+    """What GitHub calls the directions of a page."""
+    directions = re.findall(r'^#+ (.+)$', text, re.M)
+    return {re.sub(r'[^\w -]', '', direction.lower()).replace(' ', '-') for direction in directions}
 
 
 @pytest.mark.parametrize('name', [*PAGES, *OLD_PAGES])
