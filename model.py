@@ -169,7 +169,7 @@ class Encoder(nn.Module):
         """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen as its `place`."""
         return self._encode_single(self.place(observations))
 
-    def encode_full(self, observations):
+    def encode_state(self, observations):
         """(..., S) raw states -> f(s_t) (..., D): each a sequence of length one, all of it."""
         return self._encode_single(self.normalize(observations))
 

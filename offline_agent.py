@@ -173,7 +173,7 @@ class OfflineAgent:
             z_next=z_next,
             z_goal=z_goal,
             sequence=sequence,
-            full=self.encoder.encode_full(states),
+            full=self.encoder.encode_state(states),
             **self._embedded(*targets),
         )
 

@@ -282,11 +282,11 @@ class OnlineAgent:
         # what is remembered, or estimated of a lost reading, is not told by the state alone
         tells_all = not (self.config.memory or self.estimator)
         return LatentStore(dataset, self.encoder, cached, things_scale, self.estimator,
-                           encode_full=self.encode_seen if tells_all else None)
+                           encode_state=self.encode_seen if tells_all else None)
 
     def encode_seen(self, states):
         """Raw states (n, S) -> f(s) (n, D), of what I sees of them."""
-        return self.encoder.encode_full(self.bounded(states))
+        return self.encoder.encode_state(self.bounded(states))
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):

@@ -65,11 +65,11 @@ class LatentStore:
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
     makes places of states where there are things (planning/things.py), else None. estimator: EncoderEstimator, where readings get lost
-    (observing/imputed.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
+    (observing/imputed.py), else None. encode_state: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """
 
-    def __init__(self, dataset, encoder, cached=None, things_scale=None, estimator=None, encode_full=None):
+    def __init__(self, dataset, encoder, cached=None, things_scale=None, estimator=None, encode_state=None):
         self.dataset = dataset
         self.imputed = ImputedStates(dataset, estimator) if estimator else None
         self.encoder = encoder
@@ -80,10 +80,10 @@ class LatentStore:
 
         size = 4 * encoder.d_model * len(dataset)
         self.cached = size <= CACHE_BYTES if cached is None else cached
-        self.encode_full = encode_full
-        self.keeps_full = encode_full is not None and self.cached and 2 * size <= CACHE_BYTES
+        self.encode_state = encode_state
+        self.keeps_state_latents = encode_state is not None and self.cached and 2 * size <= CACHE_BYTES
         self.queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
-        self.full_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
+        self.state_latent_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
         if self.cached:
             self.refresh()
 
@@ -100,11 +100,11 @@ class LatentStore:
         return self.z[rows]
 
     @torch.no_grad()
-    def read_full(self, rows):
+    def read_state_latents(self, rows):
         """rows (n,) int array -> f(s) (n, D), None where a state does not tell it."""
-        if self.keeps_full:
-            return self.full_queue.rows[rows]
-        return self.encode_full(self.states(rows)) if self.encode_full else None
+        if self.keeps_state_latents:
+            return self.state_latent_queue.rows[rows]
+        return self.encode_state(self.states(rows)) if self.encode_state else None
 
     def states(self, rows):
         """Raw states (..., S) of some rows (a slice or an int array), estimated ones where readings got lost."""
@@ -133,8 +133,8 @@ class LatentStore:
 
         known = max(0, len(self.z) - dropped)
         self.queue.extend(len(self.dataset) - known, dropped)
-        if self.keeps_full:
-            self.full_queue.extend(len(self.dataset) - known, dropped)
+        if self.keeps_state_latents:
+            self.state_latent_queue.extend(len(self.dataset) - known, dropped)
 
         starts = [(i, piece.stop) for piece in self._pieces(known)
                   for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
@@ -174,8 +174,8 @@ class LatentStore:
         padding = -len(states) % 128  # few different sizes: see `OnlineBatches.sample`
         padded = F.pad(states, (0, 0, 0, padding))
         self.z[rows] = self.encoder.encode_slow(padded)[:len(states)]
-        if self.keeps_full:
-            self.full_queue.rows[rows] = self.encode_full(padded)[:len(states)]
+        if self.keeps_state_latents:
+            self.state_latent_queue.rows[rows] = self.encode_state(padded)[:len(states)]
 
 
 def label_rows(store, rows, label):
@@ -286,7 +286,7 @@ class OnlineBatches:
         states = store.states(rows)
         seen_states = store.seen_states(rows, rng)
         actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
-        full = store.read_full(rows) if self.offline_store.keeps_full else None
+        full = store.read_state_latents(rows) if self.offline_store.keeps_state_latents else None
         if self.corrective is not None and store is self.offline_store:
             self._perturb(rows, states, actions, full, rng)
             seen_states = states
@@ -322,7 +322,7 @@ class OnlineBatches:
         states[strayed] = self.corrective.states[rows[strayed]].to(store.device)
         actions[strayed] = self.corrective.actions[rows[strayed]].to(store.device)
         if full is not None:
-            full[strayed] = store.encode_full(states[strayed])
+            full[strayed] = store.encode_state(states[strayed])
 
     def _rows_ahead(self, store, rows, rng):
         """rows (n,) -> rows (n,) of the states that z' is: after the next move, or `progress_steps` to k steps on."""

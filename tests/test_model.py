@@ -303,7 +303,7 @@ def test_only_the_encoder_normalises(make_encoder):
     assert raw.std.tolist() == [2.0, 0.5, 3, 10, 1]  # the dimension that never varies keeps 1
     shifted = observations * raw.std + mean
     torch.testing.assert_close(raw.normalize(shifted), observations, rtol=1e-4, atol=1e-5)
-    for function in ('forward', 'encode_slow', 'encode_full'):
+    for function in ('forward', 'encode_slow', 'encode_state'):
         torch.testing.assert_close(getattr(raw, function)(shifted), getattr(encoder, function)(observations),
                                    rtol=1e-4, atol=1e-4)
     z, _ = raw.step(shifted[:, 0], raw.initial_state(2))
@@ -323,10 +323,10 @@ def test_goals_are_seen_through_their_weight(make_encoder):
     goals, other = torch.randn(2, 4, DIM)
     weight = torch.tensor([1.0, 0.5, 0, 0, 1])
     encoder.set_statistics(torch.zeros(DIM), torch.ones(DIM), weight)
-    torch.testing.assert_close(encoder.encode_slow(goals), encoder.encode_full(goals * weight))
+    torch.testing.assert_close(encoder.encode_slow(goals), encoder.encode_state(goals * weight))
     mixed = torch.where(weight > 0, goals, other)
     torch.testing.assert_close(encoder.encode_slow(mixed), encoder.encode_slow(goals))
-    assert not torch.allclose(encoder.encode_full(mixed), encoder.encode_full(goals), atol=1e-2)
+    assert not torch.allclose(encoder.encode_state(mixed), encoder.encode_state(goals), atol=1e-2)
 
 
 @pytest.mark.parametrize('kind', ['gru', 'mlp'])
@@ -346,7 +346,7 @@ def test_a_gru_has_gradients_on_cuda_too(make_encoder):
 def test_an_mlp_remembers_nothing(make_encoder):
     encoder = make_encoder(kind='mlp')
     observations = torch.randn(2, 9, DIM)
-    torch.testing.assert_close(encoder(observations), encoder.encode_full(observations))
+    torch.testing.assert_close(encoder(observations), encoder.encode_state(observations))
 
 
 @pytest.mark.parametrize('kind', ['mamba', 'gru', 'mlp'])

@@ -277,7 +277,7 @@ def test_encode_takes_the_asked_positions(either_agent, batch):
     torch.testing.assert_close(latents.z, encoded[rows, batch.positions])
     torch.testing.assert_close(latents.z_next, encoded[rows, batch.next_positions])
     torch.testing.assert_close(latents.z_goal, agent.encoder.encode_slow(batch.goals))
-    full = agent.encoder.encode_full(batch.observations)
+    full = agent.encoder.encode_state(batch.observations)
     torch.testing.assert_close(latents.full, full[rows, batch.positions])
 
     targets = target_latents(agent, batch)

@@ -89,8 +89,8 @@ class TaggedStore:
     def read(self, rows):
         return torch.from_numpy(rows).float()[:, None]
 
-    read_full = read
-    keeps_full = True
+    read_state_latents = read
+    keeps_state_latents = True
 
 
 @pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
@@ -165,11 +165,11 @@ def test_what_is_kept_changes_nothing(either_agent, make_dataset):
     torch.testing.assert_close(kept.read(rows), either_agent.encoder.encode_slow(states), rtol=1e-4, atol=1e-5)
 
     if either_agent.config.memory:
-        assert kept.read_full(rows) is None and fresh.read_full(rows) is None
+        assert kept.read_state_latents(rows) is None and fresh.read_state_latents(rows) is None
         return
-    assert kept.keeps_full and not fresh.keeps_full
+    assert kept.keeps_state_latents and not fresh.keeps_state_latents
     for store in kept, fresh:
-        torch.testing.assert_close(store.read_full(rows), either_agent.encode_seen(states), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(store.read_state_latents(rows), either_agent.encode_seen(states), rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_reads_what_is_kept(make_online, make_dataset, make_replay):
@@ -202,12 +202,12 @@ def test_windows_cover_all_transitions(make_dataset, make_replay):
 
 def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):
     agent, data = make_online(), make_dataset()
-    assert agent.latent_store(data).keeps_full
+    assert agent.latent_store(data).keeps_state_latents
     size = 4 * D * len(data)
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', size)
-    assert agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
+    assert agent.latent_store(data).cached and not agent.latent_store(data).keeps_state_latents
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', size - 1)
-    assert not agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
+    assert not agent.latent_store(data).cached and not agent.latent_store(data).keeps_state_latents
 
 
 def test_an_update_with_resting_values_leaves_them(make_online, make_batches):
