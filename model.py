@@ -140,7 +140,7 @@ class Encoder(nn.Module):
 
     def set_statistics(self, mean, std, slowness=None):
         """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `slowness`
-        (S,): how much of each dimension `encode_slow` sees, default all of it."""
+        (S,): how much of each dimension `encode_features` sees, default all of it."""
         mean = torch.as_tensor(mean, dtype=torch.float32)
         std = torch.as_tensor(std, dtype=torch.float32)
         self.mean.copy_(mean)
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         """(..., S) raw states -> (..., S), normalised and weighted by `slowness`: where a state is."""
         return self.normalize(observations) * self.slowness
 
-    def encode_slow(self, observations):
+    def encode_features(self, observations):
         """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen as its `place`."""
         return self._encode_single(self.place(observations))
 

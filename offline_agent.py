@@ -131,7 +131,7 @@ class OfflineAgent:
     def encoder(self):
         return self.nets['encoder']
 
-    def place_scale(self):
+    def goal_feature_affine(self):
         """-> mean, scale (S,), numpy: a state s lies at (s - mean) * scale, which is `Encoder.place`."""
         encoder = self.encoder
         mean, std, slowness = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.slowness))
@@ -162,11 +162,11 @@ class OfflineAgent:
         windows = batch.observations[:count, :self.config.context_length]
         sequence = self.encoder(windows) if len(windows) else windows.new_zeros(0, 0, self.config.d_model)
 
-        z, z_next, z_goal = self.encoder.encode_slow(torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
+        z, z_next, z_goal = self.encoder.encode_features(torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
 
         with torch.no_grad():
             everything = torch.cat([states, next_states, batch.goals, batch.proposer_goals], 1)
-            targets = self.targets['encoder'].encode_slow(everything).chunk(4, 1)
+            targets = self.targets['encoder'].encode_features(everything).chunk(4, 1)
 
         return WindowLatents(
             z=z,

@@ -1,12 +1,12 @@
 """OPSO's second half: turn the frozen encoder and the proposer into a policy that learns actions while it acts. An
-update trains small heads only: inverse dynamics, a locator and, on request, Q, V and the proposer further on.
+update trains small heads only: inverse dynamics, a feature_decoder and, on request, Q, V and the proposer further on.
 
     labeler             I_1(s_t, s_{t+1}) -> a_t       physics, learned from the agent's own transitions; no network,
                                                        and no part of an update (labeling/labeler.py)
     inverse_dynamics    I(z, z', z_g) -> a             what acts; trained on offline states with the labeler's actions
                                                        (BCO, Torabi et al. 2018, made goal-conditioned) and, with
                                                        online_share, on the agent's own transitions
-    locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
+    feature_decoder             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
     baseline            b(s) -> progress               how far trajectories usually come from here in a few steps;
                                                        what goes beyond it is imitated
 
@@ -40,7 +40,7 @@ from support.kernels import small_products
 from utils import in_bounds, in_units, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
-PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
+POSITION_WEIGHT = 0.5  # a number slower than this, the slowest being 1, says where something is
 LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
 STAY_STEPS = 25  # who has stayed in his place for so long rests
@@ -53,7 +53,7 @@ class OnlineConfig:
     batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
                               '(8 * 100 = 800), drawn one by one from the data, or with --memory as windows', least=1)
     idm_hidden_dim: int = flag(256, 'width of the hidden layers of the inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the locator; Q, V and the proposer "
+    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the feature_decoder; Q, V and the proposer "
                            'keep the offline one', above=0)
     lr_decay_updates: int = flag(0, 'all learning rates fall to a hundredth over the second half of so many updates; '
                                     '0: they stay', least=0)
@@ -129,7 +129,7 @@ class ActState(NamedTuple):
 class OnlineAgent:
     """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
 
-    labeler: a Labeler. trained: inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
+    labeler: a Labeler. trained: inverse_dynamics, feature_decoder, baseline. values: critic, value, proposer, trained only with
     `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
     (A,) of the actions. state_map: the StateMap or ThingsMap on which it plans, None until `build_map`.
     """
@@ -166,7 +166,7 @@ class OnlineAgent:
         if config.hop and offline.moves_things:
             raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
                              'leave it out')
-        self.direction_dims = self.place_numbers().tolist() if config.direction_products else []
+        self.direction_dims = self.position_dims().tolist() if config.direction_products else []
         if config.direction_products and not self.direction_dims:
             raise ValueError("--direction_products: the offline run knows no place that z' is a direction from "
                              '(--slow_goals); leave it out')
@@ -176,7 +176,7 @@ class OnlineAgent:
         input_dim = d + (3 + len(self.direction_dims)) * offline.observation_dim
         self.trained = nn.ModuleDict({
             'inverse_dynamics': InverseDynamics(input_dim, self.action_dim, h),
-            'locator': mlp([d, h, offline.observation_dim]),
+            'feature_decoder': mlp([d, h, offline.observation_dim]),
             'baseline': mlp([(1 + offline.moves_things) * offline.observation_dim, h, 1]),
         }).to(self.device).eval()
         if config.memory:
@@ -203,7 +203,7 @@ class OnlineAgent:
     def build_map(self, data, seed=0, nodes=0):
         """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
         there are things to be moved, else a StateMap of so many nodes (0: as many as it chooses)."""
-        mean, scale = self.offline.place_scale()
+        mean, scale = self.offline.goal_feature_affine()
         if self.moves_things:
             if nodes:
                 raise ValueError('--nodes: where things are moved, the data alone say how many nodes there are; leave '
@@ -236,21 +236,21 @@ class OnlineAgent:
             return states
         return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
 
-    def place_numbers(self):
+    def position_dims(self):
         """-> int array, the numbers of a state that say where the robot, or a thing, is, the slowest first; empty where
         nothing is known to be slow."""
         if not self.offline.config.slow_goals:
             return np.zeros(0, int)
         slowness = self.offline.encoder.slowness.cpu().numpy()
         order = np.argsort(-slowness, kind='stable')
-        return order[slowness[order] > PLACE_SLOWNESS]
+        return order[slowness[order] > POSITION_WEIGHT]
 
     def fit_labeler(self, batches, rng):
         """Let the labeler learn from all own steps of `OnlineBatches`, and label the data anew; draws from the numpy
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.place_numbers(),
+                              places=self.position_dims(),
                               gentle=self.config.gentle_labels if self.moves_things else 0.0)
         batches.label_data(self.label)
         return r2
@@ -278,7 +278,7 @@ class OnlineAgent:
 
     def latent_store(self, dataset, cached=None):
         """-> LatentStore of a dataset, with this agent's encoder."""
-        things_scale = self.offline.place_scale()[1] if self.moves_things else None
+        things_scale = self.offline.goal_feature_affine()[1] if self.moves_things else None
         # what is remembered, or estimated of a lost reading, is not told by the state alone
         tells_all = not (self.config.memory or self.estimator)
         return LatentStore(dataset, self.encoder, cached, things_scale, self.estimator,
@@ -295,7 +295,7 @@ class OnlineAgent:
             encoder=self.encoder.initial_state(batch_size),
             belief=self.estimator.initial_state(batch_size) if self.estimator else None,
             goals=goals,
-            z_goal=self.encoder.encode_slow(goals),
+            z_goal=self.encoder.encode_features(goals),
             goal_places=self.encoder.place(goals),
             routes=None,
             pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
@@ -339,7 +339,7 @@ class OnlineAgent:
         if is_new.any():
             state = state._replace(
                 goals=goals.clone(),
-                z_goal=self.encoder.encode_slow(goals),
+                z_goal=self.encoder.encode_features(goals),
                 goal_places=self.encoder.place(goals),
                 routes=self.state_map.routes(raw_goals) if self.plans else None,
                 pursuit=state.pursuit.forget(is_new.cpu().numpy()) if self.plans else None,
@@ -366,8 +366,8 @@ class OnlineAgent:
             biased = np.zeros(len(observations), bool)
             targets = state.goal_places
             if epsilon > 0 or not planned.all():  # a plan alone needs no proposals
-                z_next, biased = self.propose(self.encoder.encode_slow(observations), state.z_goal, epsilon, rng)
-                targets = self.acting['locator'](z_next)
+                z_next, biased = self.propose(self.encoder.encode_features(observations), state.z_goal, epsilon, rng)
+                targets = self.acting['feature_decoder'](z_next)
             follows = planned & ~biased
             if follows.any():
                 rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
@@ -534,14 +534,14 @@ class OnlineAgent:
         loss = (self.usual_progress(batch, self.trained) - progress).square().mean()
         return loss, {'baseline_loss': loss}
 
-    def locator_loss(self, batch):
+    def feature_decoder_loss(self, batch):
         """Where the latents of states lie: mean squared error of their places."""
-        loss = (self.trained['locator'](batch.z) - self.encoder.place(batch.states)).square().mean()
-        return loss, {'locator_loss': loss}
+        loss = (self.trained['feature_decoder'](batch.z) - self.encoder.place(batch.states)).square().mean()
+        return loss, {'feature_decoder_loss': loss}
 
     def total_loss(self, batch, train_values=False):
-        """-> (loss, info): inverse dynamics, the locator and, with `train_values`, Q, V and the proposer."""
-        results = [self.locator_loss(batch), self.imitation_loss(batch)]
+        """-> (loss, info): inverse dynamics, the feature_decoder and, with `train_values`, Q, V and the proposer."""
+        results = [self.feature_decoder_loss(batch), self.imitation_loss(batch)]
         if batch.shows_progress:
             results.append(self.baseline_loss(batch))
         if train_values:

@@ -96,7 +96,7 @@ class LatentStore:
     def read(self, rows):
         """rows (n,) int array -> z (n, D)."""
         if not self.cached:
-            return self.encoder.encode_slow(self.states(rows))
+            return self.encoder.encode_features(self.states(rows))
         return self.z[rows]
 
     @torch.no_grad()
@@ -173,7 +173,7 @@ class LatentStore:
         states = self.states(rows)
         padding = -len(states) % 128  # few different sizes: see `OnlineBatches.sample`
         padded = F.pad(states, (0, 0, 0, padding))
-        self.z[rows] = self.encoder.encode_slow(padded)[:len(states)]
+        self.z[rows] = self.encoder.encode_features(padded)[:len(states)]
         if self.keeps_state_latents:
             self.state_latent_queue.rows[rows] = self.encode_state(padded)[:len(states)]
 

@@ -99,7 +99,7 @@ PANELS = (  # after the panel of success; those of rounds are optional: random s
     Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
     Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
     Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True),
-    Panel('locator', {'train': 'training/locator_loss'}, log_scale=True),
+    Panel('feature_decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True),
     Panel('usual progress', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),  # --progress_steps
     Panel('critic, value, proposer', {'critic': 'training/critic_loss', 'value': 'training/value_loss',
                                       'proposer': 'training/proposer_loss'}, log_scale=True,

@@ -189,7 +189,7 @@ class Probe:
 
     @staticmethod
     def encode(agent, observations):
-        return agent.targets['encoder'].encode_slow(torch.as_tensor(observations, device=agent.device))
+        return agent.targets['encoder'].encode_features(torch.as_tensor(observations, device=agent.device))
 
     @staticmethod
     def embed(agent, z):

@@ -121,7 +121,7 @@ def parts(options):
 
     @torch.no_grad()
     def target_networks():
-        z = targets['encoder'].encode_slow(torch.cat([batch.goals] * 4))
+        z = targets['encoder'].encode_features(torch.cat([batch.goals] * 4))
         targets['value'].embed(z)
 
     def sampling():

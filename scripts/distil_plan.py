@@ -133,7 +133,7 @@ def heading_cosine(agent, proposed, lesson):
     """cos between the directions of the proposals' places and of the plan's (n,), as `infer_action` reads them;
     proposed (n, D): z'."""
     place = agent.encoder.place(lesson.states)
-    proposed_heading = F.normalize(agent.acting['locator'](proposed) - place, dim=-1)
+    proposed_heading = F.normalize(agent.acting['feature_decoder'](proposed) - place, dim=-1)
     planned_heading = F.normalize(agent.encoder.place(lesson.next_states) - place, dim=-1)
     return (proposed_heading * planned_heading).sum(-1)
 
@@ -147,7 +147,7 @@ def distillation_loss(agent, objective, lesson):
 
     embed = agent.offline.targets['value'].embed
     with torch.no_grad():
-        target = embed(agent.encoder.encode_slow(lesson.next_states))
+        target = embed(agent.encoder.encode_features(lesson.next_states))
     return (embed(proposed) - target).square().sum(-1).mean(), cosine.mean()
 
 

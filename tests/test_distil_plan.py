@@ -40,22 +40,22 @@ def data(make_config):
 
 @pytest.fixture
 def planner_agent(make_agent, make_online, data):
-    """An agent with a map of the data, whose locator knows where latents lie."""
+    """An agent with a map of the data, whose feature_decoder knows where latents lie."""
     offline = make_agent()
     offline.set_statistics(*data.statistics(), data.slowness())
     agent = make_online(offline=offline, hop=4)
     agent.build_map(data, nodes=60)
 
     states = torch.from_numpy(data.observations)
-    z = agent.encoder.encode_slow(states)
-    locator = agent.acting['locator'].requires_grad_(True)
-    optimizer = torch.optim.Adam(locator.parameters(), lr=3e-3)
+    z = agent.encoder.encode_features(states)
+    feature_decoder = agent.acting['feature_decoder'].requires_grad_(True)
+    optimizer = torch.optim.Adam(feature_decoder.parameters(), lr=3e-3)
     for _ in range(200):
-        loss = (locator(z) - agent.encoder.place(states)).square().mean()
+        loss = (feature_decoder(z) - agent.encoder.place(states)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    locator.requires_grad_(False)
+    feature_decoder.requires_grad_(False)
     return agent
 
 

@@ -386,16 +386,16 @@ def test_a_non_finite_gradient_stops_too(folder, monkeypatch, capsys):
 
 def test_a_non_finite_loss_stops_the_online_run(folder, monkeypatch, capsys):
     offline_trainer.main(['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run'])
-    loss = OnlineAgent.locator_loss
+    loss = OnlineAgent.feature_decoder_loss
 
     def bad(self, batch):
         value = loss(self, batch)[0] * (torch.nan if self.step == 2 else 1)
-        return value, {'locator_loss': value}
+        return value, {'feature_decoder_loss': value}
 
-    monkeypatch.setattr(OnlineAgent, 'locator_loss', bad)
+    monkeypatch.setattr(OnlineAgent, 'feature_decoder_loss', bad)
     line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'run/last.pth',
                  '--num_envs', 2, '--random_steps', 40, '--max_steps', 40, '--batch_size', 1,
                  '--save_dir', 'online')
-    assert 'locator_loss is nan at update 3' in line
+    assert 'feature_decoder_loss is nan at update 3' in line
     with np.load('online/nonfinite_update3.npz', allow_pickle=False) as dump:
         assert dump['rows'].shape == (20,)

@@ -121,7 +121,7 @@ def test_look_asks_the_networks(maze, probe, make_config):
     n, goal = len(probe.xy), torch.from_numpy(maze.goal_observations[2])
     assert look.values.shape == (5, n) and look.proposed_xy.shape == (5, n, 2)
     with torch.no_grad():
-        z, z_goal = (agent.targets['encoder'].encode_slow(t) for t in (torch.from_numpy(probe.observations[7]), goal))
+        z, z_goal = (agent.targets['encoder'].encode_features(t) for t in (torch.from_numpy(probe.observations[7]), goal))
         assert agent.targets['value'](z, z_goal).mean().item() == pytest.approx(look.values[2, 7], abs=1e-4)
 
 

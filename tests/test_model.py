@@ -303,7 +303,7 @@ def test_only_the_encoder_normalises(make_encoder):
     assert raw.std.tolist() == [2.0, 0.5, 3, 10, 1]  # the dimension that never varies keeps 1
     shifted = observations * raw.std + mean
     torch.testing.assert_close(raw.normalize(shifted), observations, rtol=1e-4, atol=1e-5)
-    for function in ('forward', 'encode_slow', 'encode_state'):
+    for function in ('forward', 'encode_features', 'encode_state'):
         torch.testing.assert_close(getattr(raw, function)(shifted), getattr(encoder, function)(observations),
                                    rtol=1e-4, atol=1e-4)
     z, _ = raw.step(shifted[:, 0], raw.initial_state(2))
@@ -314,7 +314,7 @@ def test_only_the_encoder_normalises(make_encoder):
 def test_a_goal_is_a_sequence_of_length_one(make_encoder):
     encoder = randomize(make_encoder())
     goals = torch.randn(3, 4, DIM)
-    torch.testing.assert_close(encoder.encode_slow(goals), encoder(goals.view(12, 1, DIM)).view(3, 4, 32),
+    torch.testing.assert_close(encoder.encode_features(goals), encoder(goals.view(12, 1, DIM)).view(3, 4, 32),
                                rtol=1e-4, atol=1e-5)
 
 
@@ -323,9 +323,9 @@ def test_goals_are_seen_through_their_weight(make_encoder):
     goals, other = torch.randn(2, 4, DIM)
     weight = torch.tensor([1.0, 0.5, 0, 0, 1])
     encoder.set_statistics(torch.zeros(DIM), torch.ones(DIM), weight)
-    torch.testing.assert_close(encoder.encode_slow(goals), encoder.encode_state(goals * weight))
+    torch.testing.assert_close(encoder.encode_features(goals), encoder.encode_state(goals * weight))
     mixed = torch.where(weight > 0, goals, other)
-    torch.testing.assert_close(encoder.encode_slow(mixed), encoder.encode_slow(goals))
+    torch.testing.assert_close(encoder.encode_features(mixed), encoder.encode_features(goals))
     assert not torch.allclose(encoder.encode_state(mixed), encoder.encode_state(goals), atol=1e-2)
 
 

@@ -696,7 +696,7 @@ def pulled_back(steps):
 
 def test_states_beside_the_data_lead_back(mover):
     agent, data, replay = mover
-    scale = agent.offline.place_scale()[1]
+    scale = agent.offline.goal_feature_affine()[1]
     found = find_corrective_transitions(data, replay, scale, pulled_back, np.random.default_rng(0))
     strayed = found.states.numpy()
 
@@ -744,7 +744,7 @@ def test_nobody_strays_unless_asked_or_shown(mover, make_mover):
     batches.label_data(pulled_back)
     assert batches.corrective is None
 
-    scale = agent.offline.place_scale()[1]
+    scale = agent.offline.goal_feature_affine()[1]
     nothing = ReplayBuffer(data.observations.shape[1], 2, context_length=8)
     assert find_corrective_transitions(data, nothing, scale, pulled_back, np.random.default_rng(0)) is None
 

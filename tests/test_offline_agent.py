@@ -147,10 +147,10 @@ def test_proposer_target_by_hand(either_agent, batch):
 def target_latents(agent, batch):
     """z, z_next, z_goal and proposer_goal by the target encoder, (B, P, D) each."""
     encoder = agent.targets['encoder']
-    encoded = encoder.encode_slow(batch.observations)
+    encoded = encoder.encode_features(batch.observations)
     rows = torch.arange(len(encoded))[:, None]
     return {'z': encoded[rows, batch.positions], 'z_next': encoded[rows, batch.next_positions],
-            'z_goal': encoder.encode_slow(batch.goals), 'proposer_goal': encoder.encode_slow(batch.proposer_goals)}
+            'z_goal': encoder.encode_features(batch.goals), 'proposer_goal': encoder.encode_features(batch.proposer_goals)}
 
 
 def test_target_embeddings_are_the_target_values(either_agent, batch):
@@ -273,10 +273,10 @@ def test_encode_takes_the_asked_positions(either_agent, batch):
     torch.testing.assert_close(latents.sequence, agent.encoder(batch.observations)[:, :length])
 
     rows = torch.arange(5)[:, None]
-    encoded = agent.encoder.encode_slow(batch.observations)
+    encoded = agent.encoder.encode_features(batch.observations)
     torch.testing.assert_close(latents.z, encoded[rows, batch.positions])
     torch.testing.assert_close(latents.z_next, encoded[rows, batch.next_positions])
-    torch.testing.assert_close(latents.z_goal, agent.encoder.encode_slow(batch.goals))
+    torch.testing.assert_close(latents.z_goal, agent.encoder.encode_features(batch.goals))
     full = agent.encoder.encode_state(batch.observations)
     torch.testing.assert_close(latents.full, full[rows, batch.positions])
 

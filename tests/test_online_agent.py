@@ -34,7 +34,7 @@ def make_watched(make_online, stub):
     def make(which, memory=False):
         agent = make_online(action_dim=DIM if which else D, memory=memory)
         agent.infer_action = lambda full, states, targets, goals: 0.01 * (full, targets, goals)[which]
-        agent.acting['locator'] = stub(lambda z: z[:, :DIM])
+        agent.acting['feature_decoder'] = stub(lambda z: z[:, :DIM])
         return agent
 
     return make
@@ -208,8 +208,8 @@ def test_proposals_and_goals_reach_the_inverse_dynamics(make_watched, states):
     observations, goals = states(4), states(4, seed=1)
     agent = make_watched(1)
     state = agent.initial_state(4)
-    z = agent.encoder.encode_slow(torch.from_numpy(observations))
-    z_goal = agent.encoder.encode_slow(torch.from_numpy(goals))
+    z = agent.encoder.encode_features(torch.from_numpy(observations))
+    z_goal = agent.encoder.encode_features(torch.from_numpy(goals))
 
     actions, _ = agent.act(observations, goals, state)
     expected = 0.01 * agent.acting['proposer'](z, z_goal)[:, :DIM]
@@ -272,7 +272,7 @@ def test_total_loss_is_pure(agent, batch, train_values, assert_same):
     second = agent.total_loss(batch, train_values)
     first[0].backward()
     assert first[0].item() == second[0].item() == second[1]['total_loss'].item()
-    names = {'inverse_dynamics_loss', 'locator_loss', 'baseline_loss'}
+    names = {'inverse_dynamics_loss', 'feature_decoder_loss', 'baseline_loss'}
     names |= {'critic_loss', 'value_loss', 'proposer_loss'} if train_values else set()
     assert names == {name for name in first[1] if name.endswith('_loss')} - {'total_loss'}
     assert first[0].item() == pytest.approx(sum(first[1][name].item() for name in names), rel=1e-5)
@@ -283,7 +283,7 @@ def test_total_loss_is_pure(agent, batch, train_values, assert_same):
 
 @pytest.mark.parametrize('interval', [1, 3, 4])
 def test_update_freezes_the_encoder_and_moves_the_rest(make_online, make_batches, interval):
-    """Inverse dynamics and the locator in every update; Q, V, the proposer and targets in one of `value_interval`,
+    """Inverse dynamics and the feature_decoder in every update; Q, V, the proposer and targets in one of `value_interval`,
     and not even by Adam's momentum in the others."""
     agent, rng = make_online(value_interval=interval), np.random.default_rng(0)
     batches = make_batches(agent)
@@ -325,7 +325,7 @@ def test_the_heads_keep_the_offline_learning_rate(make_agent, make_online, make_
             assert max(steps) == pytest.approx(lr, rel=0.01), name
 
 
-@pytest.mark.parametrize('trained', ['inverse_dynamics', 'locator', 'baseline', 'proposer'])
+@pytest.mark.parametrize('trained', ['inverse_dynamics', 'feature_decoder', 'baseline', 'proposer'])
 def test_each_net_has_its_own_loss(agent, batch, trained):
     agent.total_loss(batch, train_values=True)[1][f'{trained}_loss'].backward()
     everything = {**agent.trained, **agent.offline.nets}
@@ -362,7 +362,7 @@ def test_the_labeler_is_told_which_numbers_are_places(agent, batches, monkeypatc
 
 
 def test_without_slow_goals_no_number_is_known_to_be_a_place(make_agent, make_online):
-    assert len(make_online(offline=make_agent(slow_goals=False)).place_numbers()) == 0
+    assert len(make_online(offline=make_agent(slow_goals=False)).position_dims()) == 0
 
 
 def test_true_actions_of_the_data_take_the_place_of_labels(make_online, make_batches, stub):
@@ -475,7 +475,7 @@ def test_the_inverse_dynamics_reads_directions(agent, stub):
 
 def test_the_inverse_dynamics_reads_states_along_and_across_the_heading(make_agent, make_online, stub):
     agent = make_online(direction_products=True)
-    numbers = agent.place_numbers().tolist()
+    numbers = agent.position_dims().tolist()
     read = {}
     net = agent.trained['inverse_dynamics']
     agent.trained['inverse_dynamics'] = stub(lambda *inputs: read.update(inputs=inputs))
@@ -493,10 +493,10 @@ def test_the_inverse_dynamics_reads_states_along_and_across_the_heading(make_age
 
 
 def test_the_locator_learns_where_latents_lie(agent, batches):
-    optimizer = torch.optim.Adam(agent.trained['locator'].parameters(), 3e-3)
+    optimizer = torch.optim.Adam(agent.trained['feature_decoder'].parameters(), 3e-3)
     rng = np.random.default_rng(0)
     for _ in range(400):
-        loss, _ = agent.locator_loss(batches.sample(rng))
+        loss, _ = agent.feature_decoder_loss(batches.sample(rng))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -631,7 +631,7 @@ def test_without_a_path_the_proposer_decides(planning, make_dataset, where):
     else:
         planning.config.plan = False
     actions, _ = planning.act(observations, goals, planning.initial_state(1))
-    z, z_goal = (planning.encoder.encode_slow(torch.from_numpy(np.float32(a))) for a in (observations, goals))
+    z, z_goal = (planning.encoder.encode_features(torch.from_numpy(np.float32(a))) for a in (observations, goals))
     proposed = planning.acting['proposer'](z, z_goal).detach()[:, :DIM].numpy()
     expected = np.clip(0.01 * proposed, -1, 1)
     np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
@@ -716,6 +716,6 @@ def test_place_is_what_the_proposer_sees(make_agent):
     encoder = agent.encoder
     states = np.random.default_rng(0).standard_normal((5, encoder.mean.numel())).astype(np.float32)
     expected = (torch.from_numpy(states) - encoder.mean) / encoder.std * encoder.slowness
-    mean, scale = agent.place_scale()
+    mean, scale = agent.goal_feature_affine()
     np.testing.assert_allclose((states - mean) * scale, expected.numpy(), rtol=1e-5)
     torch.testing.assert_close(encoder.place(torch.from_numpy(states)), expected, rtol=1e-5, atol=1e-6)

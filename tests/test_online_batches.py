@@ -41,8 +41,8 @@ def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_repla
 def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch, states):
     agent, replay = make_online(), make_replay(())
     store, sizes = agent.latent_store(replay), set()
-    encode_slow = agent.encoder.encode_slow
-    monkeypatch.setattr(agent.encoder, 'encode_slow', lambda states: sizes.add(len(states)) or encode_slow(states))
+    encode_features = agent.encoder.encode_features
+    monkeypatch.setattr(agent.encoder, 'encode_features', lambda states: sizes.add(len(states)) or encode_features(states))
     for n in (2, 40, 77, 128, 129, 200):
         replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM), np.float32))
     store.refresh()
@@ -59,7 +59,7 @@ def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch
             return function(observations)
         return watched
 
-    for name in ('forward', 'encode_slow'):
+    for name in ('forward', 'encode_features'):
         monkeypatch.setattr(encoder, name, watch(getattr(encoder, name)))
     new = states(20, seed=5)
     replay.add(new, np.zeros((19, ACTION_DIM), np.float32))
@@ -162,7 +162,7 @@ def test_what_is_kept_changes_nothing(either_agent, make_dataset):
     rows = np.random.default_rng(0).integers(len(data), size=50)
     torch.testing.assert_close(kept.read(rows), fresh.read(rows), rtol=1e-4, atol=1e-5)
     states = torch.from_numpy(data.observations[rows])
-    torch.testing.assert_close(kept.read(rows), either_agent.encoder.encode_slow(states), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept.read(rows), either_agent.encoder.encode_features(states), rtol=1e-4, atol=1e-5)
 
     if either_agent.config.memory:
         assert kept.read_state_latents(rows) is None and fresh.read_state_latents(rows) is None

@@ -46,7 +46,7 @@ def counting_agent(make_agent, stub):
     network = stub(value)
     network.embed = lambda z: z.expand(2, *z.shape)
     agent.targets['value'] = network
-    agent.targets['encoder'].encode_slow = lambda states: states
+    agent.targets['encoder'].encode_features = lambda states: states
     return agent
 
 
