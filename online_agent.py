@@ -460,12 +460,12 @@ class OnlineAgent:
         """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
         is real in the agent's own rows and the labeler's in offline rows, unless these have true actions."""
         with torch.no_grad():
-            targets = self.encoder.place(batch.states_ahead)
+            targets = self.encoder.place(batch.subgoal_states)
             goals = self.encoder.place(batch.goal_states)
             weights = self.imitation_weights(batch)
 
         full = self.remember(batch)
-        inferred = self.infer_action(full, batch.seen_states, targets, goals, self.trained)
+        inferred = self.infer_action(full, batch.policy_states, targets, goals, self.trained)
         error = (inferred - batch.actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
@@ -476,7 +476,7 @@ class OnlineAgent:
             return batch.full
         if not self.config.memory:
             with torch.no_grad():
-                return self.encode_seen(batch.seen_states)
+                return self.encode_seen(batch.policy_states)
         return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)
 
     def imitation_weights(self, batch):
@@ -504,18 +504,18 @@ class OnlineAgent:
     def switches(self, batch):
         """-> (n,) bool: does the next move of these trajectories switch something?"""
         before, after = (self.state_map.configurations(states.cpu().numpy())
-                         for states in (batch.states, batch.states_ahead))
+                         for states in (batch.states, batch.subgoal_states))
         return torch.from_numpy((before != after).any(1)).to(self.device)
 
     def progress(self, batch):
         """How far the trajectories came toward z' in `progress_steps`, or how soon the next move was done -> (n,), in
         standard deviations of the batch."""
-        if batch.steps_left is not None:
-            return -batch.steps_left / _deviation(batch.steps_left)
+        if batch.steps_to_subgoal is not None:
+            return -batch.steps_to_subgoal / _deviation(batch.steps_to_subgoal)
 
         here = self.encoder.place(batch.states)
-        direction = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
-        progress = (direction * (self.encoder.place(batch.states_soon) - here)).sum(-1)
+        direction = F.normalize(self.encoder.place(batch.subgoal_states) - here, dim=-1)
+        progress = (direction * (self.encoder.place(batch.progress_states) - here)).sum(-1)
         return progress / _deviation(progress)
 
     def usual_progress(self, batch, networks):
@@ -523,7 +523,7 @@ class OnlineAgent:
         longer for the next move than who is about to, and it is no fault of his."""
         seen = self.encoder.normalize(batch.states)
         if self.moves_things:
-            move = self.encoder.place(batch.states_ahead) - self.encoder.place(batch.states)
+            move = self.encoder.place(batch.subgoal_states) - self.encoder.place(batch.states)
             seen = torch.cat([seen, move], -1)
         return networks['baseline'](seen).squeeze(-1)
 

@@ -29,12 +29,12 @@ class OnlineBatch(TensorBatch):
     """What one online update learns from: n transitions to imitate. k = transition_steps, D latent dimensions."""
 
     states: torch.Tensor  # (n, S) raw
-    seen_states: torch.Tensor  # (n, S) raw, what acting would see of them: the same, unless readings get lost
+    policy_states: torch.Tensor  # (n, S) raw, what acting would see of them: the same, unless readings get lost
     windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
     positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
-    states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on, or after the next move: what z' is
-    states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
-    steps_left: torch.Tensor | None  # (n,) steps to states_ahead, where these are after the next move; else None
+    subgoal_states: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on, or after the next move: what z' is
+    progress_states: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
+    steps_to_subgoal: torch.Tensor | None  # (n,) steps to subgoal_states, where these are after the next move; else None
     goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
     actions: torch.Tensor  # (n, A) in [-1, 1]: the labeler's or a file's, or real ones of own episodes
     is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
@@ -53,7 +53,7 @@ class OnlineBatch(TensorBatch):
     @property
     def shows_progress(self):
         """Is there something to weigh imitation by?"""
-        return self.states_soon is not None or self.steps_left is not None
+        return self.progress_states is not None or self.steps_to_subgoal is not None
 
     def __getitem__(self, rows):
         raise TypeError('an OnlineBatch is used whole')
@@ -111,7 +111,7 @@ class LatentStore:
         states = self.imputed.estimated(rows) if self.imputed else self.dataset.observations[rows]
         return torch.from_numpy(states).to(self.device)
 
-    def seen_states(self, rows, rng):
+    def policy_states(self, rows, rng):
         """What acting would see at the rows (n,) of a batch, raw (n, S): of some the reading is lost, if readings get
         lost."""
         if not self.imputed:
@@ -284,22 +284,22 @@ class OnlineBatches:
             return torch.from_numpy(array).to(store.device)
 
         states = store.states(rows)
-        seen_states = store.seen_states(rows, rng)
+        policy_states = store.policy_states(rows, rng)
         actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
         full = store.read_state_latents(rows) if self.offline_store.keeps_state_latents else None
         if self.corrective is not None and store is self.offline_store:
             self._perturb(rows, states, actions, full, rng)
-            seen_states = states
+            policy_states = states
 
         learns = self.embed is not None
         return {
             'states': states,
-            'seen_states': seen_states,
+            'policy_states': policy_states,
             'windows': store.states(window_rows) if self.window else None,
             'positions': tensor(positions) if self.window else None,
-            'states_ahead': store.states(ahead),
-            'states_soon': store.states(soon) if self.progress_steps and not to_move else None,
-            'steps_left': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
+            'subgoal_states': store.states(ahead),
+            'progress_states': store.states(soon) if self.progress_steps and not to_move else None,
+            'steps_to_subgoal': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
             'goal_states': store.states(transitions.proposer_goal_rows),
             'actions': actions,
             'is_online': tensor(np.full(n, store is self.online_store)),

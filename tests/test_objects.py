@@ -539,10 +539,10 @@ def test_z_next_is_the_state_after_the_next_move(mover):
     batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     rows = batch.rows.numpy()
     ahead = (rows // PAUSE + 1) * PAUSE
-    usual = ahead == rows + batch.steps_left.numpy()  # all but cubes that were put back where they had been
+    usual = ahead == rows + batch.steps_to_subgoal.numpy()  # all but cubes that were put back where they had been
     assert usual.mean() > 0.9
-    np.testing.assert_array_equal(batch.states_ahead[usual], data.observations[ahead[usual]])
-    assert batch.states_soon is None
+    np.testing.assert_array_equal(batch.subgoal_states[usual], data.observations[ahead[usual]])
+    assert batch.progress_states is None
 
 
 def test_quick_moves_are_imitated_more(mover):
@@ -550,7 +550,7 @@ def test_quick_moves_are_imitated_more(mover):
     batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     agent.usual_progress = lambda batch, networks: torch.zeros(len(batch.states))
     weights = agent.imitation_weights(batch)
-    assert weights[batch.steps_left < 10].min() > weights[batch.steps_left > 50].max()
+    assert weights[batch.steps_to_subgoal < 10].min() > weights[batch.steps_to_subgoal > 50].max()
     assert agent.total_loss(batch)[1]['baseline_loss'] > 0
 
 
@@ -578,7 +578,7 @@ def test_a_switch_beside_a_cube_is_imitated_all_alike(make_mover):
     assert [len(agent.state_map.switches), len(agent.state_map.loose)] == [1, 1]
     batch = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     weights = agent.imitation_weights(batch)
-    switches = batch.states[:, 3] != batch.states_ahead[:, 3]
+    switches = batch.states[:, 3] != batch.subgoal_states[:, 3]
     assert 0.2 < switches.float().mean() < 0.8
     assert (weights[switches] == 1).all()
     assert weights[~switches].std() > 0.2
@@ -728,7 +728,7 @@ def test_so_much_of_a_batch_begins_beside_the_data(make_mover):
     moved = (batch.states.numpy() != data.observations[rows]).any(1)
     assert 0.3 < moved.mean() < 0.6
     assert batches.corrective.known[rows[moved]].all()
-    assert torch.equal(batch.seen_states, batch.states)
+    assert torch.equal(batch.policy_states, batch.states)
     assert torch.equal(batch.actions[moved], batches.corrective.actions[rows[moved]])
     assert torch.equal(batch.actions[~moved], batches.labels[rows[~moved]])
     torch.testing.assert_close(batch.full, agent.encode_seen(batch.states))

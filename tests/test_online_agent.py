@@ -396,7 +396,7 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
                       for store, at in zip(stores, (rows[:half], rows[half:]), strict=True)])
     place = agent.encoder.place
     now = place(batch.states)
-    ahead, soon, goal_ahead = (place(x) - now for x in (batch.states_ahead, soon, batch.goal_states))
+    ahead, soon, goal_ahead = (place(x) - now for x in (batch.subgoal_states, soon, batch.goal_states))
     direction, goal_heading = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (ahead, goal_ahead))
     error = ((direction + 2 * goal_heading)[:, :ACTION_DIM] - batch.actions).square().mean(-1)
     assert info['inverse_dynamics_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)
@@ -410,7 +410,7 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
     assert info['inverse_dynamics_loss'].item() == pytest.approx(
         (weight * error).sum().item() / weight.sum().item(), rel=1e-3)
     one = dataclasses.replace(batch, **{name: getattr(batch, name)[:1]
-                                        for name in ('states', 'states_ahead', 'states_soon')})
+                                        for name in ('states', 'subgoal_states', 'progress_states')})
     assert agent.imitation_weights(one).item() == 1, 'a single transition has no deviation'
 
 
@@ -425,7 +425,7 @@ def test_what_is_usual_from_a_state_is_learned_and_what_goes_beyond_it_imitated(
     states[:, 1] = torch.where(lies, -1.0, 1.0)
     step = torch.zeros(n, DIM)
     step[:, 0] = torch.where(lies | waits, 0.01, 1.0)
-    batch = dataclasses.replace(batch, states=states, states_soon=states + step, states_ahead=states + 2 * step)
+    batch = dataclasses.replace(batch, states=states, progress_states=states + step, subgoal_states=states + 2 * step)
 
     for _ in range(300):
         loss, _ = agent.baseline_loss(batch)
@@ -513,7 +513,7 @@ def test_a_batch_mixes_the_stores_by_their_share(make_online, make_batches, asse
     assert sizes == {50 * CONTEXT}
     missing = {name for name, value in vars(batch).items() if value is None}
     resting = set() if interval else {'latents', 'rewards', 'discounts', 'proposer_near'}
-    assert missing == {'states_soon', 'steps_left', 'windows', 'positions'} | resting
+    assert missing == {'progress_states', 'steps_to_subgoal', 'windows', 'positions'} | resting
     assert batch.is_online.sum() == 150
     assert_same(vars(batch), vars(batches.sample(np.random.default_rng(0))))
 

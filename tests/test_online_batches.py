@@ -80,7 +80,7 @@ class TaggedStore:
         return torch.from_numpy(self.dataset.observations[rows])
 
     steps = online_batches.LatentStore.steps
-    seen_states = online_batches.LatentStore.seen_states
+    policy_states = online_batches.LatentStore.policy_states
     origins = online_batches.LatentStore.origins
     observed_pairs = online_batches.LatentStore.observed_pairs
     imputed = None
@@ -113,7 +113,7 @@ def test_samples_are_transitions_of_one_trajectory(tagged):
     assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
     assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
     assert (later == np.minimum(rows + STEPS, end)).all()
-    assert np.array_equal(batch.states_soon, data.observations[np.minimum(rows + 3, end)])
+    assert np.array_equal(batch.progress_states, data.observations[np.minimum(rows + 3, end)])
     assert len(set(goal)) > 1 and np.array_equal(batch.goal_states, data.observations[proposer_goal])
 
     assert latents.z is batch.z and latents.target_z is batch.z
@@ -126,7 +126,7 @@ def test_what_lies_ahead_is_3_to_k_steps_on_or_the_end(tagged):
     batch = batches.sample(np.random.default_rng(0))
     rows = batch.rows.numpy()
     candidates = [data.observations[np.minimum(rows + n, data.end_of[rows])] for n in range(1, STEPS + 2)]
-    hits = np.stack([np.all(batch.states_ahead.numpy() == states, 1) for states in candidates])
+    hits = np.stack([np.all(batch.subgoal_states.numpy() == states, 1) for states in candidates])
     inside = rows + STEPS + 1 <= data.end_of[rows]
     shares = hits[:, inside].mean(1)
     assert shares[[0, 1, -1]].max() == 0, 'nearer than progress is measured, or further than k'
@@ -176,7 +176,7 @@ def test_an_update_reads_what_is_kept(make_online, make_dataset, make_replay):
     agent = make_online(online_share=0.25)
     batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
     assert batch.is_online.any() and not batch.is_online.all()
-    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.policy_states), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_not_kept_is_computed_where_it_is_read(make_online, make_dataset, make_replay, monkeypatch):
@@ -184,7 +184,7 @@ def test_what_is_not_kept_is_computed_where_it_is_read(make_online, make_dataset
     agent = make_online(online_share=0.25)
     batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
     assert batch.full is None
-    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states))
+    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.policy_states))
 
 
 def test_windows_cover_all_transitions(make_dataset, make_replay):

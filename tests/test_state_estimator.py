@@ -156,9 +156,9 @@ def test_acting_and_batches_see_beliefs(make_online, lossy_agent, lossy_data, ma
     rows = batch.rows.numpy()
     assert imputed.received[rows].all() and imputed.received[rows + 1].all()
     np.testing.assert_array_equal(batch.states, data.observations[rows])
-    lost = (batch.seen_states != batch.states).any(-1).numpy()
+    lost = (batch.policy_states != batch.states).any(-1).numpy()
     assert 0.3 < lost.mean() < 0.7
-    np.testing.assert_array_equal(batch.seen_states[lost], imputed.expected[rows[lost]])
+    np.testing.assert_array_equal(batch.policy_states[lost], imputed.expected[rows[lost]])
     assert agent.update(batch)['total_loss'].isfinite()
 
     # a reading that repeats is not what acting goes by
