@@ -33,7 +33,7 @@ from model import EncoderState, InverseDynamics, mlp
 from observing.state_estimator import EstimatorState, EncoderEstimator
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
-from planning.graph_planner import Pursuit, StateMap
+from planning.graph_planner import GraphPlanState, StateMap
 from planning.objects import STILL, Carrying, ThingsMap
 from support.flags import flag, make_config
 from support.kernels import small_products
@@ -121,7 +121,7 @@ class ActState(NamedTuple):
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
-    pursuit: Pursuit | Carrying | None  # what is headed for on it; None without a plan
+    pursuit: GraphPlanState | Carrying | None  # what is headed for on it; None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
     rest: Rest  # as it began, without rest_noise
 

@@ -462,7 +462,7 @@ def draw_plan(maze, state_map, path, title):
     figure, axes = _panels(maze, title)
     xy = maze.places(state_map.states)
     edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
-    jumps, chances = _jumps(state_map.luck, xy)
+    jumps, chances = _jumps(state_map.jump_model, xy)
     goals = state_map.locate(maze.goal_observations)
     # a task is known by the place where it starts, so that any node there will do
     starts = [int(np.linalg.norm(xy - start, axis=1).argmin()) for start in maze.starts]
@@ -501,10 +501,10 @@ def draw_plan(maze, state_map, path, title):
     save(figure, path)
 
 
-def _jumps(luck, xy):
+def _jumps(jump_model, xy):
     """-> (lines (P, 2, 2) from the middle of a gate to a node in which it converged, how likely each is (P,)); xy (K, 2): the
     places of the nodes."""
-    middles = np.zeros((luck.gate_numbers.max(initial=-1) + 1, 2))
+    middles = np.zeros((jump_model.gate_numbers.max(initial=-1) + 1, 2))
     for number in range(len(middles)):
-        middles[number] = xy[luck.gate_nodes[luck.gate_numbers == number]].mean(0)
-    return np.stack([middles[luck.landing_numbers], xy[luck.landing_nodes]], 1), luck.landing_chances
+        middles[number] = xy[jump_model.gate_nodes[jump_model.gate_numbers == number]].mean(0)
+    return np.stack([middles[jump_model.landing_numbers], xy[jump_model.landing_nodes]], 1), jump_model.landing_probs

@@ -9,7 +9,7 @@ Laskin et al. 2020, plan so with actions and learned distances; here neither is 
     edges     u -> v: somewhere in the data a state of u was followed, `hop` steps later, by one of v
     near      u is near v: it was followed by v within a hop, so that whoever is in u can head for a goal in v
     cost      the observed steps; more for an edge that was hardly ever seen
-    gate      where the data jump (a teleporter), and luck decides where that ends: here and there, so often
+    gate      where the data jump (a teleporter), and jump_model decides where that ends: here and there, so often
     distance  Dijkstra's, from the goal's node over reversed edges; where there are gates, the steps that an expected
               value stands for: to land where no way leads on is worth nothing. Kept for the goals asked for last
     waypoint  what is headed for: the next node's state or the goal; of a way that only leads back to where one set out
@@ -30,35 +30,35 @@ from scipy.spatial import KDTree
 NO_PATH = -1  # in `StateMap.route`, instead of the next node
 AT_GOAL = -2
 
-HOP_SHARE = 0.6  # of `transition_steps`, the farthest z' that I is trained on: 15 of 25, measured in results/README
+HOP_FRACTION = 0.6  # of `transition_steps`, the farthest z' that I is trained on: 15 of 25, measured in results/README
 COVERAGE = 0.2  # mean distance of states to their node, in median displacements over a hop
-FEWEST_NODES = 250
-MOST_NODES = 4000
+MIN_NODES = 250
+MAX_NODES = 4000
 CLUSTERED_STATES = 40_000  # drawn from the data for k-means
 SAMPLED_STEPS = 100_000
 FAR = 2.0  # a state further than so many node radii from every node is not on the map
-PROVEN = 2  # crossings that make an edge an ordinary one
-UNPROVEN_COST = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
-STANDING = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
+MIN_CROSSINGS = 2  # crossings that make an edge an ordinary one
+RARE_EDGE_PENALTY = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
+STATIONARY_FRACTION = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
 JUMP = 7.0  # a step that changes some number so many times more than 99 % of all do is a jump: a teleporter, not a walk
-STEP_WORTH = 0.9999  # discount of a step where luck decides: to arrive counts for more than when
+PLANNING_DISCOUNT = 0.9999  # discount of a step where jump_model decides: to arrive counts for more than when
 CONVERGED = 1e-7  # what a round of value iteration changes at the end
 KEPT_GOALS = 128  # routes that a map remembers
 ROWS_AT_ONCE = 1 << 18
 
 
-class Pursuit(NamedTuple):
+class GraphPlanState(NamedTuple):
     """What B episodes head for, and for how many steps each has kept to it against the plan."""
 
     targets: np.ndarray  # (B,) int, nodes, AT_GOAL or NO_PATH
     kept: np.ndarray  # (B,) int
 
     def forget(self, rows):
-        """rows (B,) bool -> the Pursuit in which these episodes head for nothing yet."""
-        return Pursuit(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
+        """rows (B,) bool -> the GraphPlanState in which these episodes head for nothing yet."""
+        return GraphPlanState(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
 
 
-class Luck(NamedTuple):
+class JumpModel(NamedTuple):
     """Gates: where the data jump, and chance decides where to. J pairs of a node from which one can go through a gate
     and its number; P of a gate's number and a node in which one may land, and how likely that is: for each gate these
     add up to 1."""
@@ -67,7 +67,7 @@ class Luck(NamedTuple):
     gate_numbers: np.ndarray  # (J,) int32
     landing_numbers: np.ndarray  # (P,) int32
     landing_nodes: np.ndarray  # (P,) int32
-    landing_chances: np.ndarray  # (P,) float32
+    landing_probs: np.ndarray  # (P,) float32
 
     @classmethod
     def none(cls):
@@ -82,11 +82,11 @@ class StateMap:
     mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
     data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node, at least the usual
     gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps; near_sources,
-    near_targets (M,): the nodes that are near others; luck: a Luck.
+    near_targets (M,): the nodes that are near others; jump_model: a JumpModel.
     """
 
     def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, near_sources, near_targets, hop,
-                 luck=None):
+                 jump_model=None):
         self.mean = mean
         self.scale = scale
         self.centers = centers
@@ -98,7 +98,7 @@ class StateMap:
         self.near_sources = near_sources
         self.near_targets = near_targets
         self.hop = int(hop)
-        self.luck = luck or Luck.none()
+        self.jump_model = jump_model or JumpModel.none()
 
         self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
         self._tree = KDTree(centers[:, self._seen])
@@ -114,7 +114,7 @@ class StateMap:
         edge, 0 for a share of the data's `transition_steps`; `nodes`: how many, 0 for as many as cover the data
         (`COVERAGE`)."""
         rng = np.random.default_rng([seed, 7])
-        hop = hop or max(1, round(HOP_SHARE * data.transition_steps))
+        hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
         observations = data.observations
         count = len(data)
         mean, scale = (np.asarray(a, np.float32) for a in (mean, scale))
@@ -124,7 +124,7 @@ class StateMap:
 
         chosen = rng.choice(count, CLUSTERED_STATES, replace=False) if count > CLUSTERED_STATES else np.arange(count)
         # with fewer states to a node than a hop has steps, most hops would begin and end in nodes of their own
-        most = nodes or min(MOST_NODES, max(2, count // hop))
+        most = nodes or min(MAX_NODES, max(2, count // hop))
         spacing = COVERAGE * typical_displacement(place, data.end_of, hop)
         centers = cluster(place(chosen), nodes, spacing, rng, most)
 
@@ -148,8 +148,8 @@ class StateMap:
         edges = find_edges(jumps, labels, data.end_of, hop)
         near = find_near(jumps, labels, data.end_of, hop)
         gates = find_gates(place(np.flatnonzero(jumps))[:, seen], strides[jumps])
-        luck = find_luck(jumps, gates, labels, data.end_of, hop)
-        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop, luck)
+        jump_model = estimate_jumps(jumps, gates, labels, data.end_of, hop)
+        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop, jump_model)
 
     def __len__(self):
         return len(self.centers)
@@ -169,8 +169,8 @@ class StateMap:
         leads there. The last part of every way is from a near node: edges are a hop long, and by them alone a goal
         that is nearer could only be reached by going away from it first."""
         near = self._near.indices[self._near.indptr[node]:self._near.indptr[node + 1]]
-        if len(self.luck.gate_nodes):
-            return self._lucky_paths_to(node, near)
+        if len(self.jump_model.gate_nodes):
+            return self._paths_with_jumps(node, near)
         distances, following, _ = dijkstra(self._reversed, indices=[node, *near], min_only=True,
                                            return_predecessors=True)
         distances += self.hop
@@ -178,13 +178,13 @@ class StateMap:
         following[near] = node
         return distances, following
 
-    def _lucky_paths_to(self, node, near):
+    def _paths_with_jumps(self, node, near):
         """As `_paths_to`, by value iteration (Bellman 1957): a node is worth the discounted chance of arriving from it
         by the best of its edges, or by its gate, whose worth is the mean of its landings'. Who heads for where a gate
         leads goes through it."""
-        luck = self.luck
-        hop_worth = STEP_WORTH ** self.hop
-        edge_worths = STEP_WORTH ** self.costs.astype(np.float64)
+        jump_model = self.jump_model
+        hop_worth = PLANNING_DISCOUNT ** self.hop
+        edge_worths = PLANNING_DISCOUNT ** self.costs.astype(np.float64)
         worth = np.zeros(len(self))
         worth[near] = hop_worth
         worth[node] = hop_worth
@@ -193,11 +193,11 @@ class StateMap:
         while changed:
             walked = np.zeros(len(self))
             np.maximum.at(walked, self.sources, edge_worths * worth[self.targets])
-            landed = luck.landing_chances * worth[luck.landing_nodes]
-            gates = np.bincount(luck.landing_numbers, landed)
-            through = hop_worth * gates[luck.gate_numbers]
+            landed = jump_model.landing_probs * worth[jump_model.landing_nodes]
+            gates = np.bincount(jump_model.landing_numbers, landed)
+            through = hop_worth * gates[jump_model.gate_numbers]
             jumped = np.zeros(len(self))
-            np.maximum.at(jumped, luck.gate_nodes, through)
+            np.maximum.at(jumped, jump_model.gate_nodes, through)
 
             new = np.maximum(worth, np.maximum(walked, jumped))
             changed = (new - worth).max() > CONVERGED
@@ -209,16 +209,16 @@ class StateMap:
 
         order = np.argsort(landed, kind='stable')
         best_landing = np.zeros(len(gates), int)
-        best_landing[luck.landing_numbers[order]] = luck.landing_nodes[order]
-        better = through > walked[luck.gate_nodes]
-        following[luck.gate_nodes[better]] = best_landing[luck.gate_numbers[better]]
+        best_landing[jump_model.landing_numbers[order]] = jump_model.landing_nodes[order]
+        better = through > walked[jump_model.gate_nodes]
+        following[jump_model.gate_nodes[better]] = best_landing[jump_model.gate_numbers[better]]
 
         following[near] = node
         following[worth == 0] = NO_PATH
         following[node] = NO_PATH
 
         with np.errstate(divide='ignore'):
-            distances = np.log(worth) / np.log(STEP_WORTH)
+            distances = np.log(worth) / np.log(PLANNING_DISCOUNT)
         distances[near] = self.hop  # not a rounding more
         distances[node] = 0
         return distances, following
@@ -243,13 +243,13 @@ class StateMap:
         return np.stack([self.route(node) for node in self.locate(goals)])
 
     def no_pursuit(self, size):
-        """-> the Pursuit of `size` episodes that head for nothing yet."""
-        return Pursuit(np.full(size, NO_PATH), np.zeros(size, int))
+        """-> the GraphPlanState of `size` episodes that head for nothing yet."""
+        return GraphPlanState(np.full(size, NO_PATH), np.zeros(size, int))
 
     def waypoints(self, observations, goals, routes, pursuit):
-        """observations, goals (B, S) raw, routes of these goals (B, K + 1), the Pursuit of the step before -> states
+        """observations, goals (B, S) raw, routes of these goals (B, K + 1), the GraphPlanState of the step before -> states
         (B, S) to head for, raw: the next node's, or the goal; found (B,) bool, false where no path leads; the new
-        Pursuit.
+        GraphPlanState.
 
         An edge is a move of a hop. Who follows it crosses other nodes, and where edges are few the way from such a node
         may lead back to where the edge begins: he would go back and forth for ever. So he keeps to his target where the
@@ -264,7 +264,7 @@ class StateMap:
 
         targets = np.where(keeps, pursuit.targets, named)
         states = np.where((targets == AT_GOAL)[:, None], goals, self.states[np.maximum(targets, 0)])
-        return states, targets != NO_PATH, Pursuit(targets, np.where(keeps, pursuit.kept + 1, 0))
+        return states, targets != NO_PATH, GraphPlanState(targets, np.where(keeps, pursuit.kept + 1, 0))
 
     def path(self, start, goal):
         """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for
@@ -283,7 +283,7 @@ class StateMap:
     def state_dict(self):
         """-> tensors and numbers from which `from_state_dict` rebuilds this map exactly."""
         arrays = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
-        arrays |= {name: torch.from_numpy(array) for name, array in self.luck._asdict().items()}
+        arrays |= {name: torch.from_numpy(array) for name, array in self.jump_model._asdict().items()}
         return arrays | {'radius': self.radius, 'hop': self.hop}
 
     @classmethod
@@ -292,15 +292,15 @@ class StateMap:
             direct = saved['costs'] <= saved['hop']
             saved = saved | {'near_sources': saved['sources'][direct], 'near_targets': saved['targets'][direct]}
         arrays = {name: saved[name].cpu().numpy() for name in ARRAYS}
-        luck = None
+        jump_model = None
         if 'gate_nodes' in saved:  # before, a jump was an edge that cost its expected attempts
-            luck = Luck(**{name: saved[name].cpu().numpy() for name in Luck._fields})
-        return cls(**arrays, radius=saved['radius'], hop=saved['hop'], luck=luck)
+            jump_model = JumpModel(**{name: saved[name].cpu().numpy() for name in JumpModel._fields})
+        return cls(**arrays, radius=saved['radius'], hop=saved['hop'], jump_model=jump_model)
 
     @property
     def nbytes(self):
         """Bytes of its arrays, which is what it adds to a checkpoint."""
-        return sum(getattr(self, name).nbytes for name in ARRAYS) + sum(array.nbytes for array in self.luck)
+        return sum(getattr(self, name).nbytes for name in ARRAYS) + sum(array.nbytes for array in self.jump_model)
 
     def __str__(self):
         return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, '
@@ -320,7 +320,7 @@ def typical_displacement(place, end_of, hop):
         return 0.0
 
     distances = np.linalg.norm(place(rows + hop) - place(rows), axis=1)
-    return float(np.median(distances[distances >= STANDING * np.quantile(distances, 0.9)]))
+    return float(np.median(distances[distances >= STATIONARY_FRACTION * np.quantile(distances, 0.9)]))
 
 
 def typical_gap(centers):
@@ -330,12 +330,12 @@ def typical_gap(centers):
     return float(np.median(KDTree(centers).query(centers, k=2)[0][:, 1]))
 
 
-def cluster(places, nodes, spacing, rng, most=MOST_NODES):
+def cluster(places, nodes, spacing, rng, most=MAX_NODES):
     """k-means -> centers (K, S), K at most `nodes`; with `nodes` 0, K such that the mean distance of a state to its
-    center is about `spacing`, at least FEWEST_NODES and at most `most`, never more than there are different states."""
+    center is about `spacing`, at least MIN_NODES and at most `most`, never more than there are different states."""
     different = len(np.unique(places, axis=0))
     most = min(most, different)
-    count = min(nodes or 2 * FEWEST_NODES, most)
+    count = min(nodes or 2 * MIN_NODES, most)
     for _ in range(4):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # an empty cluster keeps its center; `_drop_empty` removes it
@@ -343,9 +343,9 @@ def cluster(places, nodes, spacing, rng, most=MOST_NODES):
         if nodes or not spacing:
             break
         mean_distance = np.linalg.norm(places - centers[labels], axis=1).mean()
-        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count <= FEWEST_NODES):
+        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count <= MIN_NODES):
             break
-        wanted = int(max(count * (mean_distance / spacing) ** 2, FEWEST_NODES))  # places form areas
+        wanted = int(max(count * (mean_distance / spacing) ** 2, MIN_NODES))  # places form areas
         wanted = min(wanted, most)
         if wanted == count:
             break
@@ -404,12 +404,12 @@ def find_edges(jumps, labels, end_of, hop):
     """
     rows = walks(jumps, end_of, hop)
     sources, targets, crossings = _count_crossings(rows, labels[rows], labels[rows + hop])
-    costs = hop * np.where(crossings >= PROVEN, 1.0, UNPROVEN_COST)
+    costs = hop * np.where(crossings >= MIN_CROSSINGS, 1.0, RARE_EDGE_PENALTY)
     return sources.astype(np.int32), targets.astype(np.int32), costs.astype(np.float32)
 
 
-def find_luck(jumps, gates, labels, end_of, hop):
-    """As `find_edges`; gates (J,): the gate of each jump in order -> Luck: within a hop before a jump one can go
+def estimate_jumps(jumps, gates, labels, end_of, hop):
+    """As `find_edges`; gates (J,): the gate of each jump in order -> JumpModel: within a hop before a jump one can go
     through its gate. From one node too few jumps were seen to tell what chance decides, so all of a gate's count."""
     jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
     take_off = np.flatnonzero(jumps)
@@ -422,18 +422,18 @@ def find_luck(jumps, gates, labels, end_of, hop):
 
     numbers, nodes, landings = _sum_by_pair(gates, labels[take_off + 1], ones[:len(gates)])
     chances = landings / np.maximum(np.bincount(numbers, landings), 1)[numbers]
-    return Luck(
+    return JumpModel(
         gate_nodes=gate_nodes.astype(np.int32),
         gate_numbers=gate_numbers.astype(np.int32),
         landing_numbers=numbers.astype(np.int32),
         landing_nodes=nodes.astype(np.int32),
-        landing_chances=chances.astype(np.float32),
+        landing_probs=chances.astype(np.float32),
     )
 
 
 def find_near(jumps, labels, end_of, hop):
     """As `find_edges` -> sources, targets (M,) int32: pairs of nodes of which the second followed on the first after a
-    quarter of a hop, a half, three quarters or a whole one, at least `PROVEN` times altogether."""
+    quarter of a hop, a half, three quarters or a whole one, at least `MIN_CROSSINGS` times altogether."""
     pairs = []
     for steps in sorted({max(1, hop * quarters // 4) for quarters in (1, 2, 3, 4)}):
         rows = walks(jumps, end_of, steps)
@@ -441,7 +441,7 @@ def find_near(jumps, labels, end_of, hop):
 
     sources, targets, crossings = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     sources, targets, crossings = _sum_by_pair(sources, targets, crossings)
-    proven = crossings >= PROVEN
+    proven = crossings >= MIN_CROSSINGS
     return sources[proven].astype(np.int32), targets[proven].astype(np.int32)
 
 

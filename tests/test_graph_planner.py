@@ -8,13 +8,13 @@ from planning import graph_planner
 from planning.graph_planner import (
     AT_GOAL,
     NO_PATH,
-    Luck,
+    JumpModel,
     StateMap,
     cluster,
     find_edges,
     find_gates,
     find_jumps,
-    find_luck,
+    estimate_jumps,
 )
 from trajectories import TrajectoryDataset
 
@@ -150,7 +150,7 @@ def test_one_trajectory_is_enough_for_a_way():
     """Its edges were crossed once; unproven ones cost more but lead on."""
     state_map = make_map(walk((0, 0), (0, 10), (1, 10), (1, 0)), nodes=30)
     assert follow(state_map, (0, 0), (1, 0))[:, 1].max() > 9
-    assert (state_map.costs == graph_planner.UNPROVEN_COST * HOP).all()
+    assert (state_map.costs == graph_planner.RARE_EDGE_PENALTY * HOP).all()
 
 
 def test_proven_way_is_preferred_to_a_shorter_one_seen_once():
@@ -165,7 +165,7 @@ def test_dwelling_is_one_crossing():
     """Ten states in u followed by ten in v are one visit, not ten."""
     labels = np.repeat([0, 1], 10)
     _, _, costs = find_edges(np.zeros(20, bool), labels, np.full(20, 19), hop=2)
-    np.testing.assert_array_equal(costs, [graph_planner.UNPROVEN_COST * 2])
+    np.testing.assert_array_equal(costs, [graph_planner.RARE_EDGE_PENALTY * 2])
 
 
 def test_no_edge_leads_from_one_trajectory_into_the_next():
@@ -177,7 +177,7 @@ def test_no_edge_leads_from_one_trajectory_into_the_next():
 
 def test_luck_of_a_gate_is_that_of_all_who_went_through_it():
     """A teleporter that lands at one place in three of four times and at another in one, whatever node one comes from;
-    and another one far away, with a luck of its own."""
+    and another one far away, with a jump_model of its own."""
     usual = [0, 1, 2, 5]
     from_elsewhere = [3, 4, 2, 7]
     other = [9, 10, 11, 5]
@@ -196,11 +196,11 @@ def test_luck_of_a_gate_is_that_of_all_who_went_through_it():
     gates = find_gates(positions[jumps][:, None], strides[jumps])
     assert gates.tolist() == [0, 0, 0, 0, 1, 1]
 
-    luck = find_luck(jumps, gates, labels, ends, hop=2)
-    assert set(zip(luck.gate_nodes.tolist(), luck.gate_numbers.tolist(), strict=True)) \
+    jump_model = estimate_jumps(jumps, gates, labels, ends, hop=2)
+    assert set(zip(jump_model.gate_nodes.tolist(), jump_model.gate_numbers.tolist(), strict=True)) \
         == {(1, 0), (2, 0), (4, 0), (10, 1), (11, 1)}  # within a hop of the jump, no further
-    landings = zip(luck.landing_numbers.tolist(), luck.landing_nodes.tolist(), strict=True)
-    chances = dict(zip(landings, luck.landing_chances.tolist(), strict=True))
+    landings = zip(jump_model.landing_numbers.tolist(), jump_model.landing_nodes.tolist(), strict=True)
+    chances = dict(zip(landings, jump_model.landing_probs.tolist(), strict=True))
     assert chances == {(0, 5): 0.75, (0, 7): 0.25, (1, 5): 1.0}
 
     sources, targets, _ = find_edges(jumps, labels, ends, hop=2)
@@ -230,16 +230,16 @@ def gated_map(detour, chances, way_out=True):
     pairs = list(zip(way[:-1], way[1:], strict=True)) + ([(2, 0)] if way_out else [])
     sources, targets = np.array(pairs, np.int32).T
     centers = np.stack([10.0 * np.arange(2 + detour), np.zeros(2 + detour)], 1).astype(np.float32)
-    luck = Luck(
+    jump_model = JumpModel(
         gate_nodes=np.zeros(1, np.int32),
         gate_numbers=np.zeros(1, np.int32),
         landing_numbers=np.zeros(2, np.int32),
         landing_nodes=np.array([1, 2], np.int32),
-        landing_chances=np.array(chances, np.float32),
+        landing_probs=np.array(chances, np.float32),
     )
     none = np.zeros(0, np.int32)
     return StateMap(np.zeros(2, np.float32), np.ones(2, np.float32), centers, centers, 1.0, sources, targets,
-                    np.full(len(sources), 10, np.float32), near_sources=none, near_targets=none, hop=10, luck=luck)
+                    np.full(len(sources), 10, np.float32), near_sources=none, near_targets=none, hop=10, jump_model=jump_model)
 
 
 def test_a_gate_is_taken_where_it_saves_time():
@@ -265,8 +265,8 @@ def test_luck_is_kept_and_old_maps_have_none(assert_same):
     assert_same(saved, loaded.state_dict())
     np.testing.assert_array_equal(loaded.route(1), state_map.route(1))
 
-    old = StateMap.from_state_dict({name: array for name, array in saved.items() if name not in Luck._fields})
-    assert old.route(1)[0] == 3 and not len(old.luck.gate_nodes)
+    old = StateMap.from_state_dict({name: array for name, array in saved.items() if name not in JumpModel._fields})
+    assert old.route(1)[0] == 3 and not len(old.jump_model.gate_nodes)
 
 
 def test_without_luck_value_iteration_finds_dijkstras_paths():
@@ -274,7 +274,7 @@ def test_without_luck_value_iteration_finds_dijkstras_paths():
     goal = state_map.locate(np.array([[1, 0]], np.float32))[0]
     near = np.flatnonzero(state_map.route(goal) == AT_GOAL)
     leads_to_itself = {'gate_nodes': [near[0]], 'gate_numbers': [0], 'landing_numbers': [0], 'landing_nodes': [near[0]],
-                       'landing_chances': [1.0]}
+                       'landing_probs': [1.0]}
     saved = state_map.state_dict() | {name: torch.tensor(values) for name, values in leads_to_itself.items()}
     lucky = StateMap.from_state_dict(saved)
     np.testing.assert_allclose(lucky.distances(goal), state_map.distances(goal), atol=0.05)

@@ -18,7 +18,7 @@ from figures.maze_figures import (
 )
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from planning.graph_planner import Luck, StateMap
+from planning.graph_planner import JumpModel, StateMap
 from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset
@@ -224,7 +224,7 @@ def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):
     assert lines(figure().axes[0]) == [len(state_map.sources), 0]
     ends = np.array([20, 21], np.int32)
     one_gate = np.zeros(2, np.int32)
-    state_map.luck = Luck(np.array([3, 4], np.int32), one_gate, one_gate, ends, np.array([0.25, 0.75], np.float32))
+    state_map.jump_model = JumpModel(np.array([3, 4], np.int32), one_gate, one_gate, ends, np.array([0.25, 0.75], np.float32))
     draw_plan(maze, state_map, 'x.png', 'title')
     assert lines(figure().axes[0]) == [len(state_map.sources), 2]
     jumps = figure().axes[0].collections[1].get_segments()
