@@ -63,7 +63,7 @@ class OnlineConfig:
                                'the offline one; Q, V and the proposer see single states either way')
     memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
     labeler_updates: int = flag(100, "steps on the labeler's kernel in each round", least=0)
-    gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
+    small_action_prior: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
                                      'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
                                      'that do the same the smaller one is named; 0: all count alike', least=0)
     direction_products: bool = flag(False, "I sees each number of the state times each of the direction of z' as well: "
@@ -251,7 +251,7 @@ class OnlineAgent:
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
                               places=self.position_dims(),
-                              gentle=self.config.gentle_labels if self.moves_things else 0.0)
+                              small_action_prior=self.config.small_action_prior if self.moves_things else 0.0)
         batches.label_data(self.label)
         return r2
 
@@ -621,7 +621,7 @@ class OnlineAgent:
     def from_state_dict(cls, state, device='cpu', backend='torch'):
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         # what did not exist yet when a checkpoint was written
-        older = {'action_scale': 1.0, 'gentle_labels': 0.0, 'point_out': False}
+        older = {'action_scale': 1.0, 'small_action_prior': 0.0, 'point_out': False}
         known = {key: value for key, value in state['config'].items() if key not in RETIRED}
         config = make_config(OnlineConfig, older | known)
         agent = cls(offline, state['action_low'], state['action_high'], config)

@@ -13,7 +13,7 @@ mislead nobody.
 
 Several actions may do the same: an open hand stays open whichever way it is told to open. Labels are the mean of what
 own steps did there, and random ones open with half of their force where a demonstrator does nothing. Gentle labels
-count own steps by how small their action was, 1 / (1 + (a / gentle)^2), which is to believe beforehand that the
+count own steps by how small their action was, 1 / (1 + (a / small_action_prior)^2), which is to believe beforehand that the
 demonstrator's actions are so distributed. Where own steps tell the action, that changes little.
 
 A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
@@ -71,21 +71,21 @@ class Labeler(nn.Module):
         return len(self.points) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng, kernel_updates=100, places=(), gentle=0.0):
+    def fit(self, steps, actions, rng, kernel_updates=100, places=(), small_action_prior=0.0):
         """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
         goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
         few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them. `gentle`: the action in [-1, 1] with which an own step
+        whether labels may depend on them. `small_action_prior`: the action in [-1, 1] with which an own step
         counts half; 0: all count alike."""
         if not len(steps):
             return None
 
         decides = not self.is_fitted
-        r2 = self._fit(steps, actions, rng, kernel_updates, gentle)
+        r2 = self._fit(steps, actions, rng, kernel_updates, small_action_prior)
         if decides and self.depends_on(places) and not places_help(steps, actions, places, rng, kernel_updates):
             self.forget()
             self.hide(places)
-            r2 = self._fit(steps, actions, rng, kernel_updates, gentle)
+            r2 = self._fit(steps, actions, rng, kernel_updates, small_action_prior)
         return r2
 
     def depends_on(self, numbers):
@@ -102,7 +102,7 @@ class Labeler(nn.Module):
         fresh = Labeler(len(self.seen) // 2, len(self.slopes))
         self.load_state_dict(fresh.state_dict())
 
-    def _fit(self, steps, actions, rng, kernel_updates, gentle):
+    def _fit(self, steps, actions, rng, kernel_updates, small_action_prior):
         rows = rng.permutation(len(steps))[:MAX_STEPS]
         held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
         test, rows = rows[:held_out], np.sort(rows[held_out:])
@@ -117,7 +117,7 @@ class Labeler(nn.Module):
 
         inputs = self._standardize(inputs)
         self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
-        self._fit_weights(inputs, actions[rows], rng, gentle)
+        self._fit_weights(inputs, actions[rows], rng, small_action_prior)
         if held_out < 2:
             return None
         return explained(self(steps[test]), actions[test])
@@ -143,9 +143,9 @@ class Labeler(nn.Module):
             optimizer.step()
 
     @torch.no_grad()
-    def _fit_weights(self, inputs, actions, rng, gentle):
+    def _fit_weights(self, inputs, actions, rng, small_action_prior):
         """What all own steps say, told by the points and the slopes (subset of regressors, section 8.3.1 there)."""
-        importance = 1 / (1 + (actions / gentle).square()) if gentle else torch.ones_like(actions)
+        importance = 1 / (1 + (actions / small_action_prior).square()) if small_action_prior else torch.ones_like(actions)
         count = min(len(inputs), MAX_POINTS)
         points = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         slope = self.log_slope.exp().unsqueeze(1)

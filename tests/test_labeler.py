@@ -68,16 +68,16 @@ def hands(n, seed):
 
 
 def test_of_actions_that_do_the_same_a_gentle_label_is_a_small_one():
-    gentle, usual = Labeler(1, 1), Labeler(1, 1)
-    for labeler in gentle, usual:
-        labeler.fit(*hands(2000, seed=0), np.random.default_rng(0), gentle=0.2 * (labeler is gentle))
+    small_action_prior, usual = Labeler(1, 1), Labeler(1, 1)
+    for labeler in small_action_prior, usual:
+        labeler.fit(*hands(2000, seed=0), np.random.default_rng(0), small_action_prior=0.2 * (labeler is small_action_prior))
 
     stays_open = torch.ones(1, 2, 1)
     assert usual(stays_open) > 0.35, 'the mean of all that leave it open'
-    assert gentle(stays_open) < 0.25
+    assert small_action_prior(stays_open) < 0.25
 
     closing = torch.tensor([[[0.5], [0.4]], [[0.5], [0.6]]])
-    for labeler in gentle, usual:
+    for labeler in small_action_prior, usual:
         torch.testing.assert_close(labeler(closing), torch.tensor([[-0.5], [0.5]]), atol=0.08, rtol=0)
 
 

@@ -633,7 +633,7 @@ def test_progress_steps_0_imitates_all_alike(mover):
 def test_labels_are_gentle_where_there_are_things(mover, monkeypatch):
     agent, data, replay = mover
     told = []
-    monkeypatch.setattr(agent.labeler, 'fit', lambda *args, **options: told.append(options['gentle']))
+    monkeypatch.setattr(agent.labeler, 'fit', lambda *args, **options: told.append(options['small_action_prior']))
     agent.fit_labeler(agent.open_batches(data, replay), np.random.default_rng(0))
     assert told == [0.2]
 

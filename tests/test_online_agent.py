@@ -49,11 +49,11 @@ def snapshot(agent):
 
 # ---------------------------------------------------------------------------------------------------- acting
 def test_actions_are_scaled_before_they_are_clipped(make_online, states):
-    full, gentle = make_online(), make_online(action_scale=0.5)
+    full, small_action_prior = make_online(), make_online(action_scale=0.5)
     inferred = torch.tensor([[0.4, -0.6, 3.0]]).expand(4, ACTION_DIM)
-    for agent in full, gentle:
+    for agent in full, small_action_prior:
         agent.infer_action = lambda *_: inferred
-    acted = [agent.act(states(4), states(4, seed=1), agent.initial_state(4))[0] for agent in (full, gentle)]
+    acted = [agent.act(states(4), states(4, seed=1), agent.initial_state(4))[0] for agent in (full, small_action_prior)]
     np.testing.assert_allclose(acted[0][0], [0.4, -0.6, 1.0], rtol=1e-6)
     np.testing.assert_allclose(acted[1][0], [0.2, -0.3, 1.0], rtol=1e-6)
 
@@ -358,7 +358,7 @@ def test_the_labeler_is_told_which_numbers_are_places(agent, batches, monkeypatc
     agent.encoder.slowness[:3] = torch.tensor([0.7, 0.3, 1.0])
     agent.fit_labeler(batches, np.random.default_rng(0))
     assert told[0]['places'].tolist() == [2, 0], 'the slowest first'
-    assert told[0]['gentle'] == 0, 'a walker is not gentle'
+    assert told[0]['small_action_prior'] == 0, 'a walker is not small_action_prior'
 
 
 def test_without_slow_goals_no_number_is_known_to_be_a_place(make_agent, make_online):
