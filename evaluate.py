@@ -3,7 +3,7 @@
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
     python evaluate.py --checkpoint A/last.pth --compare A/last.pth --no-compare_plan    what does the plan do?
-    python evaluate.py --checkpoint A/last.pth --rest_noise 1          it stirs where it would lie still
+    python evaluate.py --checkpoint A/last.pth --stuck_noise 1          it stirs where it would lie still
     python evaluate.py --checkpoint A/last.pth --video                 one video per task
 """
 
@@ -50,9 +50,9 @@ class EvaluateConfig:
     action_scale: float | None = flag(None, 'do so much of what I infers (default: as it was trained)', type=float,
                                       above=0)
     compare_action_scale: float | None = flag(None, 'the same as --action_scale, for --compare', type=float, above=0)
-    rest_noise: float | None = flag(None, 'noise on the actions of who stays in his place (default: as it was '
+    stuck_noise: float | None = flag(None, 'noise on the actions of who stays in his place (default: as it was '
                                           'trained)', type=float, least=0)
-    compare_rest_noise: float | None = flag(None, 'the same as --rest_noise, for --compare', type=float, least=0)
+    compare_rest_noise: float | None = flag(None, 'the same as --stuck_noise, for --compare', type=float, least=0)
     video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
 
@@ -63,7 +63,7 @@ class Acting:
 
     plan: bool | None = None
     action_scale: float | None = None
-    rest_noise: float | None = None
+    stuck_noise: float | None = None
 
     def told_to(self, state):
         """What `OnlineAgent.state_dict` returned -> the same of an agent that acts so."""
@@ -72,7 +72,7 @@ class Acting:
 
     def check_map(self, agent, path):
         """Raises ValueError if the agent of the checkpoint `path` lacks the map that this needs."""
-        for name in ('plan', 'rest_noise'):
+        for name in ('plan', 'stuck_noise'):
             if getattr(self, name) and agent.state_map is None:
                 raise ValueError(f'--{name}: {path} has no map of the data, it is of an older version; '
                                  f'python scripts/add_map.py --checkpoint {path} adds one')
@@ -92,7 +92,7 @@ def run(config):
     maze = open_maze(dataset, observation_model)
     kind = 'paths' if maze else 'values'
 
-    acting = Acting(config.plan, config.action_scale, config.rest_noise)
+    acting = Acting(config.plan, config.action_scale, config.stuck_noise)
     metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, acting)
     print_table(metrics, episodes)
     pictures = [output.with_name(f'{output.stem}_{kind}.png')]
@@ -160,7 +160,7 @@ def measure(config, path, checkpoint, dataset, acting):
     metrics['seed'] = config.seed
     metrics['plan'] = agent.plans
     metrics['action_scale'] = agent.config.action_scale
-    metrics['rest_noise'] = agent.config.rest_noise
+    metrics['stuck_noise'] = agent.config.stuck_noise
     return metrics, episodes, agent
 
 

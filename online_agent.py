@@ -43,8 +43,8 @@ RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the
 POSITION_WEIGHT = 0.5  # a number slower than this, the slowest being 1, says where something is
 LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
 BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
-STAY_STEPS = 25  # who has stayed in his place for so long rests
-STAY_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
+STUCK_STEPS = 25  # who has stayed in his place for so long rests
+STUCK_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
 
 
 @dataclasses.dataclass
@@ -86,7 +86,7 @@ class OnlineConfig:
     action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees directions (not where things '
                                      'are moved); below 1 it walks more carefully than the data, and falls less',
                                above=0)
-    rest_noise: float = flag(0.0, f'noise on the actions of who has not left his place for {STAY_STEPS} steps, its '
+    stuck_noise: float = flag(0.0, f'noise on the actions of who has not left his place for {STUCK_STEPS} steps, its '
                                   'standard deviation in half widths of their range. Without, a robot that lies still '
                                   'does the same in the same state for ever (a humanoid: 1)', least=0)
     hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
@@ -96,20 +96,20 @@ class OnlineConfig:
                             "proposer's only where no path leads")
 
 
-class Rest(NamedTuple):
+class StuckCounter(NamedTuple):
     """Where B episodes are, and for how many steps they have been there."""
 
     places: np.ndarray  # (B, S), nan where an episode begins
     steps: np.ndarray  # (B,) int
 
     def forget(self, rows):
-        """rows (B,) bool -> the Rest in which these episodes begin."""
-        return Rest(np.where(rows[:, None], np.nan, self.places), np.where(rows, 0, self.steps))
+        """rows (B,) bool -> the StuckCounter in which these episodes begin."""
+        return StuckCounter(np.where(rows[:, None], np.nan, self.places), np.where(rows, 0, self.steps))
 
     def step(self, places, radius):
-        """places (B, S) a step later -> Rest; who is further than `radius` from his place has a new one."""
+        """places (B, S) a step later -> StuckCounter; who is further than `radius` from his place has a new one."""
         stays = np.linalg.norm(places - self.places, axis=1) <= radius
-        return Rest(np.where(stays[:, None], self.places, places), np.where(stays, self.steps + 1, 0))
+        return StuckCounter(np.where(stays[:, None], self.places, places), np.where(stays, self.steps + 1, 0))
 
 
 class ActState(NamedTuple):
@@ -123,7 +123,7 @@ class ActState(NamedTuple):
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
     pursuit: GraphPlanState | Carrying | None  # what is headed for on it; None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
-    rest: Rest  # as it began, without rest_noise
+    rest: StuckCounter  # as it began, without stuck_noise
 
 
 class OnlineAgent:
@@ -161,8 +161,8 @@ class OnlineAgent:
         if config.direction_products and offline.moves_things:
             raise ValueError('--direction_products: where things are moved, I sees how far and no direction; leave it '
                              'out')
-        if config.rest_noise and offline.moves_things:
-            raise ValueError('--rest_noise: where things are moved, a hand may wait; leave it out')
+        if config.stuck_noise and offline.moves_things:
+            raise ValueError('--stuck_noise: where things are moved, a hand may wait; leave it out')
         if config.hop and offline.moves_things:
             raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
                              'leave it out')
@@ -300,7 +300,7 @@ class OnlineAgent:
             routes=None,
             pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
             biased=np.zeros(batch_size, bool),
-            rest=Rest(np.full(goals.shape, np.nan), np.zeros(batch_size, int)),
+            rest=StuckCounter(np.full(goals.shape, np.nan), np.zeros(batch_size, int)),
         )
 
     def reset_state(self, state, rows):
@@ -381,24 +381,24 @@ class OnlineAgent:
         if not self.moves_things:
             actions = self.config.action_scale * actions
         rest = state.rest
-        if self.config.rest_noise and self.state_map is not None:
+        if self.config.stuck_noise and self.state_map is not None:
             places = self.encoder.place(observations).cpu().numpy()
-            rest = rest.step(places, STAY_RADIUS * self.state_map.radius)
-            actions = self._stir(actions, raw_observations, rest.steps)
+            rest = rest.step(places, STUCK_RADIUS * self.state_map.radius)
+            actions = self._add_stuck_noise(actions, raw_observations, rest.steps)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = self._scale_from_unit(np.clip(actions, -1, 1))
         return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased, rest=rest)
 
-    def _stir(self, actions, observations, resting):
+    def _add_stuck_noise(self, actions, observations, resting):
         """Actions (B, A) -> with noise for who has been `resting` (B,) for long: I tells the same state the same
         action, and where that moves nothing it would be so for ever. The state and the step draw it, so that acting
         stays deterministic."""
         noise = np.zeros_like(actions)
-        for row in np.flatnonzero(resting >= STAY_STEPS):
+        for row in np.flatnonzero(resting >= STUCK_STEPS):
             bits = np.asarray(observations[row], np.float32).view(np.uint32)
             rng = np.random.default_rng([resting[row], *bits])
-            noise[row] = self.config.rest_noise * rng.standard_normal(self.action_dim)
+            noise[row] = self.config.stuck_noise * rng.standard_normal(self.action_dim)
         return actions + noise
 
     def _go_back(self, actions, observations, waypoints, returning):

@@ -191,9 +191,9 @@ def given_flags(folder, metrics):
             if name and name not in BUDGET:
                 words.append(word)
 
-    noise = metrics.get('rest_noise')
-    if noise and '--rest_noise' not in words:
-        words += ['--rest_noise', f'{noise:g}']
+    noise = metrics.get('stuck_noise')
+    if noise and '--stuck_noise' not in words:
+        words += ['--stuck_noise', f'{noise:g}']
     return ' '.join(words)
 
 

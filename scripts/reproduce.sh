@@ -70,7 +70,7 @@ run() {
         $(resume "$folder/online")
     case $1,$2 in
     lost-*,*-stitch-* | few-*,*) evaluation='--episodes_per_task 20' ;;
-    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --rest_noise 1' ;; # it stirs where it would lie still
+    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --stuck_noise 1' ;; # it stirs where it would lie still
     parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac

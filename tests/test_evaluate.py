@@ -88,21 +88,21 @@ def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
 
 
 def test_noise_of_who_rests_needs_a_map(checkpoints):
-    with pytest.raises(ValueError, match='--rest_noise: .* has no map .*add_map'):
-        run(checkpoints[0], '--rest_noise', '1')
+    with pytest.raises(ValueError, match='--stuck_noise: .* has no map .*add_map'):
+        run(checkpoints[0], '--stuck_noise', '1')
 
 
 def test_noise_of_who_rests_can_be_told_to_each_of_two(checkpoints, monkeypatch):
     """Here all rest at once, and what they do first decides."""
-    monkeypatch.setattr('online_agent.STAY_STEPS', 0)
+    monkeypatch.setattr('online_agent.STUCK_STEPS', 0)
     saved = evaluate.load_checkpoint(checkpoints[0], 'online')
     agent = OnlineAgent.from_state_dict(saved['agent'])
     centers, none = np.zeros((2, 29), np.float32), np.zeros(0, int)
     agent.state_map = StateMap(centers[0], centers[0] + 1, centers, centers, 1.0, none, none, none, none, none, hop=10)
     save_checkpoint(checkpoints[0], saved | {'agent': agent.state_dict()})
 
-    metrics = run(checkpoints[0], '--rest_noise', '9', '--compare', checkpoints[0], '--compare_rest_noise', '0')
-    assert metrics['rest_noise'] == 9
+    metrics = run(checkpoints[0], '--stuck_noise', '9', '--compare', checkpoints[0], '--compare_rest_noise', '0')
+    assert metrics['stuck_noise'] == 9
     assert 0 < metrics['evaluation/overall_success'] < 1
     assert metrics['comparison']['overall']['difference'] == metrics['evaluation/overall_success'] - 1
 

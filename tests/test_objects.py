@@ -611,7 +611,7 @@ def test_moves_of_things_are_not_scaled(mover):
     assert np.array_equal(*acted) and np.abs(acted[0]).max() > 0
 
 
-@pytest.mark.parametrize('flag', ['hop', 'direction_products', 'rest_noise'])
+@pytest.mark.parametrize('flag', ['hop', 'direction_products', 'stuck_noise'])
 def test_flags_of_walking_are_refused_where_things_are_moved(make_mover, flag):
     with pytest.raises(ValueError, match=f'--{flag}: where things are moved'):
         make_mover(cubes, **{flag: 1})

@@ -8,7 +8,7 @@ import pytest
 import shrink_checkpoint
 import torch
 
-from online_agent import STAY_STEPS, OnlineAgent, Rest
+from online_agent import STUCK_STEPS, OnlineAgent, StuckCounter
 from planning.graph_planner import StateMap
 from support.files import load_checkpoint, save_checkpoint
 
@@ -59,7 +59,7 @@ def test_actions_are_scaled_before_they_are_clipped(make_online, states):
 
 
 def test_who_rests_is_told_by_how_long_he_has_stayed():
-    rest = Rest(np.full((2, 1), np.nan), np.zeros(2, int))
+    rest = StuckCounter(np.full((2, 1), np.nan), np.zeros(2, int))
     steps = []
     for places in ([0.0, 0.0], [0.1, 2.0], [0.1, 4.0], [-0.1, 4.1], [0.3, 4.1]):
         rest = rest.step(np.array(places)[:, None], 0.2)
@@ -73,7 +73,7 @@ def test_who_rests_stirs(make_online, make_dataset):
     """One that lies still does the same for a while, and from then on something else at each; who walks on beside it,
     or begins anew, does what he would without it."""
     data = make_dataset((60, 60, 60))
-    agents = [make_online(rest_noise=noise) for noise in (0.5, 0.0)]
+    agents = [make_online(stuck_noise=noise) for noise in (0.5, 0.0)]
     states = []
     for agent in agents:
         agent.build_map(data)
@@ -81,8 +81,8 @@ def test_who_rests_stirs(make_online, make_dataset):
     goals = data.observations[[59, 59, 59]]
 
     noise = []
-    for t in range(STAY_STEPS + 30):
-        if t == STAY_STEPS + 10:
+    for t in range(STUCK_STEPS + 30):
+        if t == STUCK_STEPS + 10:
             states = [agent.reset_state(state, np.array([False, False, True]))
                       for agent, state in zip(agents, states, strict=True)]
         observations = data.observations[[0, t % 2 * 30, 0]]  # the second one is now here, now there
@@ -93,10 +93,10 @@ def test_who_rests_stirs(make_online, make_dataset):
         noise.append(acted[0] - acted[1])
     noise = np.stack(noise)
 
-    assert not noise[:STAY_STEPS].any() and not noise[:, 1].any()
-    assert noise[STAY_STEPS:, 0].any(1).all() and 0.2 < noise[STAY_STEPS:, 0].std() < 0.6
-    assert not noise[STAY_STEPS + 10:, 2].any()
-    both = noise[STAY_STEPS:STAY_STEPS + 10]
+    assert not noise[:STUCK_STEPS].any() and not noise[:, 1].any()
+    assert noise[STUCK_STEPS:, 0].any(1).all() and 0.2 < noise[STUCK_STEPS:, 0].std() < 0.6
+    assert not noise[STUCK_STEPS + 10:, 2].any()
+    both = noise[STUCK_STEPS:STUCK_STEPS + 10]
     assert np.array_equal(both[:, 0], both[:, 2]), 'the state and the step draw it'
 
 
