@@ -57,7 +57,7 @@ class OnlineConfig:
                            'keep the offline one', above=0)
     lr_decay_updates: int = flag(0, 'all learning rates fall to a hundredth over the second half of so many updates; '
                                     '0: they stay', least=0)
-    acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts; 1 '
+    ema_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts; 1 '
                                      'disables averaging', above=0, most=1)
     memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
                                'the offline one; Q, V and the proposer see single states either way')
@@ -164,7 +164,7 @@ class OnlineAgent:
         if config.stuck_noise and offline.moves_things:
             raise ValueError('--stuck_noise: where things are moved, a hand may wait; leave it out')
         if config.hop and offline.moves_things:
-            raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
+            raise ValueError('--waypoint_steps: where things are moved, an edge of the map is a move, however long it takes; '
                              'leave it out')
         self.direction_dims = self.position_dims().tolist() if config.direction_products else []
         if config.direction_products and not self.direction_dims:
@@ -214,7 +214,7 @@ class OnlineAgent:
         hop = self.config.hop
         longest = int((data.ends - data.starts).max())
         if hop > longest:
-            raise ValueError(f'--hop {hop}: the longest trajectory of the data has {longest} steps; choose fewer')
+            raise ValueError(f'--waypoint_steps {hop}: the longest trajectory of the data has {longest} steps; choose fewer')
         self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
 
     @property
@@ -569,7 +569,7 @@ class OnlineAgent:
 
         for name, average in self.acting.items():
             learned = self.values[name] if name in self.values else self.trained[name]
-            soft_update(average, learned, self.config.acting_rate)
+            soft_update(average, learned, self.config.ema_rate)
         if train_values:
             soft_update(self.offline.targets['value'], self.values['value'], self.offline.config.target_rate)
         self.step += 1

@@ -24,7 +24,7 @@ class MapConfig:
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write; default: the checkpoint itself')
     dataset_path: str = flag('', 'npz file of the states; default: the file that the offline run used')
-    hop: int = flag(0, "steps along an edge; 0: as many as the run's --hop says", least=0)
+    hop: int = flag(0, "steps along an edge; 0: as many as the run's --waypoint_steps says", least=0)
     nodes: int = flag(0, 'nodes of the map; 0: as many as cover the data', least=0)
     seed: int = flag(0, 'seed of the clusters', least=0)
 

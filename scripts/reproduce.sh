@@ -219,7 +219,7 @@ done
 
 # humanoids fall at once, so their actions are told by trying them out at states of the data; and it takes a better I
 humanoid='--idm_hidden_dim 512 --initial_updates 12000 --lr_decay_updates 12000 --progress_steps 25
-    --progress_temperature 0 --action_scale 1.15 --direction_products --hop 60'
+    --progress_temperature 0 --action_scale 1.15 --direction_products --waypoint_steps 60'
 for seed in 10 11 12; do
     run main humanoidmaze-medium-navigate-v0 $seed 2000 '' "$humanoid"
     run main humanoidmaze-medium-stitch-v0 $seed 2000 '' "$humanoid"

@@ -170,7 +170,7 @@ def test_a_checkpoint_without_a_map_gets_one(planner_agent, data, tmp_path):
     known, planner_agent.state_map = planner_agent.state_map, None
     planner_agent.config.hop = 0
     write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'states.npz')
-    add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--hop', '4'])
+    add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--waypoint_steps', '4'])
     saved = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
     assert str(saved.state_map) == str(known)
     assert saved.config.hop == 4

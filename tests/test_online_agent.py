@@ -190,7 +190,7 @@ def test_memory_of_a_batch_is_that_of_its_windows(make_online, make_dataset, mak
 
 
 def test_memory_learns_more_slowly_and_the_encoder_of_places_rests(make_online, make_batches):
-    agent = make_online(memory=True, memory_lr=1e-5, lr=1e-3, acting_rate=0.5)
+    agent = make_online(memory=True, memory_lr=1e-5, lr=1e-3, ema_rate=0.5)
     batches = make_batches(agent)
     before = copy.deepcopy(agent.trained.state_dict())
     frozen = copy.deepcopy(agent.encoder.state_dict())
@@ -303,7 +303,7 @@ def test_update_freezes_the_encoder_and_moves_the_rest(make_online, make_batches
         for name, p in agent.acting.named_parameters():  # what acts follows slowly
             learned = agent.values if name.startswith('proposer') else agent.trained
             new = learned.get_parameter(name)
-            torch.testing.assert_close(p, before['acting'][name].lerp(new, agent.config.acting_rate))
+            torch.testing.assert_close(p, before['acting'][name].lerp(new, agent.config.ema_rate))
         for name, p in agent.offline.targets.named_parameters():
             old, new = before['targets'][name], agent.offline.nets.get_parameter(name)
             if name.startswith('encoder') or not trained:
@@ -416,7 +416,7 @@ def test_imitation_is_of_later_states_weighted_by_progress(make_online, make_bat
 
 def test_what_is_usual_from_a_state_is_learned_and_what_goes_beyond_it_imitated(make_online, make_batches):
     """Half of the states lie on the ground, where nobody comes anywhere; of the others some walk and some wait."""
-    agent = make_online(progress_steps=3, lr=0.01, acting_rate=1.0)
+    agent = make_online(progress_steps=3, lr=0.01, ema_rate=1.0)
     batch = make_batches(agent).sample(np.random.default_rng(0))
     n = 300
     lies = torch.arange(n) < n // 2
@@ -567,7 +567,7 @@ def test_hop_says_how_far_ahead_the_map_looks(make_online, make_dataset):
     assert agent.state_map.hop == 20
 
     agent.config.hop = 60
-    with pytest.raises(ValueError, match='--hop 60: the longest trajectory of the data has 59 steps'):
+    with pytest.raises(ValueError, match='--waypoint_steps 60: the longest trajectory of the data has 59 steps'):
         agent.build_map(data)
 
 

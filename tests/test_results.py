@@ -157,7 +157,7 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     write('seed1', offline='--no-slow_goals --num_updates 9 --expectile=0.8', online='--save_dir x --progress_steps 5')
     noisy = page / 'results' / 'main' / STITCH / 'seed7'  # told when it was evaluated
     write_run(noisy, [0.5])
-    write('seed7', STITCH, online='--hop 60')
+    write('seed7', STITCH, online='--waypoint_steps 60')
     metrics = json.loads((noisy / 'evaluation.json').read_text())
     (noisy / 'evaluation.json').write_text(json.dumps(metrics | {'stuck_noise': 1.0}))
     write('seed0', experiment='no-alignment', offline='--alignment_weight 0 --seed 0', online='--max_steps 5')
@@ -167,7 +167,7 @@ def test_flags_that_are_not_the_defaults_are_told(page):
     line, = (line for line in (page / 'README.md').read_text().splitlines() if line.startswith('All with the default'))
     flags = '`--no-slow_goals --expectile=0.8 --progress_steps 5`'
     assert line == (f'All with the default flags, except `antmaze-medium-navigate`, `antmaze-large-navigate`: {flags}; '
-                    '`antmaze-medium-stitch`: `--hop 60 --stuck_noise 1`.')
+                    '`antmaze-medium-stitch`: `--waypoint_steps 60 --stuck_noise 1`.')
 
 
 def test_tries_of_a_rehearsal_are_environment_steps_and_its_flags_are_told(page):
