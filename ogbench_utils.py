@@ -121,10 +121,10 @@ def parse_name(name):
 
 def check_name(name, env=''):
     """ValueError unless it is a dataset's name or `module:factory`; what is given as --env must be the latter."""
-    if env and not custom_env.is_own(env):
+    if env and not custom_env.is_custom(env):
         raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it that makes '
                          'the environment')
-    if not custom_env.is_own(name):
+    if not custom_env.is_custom(name):
         parse_name(name)
 
 
@@ -390,7 +390,7 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 def make_env(name, **options):
     """The environment of a dataset's name, or your own, `module:factory` (environments/custom_env.py); nothing is rendered and
     no OpenGL library is loaded. `options` go to gymnasium, such as the width and height of pictures."""
-    if custom_env.is_own(name):
+    if custom_env.is_custom(name):
         return custom_env.open_env(name, **options)
 
     import gymnasium

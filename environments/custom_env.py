@@ -22,14 +22,14 @@ import numpy as np
 _checked = set()  # names that are known to be good
 
 
-def is_own(name):
+def is_custom(name):
     """Is it `module:factory`, not the name of a dataset?"""
     return ':' in name
 
 
 def name_flag(name):
     """The flag that a name is given by."""
-    return '--env' if is_own(name) else '--dataset'
+    return '--env' if is_custom(name) else '--dataset'
 
 
 def open_env(name, **options):

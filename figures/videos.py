@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from environments.custom_env import is_own
+from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
 
 RATE = 12  # frames per second
@@ -62,7 +62,7 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
     says why: no result depends on it.
     """
     gl, failures = find_gl()
-    if gl is None and not is_own(dataset):  # your own environment may draw without OpenGL
+    if gl is None and not is_custom(dataset):  # your own environment may draw without OpenGL
         reasons = '; '.join(f'{name or "default"}: {reason}' for name, reason in failures.items())
         print(f'no video: no OpenGL library can render here ({reasons}); {HOW_TO_INSTALL}', file=sys.stderr)
         return []
@@ -155,7 +155,7 @@ def open_rendering(name, size):
     """The environment of a name, for pictures of `size` pixels."""
     from ogbench_utils import make_env
 
-    if is_own(name):
+    if is_custom(name):
         return make_env(name, render_mode='rgb_array', width=size, height=size)
     env = make_env(name, width=size, height=size)
     if hasattr(env.unwrapped, 'maze_map'):
