@@ -37,7 +37,7 @@ from planning.graph_planner import GraphPlanState, StateMap
 from planning.objects import STILL, Carrying, ThingsMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from utils import in_bounds, in_units, load_weights, soft_update
+from utils import unnormalize_actions, normalize_actions, load_weights, soft_update
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 POSITION_WEIGHT = 0.5  # a number slower than this, the slowest being 1, says where something is
@@ -411,12 +411,12 @@ class OnlineAgent:
 
     def _scale_from_unit(self, actions):
         """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
-        scaled = in_bounds(actions, self.action_low, self.action_high)
+        scaled = unnormalize_actions(actions, self.action_low, self.action_high)
         return np.clip(scaled, self.action_low, self.action_high)  # rounding must not leave the space
 
     def scale_to_unit(self, actions):
         """Actions (..., A) in the environment's bounds -> the same in [-1, 1], as a replay keeps them, float32."""
-        return in_units(actions, self.action_low, self.action_high)
+        return normalize_actions(actions, self.action_low, self.action_high)
 
     # -------------------------------------------------------------------------------------------- objectives
     def infer_action(self, full, states, targets, goals, networks=None):

@@ -7,7 +7,7 @@ import numpy as np
 
 from environments.safe_env import num_tasks
 from ogbench_utils import episode_seed, reset_env
-from utils import in_bounds, linear_schedule
+from utils import unnormalize_actions, linear_schedule
 
 SHORT_ONES = 10  # episodes of each environment in a round, where --episode_steps cuts them
 
@@ -172,7 +172,7 @@ class Collector:
         def act_randomly(observations, goals, state):
             fresh = self.rng.uniform(-1, 1, last.shape) * config.random_range
             last[:] = config.random_correlation * last + np.sqrt(1 - config.random_correlation**2) * fresh
-            return in_bounds(np.clip(last, -1, 1), space.low, space.high), state
+            return unnormalize_actions(np.clip(last, -1, 1), space.low, space.high), state
 
         def act(observations, goals, state):
             actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)

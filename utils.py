@@ -91,15 +91,15 @@ class TensorBatch:
         return type(self)(**mapped)
 
 
-def in_bounds(actions, low, high):
+def unnormalize_actions(actions, low, high):
     """Actions (..., A) in [-1, 1] -> the same between the bounds (A,) of an action space, float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return (middle + half_width * actions).astype(np.float32)
 
 
-def in_units(actions, low, high):
-    """The reverse of `in_bounds`: actions (..., A) between low and high (A,) -> the same in [-1, 1], float32."""
+def normalize_actions(actions, low, high):
+    """The reverse of `unnormalize_actions`: actions (..., A) between low and high (A,) -> the same in [-1, 1], float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return ((actions - middle) / half_width).astype(np.float32)

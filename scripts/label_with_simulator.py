@@ -30,7 +30,7 @@ from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E40
 from support.kernels import prepare_cpu  # noqa: E402
 from support.runs import RunConfig, open_run  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
-from utils import in_bounds, in_units  # noqa: E402
+from utils import unnormalize_actions, normalize_actions  # noqa: E402
 
 SOLVING_ROUNDS = 3  # after each, the network learns from what was solved for so far, and the next begins nearer
 
@@ -150,9 +150,9 @@ class SimulatorLabeling:
         changes = self.simulator.changes(now.qpos, now.qvel, after.qpos, after.qvel)
         return torch.from_numpy(states), torch.from_numpy(changes)
 
-    def in_bounds(self, actions):
+    def unnormalize_actions(self, actions):
         """Actions in [-1, 1] -> array in the environment's units."""
-        return in_bounds(actions.numpy(), self.space.low, self.space.high)
+        return unnormalize_actions(actions.numpy(), self.space.low, self.space.high)
 
     def loop(self):
         """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
@@ -172,10 +172,10 @@ class SimulatorLabeling:
         rows = self.rows[chosen]
         now = self.physics[rows]
         after = self.physics[rows + 1]
-        result = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel, self.in_bounds(actions[chosen]),
+        result = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel, self.unnormalize_actions(actions[chosen]),
                                       self.speed)
 
-        solved = torch.from_numpy(in_units(result.actions, self.space.low, self.space.high))
+        solved = torch.from_numpy(normalize_actions(result.actions, self.space.low, self.space.high))
         self.solved = torch.cat([self.solved, solved])
         self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
         self.solving_probes += result.probes
@@ -222,7 +222,7 @@ class SimulatorLabeling:
         """A round of probes, logged and saved."""
         actions = actions.clamp(-1, 1)
         now = self.physics[self.rows]
-        after = self.simulator.simulate(now.qpos, now.qvel, self.in_bounds(actions))
+        after = self.simulator.simulate(now.qpos, now.qvel, self.unnormalize_actions(actions))
         changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
 
         probes = Probes(actions, changes)
@@ -277,7 +277,7 @@ class SimulatorLabeling:
         """The file that `online_trainer.py --actions_path` reads: actions of all rows in the environment's units, which
         data they belong to, and how many environment steps they took."""
         arrays = {
-            'actions': self.in_bounds(actions),
+            'actions': self.unnormalize_actions(actions),
             'terminals': np.isin(np.arange(len(self.data)), self.data.ends),
             'fingerprint': np.array(self.data.fingerprint()),
             'steps': np.array(self.steps),
