@@ -149,7 +149,7 @@ class LatentStore:
             self._leading = steps[self.next_rest[steps] >= 0]
 
     @property
-    def origins(self):
+    def transition_rows(self):
         """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
         move; where readings get lost, those at which an action can be told."""
         if self.next_rest is None or not len(self._leading):
@@ -159,7 +159,7 @@ class LatentStore:
     @property
     def observed_pairs(self):
         """Rows (n,) at which steps begin whose two readings received: all steps, unless readings get lost."""
-        return self.imputed.observed_pairs if self.imputed else self.dataset.origins
+        return self.imputed.observed_pairs if self.imputed else self.dataset.transition_rows
 
     def _pieces(self, known):
         """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
@@ -220,7 +220,7 @@ class OnlineBatches:
         if self.offline_store.dataset.actions is not None:
             return
 
-        rows = self.offline_store.dataset.origins
+        rows = self.offline_store.dataset.transition_rows
         self.labels[torch.from_numpy(rows)] = label_rows(self.offline_store, rows, label)
         if self.corrective_fraction:
             own = self.online_store.dataset
@@ -273,7 +273,7 @@ class OnlineBatches:
             positions = np.minimum(offsets, end - first - 1)  # the last step again where a trajectory is shorter
             rows = (first + positions).ravel()
         else:
-            rows = store.origins[rng.integers(len(store.origins), size=n)]
+            rows = store.transition_rows[rng.integers(len(store.transition_rows), size=n)]
         transitions = data.sample_transitions(rows, rng)
 
         ahead = self._rows_ahead(store, rows, rng)

@@ -140,7 +140,7 @@ def newest_offline_run(dataset):
 
 
 @dataclasses.dataclass
-class Origin:
+class OfflineSource:
     """Where a run comes from: its offline checkpoint, and which data that was trained on."""
 
     source: str  # absolute path of the offline checkpoint
@@ -149,10 +149,10 @@ class Origin:
     observation_model: ObservationModel  # through which the data were seen, and the environment is
 
 
-def find_origin(config, saved):
-    """-> Origin. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
+def find_offline_source(config, saved):
+    """-> OfflineSource. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
     if saved:
-        return Origin(saved['source'], saved['data'], saved['agent']['offline'], observation_model_of(saved))
+        return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'], observation_model_of(saved))
 
     source = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(source, 'offline')
@@ -160,7 +160,7 @@ def find_origin(config, saved):
     if data['dataset'] != config.name:
         raise ValueError(f"{source} was trained on {data['dataset']}, {name_flag(config.name)} is {config.name}: "
                          'they must be the same')
-    return Origin(str(source.resolve()), data, checkpoint['agent'], observation_model_of(checkpoint))
+    return OfflineSource(str(source.resolve()), data, checkpoint['agent'], observation_model_of(checkpoint))
 
 
 def load_given_actions(path, data, agent):
@@ -189,7 +189,7 @@ def train(config, agent_config):
     backend, why = choose_backend(config.mamba_backend, device)
 
     with open_run('online', __file__, config, agent_config) as run:
-        origin = find_origin(config, run.saved)
+        origin = find_offline_source(config, run.saved)
         with naming_file(origin.source):
             offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
 

@@ -91,7 +91,7 @@ class TrajectoryDataset:
         self.end_of = np.repeat(ends.astype(np.int32), ends - starts + 1)  # row -> last row of its trajectory
         has_next = np.ones(len(self.end_of), bool)
         has_next[ends] = False
-        self.origins = np.flatnonzero(has_next).astype(np.int32)  # rows that have a next state
+        self.transition_rows = np.flatnonzero(has_next).astype(np.int32)  # rows that have a next state
 
     def __len__(self):
         return len(self.end_of)
@@ -187,7 +187,7 @@ class TrajectoryDataset:
     def draw_windows(self, count, rng):
         """-> first (count, 1) row of windows of `context_length` states, and the last row (count, 1) of their
         trajectories, which may come before the end of a window."""
-        drawn = self.origins[rng.integers(len(self.origins), size=count)]
+        drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)]
         begin = self.start_of(drawn)
         end = self.end_of[drawn]
 

@@ -114,7 +114,7 @@ class ImputedStates:
         self.received = find_received(data.observations[:len(data)], data.starts)
         self.receive_rate = self.received.mean() if len(data) else 1.0
         # rows at which steps begin whose two readings received
-        self.told = data.origins[self.received[data.origins] & self.received[data.origins + 1]]
+        self.told = data.transition_rows[self.received[data.transition_rows] & self.received[data.transition_rows + 1]]
 
         known = max(0, len(self.expected) - dropped)
         self.queue.extend(len(data) - known, dropped)
@@ -127,7 +127,7 @@ class ImputedStates:
     def observed_pairs(self):
         """`told`, (n,) rows. ValueError where there are none."""
         if not len(self.told):
-            raise ValueError(f'of {len(self.dataset.origins):,} steps none has both its readings, so that no action '
+            raise ValueError(f'of {len(self.dataset.transition_rows):,} steps none has both its readings, so that no action '
                              'can be told; use a smaller P in --observe dropped:P or more steps')
         return self.told
 

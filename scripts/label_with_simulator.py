@@ -74,7 +74,7 @@ def label_dataset(config):
 
         print(source.note)
         labeling = SimulatorLabeling(run, config, data, Physics(qpos, qvel), simulator, device)
-        print(f'{len(data.origins):,} steps of {len(data.starts):,} trajectories; actions are tried at '
+        print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; actions are tried at '
               f'{len(labeling.rows):,} of them, {config.rounds} times')
         print(f'run folder: {run.folder}')
         with run.stop.at_once():
@@ -111,7 +111,7 @@ class SimulatorLabeling:
 
         self.space = simulator.env.action_space
         rng = np.random.default_rng([config.seed, 7])
-        self.rows = data.origins
+        self.rows = data.transition_rows
         solvable = config.solved_states
         if config.max_steps:
             # half of them to solve for actions at most
@@ -237,7 +237,7 @@ class SimulatorLabeling:
     def all_actions(self, actions):
         """`actions` (n, A) of the rows that were tried, with those of all others guessed -> (N, A)."""
         result = torch.zeros(len(self.data), actions.shape[1])
-        others = np.setdiff1d(self.data.origins, self.rows)
+        others = np.setdiff1d(self.data.transition_rows, self.rows)
         if len(others):
             # what was found out is one more try, whose change is known without making it
             self.search.probes.append(Probes(actions, self.search.changes))

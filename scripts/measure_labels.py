@@ -77,7 +77,7 @@ def labels_of_checkpoint(config, trajectories):
     observations, starts, ends = trajectories
     observations = observation_model_of(checkpoint).observe_trajectories(observations, starts, ends, seed=0)
     store = agent.latent_store(TrajectoryDataset(observations, starts, ends), cached=False)
-    return store.origins, label_rows(store, store.origins, agent.label)
+    return store.transition_rows, label_rows(store, store.transition_rows, agent.label)
 
 
 def labels_of_rehearsal(config, trajectories):
@@ -89,7 +89,7 @@ def labels_of_rehearsal(config, trajectories):
     data = TrajectoryDataset(observations[:size], starts[kept], ends[kept])
     if fingerprint_of_actions(config.rehearsed_path) != data.fingerprint():
         raise ValueError(f'{config.rehearsed_path}: its actions are not of the episodes in {config.actions_path}')
-    return data.origins, torch.from_numpy(load_actions(config.rehearsed_path, size)[data.origins])
+    return data.transition_rows, torch.from_numpy(load_actions(config.rehearsed_path, size)[data.transition_rows])
 
 
 def main(argv=None):

@@ -81,7 +81,7 @@ class TaggedStore:
 
     steps = online_batches.LatentStore.steps
     policy_states = online_batches.LatentStore.policy_states
-    origins = online_batches.LatentStore.origins
+    transition_rows = online_batches.LatentStore.transition_rows
     observed_pairs = online_batches.LatentStore.observed_pairs
     imputed = None
     next_rest = None
@@ -110,7 +110,7 @@ def test_samples_are_transitions_of_one_trajectory(tagged):
         value[:, 0].numpy().astype(int)
         for value in (batch.z, latents.z_next, latents.z_goal, latents.proposer_goal))
     end = data.end_of[rows]
-    assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
+    assert set(rows) == set(data.transition_rows) and np.array_equal(batch.rows, rows)
     assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
     assert (later == np.minimum(rows + STEPS, end)).all()
     assert np.array_equal(batch.progress_states, data.observations[np.minimum(rows + 3, end)])
@@ -150,8 +150,8 @@ def test_own_steps_are_all_pairs_of_states_of_the_replay(tagged):
     own = batches.online_store.dataset
     steps, actions = batches.own_steps()
     assert len(steps) == 40 + 8 + 25 - 3
-    assert np.array_equal(steps, own.observations[own.origins[:, None] + np.arange(2)])
-    assert np.array_equal(actions, own.actions[own.origins])
+    assert np.array_equal(steps, own.observations[own.transition_rows[:, None] + np.arange(2)])
+    assert np.array_equal(actions, own.actions[own.transition_rows])
 
 
 def test_what_is_kept_changes_nothing(either_agent, make_dataset):
@@ -193,7 +193,7 @@ def test_windows_cover_all_transitions(make_dataset, make_replay):
     batches = OnlineBatches(*stores, size=12 * 400, action_dim=ACTION_DIM, window=12)
     batch = batches.sample(np.random.default_rng(0))
     data, rows = stores[0].dataset, batch.rows.numpy()
-    assert batch.windows.shape[:2] == batch.positions.shape == (400, 12) and set(rows) == set(data.origins)
+    assert batch.windows.shape[:2] == batch.positions.shape == (400, 12) and set(rows) == set(data.transition_rows)
     firsts = rows - batch.positions.numpy().ravel()
     assert np.array_equal(data.end_of[firsts], data.end_of[rows])
     assert np.array_equal(batch.windows[:, 0], data.observations[firsts.reshape(400, 12)[:, 0]])

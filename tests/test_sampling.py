@@ -35,7 +35,7 @@ def draw_batch(size=300, seed=0, **changes):
 def draw_transitions(size=20_000, seed=0, **changes):
     """-> sample_transitions's arrays for random rows that have a next state, and the rows."""
     data, rng = make_tagged(**changes), np.random.default_rng(seed)
-    rows = rng.choice(data.origins, size)
+    rows = rng.choice(data.transition_rows, size)
     return data.sample_transitions(rows, rng), rows
 
 
@@ -58,23 +58,23 @@ def test_windows_stay_inside_a_trajectory_and_have_a_context_where_they_can():
 def test_how_often_rows_near_a_border_are_drawn(length):
     """Windows lie around a uniform row and are moved inside where they overlap a border. So against a mean of 1,
     the i-th row from the nearer border has weight (c + 1 + 2i) / 2c (0.5 to 1.5) for i < c, any other 1."""
-    c, n, origins = 100, 20_000, length - 1
-    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]), np.array([origins]), c,
+    c, n, transition_rows = 100, 20_000, length - 1
+    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]), np.array([transition_rows]), c,
                              transition_steps=25, positions_per_window=0)
-    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(origins)
+    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(transition_rows)
     drawn = (batch.observations[:, :1, 0] + batch.positions).int().numpy()
-    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / origins)
-    border = np.minimum(rows, origins - 1 - rows)
+    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / transition_rows)
+    border = np.minimum(rows, transition_rows - 1 - rows)
     expected = np.where(border < c, (c + 1 + 2 * border) / (2 * c), 1)
-    assert weight[origins] == 0  # the last row has no next state
-    assert (np.abs(weight[:origins] - expected) < 5 * np.sqrt(expected * origins / (n * c))).all()
-    assert weight[:origins].min() > 0.4 and weight.max() < 1.65
+    assert weight[transition_rows] == 0  # the last row has no next state
+    assert (np.abs(weight[:transition_rows] - expected) < 5 * np.sqrt(expected * transition_rows / (n * c))).all()
+    assert weight[:transition_rows].min() > 0.4 and weight.max() < 1.65
 
 
 def test_short_and_long_trajectories_are_drawn_as_often():
     """Per row, whatever the length: one shorter than a window is taken whole."""
     _, rows = draw_batch(30_000)
-    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().origins))
+    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().transition_rows))
     assert (weight[ENDS] == 0).all()
     assert np.delete(weight, ENDS).min() > 0.45
     assert weight.max() < 2  # reached in the middle of a trajectory of almost two contexts
@@ -95,7 +95,7 @@ def test_transitions_are_k_steps_or_up_to_the_end():
 
 def test_every_state_that_has_a_next_one_is_drawn_and_no_end_ever():
     _, rows = draw_batch(2000)
-    assert set(make_tagged().origins) == set(rows.ravel()) == set(ROWS) - set(ENDS)
+    assert set(make_tagged().transition_rows) == set(rows.ravel()) == set(ROWS) - set(ENDS)
 
 
 @pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than there are
@@ -251,7 +251,7 @@ def assert_holds(replay, episodes):
         assert np.array_equal(replay.actions[start:end], actions)
         assert (replay.end_of[start:end + 1] == end).all()
     rows = set(range(len(replay)))
-    assert set(replay.origins) == rows - set(replay.ends) and len(replay.end_of) == len(replay)
+    assert set(replay.transition_rows) == rows - set(replay.ends) and len(replay.end_of) == len(replay)
 
 
 @pytest.mark.parametrize('capacity', [20, 61, 10_000])
