@@ -25,7 +25,7 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
-from support.files import load_checkpoint, naming_file, write_atomic
+from support.files import load_checkpoint, prefix_errors, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.stats import paired_comparison, wilson_interval
@@ -135,7 +135,7 @@ def measure(config, path, checkpoint, dataset, acting):
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
-    with naming_file(path):
+    with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(acting.told_to(checkpoint['agent']), device, backend)
     acting.check_map(agent, path)
 

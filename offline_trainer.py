@@ -87,7 +87,7 @@ def train(config, agent_config):
     prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
     with open_run('offline', __file__, config, agent_config) as run:
-        with run.stop.at_once():
+        with run.stop.interruptible():
             data, val_data, source = load_data(config, agent_config)
             if config.env:
                 check_states(config.env, source.observation_model.wrap(make_env(config.env)), source.path,

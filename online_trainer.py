@@ -25,7 +25,7 @@ from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
-from support.files import load_checkpoint, naming_file
+from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
@@ -190,7 +190,7 @@ def train(config, agent_config):
 
     with open_run('online', __file__, config, agent_config) as run:
         origin = find_offline_source(config, run.saved)
-        with naming_file(origin.source):
+        with prefix_errors(origin.source):
             offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
 
         envs = open_envs(config.name, config.num_envs, make_env, origin.observation_model)
@@ -199,7 +199,7 @@ def train(config, agent_config):
                              f'{config.name} has {envs[0].observation_space.shape[0]}')
 
         sampling = offline.config.sampling()
-        with run.stop.at_once():
+        with run.stop.interruptible():
             data, data_source = load_recorded(origin.data, origin.source, config.dataset_path, config.data_dir,
                                               config.dataset_url, config.max_trajectories, origin.observation_model, **sampling)
         space = envs[0].action_space
@@ -207,7 +207,7 @@ def train(config, agent_config):
         if not config.infers_actions:
             data.actions = load_given_actions(config.actions_path or data_source.path, data, agent)
         if not run.saved:  # else it is part of what was saved
-            with run.stop.at_once():
+            with run.stop.interruptible():
                 agent.build_map(data, config.seed)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
         print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
@@ -281,7 +281,7 @@ class OnlineTraining:
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
         self.maze = open_maze(config.name, origin.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
-        with run.stop.at_once():
+        with run.stop.interruptible():
             self.batches = agent.open_batches(data, replay)
             if self.round:  # of which some updates are still due
                 self.batches.label_data(agent.label)
@@ -301,7 +301,7 @@ class OnlineTraining:
                 begin = time.perf_counter()
 
                 if not self.round:
-                    with self.run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
+                    with self.run.stop.interruptible():  # episodes cannot be saved half-way: a stop drops the round
                         self.collect_and_refresh()
                 self.update()
                 metrics = self.evaluate_if_due()
@@ -368,7 +368,7 @@ class OnlineTraining:
         if not (self.collector.done or crossed):
             return {}
 
-        with self.run.stop.at_once():
+        with self.run.stop.interruptible():
             return self.evaluate(final=self.collector.done)
 
     def evaluate(self, final):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any fol
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
+from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_recorded  # noqa: E402
 
@@ -37,7 +37,7 @@ def run(config):
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     if config.hop:
         checkpoint['agent']['config']['hop'] = config.hop
-    with naming_file(config.checkpoint):
+    with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,

@@ -31,7 +31,7 @@ from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH  # noqa: E402
 from support.devices import set_seed  # noqa: E402
-from support.files import load_checkpoint, naming_file, save_checkpoint  # noqa: E402
+from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_recorded  # noqa: E402
@@ -197,7 +197,7 @@ def run(config):
     prepare_cpu(torch.device('cpu'))
 
     checkpoint = load_checkpoint(config.checkpoint, 'online')
-    with naming_file(config.checkpoint):
+    with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
     if agent.state_map is None:
         raise ValueError(f'{config.checkpoint} has no map of the data, it is of an older version; '

@@ -65,7 +65,7 @@ def label_dataset(config):
     prepare_cpu(device)
 
     with open_run('labeling', __file__, config) as run:
-        with run.stop.at_once():
+        with run.stop.interruptible():
             data, _, source = load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                                            config.max_trajectories, context_length=1)
             env = make_env(config.name).unwrapped
@@ -77,7 +77,7 @@ def label_dataset(config):
         print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; actions are tried at '
               f'{len(labeling.rows):,} of them, {config.rounds} times')
         print(f'run folder: {run.folder}')
-        with run.stop.at_once():
+        with run.stop.interruptible():
             actions = labeling.loop()
 
         path = run.folder / 'actions.npz'

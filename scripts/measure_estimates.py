@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import load_trajectories  # noqa: E402
-from support.files import load_checkpoint, naming_file  # noqa: E402
+from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 
@@ -50,12 +50,12 @@ def run(config):
         raise ValueError(f'{config.checkpoint}: nothing gets lost with --observe {observation_model.setting}; train with '
                          '--observe dropped:P')
     prepare_cpu(torch.device('cpu'))
-    with naming_file(config.checkpoint):
+    with prefix_errors(config.checkpoint):
         agent = OfflineAgent.from_state_dict(checkpoint['agent'])
     agent.encoder.load_state_dict(agent.targets['encoder'].state_dict())  # what acts
 
     observations, starts, ends = load_trajectories(config.states_path)
-    with naming_file(config.states_path):
+    with prefix_errors(config.states_path):
         if observations.shape[1] != agent.observation_dim:
             raise ValueError(f'states of {observations.shape[1]} numbers, {config.checkpoint} has '
                              f'{agent.observation_dim}')

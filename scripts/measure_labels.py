@@ -29,7 +29,7 @@ from observing.observation_models import observation_model_of  # noqa: E402
 from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402
-from support.files import load_checkpoint, naming_file  # noqa: E402
+from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import TrajectoryDataset  # noqa: E402
@@ -71,7 +71,7 @@ def labels_of_checkpoint(config, trajectories):
     """-> rows (n,) of the steps that its agent would imitate, and what its labeler infers of them (n, A)."""
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     prepare_cpu(torch.device('cpu'))
-    with naming_file(config.checkpoint):
+    with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
     observations, starts, ends = trajectories

@@ -109,7 +109,7 @@ def load_checkpoint(path, kind=None):
 
 
 @contextlib.contextmanager
-def naming_file(path):
+def prefix_errors(path):
     """Puts the name of a file before what a ValueError inside says about its content."""
     try:
         yield

@@ -143,7 +143,7 @@ class Stopped(BaseException):
 
 class Stop:
     """Context that catches Ctrl-C (SIGINT) and SIGTERM: after one of them, `check` raises `Stopped` when the training
-    next calls it. Inside `at_once` the signal itself does. A second signal ends the process on the spot."""
+    next calls it. Inside `interruptible` the signal itself does. A second signal ends the process on the spot."""
 
     def __init__(self):
         self.signal = None  # number of the one that came
@@ -175,7 +175,7 @@ class Stop:
             raise Stopped
 
     @contextlib.contextmanager
-    def at_once(self):
+    def interruptible(self):
         """Context for work that is not worth finishing: a signal raises `Stopped` right there."""
         self.now = True
         try:
