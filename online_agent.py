@@ -30,14 +30,14 @@ from torch import nn
 
 from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
-from observing.state_estimator import EstimatorState, EncoderEstimator
+from observing.state_estimator import EncoderEstimator, EstimatorState
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planning.graph_planner import GraphPlanState, StateMap
 from planning.objects import STILL, Carrying, ThingsMap
 from support.flags import flag, make_config
 from support.kernels import small_products
-from utils import unnormalize_actions, normalize_actions, load_weights, soft_update
+from utils import load_weights, normalize_actions, soft_update, unnormalize_actions
 
 RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
 POSITION_WEIGHT = 0.5  # a number slower than this, the slowest being 1, says where something is

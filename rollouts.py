@@ -7,7 +7,7 @@ import numpy as np
 
 from environments.safe_env import num_tasks
 from ogbench_utils import episode_seed, reset_env
-from utils import unnormalize_actions, linear_schedule
+from utils import linear_schedule, unnormalize_actions
 
 SHORT_ONES = 10  # episodes of each environment in a round, where --episode_steps cuts them
 

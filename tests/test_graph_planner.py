@@ -11,10 +11,10 @@ from planning.graph_planner import (
     JumpModel,
     StateMap,
     cluster,
+    estimate_jumps,
     find_edges,
     find_gates,
     find_jumps,
-    estimate_jumps,
 )
 from trajectories import TrajectoryDataset
 

@@ -12,7 +12,14 @@ import evaluate
 import offline_trainer
 import online_trainer
 from environments.safe_env import open_envs
-from observing.observation_models import FULL_STATE, EpisodeObserver, PartialObservation, ObservationModel, find_dimensions, parse_setting
+from observing.observation_models import (
+    FULL_STATE,
+    EpisodeObserver,
+    ObservationModel,
+    PartialObservation,
+    find_dimensions,
+    parse_setting,
+)
 from ogbench_utils import BUNDLED_NAME, make_env, reset_env
 from support.files import load_checkpoint
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 import offline_trainer
 import online_trainer
 from labeling.labeler import explained
-from labeling.simulator_labels import ActionSearch, Simulator, Probes
+from labeling.simulator_labels import ActionSearch, Probes, Simulator
 from ogbench_utils import make_env
 from online_batches import OnlineBatches
 from support.files import load_checkpoint

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from observing.observation_models import ObservationModel
-from observing.state_estimator import ImputedStates, EncoderEstimator, find_received
+from observing.state_estimator import EncoderEstimator, ImputedStates, find_received
 from offline_agent import at_positions
 from support.files import save_checkpoint
 
