@@ -2,8 +2,8 @@
 
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
-    python evaluate.py --checkpoint A/last.pth --compare A/last.pth --no-compare_plan    what does the plan do?
-    python evaluate.py --checkpoint A/last.pth --stuck_noise 1          it stirs where it would lie still
+    python evaluate.py --checkpoint A/last.pth --compare A/last.pth --compare_set plan=False    the worth of planning
+    python evaluate.py --checkpoint A/last.pth --stuck_noise 1         noise while the robot is stuck
     python evaluate.py --checkpoint A/last.pth --video                 one video per task
 """
 
@@ -22,7 +22,7 @@ from figures.videos import record
 from mamba import choose_backend
 from observing.observation_models import observation_model_of
 from ogbench_utils import make_env
-from online_agent import OnlineAgent
+from online_agent import OnlineAgent, OnlineConfig
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
 from support.files import load_checkpoint, prefix_errors, write_atomic
@@ -34,52 +34,59 @@ from support.stats import paired_comparison, wilson_interval
 @dataclasses.dataclass
 class EvaluateConfig:
     """what to evaluate, and how long"""
+
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
-    dataset: str = flag('', 'evaluate in the environment of this dataset, or module:factory, instead of the one trained'
-                            ' in')
+    dataset: str = flag('', 'dataset (or module:factory) whose environment replaces the one trained in')
     episodes_per_task: int = flag(50, 'episodes of each task', least=1)
     num_envs: int = flag(8, 'episodes run side by side', least=1)
-    seed: int = flag(0, 'seed of starts and goals; episode (task, i) is the same for every checkpoint',
-                     least=0, most=2**32 - 1)
+    seed: int = flag(0, 'seed of starts and goals, the same for every checkpoint', least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
-    plan: bool | None = flag(None, 'act by plans on the map of the data, or not (default: as it was trained)',
-                             type=bool)
-    compare: str = flag('', 'another checkpoint, evaluated on the same episodes and compared with')
-    compare_plan: bool | None = flag(None, 'the same as --plan, for --compare', type=bool)
-    action_scale: float | None = flag(None, 'do so much of what I infers (default: as it was trained)', type=float,
-                                      above=0)
-    compare_action_scale: float | None = flag(None, 'the same as --action_scale, for --compare', type=float, above=0)
-    stuck_noise: float | None = flag(None, 'noise on the actions of who stays in his place (default: as it was '
-                                          'trained)', type=float, least=0)
-    compare_rest_noise: float | None = flag(None, 'the same as --stuck_noise, for --compare', type=float, least=0)
-    video: bool = flag(False, 'render one episode of each task, without a display; needs EGL or OSMesa')
-    output: str = flag('', 'JSON file for the numbers; default evaluation.json beside the checkpoint')
+    plan: bool | None = flag(None, 'planning on the graph of the data (default: as trained)', type=bool)
+    action_scale: float | None = flag(None, 'factor on predicted actions (default: as trained)', type=float, above=0)
+    stuck_noise: float | None = flag(None, 'std of action noise once stuck (default: as trained)', type=float, least=0)
+    compare: str = flag('', 'second checkpoint, evaluated on the same episodes')
+    compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
+    video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
+    output: str = flag('', 'JSON file for the metrics; default: evaluation.json beside the checkpoint')
 
 
 @dataclasses.dataclass
-class Acting:
-    """How a checkpoint is to act, each None: as it was trained."""
+class ActOverrides:
+    """Settings of acting that replace those of a checkpoint; None: as trained."""
 
     plan: bool | None = None
     action_scale: float | None = None
     stuck_noise: float | None = None
 
-    def told_to(self, state):
-        """What `OnlineAgent.state_dict` returned -> the same of an agent that acts so."""
-        told = {name: value for name, value in vars(self).items() if value is not None}
-        return state | {'config': state['config'] | told}
+    @classmethod
+    def parse(cls, text):
+        """Read 'name=value,name=value'. Raises ValueError that names the flag and the settings there are."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        values = {}
+        for part in filter(None, text.split(',')):
+            name, _, value = part.partition('=')
+            if name not in names:
+                raise ValueError(f'--compare_set {text}: must be name=value with a name of {", ".join(names)}')
+            try:
+                values[name] = {'True': True, 'False': False}[value] if name == 'plan' else float(value)
+            except (KeyError, ValueError):
+                raise ValueError(f'--compare_set {text}: {name} cannot be {value!r}') from None
+        check_ranges(OnlineConfig(**values))
+        return cls(**values)
 
-    def check_map(self, agent, path):
-        """Raises ValueError if the agent of the checkpoint `path` lacks the map that this needs."""
-        for name in ('plan', 'stuck_noise'):
-            if getattr(self, name) and agent.state_map is None:
-                raise ValueError(f'--{name}: {path} has no map of the data, it is of an older version; '
-                                 f'python scripts/add_map.py --checkpoint {path} adds one')
+    def apply(self, state):
+        """Return what `OnlineAgent.state_dict` returned, with these settings."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return state | {'config': state['config'] | given}
 
 
 def run(config):
-    """-> dict of metrics, OGBench's names, with intervals; also printed, written as JSON and drawn."""
+    """Evaluate one checkpoint, or two on the same episodes: print, write JSON, draw.
+
+    Returns:
+        Dict of metrics with OGBench's names, and intervals.
+    """
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
@@ -92,15 +99,15 @@ def run(config):
     maze = open_maze(dataset, observation_model)
     kind = 'paths' if maze else 'values'
 
-    acting = Acting(config.plan, config.action_scale, config.stuck_noise)
-    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, acting)
+    overrides = ActOverrides(config.plan, config.action_scale, config.stuck_noise)
+    compared = ActOverrides.parse(config.compare_set)
+    metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, overrides)
     print_table(metrics, episodes)
     pictures = [output.with_name(f'{output.stem}_{kind}.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
 
     if config.compare:
-        acting = Acting(config.compare_plan, config.compare_action_scale, config.compare_rest_noise)
-        others, other_episodes, agent = measure(config, config.compare, other, dataset, acting)
+        others, other_episodes, agent = measure(config, config.compare, other, dataset, compared)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
         draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
@@ -115,11 +122,12 @@ def run(config):
 
 
 def title(dataset, metrics):
+    """Return the title of a figure."""
     return f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}'
 
 
 def print_table(metrics, episodes):
-    """Success with its interval, by task and over all."""
+    """Print success with its interval, by task and over all."""
     print(f'{"":10s} success   95 % interval   mean length')
     for name, part in parts(episodes):
         rate = metrics[f'evaluation/{name}_success']
@@ -129,15 +137,14 @@ def print_table(metrics, episodes):
         print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
 
 
-def measure(config, path, checkpoint, dataset, acting):
-    """Evaluate one checkpoint, `Acting` as it is told -> (metrics with intervals, episodes, agent)."""
+def measure(config, path, checkpoint, dataset, overrides):
+    """Evaluate one checkpoint with ActOverrides; return metrics with intervals, episodes and the agent."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
     with prefix_errors(path):
-        agent = OnlineAgent.from_state_dict(acting.told_to(checkpoint['agent']), device, backend)
-    acting.check_map(agent, path)
+        agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
 
     envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
@@ -158,26 +165,26 @@ def measure(config, path, checkpoint, dataset, acting):
     metrics['dataset'] = dataset
     metrics['episodes_per_task'] = n
     metrics['seed'] = config.seed
-    metrics['plan'] = agent.plans
+    metrics['plan'] = agent.config.plan
     metrics['action_scale'] = agent.config.action_scale
     metrics['stuck_noise'] = agent.config.stuck_noise
     return metrics, episodes, agent
 
 
 def parts(episodes):
-    """-> [(name, its episodes)] for each task and all of them together."""
+    """Return pairs of a name and its episodes, for each task and for all together."""
     tasks = sorted({episode.task for episode in episodes})
     by_task = [(f'task{k}', [episode for episode in episodes if episode.task == k]) for k in tasks]
     return [*by_task, ('overall', episodes)]
 
 
 def spaced(name):
-    """'task1' -> 'task 1', as it is printed."""
+    """Turn 'task1' into 'task 1', for print."""
     return name.replace('task', 'task ')
 
 
 def compare(path, episodes, other_episodes):
-    """Both checkpoints ran the same episodes -> dict of `paired_comparison`s by task and overall; also printed."""
+    """Compare two checkpoints on the same episodes; print and return `paired_comparison`s by task and overall."""
     print(f'\nminus {path}, on the same episodes')
     print(f'{"":10s} difference   95 % interval     only this   only that   p')
 

@@ -1,9 +1,10 @@
-"""Pretrain OPSO offline on trajectories of states: data -> agent -> update, validate, save, draw.
+"""Pretrain OPSO offline on trajectories of states: load, update, validate, save, draw.
 
     python offline_trainer.py --dataset antmaze-medium-navigate-v0
 """
 
 import dataclasses
+import math
 import shlex
 import sys
 import time
@@ -20,34 +21,34 @@ from mamba import choose_backend
 from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
-from planning.objects import find_things
+from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
 from trajectories import load_dataset, slowness_summary
-from utils import as_floats, expected_time, mean_of
+from utils import expected_time, mean_of
+
+
+VAL_BATCHES = 8  # batches of a validation, the same ones every time
 
 
 @dataclasses.dataclass
-class TrainConfig(RunConfig):
+class OfflineTrainConfig(RunConfig):
     """data, budget and files of offline pretraining"""
 
-    batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
-    num_updates: int = flag(1000, 'gradient steps, whatever the size of the data', least=1)
-    num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, '
-                              'instead of --num_updates; 0 follows that', least=0)
+    batch_size: int = flag(16, 'windows per update', least=1, basic=True)
+    num_updates: int = flag(1000, 'gradient steps', least=1, basic=True)
+    num_epochs: int = flag(0, 'passes over the training windows instead of --num_updates; 0 disables it', least=0,
+                           basic=True)
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
-    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
-    val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
-    observe: str = flag('full', 'what of the states is seen, in data, environment and goals: full, positions, torso, '
-                                'dropped:P (readings are lost) or noise:SIGMA (observing/observation_models.py)')
-    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
-                                    'and latents along trajectories')
+    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1, basic=True)
+    observe: str = flag('full', 'observation model: full, positions, torso, dropped:P or noise:SIGMA', basic=True)
+    maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
-PANELS = (  # an objective that weighs nothing has no panel; those of V and the proposer always weigh 1
+PANELS = (  # an objective of weight 0 has no panel; V and the proposer always have one
     *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
             optional=name not in ('value_loss', 'proposer_loss'))
       for title, name in (
@@ -80,7 +81,7 @@ def check_flags(config, agent_config):
 
 
 def train(config, agent_config):
-    """Run (or resume) one training -> path of last.pth."""
+    """Run (or resume) one offline training; return the path of last.pth."""
     check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
@@ -94,24 +95,13 @@ def train(config, agent_config):
                              data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
-        mean, std = data.statistics()
-        things = find_things(data)
-        moves_things = bool(things.any())
-        weights = things if moves_things else data.slowness()
-        agent.set_statistics(mean, std, weights, moves_things, bool(source.observation_model.drop_rate))
+        summary = set_statistics(agent, data, source.observation_model)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
         print_banner(run, config, agent, data, source, device_line(config.device, device, why), num_updates,
                      updates_per_epoch)
-        if agent.moves_things:
-            numbers = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
-            print(f'things that rest until they are moved (--slow_goals): {numbers}')
-        elif agent_config.slow_goals:
-            line, warning = slowness_summary(weights)
-            print(line)
-            if warning:
-                print(warning, file=sys.stderr)
+        print(summary)
 
         training = OfflineTraining(run, config, agent, data, val_data, source, num_updates, updates_per_epoch)
         training.loop()
@@ -119,7 +109,29 @@ def train(config, agent_config):
     return run.folder / 'last.pth'
 
 
+def set_statistics(agent, data, observation_model):
+    """Give an OfflineAgent the statistics and goal weights of its data; return a line on what goals are about.
+
+    Goal weights are those of objects if the data have any, else the slowness of each dimension.
+    """
+    objects = find_objects(data)
+    has_objects = bool(objects.any())
+    weights = objects if has_objects else data.slowness()
+    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate))
+
+    if agent.has_objects:
+        dims = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
+        return f'dimensions of objects that rest until they are moved (--slow_goals): {dims}'
+    if not agent.config.slow_goals:
+        return 'goal features: all dimensions (--no-slow_goals)'
+    line, warning = slowness_summary(weights)
+    if warning:
+        print(warning, file=sys.stderr)
+    return line
+
+
 def load_data(config, agent_config):
+    """Return training and validation TrajectoryDataset and the DataSource that the flags name."""
     observation_model = FULL_STATE
     if config.observe != 'full':
         observation_model = ObservationModel.from_setting(config.observe, make_env(config.name))
@@ -129,17 +141,18 @@ def load_data(config, agent_config):
 
 
 def update_budget(config, data):
-    """Gradient steps of the whole run."""
+    """Return the gradient steps of the whole run."""
     if config.num_epochs:
         return config.num_epochs * -(-data.num_windows // config.batch_size)
     return config.num_updates
 
 
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):
+    """Print what the run trains on, and where it writes."""
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(source.note)
     if source.observation_model:
-        print(f'--observe {config.observe}: {agent.observation_dim} numbers of a state are seen')
+        print(f'--observe {config.observe}: {agent.observation_dim} observed dimensions')
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} dimensions, '
           f'{data.num_windows:,} windows of {data.context_length}')
@@ -148,8 +161,9 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
 
 
 def print_results(run, config):
+    """Print the files of a finished run and the next command."""
     last = run.folder / 'last.pth'
-    pictures = '; what was learned: the other *.png beside it' if config.maze_figures else ''
+    pictures = '; figures of the agent: the other *.png beside it' if config.maze_figures else ''
     command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--offline_checkpoint', str(last)]
     print(f'curves: {run.folder / "training_curves.png"}{pictures}')
     print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} (lowest validation loss)')
@@ -157,7 +171,7 @@ def print_results(run, config):
 
 
 class OfflineTraining:
-    """Updates until the budget is spent; goes on where `run.saved` ended."""
+    """Updates until the budget is spent; a resumed run continues where `run.saved` ended."""
 
     def __init__(self, run, config, agent, data, val_data, source, num_updates, updates_per_epoch):
         self.run = run
@@ -174,7 +188,7 @@ class OfflineTraining:
         if run.saved:
             self.load_state_dict(run.saved)
 
-        # what the online half needs to find the very same data again
+        # the online half finds the same data by this record
         self.data_record = {
             'dataset': config.name,
             'path': source.path,
@@ -207,7 +221,8 @@ class OfflineTraining:
                 validating = self.agent.step % self.config.val_interval == 0 or self.agent.step == self.num_updates
                 if validating or self.agent.step % self.config.log_interval == 0:
                     self.log_row(validating)
-                self.run.stop.check()
+                if self.run.stop.signal:
+                    raise Stopped
         except Stopped:
             self.save()
             self.draw_curves()
@@ -216,13 +231,16 @@ class OfflineTraining:
             self.progress.close()
 
     def update(self):
+        """Take one gradient step."""
         batch = self.data.sample(self.config.batch_size, self.rng)
-        self.infos.append(as_floats(self.agent.update(batch.to(self.agent.device))))
-        self.run.check_finite(self.agent.step, self.infos[-1], batch.row_numbers())
+        info = self.agent.update(batch.to(self.agent.device))
+        self.infos.append(info)
+        if not math.isfinite(info['total_loss'] + info['grad_norm']):
+            self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
         self.progress.update()
 
     def log_row(self, validating):
-        """One row of the CSV; with `validating`, also a validation, checkpoints and pictures."""
+        """Log a row of the CSV; with `validating`, also validate, save and draw."""
         speed = (self.agent.step - self.clock_step) / (time.perf_counter() - self.clock)
         row = mean_of(self.infos, 'training/')
         row['time/updates_per_second'] = speed
@@ -230,7 +248,7 @@ class OfflineTraining:
         self.infos = []
 
         if validating:
-            metrics = validate(self.agent, self.val_data, self.config)
+            metrics = validate(self.agent, self.val_data, self.config.batch_size)
             row |= {f'validation/{name}': value for name, value in metrics.items()}
             self.progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, "
                                           f"validation {metrics['total_loss']:.3f}")
@@ -248,7 +266,7 @@ class OfflineTraining:
         self.start_clock()
 
     def start_clock(self):
-        """Speed is measured without validations and pictures."""
+        """Start the clock of updates per second, which excludes validations and figures."""
         self.clock_step = self.agent.step
         self.clock = time.perf_counter()
 
@@ -267,17 +285,16 @@ class OfflineTraining:
         self.infos = saved['infos']
 
 
-def validate(agent, dataset, config):
-    """Mean of `total_loss`'s numbers over the same few batches each time."""
+def validate(agent, dataset, batch_size):
+    """Return the mean of `total_loss`'s metrics over the same few batches each time."""
     rng = np.random.default_rng(12345)
     with torch.no_grad():
-        infos = [agent.total_loss(dataset.sample(config.batch_size, rng).to(agent.device))[1]
-                 for _ in range(config.val_batches)]
+        infos = [agent.total_loss(dataset.sample(batch_size, rng).to(agent.device))[1] for _ in range(VAL_BATCHES)]
     return mean_of(infos)
 
 
 def main(argv=None):
-    train(*parse_flags(__doc__.splitlines()[0], TrainConfig, OfflineConfig, argv=argv))
+    train(*parse_flags(__doc__.splitlines()[0], OfflineTrainConfig, OfflineConfig, argv=argv))
 
 
 if __name__ == '__main__':

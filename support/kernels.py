@@ -18,6 +18,7 @@ from torch import nn
 
 # (rows, inner, columns) of products in training: a batch of transitions through the heads, the encoder's projections,
 # gradients of weights, and one product whose sizes are no multiples of anything
+FEW_ROWS = 32
 PROBE_SHAPES = ((2048, 128, 256), (1600, 128, 552), (128, 1600, 552), (256, 2048, 64), (801, 185, 29))
 
 
@@ -59,10 +60,10 @@ def _relative_error(rows, inner, columns):
 
 
 @contextlib.contextmanager
-def small_products():
-    """Inside, matrix products are MKL's again, whose calls cost less: better for a few dozen rows."""
+def small_products(rows):
+    """Use MKL inside this context if a product has few `rows`: its calls cost less than oneDNN's."""
     products = getattr(torch.backends.mkldnn, 'matmul', None)  # its reading works whatever else the user has set
-    before = products and products.fp32_precision
+    before = products and rows <= FEW_ROWS and products.fp32_precision
     if before == 'bf16':
         products.fp32_precision = 'ieee'
     try:

@@ -276,16 +276,15 @@ class Run:
             **content,
         })
 
-    def check_finite(self, step, info, rows):
-        """Stop a run whose losses or gradients are no longer finite.
+    def report_nonfinite(self, step, info, rows):
+        """Stop a run whose losses or gradients are not finite.
 
-        info: {name: number or 0-d tensor}, with `total_loss` and `grad_norm`; rows: {name: int array}, where the batch
-        lies in the data, written to a file. Raises FloatingPointError that names the term, the update, that file and
-        the checkpoint to go back to.
+        Args:
+            info: {name: float} of the update. rows: {name: int array}, where the batch lies in the data; written to a file.
+
+        Raises:
+            FloatingPointError: that names the term, the update, that file and the checkpoint to go back to.
         """
-        if math.isfinite(float(info['total_loss'] + info['grad_norm'])):
-            return
-
         bad = [name for name, value in info.items() if not math.isfinite(float(value))]
         wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # the terms come before their total
 
