@@ -72,7 +72,7 @@ def unnormalize_actions(actions, low, high):
     """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, never beyond; float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
-    return (middle + half_width * actions).astype(np.float32)
+    return np.clip(middle + half_width * actions, low, high).astype(np.float32)
 
 
 def normalize_actions(actions, low, high):

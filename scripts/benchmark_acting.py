@@ -1,4 +1,4 @@
-"""The benchmark's sections that need latents, environments or files; `benchmark.py` runs them."""
+"""Sections of the benchmark that need latents, environments or files; `benchmark.py` runs them."""
 
 import functools
 import subprocess
@@ -10,78 +10,87 @@ import numpy as np
 import torch
 from benchmark_tools import ACTIONS, ENV, ROOT, STATES, Row, interleaved, make_online
 
+from online_batches import StateStore
+
 
 def acting(options):
-    """Acting with memory (--memory), which is the slower kind, and without."""
+    """Time one step of acting, with the plan and by proposals, beside one step of the ant."""
     from ogbench_utils import make_env, reset_env
 
     env = make_env(ENV)
     reset_env(env, 1, 0)
     action = env.action_space.sample()
-    for memory in (False, True):
-        agent = make_online(memory=memory)[0]
-        functions = {'ant': lambda: env.step(action)} | {f'act {n}': act_step(agent, n) for n in (1, 8, 64)}
-        times = interleaved(functions, options.rounds(20), calls=10)
-        kind = 'with' if memory else 'without'
-        yield Row(f'act, batch of 8, {kind} memory', times['act 8'], {'one step of the ant': times['ant']},
-                  'below one ant step', ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
-                  + f"; {times['act 8'] / 8 / times['ant']:.0%} of the 8 steps that it decides")
+    agent, _, _ = make_online()
+    functions = {'ant': lambda: env.step(action)} | {f'act {n}': act_step(agent, n) for n in (1, 8, 64)}
+    times = interleaved(functions, options.rounds(20), calls=10)
+    sizes = ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
+    share = times['act 8'] / 8 / times['ant']
+    yield Row('act, batch of 8', times['act 8'], {'one step of the ant': times['ant']}, 'below one ant step',
+              f'{sizes}; {share:.0%} of the 8 steps that it decides; {len(agent.data_map):,} nodes')
 
-    agent, data, _ = make_online()
-    free = act_step(agent, 8)
-    free()
-    planning, _, _ = make_online()
-    planning.build_map(data)
-    times = interleaved({'plan': act_step(planning, 8), 'free': free}, options.rounds(20), calls=10)
-    yield Row('act, batch of 8, with a plan', times['plan'], {'without': times['free']}, 'at least 0.67x',
-              f'{len(planning.state_map):,} nodes; the first step to a new goal also searches the map')
+    proposing, _, _ = make_online()
+    proposing.planner = proposing.planner.second
+    times = interleaved({'plan': act_step(agent, 8), 'proposer': act_step(proposing, 8)}, options.rounds(20), calls=10)
+    yield Row('act, batch of 8, with the plan', times['plan'], {"by the proposer's subgoals": times['proposer']},
+              'at least 0.67x', 'the first step to a new goal also searches the graph')
 
     for context in (10, 100, 1000):
-        agent = make_online(memory=True, context_length=context)[0]
+        encoder = make_online(context_length=context)[0].encoder
         window = torch.randn(8, context, STATES)
-        times = interleaved({'act': act_step(agent, 8), 'window': lambda a=agent, w=window: encode(a.encoder, w)},
+        times = interleaved({'step': encoder_step(encoder, 8), 'window': lambda e=encoder, w=window: encode(e, w)},
                             options.rounds(20), calls=3)
-        yield Row(f'act, batch of 8, context {context}', times['act'],
+        yield Row(f"one step of the encoder's memory, batch of 8, context {context}", times['step'],
                   {'encoding the window at each step': times['window']}, 'flat in the context')
 
 
 @torch.no_grad()
 def encode(encoder, window):
+    """Encode whole windows."""
     return encoder(window)
 
 
+def encoder_step(encoder, n):
+    """Return a function that advances the encoder by one step."""
+    states = torch.randn(n, STATES)
+    memory = [encoder.initial_state(n)]
+
+    @torch.no_grad()
+    def step():
+        memory[0] = encoder.step(states, memory[0])[1]
+
+    return step
+
+
 def act_step(agent, n):
+    """Return a function that acts once."""
     observations, goals = np.random.default_rng(0).standard_normal((2, n, STATES), np.float32)
-    memory = [agent.initial_state(n)]
+    state = [agent.initial_state(n)]
 
     def step():
-        memory[0] = agent.act(observations, goals, memory[0])[1]
+        state[0] = agent.act(observations, goals, state[0])[1]
 
     return step
 
 
 def online(options):
-    """Latents and embeddings from the cache, and computed anew for every batch, as with data too large to keep."""
-    for interval in (0, 4):
-        agent, data, replay = make_online(interval)
-        kept = agent.open_batches(data, replay)
-        fresh = agent.open_batches(data, replay)
-        fresh.offline_store = agent.latent_store(data, cached=False)
-        rng = np.random.default_rng(0)
+    """Time online updates with cached latents, and with latents computed for every batch."""
+    agent, data, replay = make_online()
+    cached = agent.open_batches(data, replay)
+    computed = agent.open_batches(data, replay)
+    computed.offline_store = StateStore(data, agent, caches=False)
+    rng = np.random.default_rng(0)
 
-        def updates(batches, agent=agent, rng=rng):
-            for _ in range(4):  # Q and V are part of one in four, or of none
-                agent.update(batches.sample(rng))
+    def update(batches):
+        agent.update(batches.sample(rng))
 
-        functions = {'ours': functools.partial(updates, kept), 'fresh': functools.partial(updates, fresh)}
-        times = interleaved(functions, options.rounds(6))
-        one = times['ours'] / 4
-        yield Row(f'online update of 800 transitions, value_interval {interval}', one,
-                  {'without cached latents': times['fresh'] / 4}, '', f'{1 / one:.0f} updates per second')
+    functions = {'ours': functools.partial(update, cached), 'computed': functools.partial(update, computed)}
+    times = interleaved(functions, options.rounds(12), calls=4)
+    yield Row('online update of 800 steps', times['ours'], {'without cached latents': times['computed']}, '',
+              f"{1 / times['ours']:.0f} updates per second")
 
 
 def evaluation(options):
-    """Environment steps of lock-step episodes, beside one environment at a time."""
+    """Time environment steps of lock-step episodes, beside one environment at a time."""
     from environments.safe_env import open_envs
     from rollouts import run_episodes
 
@@ -118,7 +127,7 @@ print(tracemalloc.get_traced_memory()[1] / 1e6 if {traced} else time.perf_counte
 
 
 def loading(options):
-    """Each in a fresh process: seconds after the imports; in one more, the most memory it held at a time."""
+    """Time loading in fresh processes, after the imports, and in one more measure the peak memory."""
     count, rows = (200, 1001) if options.quick else (1000, 1001)
 
     def measure(name, traced):
@@ -140,7 +149,7 @@ def loading(options):
 
 
 def write_dataset(path, count, rows):
-    """A file in OGBench's layout, of the bundled states over and over: real numbers compress like real data."""
+    """Write a file in OGBench's layout that repeats the bundled states, so that it compresses like real data."""
     with np.load(ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz', allow_pickle=False) as bundled:
         observations = np.resize(bundled['observations'], (count * rows, STATES)).astype(np.float32)
     terminals = np.zeros((count, rows), bool)

@@ -1,6 +1,6 @@
-"""What OPSO is measured against: other layers of the same width, and the first author's way to train.
+"""Peers of the benchmark: other layers of the same width, and training on one transition per window.
 
-Each maker of a layer returns None where its package is missing; everything maps (B, L, d_model) to the same shape.
+Each maker of a layer returns None if its package is missing. All layers map (B, L, d_model) to the same shape.
 """
 
 import importlib.util
@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, mlp
-from utils import expectile_loss, soft_update
+from model import Encoder, GoalValue, mlp, soft_update
+from offline_agent import expectile_loss
 
 
 def transformers_mamba2(d_model, chunk_size=32):
-    """transformers' Mamba2Mixer in plain PyTorch, with the sizes of our layer: the same function. Its default chunks
-    of 256 are several times slower at L = 100."""
+    """Return transformers' Mamba2Mixer in plain PyTorch with the sizes of our layer: the same function. Its default
+    chunks of 256 are several times slower at L = 100."""
     if not importlib.util.find_spec('transformers'):
         return None
     from transformers.models.mamba2 import modeling_mamba2
 
-    for name in ('causal_conv1d_fn', 'mamba2_chunk_scan'):  # mamba_ssm's CUDA kernels, where it is installed
+    for name in ('causal_conv1d_fn', 'mamba2_chunk_scan'):  # mamba_ssm's CUDA kernels, if installed
         setattr(modeling_mamba2, name, inspect.unwrap(getattr(modeling_mamba2, name)))
     config = modeling_mamba2.Mamba2Config(
         hidden_size=d_model, state_size=16, conv_kernel=4, expand=2, head_dim=32, num_heads=2 * d_model // 32,
@@ -30,7 +30,7 @@ def transformers_mamba2(d_model, chunk_size=32):
 
 
 def mambapy_mamba1(d_model):
-    """mambapy's Mamba-1 block, its parallel scan in plain PyTorch."""
+    """Return mambapy's Mamba-1 block, its parallel scan in plain PyTorch."""
     if not importlib.util.find_spec('mambapy'):
         return None
     from mambapy.mamba import MambaBlock, MambaConfig
@@ -38,7 +38,7 @@ def mambapy_mamba1(d_model):
 
 
 class GRU(nn.GRU):
-    """`nn.GRU(128, 256)`: what a recurrent network of Mamba's inner width costs."""
+    """`nn.GRU(128, 256)`, a recurrent network of Mamba's inner width."""
 
     def forward(self, u):
         return super().forward(u)[0]
@@ -49,7 +49,7 @@ def gru(d_model):
 
 
 class CausalTransformer(nn.TransformerEncoderLayer):
-    """A pre-norm Transformer layer with 4 heads that looks back only."""
+    """A pre-norm causal Transformer layer with 4 heads."""
 
     def __init__(self, d_model):
         super().__init__(d_model, 4, 4 * d_model, dropout=0.0, activation='gelu', batch_first=True, norm_first=True)
@@ -60,10 +60,8 @@ class CausalTransformer(nn.TransformerEncoderLayer):
 
 
 class OneTransitionPerWindow:
-    """How the first author's code trained: of each window of `context_length` states one transition is learned, its
-    last, and states, next states and goals are windows that are encoded one after the other.
-
-    The networks are ours and so are the losses; what differs is the work that is thrown away.
+    """Training on one transition per window of `context_length` states, its last, as the original OPSO did: states, next
+    states and goals are windows that are encoded one after the other. Networks and losses are ours.
     """
 
     def __init__(self, observation_dim, config):
@@ -75,7 +73,7 @@ class OneTransitionPerWindow:
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr)
 
     def update(self, states, next_states, goals):
-        """(B, L, S) each: one gradient step, B transitions."""
+        """Take one gradient step on B transitions; arguments (B, L, S) each."""
         nets = self.nets
         z, z_next, z_goal = (nets['encoder'](window)[:, -1] for window in (states, next_states, goals))
         with torch.no_grad():

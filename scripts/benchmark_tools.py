@@ -1,4 +1,4 @@
-"""What the benchmark's sections share: rows, taking turns, agents of the default size on made-up data."""
+"""Shared tools of the benchmark: rows, timing in turns, agents of the default size on synthetic data."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from offline_agent import OfflineAgent, OfflineConfig  # noqa: E402
-from online_agent import OnlineAgent, OnlineConfig  # noqa: E402
+from online_agent import OnlineAgent, OnlineConfig, build_map  # noqa: E402
 from trajectories import ReplayBuffer, TrajectoryDataset  # noqa: E402
 
 STATES, ACTIONS, ENV = 29, 8, 'antmaze-medium-navigate-v0'
@@ -20,17 +20,18 @@ STATES, ACTIONS, ENV = 29, 8, 'antmaze-medium-navigate-v0'
 
 @dataclasses.dataclass
 class Row:
-    """One line of the table: `ours` seconds against each peer's (None: the package is missing)."""
+    """One line of the table: seconds of ours and of each peer (None: its package is missing)."""
+
     what: str
     ours: float
     peers: dict
     goal: str = ''
     note: str = ''
-    shares: dict = dataclasses.field(default_factory=dict)  # what a part takes of the arithmetic, 0 to 1
+    shares: dict = dataclasses.field(default_factory=dict)  # fraction of the arithmetic that each part takes
 
 
 def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):
-    """{name: function or None} -> {name: median seconds of a call or None}, the functions taking turns of `calls`."""
+    """Time functions in turns of `calls`: {name: function or None} -> {name: median seconds of a call or None}."""
     times = {name: [] for name, function in functions.items() if function}
     for i in range(warmup + rounds):
         for name, taken in times.items():
@@ -45,6 +46,7 @@ def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):
 
 
 def random_walks(count, length, **sampling):
+    """Return a TrajectoryDataset of random walks."""
     rng = np.random.default_rng(0)
     observations = rng.standard_normal((count, length, STATES), np.float32).cumsum(1).reshape(-1, STATES)
     ends = np.arange(1, count + 1) * length - 1
@@ -52,6 +54,7 @@ def random_walks(count, length, **sampling):
 
 
 def make_offline(device='cpu', backend='torch', **changes):
+    """Return an OfflineAgent of the default size and synthetic data."""
     config = OfflineConfig(**changes)
     data = random_walks(50, 1001, **config.sampling())
     torch.manual_seed(0)
@@ -60,12 +63,13 @@ def make_offline(device='cpu', backend='torch', **changes):
     return agent, data
 
 
-def make_online(value_interval=0, memory=False, **changes):
-    agent, data = make_offline(**changes)
-    config = OnlineConfig(value_interval=value_interval, memory=memory)
-    online = OnlineAgent(agent, -np.ones(ACTIONS), np.ones(ACTIONS), config)
-    replay, rng = ReplayBuffer(STATES, ACTIONS, **agent.config.sampling()), np.random.default_rng(0)
+def make_online(**changes):
+    """Return an OnlineAgent with a graph of synthetic data, the data, and a replay of random episodes."""
+    offline, data = make_offline(**changes)
+    config = OnlineConfig()
+    agent = OnlineAgent(offline, -np.ones(ACTIONS), np.ones(ACTIONS), config, build_map(offline, config, data))
+    replay, rng = ReplayBuffer(STATES, ACTIONS, **offline.config.sampling()), np.random.default_rng(0)
     for _ in range(10):
         actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)
         replay.add(rng.standard_normal((501, STATES), np.float32), actions)
-    return online, data, replay
+    return agent, data, replay
