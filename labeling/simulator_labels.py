@@ -3,7 +3,7 @@
 A robot that falls at once never visits the states of a walking demonstrator. A labeler of the agent's steps
 (labeling/labeler.py) then has no training data near the demonstrations. A simulator that can be set to a
 state of the data can test actions there instead. A probe is one action, simulated for one step from one
-state. Of the data, only the states are read.
+state. The actions of the data are never read.
 
     guess         G(s, d) -> a                 d: change of the state in one step
     correction    C(s, a', d', d) -> a - a'    a' was probed at s and made the change d'
@@ -82,17 +82,18 @@ class Simulator:
 
     def __init__(self, env):
         self.env = env.unwrapped
+        name = type(self.env).__name__
         if not isinstance(self.env, MujocoEnv):
-            raise ValueError(f'{type(self.env).__name__} cannot be set to states of the data: simulator labels '
-                             "need an environment derived from gymnasium's MujocoEnv, such as those of ants")
+            raise ValueError(f'{name} cannot be set to states of the data: simulator labels need an '
+                             "environment derived from gymnasium's MujocoEnv, such as those of ants")
 
         self.model = self.env.model
         joints = self.model.jnt_type
         self.has_free_root = bool(joints[0] == mujoco.mjtJoint.mjJNT_FREE)
         other_joints = joints[1:] if self.has_free_root else joints
         if np.isin(other_joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
-            raise ValueError(f'{type(self.env).__name__}: simulator labels need a robot whose joints are hinges or '
-                             'slides, except for a free first joint')
+            raise ValueError(f'{name}: simulator labels need a robot whose joints are hinges or slides, except '
+                             'for a free first joint')
 
     def simulate(self, states, actions):
         """Return the next PhysicsStates (float32) of one environment step from each state.
@@ -110,7 +111,7 @@ class Simulator:
 
         has_failed = ~(np.isfinite(qpos).all(1) & np.isfinite(qvel).all(1))
         if has_failed.any():
-            raise FloatingPointError(f'the physics failed in {np.count_nonzero(has_failed)} of {len(actions)} probes')
+            raise FloatingPointError(f'the physics failed in {has_failed.sum()} of {len(actions)} probes')
         return PhysicsStates(qpos, qvel)
 
     @property
@@ -239,8 +240,10 @@ class ActionSolver:
     def solve(self, action):
         """Return the solution (A,) and its mean squared residual, from an initial action (A,)."""
         start = np.clip(action.astype(np.float64), self.low, self.high)
-        result = least_squares(self.residual, start, self.jacobian, bounds=(self.low, self.high), method='dogbox',
-                               xtol=1e-3, ftol=1e-4, max_nfev=MAX_EVALUATIONS)
+        result = least_squares(
+            self.residual, start, self.jacobian, bounds=(self.low, self.high), method='dogbox',
+            xtol=1e-3, ftol=1e-4, max_nfev=MAX_EVALUATIONS,
+        )
         return result.x, np.square(result.fun).mean()
 
     def residual(self, action):
