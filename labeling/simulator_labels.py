@@ -92,8 +92,8 @@ class Simulator:
         self.has_free_root = bool(joints[0] == mujoco.mjtJoint.mjJNT_FREE)
         other_joints = joints[1:] if self.has_free_root else joints
         if np.isin(other_joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
-            raise ValueError(f'{name}: simulator labels need a robot whose joints are hinges or slides, except '
-                             'for a free first joint')
+            raise ValueError(f'{name}: simulator labels need a robot whose joints are hinges or slides, '
+                             'except for a free first joint')
 
     def simulate(self, states, actions):
         """Return the next PhysicsStates (float32) of one environment step from each state.

@@ -48,8 +48,8 @@ class SimulatorLabelConfig(RunConfig):
     """data, probes and networks of simulator labels"""
     stages: int = flag(3, 'correction stages, with two probes per state each', least=1)
     max_steps: int = flag(0, 'budget of environment steps (one per probe); 0 probes all states', least=0)
-    solved_states: int = flag(60_000, 'states whose actions are solved for by least squares; 0 disables it', least=0)
-    random_range: float = flag(1.5, 'range of the first, uniform actions, in action ranges, before clipping', above=0)
+    solved_states: int = flag(60_000, 'states whose actions least squares determine; 0 disables it', least=0)
+    random_range: float = flag(1.5, 'range of the random actions before clipping, in action ranges', above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
     num_updates: int = flag(6000, 'gradient steps of each network', least=1)
     batch_size: int = flag(512, 'probes, or pairs of probes, per gradient step', least=1)
@@ -57,8 +57,8 @@ class SimulatorLabelConfig(RunConfig):
 
     @property
     def num_rounds(self):
-        """Probes at each state: random action, guess with noise and correction of each stage, last
-        correction."""
+        """Rounds of probes: random actions; per stage, best actions without and with noise; last
+        corrections."""
         return 2 + 2 * self.stages
 
 
@@ -73,8 +73,10 @@ def label_dataset(config):
     with open_run('labeling', __file__, config) as run:
         # load the data and its simulator
         with run.stop.interruptible():
-            data, _, source = load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                                           config.max_trajectories, context_length=1)
+            data, _, source = load_dataset(
+                config.name, config.dataset_path, config.data_dir, config.dataset_url,
+                config.max_trajectories, context_length=1,
+            )
             env = make_env(config.name).unwrapped
             simulator = Simulator(env)
             physics = PhysicsStates(*load_physics(source.path, len(data), env.model.nq, env.model.nv))
@@ -82,8 +84,8 @@ def label_dataset(config):
         # infer the actions
         print(source.note)
         labeling = SimulatorLabeling(run, config, data, physics, simulator, device)
-        print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; {len(labeling.rows):,} of them '
-              f'are probed, {config.num_rounds} times each')
+        print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; '
+              f'{len(labeling.rows):,} of them are probed, {config.num_rounds} times each')
         print(f'run folder: {run.folder}')
         with run.stop.interruptible():
             actions = labeling.loop()
@@ -91,9 +93,9 @@ def label_dataset(config):
         # write them
         path = run.folder / 'actions.npz'
         labeling.write(path, actions)
-        command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--actions_path', str(path)]
+        flags = [name_flag(config.name), config.name, '--actions_path', str(path)]
         print(f'{labeling.num_steps:,} environment steps; actions: {path}')
-        print(f'next: {shlex.join(command)}')
+        print(f'next: {shlex.join(["python", "online_trainer.py", *flags])}')
     return path
 
 
@@ -117,8 +119,8 @@ def choose_rows(config, data, simulator):
         num_rows = (config.max_steps - num_solved * simulator.max_probes_per_solve) // config.num_rounds
         if num_rows < MIN_ROWS:
             needed = MIN_ROWS * config.num_rounds
-            raise ValueError(f'--max_steps {config.max_steps}: {config.num_rounds} probes at each state need at least '
-                             f'{needed} steps, and {2 * needed} with --solved_states')
+            raise ValueError(f'--max_steps {config.max_steps}: {config.num_rounds} probes at each state need '
+                             f'at least {needed} steps, and {2 * needed} with --solved_states')
         if num_rows < len(rows):
             rows = np.sort(rng.choice(rows, num_rows, replace=False))
 
@@ -221,13 +223,16 @@ class SimulatorLabeling:
         # report
         residuals = self.search.residuals(probes)
         mean, median = residuals.mean().item(), residuals.median().item()
-        print(f'round {self.rounds_done}: residual {mean:.3f} of the variance of changes, median {median:.3f}')
+        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
+              f'median {median:.3f}')
         self.log.log(self.num_steps, {'residual_mean': mean, 'residual_median': median})
         self.save()
 
     def solve(self, actions):
-        """Solve for the actions of the next share of `solve_order`, from actions (n, A) of all rows; log and
-        save."""
+        """Solve for the actions of the next part of `solve_order`, log and save.
+
+        The initial actions (n, A) are those of all probed rows.
+        """
         # solve
         count = -(-len(self.solve_order) // SOLVING_ROUNDS)
         indices = self.solve_order[len(self.solved_actions):][:count]
