@@ -57,8 +57,7 @@ class SimulatorLabelConfig(RunConfig):
 
     @property
     def num_rounds(self):
-        """Rounds of probes: random actions; per stage, best actions without and with noise; last
-        corrections."""
+        """Rounds of probes: random actions, two rounds per stage, last corrections."""
         return 2 + 2 * self.stages
 
 

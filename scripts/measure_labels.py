@@ -54,7 +54,8 @@ def run(config):
     trajectories = load_trajectories(config.actions_path)
     with np.load(config.actions_path, allow_pickle=False) as file:
         if 'actions' not in file:
-            raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
+            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with '
+                             '--no-state_only')
         actions = file['actions']
 
     # load or infer the labels
@@ -67,7 +68,7 @@ def run(config):
                          f'{config.checkpoint or config.labels_path} have {labels.shape[1]}')
 
     r2 = r2_score(labels, torch.from_numpy(actions[rows]))
-    print(f'R2 of the labels of {len(rows):,} imitated steps: {r2:.3f}')
+    print(f'R2 of the labels of {len(rows):,} steps: {r2:.3f}')
     return r2
 
 
@@ -94,7 +95,8 @@ def labels_of_simulator(config, trajectories):
     data = TrajectoryDataset(observations[:size], starts[is_labeled], ends[is_labeled])
 
     if fingerprint_of_actions(config.labels_path) != data.fingerprint():
-        raise ValueError(f'{config.labels_path}: its actions are not of the episodes in {config.actions_path}')
+        raise ValueError(f'{config.labels_path}: its actions are not of the episodes in '
+                         f'{config.actions_path}')
     rows = data.transition_rows
     return rows, torch.from_numpy(load_actions(config.labels_path, size)[rows])
 
