@@ -250,7 +250,7 @@ class OnlineAgent:
         Generator `rng` -> R2 of held-out own steps."""
         steps, actions = batches.own_steps()
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.position_dims(),
+                              position_dims=self.position_dims(),
                               small_action_prior=self.config.small_action_prior if self.moves_things else 0.0)
         batches.label_data(self.label)
         return r2

@@ -237,7 +237,7 @@ def print_results(run, config, training):
     judged = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
     if judged:
         hint = '' if judged[-1] >= ENOUGH_R2 else f'; below {ENOUGH_R2}, more --random_steps usually help'
-        hidden = '' if training.agent.labeler.seen.all() else ', told without places'
+        hidden = '' if training.agent.labeler.input_mask.all() else ', without position inputs'
         print(f'labels: R² {judged[-1]:.2f} of own steps that were held out{hidden}{hint}')
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '

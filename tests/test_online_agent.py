@@ -357,7 +357,7 @@ def test_the_labeler_is_told_which_numbers_are_places(agent, batches, monkeypatc
     agent.encoder.slowness.zero_()
     agent.encoder.slowness[:3] = torch.tensor([0.7, 0.3, 1.0])
     agent.fit_labeler(batches, np.random.default_rng(0))
-    assert told[0]['places'].tolist() == [2, 0], 'the slowest first'
+    assert told[0]['position_dims'].tolist() == [2, 0], 'the slowest first'
     assert told[0]['small_action_prior'] == 0, 'a walker is not small_action_prior'
 
 
