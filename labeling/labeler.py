@@ -2,7 +2,7 @@
 
 The method is sparse Gaussian process (GP) regression with automatic relevance determination (ARD). Each
 action dimension has a GP of its own (Rasmussen and Williams 2006, chapters 2 and 5), and the subset of
-regressors (section 8.3.1 there) approximates it. The kernel of action dimension j adds a squared exponential
+regressors (section 8.3.1) approximates it. The kernel of action dimension j adds a squared exponential
 and a linear one:
 
     k_j(x, x') = v_j exp(-1/2 sum_f (x_f - x'_f)^2 / l_jf^2) + sum_f w_jf^2 x_f x'_f
@@ -17,8 +17,8 @@ same labels.
 Clipping. Inputs are clipped to the range of the agent's steps, so that the GP does not extrapolate.
 
 Ambiguous actions. Several actions can have the same effect: an open gripper stays open under every action
-that opens it. The label is the mean of the agent's actions there, which is half of the full force under
-uniform actions. A prior for small actions, `small_action_prior` p, weights each step by
+that opens it. The label is the mean of these actions, which is half of the full force under uniform actions.
+A prior for small actions, `small_action_prior` p, weights each step by
 
     1 / (1 + (a / p)^2)
 
@@ -96,10 +96,12 @@ class Labeler(nn.Module):
         The first fit decides whether labels may depend on `position_dims`.
 
         Args:
-            transitions: (n, 2, S) normalized pairs of states. actions: (n, A) in [-1, 1]. rng: numpy
-            Generator. kernel_updates: gradient steps on the marginal likelihood. position_dims: state
-            dimensions of the position of the robot or an object, the slowest first. small_action_prior:
-            action in [-1, 1] that halves the weight of a step; 0 weights all steps equally.
+            transitions: (n, 2, S) normalized pairs of states.
+            actions: (n, A) in [-1, 1].
+            rng: numpy Generator.
+            kernel_updates: number of gradient steps on the marginal likelihood.
+            position_dims: state dimensions of the position of the robot or an object, the slowest first.
+            small_action_prior: action in [-1, 1] that halves the weight of a step; 0 weights all equally.
 
         Returns:
             R2 of the labels of held-out steps, None if there are fewer than two.
@@ -157,8 +159,7 @@ class Labeler(nn.Module):
         return r2_score(self(transitions[held_out]), actions[held_out])
 
     def _fit_kernel(self, inputs, actions, rng, updates):
-        """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) of minibatches of the
-        steps."""
+        """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches."""
         batch_size = min(len(inputs), KERNEL_BATCH)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
 
@@ -286,7 +287,7 @@ def position_generalizes(transitions, actions, position_dims, rng, kernel_update
         actions: (n, A) in [-1, 1].
         position_dims: state dimensions of a position, the slowest first.
         rng: numpy Generator.
-        kernel_updates: gradient steps on the marginal likelihood.
+        kernel_updates: number of gradient steps on the marginal likelihood.
     """
     # hold out the steps furthest out
     slowest = transitions[:, 0, position_dims[0]].cpu().numpy()
@@ -307,7 +308,6 @@ def position_generalizes(transitions, actions, position_dims, rng, kernel_update
 
 
 def r2_score(labels, actions):
-    """Return 1 - squared error / variance of labels (n, A) for actions (n, A), summed over action
-    dimensions."""
+    """Return 1 - squared error / variance of labels (n, A) for actions (n, A), over all dimensions."""
     error = (labels - actions).square().sum()
     return float(1 - error / (actions - actions.mean(0)).square().sum().clamp(min=1e-8))

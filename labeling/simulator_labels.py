@@ -271,8 +271,10 @@ class ActionSolver:
         return residual
 
     def jacobian(self, action):
-        """Return the Jacobian (2 U, A) of the residual at an action: finite differences or Broyden (1965, eq.
-        4.5)."""
+        """Return the Jacobian (2 U, A) of the residual at an action (A,).
+
+        It is measured by finite differences or updated by Broyden's method (1965, eq. 4.5).
+        """
         is_known = np.array_equal(action, self.last_action)
         residual = self.last_residual if is_known else self.residual(action)
 
@@ -291,8 +293,7 @@ class ActionSolver:
         return matrix
 
     def finite_differences(self, action, residual):
-        """Return the Jacobian (2 U, A) at an action (A,) with a given residual, by one probe per action
-        dimension."""
+        """Return the Jacobian (2 U, A) at an action (A,) with a given residual, by one probe per dimension."""
         inward = np.where(action < (self.low + self.high) / 2, 1, -1)
         differences = DIFFERENCE_STEP * (self.high - self.low) * inward
         columns = []
@@ -388,7 +389,7 @@ class ActionSearch:
         config: NetworkConfig.
 
     Attributes:
-        probes: the Probes of the last rounds (two at most), each with all rows; the caller appends them.
+        probes: list of Probes, each at all rows. The caller appends rounds and keeps the last two.
     """
 
     def __init__(self, features, changes, action_dim, config, device='cpu'):
@@ -401,8 +402,7 @@ class ActionSearch:
         self.change_std = changes.std(0).clamp(min=1e-6)
 
     def residuals(self, probes):
-        """Return mean squared differences (n,) between the changes of probes and data, in stds of the
-        data's."""
+        """Return mean squared differences (n,) between changes of probes and data, in stds of the data's."""
         differences = (probes.changes - self.changes) / self.change_std
         return differences.clamp(-MAX_DEVIATION, MAX_DEVIATION).square().mean(1)
 
@@ -416,8 +416,7 @@ class ActionSearch:
         return self._fit(draw, len(self.features))
 
     def fit_correction(self):
-        """Return the Fit of a new network that turns a probe of one of the last two rounds into that of the
-        other."""
+        """Return the Fit of a new network to pairs of probes, one from each of the last two rounds."""
         def draw(rows):
             rounds = torch.randint(2, (len(rows),))
             first = self._probes_at(rows, rounds)
@@ -430,7 +429,7 @@ class ActionSearch:
     def fine_tune_correction(self, network, rows, actions):
         """Return the Fit of a copy of a correction network, fine-tuned to solved actions.
 
-        It learns to turn the last two probes at rows (m,) into the solved actions (m, A) there.
+        It learns to turn the last two probes at rows (m,) into the solved actions (m, A).
         """
         def draw(indices):
             some_rows = rows[indices]
@@ -457,9 +456,11 @@ class ActionSearch:
         """Train a network and evaluate it on held-out rows.
 
         Args:
-            draw: function, rows (m,) below `total` -> (contexts, changes, actions) of randomly drawn probes
-            there. total: number of rows. network: the network to fine-tune; None trains a new one. updates,
-            lr: None takes those of the config.
+            draw: function from rows (m,) to contexts, changes and actions of probes at these rows.
+            total: number of rows.
+            network: the network to fine-tune; None trains a new one.
+            updates: number of gradient steps; None takes that of the config.
+            lr: learning rate; None takes that of the config.
 
         Returns:
             Fit.

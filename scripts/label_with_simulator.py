@@ -164,8 +164,7 @@ class SimulatorLabeling:
         return self.rounds_done * len(self.rows) + self.solving_probes
 
     def network_inputs(self, rows):
-        """Return features (m, F) of the states and changes (m, D) to the next states at rows (m,) of the
-        data."""
+        """Return features (m, F) of states and changes (m, D) to the next ones, at rows (m,) of the data."""
         states = self.physics[rows]
         features = self.simulator.features(states)
         changes = self.simulator.changes(states, self.physics[rows + 1])
@@ -270,8 +269,7 @@ class SimulatorLabeling:
         return actions
 
     def complete_actions(self, actions):
-        """Return actions (N, A) of all rows of the data: `actions` (n, A) of the probed rows, guesses of the
-        others."""
+        """Return actions (N, A) of all rows: `actions` (n, A) of the probed ones, guesses of the others."""
         result = torch.zeros(len(self.data), self.action_dim)
         other_rows = np.setdiff1d(self.data.transition_rows, self.rows)
         if len(other_rows):

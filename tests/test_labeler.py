@@ -133,8 +133,7 @@ def test_fit_limits_the_number_of_steps(monkeypatch):
 
 
 def exact_labels(labeler, train_steps, train_actions, test_steps):
-    """Return K(x, X) (K(X, X) + noise)^-1 y with the kernel of the module's docstring and the labeler's
-    parameters."""
+    """Return K(x, X) (K(X, X) + noise)^-1 y with the kernel in the docstring of the labeler."""
     length_scale = labeler.log_length_scale.exp()[:, None, None]
     linear_scale = labeler.log_linear_scale.exp()[:, None, None]
 

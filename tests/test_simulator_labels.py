@@ -1,5 +1,4 @@
-"""Simulator labels: the simulator and its features, least squares, the networks, and the script with its
-files."""
+"""Simulator labels: the simulator, least squares, the networks, and the script with its files."""
 
 import shlex
 import sys
@@ -29,7 +28,8 @@ DATASET = 'antmaze-medium-navigate-v0'
 TINY = shlex.split(f'--dataset {DATASET} --hidden_dim 64 --num_updates 30 --batch_size 64 --solved_states 8 '
                    '--device cpu')
 OFFLINE = shlex.split(f'--dataset {DATASET} --d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 '
-                      '--context_length 20 --transition_steps 5 --batch_size 4 --num_updates 1 --no-maze_figures')
+                      '--context_length 20 --transition_steps 5 --batch_size 4 --num_updates 1 '
+                      '--no-maze_figures')
 ONLINE = shlex.split(f'--dataset {DATASET} --idm_hidden_dim 32 --batch_size 4 --num_envs 2 --random_steps 40 '
                      '--initial_updates 1 --max_steps 40 --final_eval_episodes 1')
 
