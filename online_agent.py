@@ -255,7 +255,7 @@ class OnlineAgent:
             R2 of held-out steps, None if they are too few.
         """
         steps, actions = batches.online_steps()
-        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, places=self.offline.position_dims(),
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, position_dims=self.offline.position_dims(),
                               small_action_prior=self.task.small_action_prior)
         batches.label_data(self.label)
         return r2

@@ -1,23 +1,32 @@
-"""The labeler I_1(s_t, s_{t+1}) -> a_t: which action converged from one state to the next, learned from own steps.
+"""The labeler I_1(s_t, s_{t+1}) -> a_t: a one-step inverse dynamics model, fitted to the agent's own steps.
 
-A Gaussian process for each action (Rasmussen and Williams 2006, chapters 2 and 5), with a length scale and a slope for
-each number that it sees:
+The method is sparse Gaussian process (GP) regression with automatic relevance determination (ARD). Each
+action dimension has a GP of its own (Rasmussen and Williams 2006, chapters 2 and 5), and the subset of
+regressors (section 8.3.1) approximates it. The kernel of action dimension j adds a squared exponential
+and a linear one:
 
-    k_j(x, x') = v_j exp(-1/2 sum_f (x_f - x'_f)^2 / l_jf^2) + sum_f w_jf^2 x_f x'_f       for action j
+    k_j(x, x') = v_j exp(-1/2 sum_f (x_f - x'_f)^2 / l_jf^2) + sum_f w_jf^2 x_f x'_f
 
-x is s_t and s_{t+1} - s_t, in standard deviations of own steps. v, l, w and the noise are those of the highest marginal
-likelihood, so that a few hundred steps tell which numbers matter: the torque of a joint shows in the angle and the
-speed of that joint and in next to nothing else. A network that sees all numbers alike needs five to ten times as many
-steps. No number is taken for larger or smaller than own steps have shown it, so that places which they have not seen
-mislead nobody.
+The inputs x are s_t and s_{t+1} - s_t, standardized over the agent's steps. Each input f has a length scale l
+and a linear scale w of its own (ARD). They, the variance v and the noise maximize the marginal likelihood.
 
-Several actions may do the same: an open hand stays open whichever way it is told to open. Labels are the mean of what
-own steps did there, and random ones open with half of their force where a demonstrator does nothing. Gentle labels
-count own steps by how small their action was, 1 / (1 + (a / small_action_prior)^2), which is to believe beforehand that the
-demonstrator's actions are so distributed. Where own steps tell the action, that changes little.
+Relevant inputs. A few hundred steps determine which inputs matter. The torque of a joint changes the angle
+and the velocity of that joint and little else. A neural network needs five to ten times as many steps for the
+same labels.
 
-A few own steps see little of a maze, and may show that whoever is at that wall pushes against it. So where labels would
-depend on where the robot is, it is tried out whether that holds elsewhere; if not, they are told without.
+Clipping. Inputs are clipped to the range of the agent's steps, so that the GP does not extrapolate.
+
+Ambiguous actions. Several actions can have the same effect: an open gripper stays open under every action
+that opens it. The label is the mean of these actions, which is half of the full force under uniform actions.
+A prior for small actions, `small_action_prior` p, weights each step by
+
+    1 / (1 + (a / p)^2)
+
+and thus prefers the smallest of these actions. It hardly changes labels where the step determines the action.
+
+Position. A few steps cover little of a maze. Steps that keep pushing against one wall teach the GP that
+standing still at that coordinate means pushing. If the kernel of the first fit depends on position, position
+stays an input only if it improves the labels of steps outside the region of the training steps.
 """
 
 import copy
@@ -27,116 +36,145 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-MAX_STEPS = 20_000  # own steps that it learns from
-MAX_POINTS = 1000  # of them labels are compared with
-HELD_OUT = 0.1  # of own steps, at most `MAX_POINTS`: by these it is judged
+MAX_TRANSITIONS = 20_000  # the agent's steps in a fit
+MAX_INDUCING_INPUTS = 1000
+HELD_OUT_FRACTION = 0.1  # of the steps, to compute R2
+MAX_HELD_OUT = 1000  # steps
 
-FIRST_LOG_LENGTH = 1.5  # of the length scales, where a fit begins; of a number that tells nothing they only grow
-KERNEL_ROWS = 300  # own steps in an update of the kernel
+INITIAL_LOG_LENGTH_SCALE = 1.5  # in stds of an input; length scales of irrelevant inputs only grow
+INITIAL_LOG_LINEAR_SCALE = -1.5
+INITIAL_LOG_VARIANCE = -1.0
+INITIAL_LOG_NOISE = -1.5  # log of a variance, of actions in [-1, 1]
+KERNEL_UPDATES = 100  # gradient steps on the marginal likelihood in a fit
+KERNEL_BATCH = 300  # the agent's steps in a gradient step
 KERNEL_LR = 0.05
 
-ELSEWHERE = 0.2  # of own steps, those furthest out are held out to tell whether it matters where the robot is:
-HELPS = 0.05  # it does if who sees it explains so much more of the variance of their actions
+FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
+MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
-RARE = 0.003  # numbers are bounded by what own steps show, but for so small a share of them
-SMALLEST_SCALE = 1e-3  # of an input: one that varies less does not vary
-SMALLEST_NOISE = 1e-4  # variance, of actions in [-1, 1]; also what keeps matrices invertible
-ROWS_AT_ONCE = 1024
+CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
+MIN_INPUT_STD = 1e-3  # inputs with a smaller standard deviation are constant
+MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
+LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
 
 
 class Labeler(nn.Module):
-    """A Gaussian process for each of `action_dim` actions in [-1, 1], over pairs of states of `state_dim` numbers. It
-    infers zeros until `fit`. On the CPU, in float64: a fit takes seconds."""
+    """Predict actions in [-1, 1] from pairs of states by one sparse GP per action dimension.
+
+    Labels are zero before the first `fit`. The labeler runs on the CPU in float64, and a fit takes seconds.
+
+    Shapes: S = state_dim, F = 2 S inputs, A = action_dim, M inducing inputs.
+    """
 
     def __init__(self, state_dim, action_dim):
         super().__init__()
         size = 2 * state_dim
-        self.log_length = nn.Parameter(torch.full((action_dim, size), FIRST_LOG_LENGTH))
-        self.log_slope = nn.Parameter(torch.full((action_dim, size), -1.5))
-        self.log_variance = nn.Parameter(torch.full((action_dim, 1, 1), -1.0))
-        self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), -1.5))
+        self.log_length_scale = nn.Parameter(torch.full((action_dim, size), INITIAL_LOG_LENGTH_SCALE))
+        self.log_linear_scale = nn.Parameter(torch.full((action_dim, size), INITIAL_LOG_LINEAR_SCALE))
+        self.log_variance = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_VARIANCE))
+        self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_NOISE))
 
-        self.register_buffer('seen', torch.ones(size, dtype=torch.bool))  # numbers that labels may depend on
+        self.register_buffer('input_mask', torch.ones(size, dtype=torch.bool))  # inputs in use
         self.register_buffer('mean', torch.zeros(size))
-        self.register_buffer('scale', torch.ones(size))
+        self.register_buffer('std', torch.ones(size))
         self.register_buffer('low', torch.zeros(size))
         self.register_buffer('high', torch.zeros(size))
-        self.register_buffer('points', torch.zeros(0, size))  # (M, F) own steps that labels are compared with
-        self.register_buffer('weights', torch.zeros(action_dim, 0, 1))  # of each of them
-        self.register_buffer('slopes', torch.zeros(action_dim, size))
+        self.register_buffer('inducing_inputs', torch.zeros(0, size))  # (M, F), a subset of the agent's steps
+        self.register_buffer('inducing_weights', torch.zeros(action_dim, 0, 1))
+        self.register_buffer('linear_weights', torch.zeros(action_dim, size))
         self.double()
 
     @property
     def is_fitted(self):
-        return len(self.points) > 0
+        return len(self.inducing_inputs) > 0
 
     # ---------------------------------------------------------------------------------------------- learning
-    def fit(self, steps, actions, rng, kernel_updates=100, places=(), small_action_prior=0.0):
-        """Learn from own steps, pairs of states (n, 2, S) and actions (n, A), with so many updates of the kernel, which
-        goes on from the last fit; draws from the numpy Generator `rng` -> R2 of held-out steps, None where they are too
-        few. `places`: the numbers of a state that say where the robot is, the slowest first. The first fit decides
-        whether labels may depend on them. `small_action_prior`: the action in [-1, 1] with which an own step
-        counts half; 0: all count alike."""
-        if not len(steps):
+    def fit(self, transitions, actions, rng, kernel_updates=KERNEL_UPDATES, position_dims=(),
+            small_action_prior=0.0):
+        """Fit kernel and weights to the agent's steps; the kernel continues from the last fit.
+
+        The first fit decides whether labels may depend on `position_dims`.
+
+        Args:
+            transitions: (n, 2, S) normalized pairs of states.
+            actions: (n, A) in [-1, 1].
+            rng: numpy Generator.
+            kernel_updates: number of gradient steps on the marginal likelihood.
+            position_dims: state dimensions of the position of the robot or an object, the slowest first.
+            small_action_prior: action in [-1, 1] that halves the weight of a step; 0 weights all equally.
+
+        Returns:
+            R2 of the labels of held-out steps, None if there are fewer than two.
+        """
+        if not len(transitions):
             return None
 
-        decides = not self.is_fitted
-        r2 = self._fit(steps, actions, rng, kernel_updates, small_action_prior)
-        if decides and self.depends_on(places) and not places_help(steps, actions, places, rng, kernel_updates):
-            self.forget()
-            self.hide(places)
-            r2 = self._fit(steps, actions, rng, kernel_updates, small_action_prior)
-        return r2
+        is_first = not self.is_fitted
+        r2 = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
+        if not is_first or not self.uses_dims(position_dims):
+            return r2
+        if position_generalizes(transitions, actions, position_dims, rng, kernel_updates):
+            return r2
 
-    def depends_on(self, numbers):
-        """Does some label depend on these numbers of s_t, by the kernel as it is?"""
-        lengths = self.log_length[:, list(numbers)]
-        return bool((lengths < FIRST_LOG_LENGTH).any())
+        self.reset()
+        self.mask_dims(position_dims)
+        return self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
 
-    def hide(self, numbers):
-        """Labels shall not depend on these numbers of s_t."""
-        self.seen[list(numbers)] = False
+    def uses_dims(self, dims):
+        """Return whether the kernel of any action depends on some of these dimensions of s_t."""
+        lengths = self.log_length_scale[:, list(dims)]
+        return bool((lengths < INITIAL_LOG_LENGTH_SCALE).any())
 
-    def forget(self):
-        """As if there had been no fit."""
-        fresh = Labeler(len(self.seen) // 2, len(self.slopes))
+    def mask_dims(self, dims):
+        """Exclude these dimensions of s_t from the inputs."""
+        self.input_mask[list(dims)] = False
+
+    def reset(self):
+        """Return to the state before the first fit."""
+        fresh = Labeler(len(self.input_mask) // 2, len(self.linear_weights))
         self.load_state_dict(fresh.state_dict())
 
-    def _fit(self, steps, actions, rng, kernel_updates, small_action_prior):
-        rows = rng.permutation(len(steps))[:MAX_STEPS]
-        held_out = min(int(HELD_OUT * len(rows)), MAX_POINTS)
-        test, rows = rows[:held_out], np.sort(rows[held_out:])
+    def _fit(self, transitions, actions, rng, kernel_updates, small_action_prior):
+        # draw training and held-out steps
+        rows = rng.permutation(len(transitions))[:MAX_TRANSITIONS]
+        num_held_out = min(int(HELD_OUT_FRACTION * len(rows)), MAX_HELD_OUT)
+        held_out, rows = rows[:num_held_out], np.sort(rows[num_held_out:])
         actions = actions.cpu().double()
 
-        inputs = self._inputs(steps[rows])
+        # standardize
+        inputs = self._inputs(transitions[rows])
         self.mean.copy_(inputs.mean(0))
-        self.scale.copy_(inputs.std(0, correction=0))
-        low, high = np.quantile(inputs.numpy(), [RARE, 1 - RARE], axis=0)  # torch's takes no large arrays
+        self.std.copy_(inputs.std(0, correction=0))
+        quantiles = [CLIP_QUANTILE, 1 - CLIP_QUANTILE]
+        low, high = np.quantile(inputs.numpy(), quantiles, axis=0)  # torch.quantile limits sizes
         self.low.copy_(torch.from_numpy(low))
         self.high.copy_(torch.from_numpy(high))
-
         inputs = self._standardize(inputs)
+
+        # fit and evaluate
         self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
         self._fit_weights(inputs, actions[rows], rng, small_action_prior)
-        if held_out < 2:
+        if num_held_out < 2:
             return None
-        return explained(self(steps[test]), actions[test])
+        return r2_score(self(transitions[held_out]), actions[held_out])
 
     def _fit_kernel(self, inputs, actions, rng, updates):
-        """Raise the marginal likelihood (eq. 5.8 there) of own steps, a few hundred of them at a time."""
-        rows_at_once = min(len(inputs), KERNEL_ROWS)
+        """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches."""
+        batch_size = min(len(inputs), KERNEL_BATCH)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
 
         for _ in tqdm(range(updates), 'labeler', leave=False, dynamic_ncols=True, delay=1):
-            rows = rng.choice(len(inputs), rows_at_once, replace=False)
+            # draw a minibatch
+            rows = rng.choice(len(inputs), batch_size, replace=False)
             x = inputs[rows]
-            y = actions[rows].T.unsqueeze(-1)
+            y = actions[rows].T.unsqueeze(-1)  # (A, n, 1)
 
-            covariance = self._smooth_kernel(x, x) + self._linear_kernel(x, x)
+            # negative log marginal likelihood per step
+            covariance = self._rbf_kernel(x, x) + self._linear_kernel(x, x)
             factor = torch.linalg.cholesky(covariance + self._noise() * torch.eye(len(x), dtype=x.dtype))
-            misfit = (y * torch.cholesky_solve(y, factor)).sum()
+            data_fit = (y * torch.cholesky_solve(y, factor)).sum()
             log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-            loss = (misfit + log_determinant) / (2 * len(x))
+            loss = (data_fit + log_determinant) / (2 * len(x))
 
             optimizer.zero_grad()
             loss.backward()
@@ -144,109 +182,132 @@ class Labeler(nn.Module):
 
     @torch.no_grad()
     def _fit_weights(self, inputs, actions, rng, small_action_prior):
-        """What all own steps say, told by the points and the slopes (subset of regressors, section 8.3.1 there)."""
-        importance = 1 / (1 + (actions / small_action_prior).square()) if small_action_prior else torch.ones_like(actions)
-        count = min(len(inputs), MAX_POINTS)
-        points = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
-        slope = self.log_slope.exp().unsqueeze(1)
+        """Fit inducing and linear weights to all steps (subset of regressors, Rasmussen and Williams, section
+        8.3.1).
 
-        # a linear regression on features, the weight of each a priori of variance 1
-        between = self._smooth_kernel(points, points) + SMALLEST_NOISE * torch.eye(count, dtype=points.dtype)
-        factor = torch.linalg.cholesky(between)
+        This is Bayesian linear regression with a unit Gaussian prior on the weights. Its features are the
+        kernels to the inducing inputs, whitened, and the inputs times their linear scales.
+        """
+        if small_action_prior:
+            step_weights = 1 / (1 + (actions / small_action_prior).square())
+        else:
+            step_weights = torch.ones_like(actions)
+
+        # draw inducing inputs and factorize their kernel matrix
+        count = min(len(inputs), MAX_INDUCING_INPUTS)
+        inducing_inputs = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
+        linear_scale = self.log_linear_scale.exp().unsqueeze(1)
+        jitter = MIN_NOISE_VARIANCE * torch.eye(count, dtype=inputs.dtype)
+        factor = torch.linalg.cholesky(self._rbf_kernel(inducing_inputs, inducing_inputs) + jitter)
+
+        # accumulate the normal equations
         size = count + inputs.shape[1]
-        gram = self._noise() * torch.eye(size, dtype=points.dtype)
-        target = torch.zeros(len(factor), size, 1, dtype=points.dtype)
-        pieces = (rows.split(ROWS_AT_ONCE) for rows in (inputs, actions, importance))
-        for x, y, important in zip(*pieces, strict=True):
-            smooth = torch.linalg.solve_triangular(factor, self._smooth_kernel(points, x), upper=False)
-            features = torch.cat([smooth, (x * slope).mT], 1)
-            weighted = features * important.T.unsqueeze(1)
+        gram = self._noise() * torch.eye(size, dtype=inputs.dtype)
+        target = torch.zeros(len(factor), size, 1, dtype=inputs.dtype)
+        chunks = (rows.split(LABELER_CHUNK) for rows in (inputs, actions, step_weights))
+        for x, y, weight in zip(*chunks, strict=True):
+            kernel = self._rbf_kernel(inducing_inputs, x)
+            whitened = torch.linalg.solve_triangular(factor, kernel, upper=False)
+            features = torch.cat([whitened, (x * linear_scale).mT], 1)  # (A, M + F, n)
+            weighted = features * weight.T.unsqueeze(1)
             gram = gram + weighted @ features.mT
             target += weighted @ y.T.unsqueeze(-1)
 
+        # undo the whitening and the linear scales
         weights = torch.linalg.solve(gram, target)
-        self.points = points
-        self.weights = torch.linalg.solve_triangular(factor.mT, weights[:, :count], upper=True)
-        self.slopes = (weights[:, count:] * slope.mT).squeeze(-1)
+        self.inducing_inputs = inducing_inputs
+        self.inducing_weights = torch.linalg.solve_triangular(factor.mT, weights[:, :count], upper=True)
+        self.linear_weights = (weights[:, count:] * linear_scale.mT).squeeze(-1)
 
     def _noise(self):
-        return self.log_noise.exp() + SMALLEST_NOISE
+        return self.log_noise.exp() + MIN_NOISE_VARIANCE
 
     # --------------------------------------------------------------------------------------------- inference
     @torch.no_grad()
-    def forward(self, steps):
-        """Pairs of states (n, 2, S) -> actions (n, A) in [-1, 1], float32."""
+    def forward(self, transitions):
+        """Return float32 labels (n, A) in [-1, 1] of pairs of states (n, 2, S)."""
         if not self.is_fitted:
-            return torch.zeros(len(steps), len(self.slopes))
+            return torch.zeros(len(transitions), len(self.linear_weights))
 
         fast = copy.deepcopy(self).float()
         labels = []
-        for some in steps.split(ROWS_AT_ONCE):
-            x = self._standardize(self._inputs(some)).float()
-            smooth = fast._smooth_kernel(x, fast.points) @ fast.weights
-            labels.append(smooth.squeeze(-1).T + x @ fast.slopes.T)
+        for chunk in transitions.split(LABELER_CHUNK):
+            x = self._standardize(self._inputs(chunk)).float()
+            nonlinear = fast._rbf_kernel(x, fast.inducing_inputs) @ fast.inducing_weights
+            labels.append(nonlinear.squeeze(-1).T + x @ fast.linear_weights.T)
         return torch.cat(labels).clamp(-1, 1)
 
-    def _inputs(self, steps):
-        """(n, 2, S) -> (n, F): s_t and s_{t+1} - s_t."""
-        steps = steps.cpu().double()
-        now = steps[:, 0]
-        return torch.cat([now, steps[:, 1] - now], -1)
+    def _inputs(self, transitions):
+        """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S)."""
+        transitions = transitions.cpu().double()
+        states = transitions[:, 0]
+        return torch.cat([states, transitions[:, 1] - states], -1)
 
     def _standardize(self, inputs):
+        """Clip, standardize and mask inputs (n, F)."""
         inputs = inputs.clamp(self.low, self.high)
-        varies = self.scale > SMALLEST_SCALE
-        return self.seen * varies * (inputs - self.mean) / self.scale.clamp(min=SMALLEST_SCALE)
+        varies = self.std > MIN_INPUT_STD
+        return self.input_mask * varies * (inputs - self.mean) / self.std.clamp(min=MIN_INPUT_STD)
 
-    def _smooth_kernel(self, x, y):
-        """x (n, F), y (m, F) -> (A, n, m)."""
-        x = x * torch.exp(-self.log_length).unsqueeze(1)
-        y = y * torch.exp(-self.log_length).unsqueeze(1)
+    def _rbf_kernel(self, x, y):
+        """Return the squared exponential kernels (A, n, m) between inputs x (n, F) and y (m, F)."""
+        x = x * torch.exp(-self.log_length_scale).unsqueeze(1)
+        y = y * torch.exp(-self.log_length_scale).unsqueeze(1)
 
-        # log v - |x - y|^2 / 2 = x y - |x|^2 / 2 + (log v - |y|^2 / 2) as a single product: sums of large matrices cost
-        # more than what they add
-        of_x = -x.square().sum(-1, keepdim=True) / 2
-        of_y = self.log_variance - y.square().sum(-1, keepdim=True) / 2
-        x = torch.cat([x, of_x, torch.ones_like(of_x)], -1)
-        y = torch.cat([y, torch.ones_like(of_y), of_y], -1)
+        # A single product computes log v - |x - y|^2 / 2 = x y - |x|^2 / 2 + (log v - |y|^2 / 2).
+        # It is faster than sums of large matrices.
+        x_term = -x.square().sum(-1, keepdim=True) / 2
+        y_term = self.log_variance - y.square().sum(-1, keepdim=True) / 2
+        x = torch.cat([x, x_term, torch.ones_like(x_term)], -1)
+        y = torch.cat([y, torch.ones_like(y_term), y_term], -1)
         return (x @ y.mT).exp()
 
     def _linear_kernel(self, x, y):
-        """x (n, F), y (m, F) -> (A, n, m)."""
-        slope = self.log_slope.exp().unsqueeze(1)
-        return (x * slope) @ (y * slope).mT
+        """Return the linear kernels (A, n, m) between inputs x (n, F) and y (m, F)."""
+        linear_scale = self.log_linear_scale.exp().unsqueeze(1)
+        return (x * linear_scale) @ (y * linear_scale).mT
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def load_state_dict(self, state, **options):
-        """Load a labeler with however many points; the oldest saw all numbers."""
-        state = {'seen': torch.ones_like(self.seen)} | state
-        self.points = torch.zeros_like(state['points'])
-        self.weights = torch.zeros_like(state['weights'])
+        """Load a state dict with any number of inducing inputs."""
+        self.inducing_inputs = torch.zeros_like(state['inducing_inputs'])
+        self.inducing_weights = torch.zeros_like(state['inducing_weights'])
         return super().load_state_dict(state, **options)
 
 
-def places_help(steps, actions, places, rng, kernel_updates=100):
-    """Does it help to see where the robot is, where own steps have not been? Two labelers learn from those that do not
-    lie furthest along the slowest number, and the others say; arguments as of `Labeler.fit`. Where a number is part of
-    the physics, as where a car points to, it helps."""
-    slowest = steps[:, 0, places[0]].cpu().numpy()
-    low, high = np.quantile(slowest, [ELSEWHERE / 2, 1 - ELSEWHERE / 2])
+def position_generalizes(transitions, actions, position_dims, rng, kernel_updates=KERNEL_UPDATES):
+    """Return whether position inputs improve the labels of steps outside the region of the training steps.
+
+    The steps furthest out along the slowest position dimension are held out. Two labelers, one with and one
+    without position inputs, learn from the other steps. The result is True if position is part of the
+    physics, such as the yaw of a car, and if all steps have the same position.
+
+    Args:
+        transitions: (n, 2, S) normalized pairs of states.
+        actions: (n, A) in [-1, 1].
+        position_dims: state dimensions of a position, the slowest first.
+        rng: numpy Generator.
+        kernel_updates: number of gradient steps on the marginal likelihood.
+    """
+    # hold out the steps furthest out
+    slowest = transitions[:, 0, position_dims[0]].cpu().numpy()
+    low, high = np.quantile(slowest, [FAR_FRACTION / 2, 1 - FAR_FRACTION / 2])
     is_far = torch.from_numpy((slowest < low) | (slowest > high))
     if not is_far.any():
         return True
 
+    # compare R2 with and without position inputs
     r2 = []
-    for hidden in (), places:
-        labeler = Labeler(steps.shape[-1], actions.shape[-1])
-        labeler.hide(hidden)
-        labeler.fit(steps[~is_far], actions[~is_far], rng, kernel_updates)
-        r2.append(explained(labeler(steps[is_far]), actions[is_far]))
-    seeing, without = r2
-    return seeing - without >= HELPS
+    for masked_dims in (), position_dims:
+        labeler = Labeler(transitions.shape[-1], actions.shape[-1])
+        labeler.mask_dims(masked_dims)
+        labeler.fit(transitions[~is_far], actions[~is_far], rng, kernel_updates)
+        r2.append(r2_score(labeler(transitions[is_far]), actions[is_far]))
+    with_position, without_position = r2
+    return with_position - without_position >= MIN_R2_GAIN
 
 
-def explained(labels, actions):
-    """Share of the variance of actions (n, A) that labels (n, A) explain: 1 - squared error / variance, of all numbers
-    together."""
+def r2_score(labels, actions):
+    """Return 1 - squared error / variance of labels (n, A) for actions (n, A), over all dimensions."""
     error = (labels - actions).square().sum()
     return float(1 - error / (actions - actions.mean(0)).square().sum().clamp(min=1e-8))

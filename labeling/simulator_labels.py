@@ -1,25 +1,27 @@
-"""Labels by labeling: which action converged from a state of the data to the next, found by trying actions out there.
+"""Simulator labels: infer the actions of state-only data by probing actions in a simulator.
 
-A robot that falls at once has no own steps where a demonstrator walks, so that a labeler of own steps (labeling/labeler.py)
-never sees what its data show. Where a simulator can be set to a state of the data, it can try: an action is guessed, it
-leads somewhere else than the data went, and the difference tells how to correct it. Of the data, only states are read.
+A robot that falls at once never visits the states of a walking demonstrator. A labeler of the agent's steps
+(labeling/labeler.py) then has no training data near the demonstrations. A simulator that can be set to a
+state of the data can test actions there instead. A probe is one action, simulated for one step from one
+state. The actions of the data are never read.
 
-    guess         G(s, d) -> a                 d: the change that the action made of s, in one step
-    correction    C(s, a', d', d) -> a - a'    a' was tried in s as well, and made the change d'
+    guess         G(s, d) -> a                 d: change of the state in one step
+    correction    C(s, a', d', d) -> a - a'    a' was probed at s and made the change d'
 
-Of two probes at the same state all that no action does drops out: gravity, momentum, the forces of the ground. So
-corrections are easier to learn than guesses, and what is wrong with a guess at some state is corrected there. Both are
-learned from probes alone: guesses from random ones, corrections from pairs at one state, the best that is known and the
-same with noise. Of each action, noise is as large as the last network was wrong, so that what is learned is how to
-correct what is wrong: where it was nearly right about a hip, an ankle is no longer lost in the hip's noise. Then
-corrections are tried and corrected in turn, by a network that has learned from smaller noise.
+The difference between two probes at one state does not depend on gravity, momentum and contact forces that
+act in both. Corrections are therefore easier to learn than guesses. Both networks learn from probes alone: G
+from random probes, C from two probes at each state, the best action so far and the same action with noise.
+The noise is scaled per action dimension to the error of the previous network, so that C is trained on errors
+of the size that it must fix. The corrected actions are probed and corrected again in the next stage, by a
+network that is trained on smaller noise.
 
-What noise does not teach is how a demonstrator's actions differ from what is known of them: networks believe that the
-difference is as random as the noise, and shrink it. So at some states actions are solved for, by least squares, and the
-network of corrections learns on from those that lead where the data went.
+The errors of the best actions are not distributed like this noise, and C shrinks their corrections. Actions
+at a subset of the states are therefore solved for by nonlinear least squares. C is fine-tuned on the
+solutions whose residual is below `CONVERGED_RESIDUAL`.
 
-States and changes are told from within the body: of a robot that is free to move, velocities and where is up are told
-in the frame of its trunk, and its place and direction not at all. Joint angles alone then decide which force turns what.
+Features of states and changes are relative to the body of a robot with a free root joint. Velocities and the
+vertical are in the frame of the root body; its position and yaw are left out. The effect of a force then
+depends on joint angles alone.
 """
 
 import copy
@@ -34,223 +36,295 @@ from gymnasium.envs.mujoco import MujocoEnv
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from labeling.labeler import explained
+from labeling.labeler import r2_score
 from model import mlp
 
-BOUND = 5.0  # standard deviations; what lies further out looks like it, such as a joint that hits its limit
-HELD_OUT = 0.02  # of the rows, by which networks are judged
-ROWS_AT_ONCE = 1 << 14
+MAX_DEVIATION = 5.0  # standard deviations; clips inputs and residuals, such as changes at a joint limit
+HELD_OUT_FRACTION = 0.02  # of the rows, to evaluate networks
+NETWORK_CHUNK = 1 << 14  # rows in a prediction, and rows for the statistics of the inputs
 WEIGHT_DECAY = 0.01
-FAR = 1e3  # standard deviations
-CONVERGED_RESIDUAL = 1e-4  # an action is solved for if it misses less than this: mean square, in standard deviations of velocities
-EVALUATIONS = 15  # actions that a solver probes at most, beside those by which it measures slopes
-MEASURED_EVERY = 7  # one in so many slopes is measured, those between follow from what was tried
-DIFFERENCE = 0.01  # of an action's range, by which its effect is measured
+GRAD_CLIP = 1.0  # norm
+FINE_TUNE_UPDATE_DIVISOR = 3  # of the updates of a new network
+FINE_TUNE_LR_DIVISOR = 2  # of the learning rate of a new network
+
+# nonlinear least squares
+CONVERGED_RESIDUAL = 1e-4  # mean square, in standard deviations of velocities
+FAILED_RESIDUAL = 1e3  # standard deviations, of a probe at which the physics fails
+MAX_EVALUATIONS = 15  # probes of a solver at one state, without those of finite differences
+JACOBIAN_INTERVAL = 7  # iterations between finite differences, with Broyden updates in between
+DIFFERENCE_STEP = 0.01  # of finite differences, in action ranges
+
+
+# ------------------------------------------------------------------------------------------------ simulator
+@dataclasses.dataclass
+class PhysicsStates:
+    """States of a MuJoCo model, or one state without the first dimension."""
+
+    qpos: np.ndarray  # (n, Q) positions
+    qvel: np.ndarray  # (n, U) velocities
+
+    def __len__(self):
+        return len(self.qpos)
+
+    def __getitem__(self, rows):
+        return PhysicsStates(self.qpos[rows], self.qvel[rows])
 
 
 class Simulator:
-    """A robot in MuJoCo that can be set to any state. Raises ValueError for an environment that is none.
+    """A robot in MuJoCo that can be set to any state; actions (n, A) are in the environment's units.
 
-    env: an environment derived from gymnasium's MujocoEnv. States are qpos (n, Q) and qvel (n, U), actions (n, A) in
-    the environment's units.
+    Raises:
+        ValueError: the environment is not derived from gymnasium's MujocoEnv, or has joints without features.
     """
 
     def __init__(self, env):
         self.env = env.unwrapped
+        name = type(self.env).__name__
         if not isinstance(self.env, MujocoEnv):
-            raise ValueError(f'{type(self.env).__name__} cannot be set to states of the data: rehearsing needs an '
-                             "environment derived from gymnasium's MujocoEnv, such as those of ants and humanoids")
+            raise ValueError(f'{name} cannot be set to states of the data: simulator labels need an '
+                             "environment derived from gymnasium's MujocoEnv, such as those of ants")
 
         self.model = self.env.model
         joints = self.model.jnt_type
-        self.is_free = bool(joints[0] == mujoco.mjtJoint.mjJNT_FREE)
-        turning = joints[1:] if self.is_free else joints
-        if np.isin(turning, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
-            raise ValueError(f'{type(self.env).__name__}: only its first joint may be free, and none a ball')
+        self.has_free_root = bool(joints[0] == mujoco.mjtJoint.mjJNT_FREE)
+        other_joints = joints[1:] if self.has_free_root else joints
+        if np.isin(other_joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
+            raise ValueError(f'{name}: simulator labels need a robot whose joints are hinges or slides, '
+                             'except for a free first joint')
 
-    def simulate(self, qpos, qvel, actions):
-        """Where do the actions lead in one step? -> (qpos, qvel) float32, of the same shapes. Raises
-        FloatingPointError where the physics fail."""
-        next_qpos = np.empty(qpos.shape, np.float32)
-        next_qvel = np.empty(qvel.shape, np.float32)
+    def simulate(self, states, actions):
+        """Return the next PhysicsStates (float32) of one environment step from each state.
+
+        Raises:
+            FloatingPointError: the physics failed.
+        """
+        qpos = np.empty(states.qpos.shape, np.float32)
+        qvel = np.empty(states.qvel.shape, np.float32)
         for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
-            self.env.set_state(qpos[i].astype(np.float64), qvel[i].astype(np.float64))
+            self.env.set_state(states.qpos[i].astype(np.float64), states.qvel[i].astype(np.float64))
             self.env.do_simulation(actions[i], self.env.frame_skip)
-            next_qpos[i] = self.env.data.qpos
-            next_qvel[i] = self.env.data.qvel
+            qpos[i] = self.env.data.qpos
+            qvel[i] = self.env.data.qvel
 
-        finite = np.isfinite(next_qpos).all(1) & np.isfinite(next_qvel).all(1)
-        if not finite.all():
-            raise FloatingPointError(f'the physics failed in {np.count_nonzero(~finite)} of {len(actions)} probes')
-        return next_qpos, next_qvel
+        has_failed = ~(np.isfinite(qpos).all(1) & np.isfinite(qvel).all(1))
+        if has_failed.any():
+            raise FloatingPointError(f'the physics failed in {has_failed.sum()} of {len(actions)} probes')
+        return PhysicsStates(qpos, qvel)
 
     @property
-    def probes_to_solve(self):
-        """How many probes `solve` takes at a state, at most."""
-        measurements = -(-EVALUATIONS // MEASURED_EVERY)
-        return EVALUATIONS + measurements * len(self.env.action_space.low)
+    def max_probes_per_solve(self):
+        """Upper bound of the probes that `solve` makes at one state."""
+        num_differences = -(-MAX_EVALUATIONS // JACOBIAN_INTERVAL)
+        return MAX_EVALUATIONS + num_differences * len(self.env.action_space.low)
 
-    def solve(self, qpos, qvel, next_qpos, next_qvel, actions, speed):
-        """Improve actions (n, A) until they lead from states to the next ones -> Solved. Nonlinear least squares within
-        the bounds of actions (scipy's dogbox), whose slopes are differences in each action now and then, and Broyden's
-        in between. speed (U,): standard deviations of the data's velocities."""
+    def solve(self, states, next_states, actions, velocity_std):
+        """Solve for the actions that lead from states to next states.
+
+        Args:
+            states, next_states: PhysicsStates of the data.
+            actions: (n, A) initial actions.
+            velocity_std: (U,) standard deviations of the velocities in the data.
+
+        Returns:
+            SolvedActions.
+        """
         solved = np.empty(actions.shape, np.float32)
-        residual = np.empty(len(actions), np.float32)
-        probes = 0
+        residuals = np.empty(len(actions), np.float32)
+        num_probes = 0
         for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
-            step = Step(self.env, qpos[i], qvel[i], next_qpos[i], next_qvel[i], speed)
-            solved[i], residual[i] = step.solve(actions[i])
-            probes += step.probes
-        return Solved(solved, residual < CONVERGED_RESIDUAL, probes)
+            solver = ActionSolver(self.env, states[i], next_states[i], velocity_std)
+            solved[i], residuals[i] = solver.solve(actions[i])
+            num_probes += solver.num_probes
+        return SolvedActions(solved, residuals < CONVERGED_RESIDUAL, num_probes)
 
-    def states(self, qpos, qvel):
-        """What a network is told of states -> (n, F) float32: joints and velocities from within the body, where up is,
-        and how high each part of it is, which says what touches the ground."""
-        seen = [qpos, qvel]
-        if self.is_free:
-            back = rotation_of(qpos).inv()
-            up = back.apply([0.0, 0.0, 1.0])
-            velocity = back.apply(qvel[:, :3])
-            seen = [up, qpos[:, 7:], velocity, qvel[:, 3:]]
-        return np.concatenate([*seen, self.heights(qpos)], 1).astype(np.float32)
+    def features(self, states):
+        """Return network inputs (n, F), float32, of PhysicsStates.
 
-    def heights(self, qpos):
-        """-> (n, bodies)."""
+        They are joint positions, velocities, the vertical in the root frame, and the height of each body,
+        which determines the contacts with the ground.
+        """
+        features = [states.qpos, states.qvel]
+        if self.has_free_root:
+            to_root = root_rotation(states).inv()
+            vertical = to_root.apply([0.0, 0.0, 1.0])
+            velocity = to_root.apply(states.qvel[:, :3])
+            features = [vertical, states.qpos[:, 7:], velocity, states.qvel[:, 3:]]
+        return np.concatenate([*features, self.body_heights(states)], 1).astype(np.float32)
+
+    def body_heights(self, states):
+        """Return the heights (n, bodies) of all bodies except for the world."""
         data = mujoco.MjData(self.model)
-        heights = np.empty((len(qpos), self.model.nbody - 1), np.float32)
-        for i, position in enumerate(qpos):
-            data.qpos[:] = position
+        heights = np.empty((len(states), self.model.nbody - 1), np.float32)
+        for i, qpos in enumerate(states.qpos):
+            data.qpos[:] = qpos
             mujoco.mj_kinematics(self.model, data)
             heights[i] = data.xpos[1:, 2]
         return heights
 
-    def changes(self, qpos, qvel, next_qpos, next_qvel):
-        """What a step changed -> (n, 2 U) float32: of a free body, in the frame in which it began."""
-        if not self.is_free:
-            return np.concatenate([next_qpos - qpos, next_qvel - qvel], 1)
+    def changes(self, states, next_states):
+        """Return the changes (n, 2 U), float32, from states to next states.
 
-        rotation = rotation_of(qpos)
-        back = rotation.inv()
-        change = [
-            back.apply(next_qpos[:, :3] - qpos[:, :3]),
-            (back * rotation_of(next_qpos)).as_rotvec(),
-            next_qpos[:, 7:] - qpos[:, 7:],
-            back.apply(next_qvel[:, :3] - qvel[:, :3]),
-            next_qvel[:, 3:] - qvel[:, 3:],
+        The changes of a free root are in the root frame of the first state.
+        """
+        position_change = next_states.qpos - states.qpos
+        velocity_change = next_states.qvel - states.qvel
+        if not self.has_free_root:
+            return np.concatenate([position_change, velocity_change], 1)
+
+        to_root = root_rotation(states).inv()
+        changes = [
+            to_root.apply(position_change[:, :3]),
+            (to_root * root_rotation(next_states)).as_rotvec(),
+            position_change[:, 7:],
+            to_root.apply(velocity_change[:, :3]),
+            velocity_change[:, 3:],
         ]
-        return np.concatenate(change, 1).astype(np.float32)
+        return np.concatenate(changes, 1).astype(np.float32)
 
 
+def root_rotation(states):
+    """Return the orientations of the free root joint as scipy's Rotation."""
+    return Rotation.from_quat(states.qpos[:, 3:7], scalar_first=True)
+
+
+# -------------------------------------------------------------------------------------------- least squares
 @dataclasses.dataclass
-class Solved:
-    """Actions that were solved for."""
+class SolvedActions:
+    """Actions from nonlinear least squares."""
 
     actions: np.ndarray  # (n, A) in the environment's units
-    converged: np.ndarray  # (n,) bool: did they lead where the data went? Of the others a network may know better
-    probes: int  # that it took
+    converged: np.ndarray  # (n,) bool: the residual is below `CONVERGED_RESIDUAL`
+    num_probes: int  # of all solvers together
 
 
 @dataclasses.dataclass
 class Jacobian:
-    """How a miss depends on an action, near one."""
+    """Linear model of the residual near an action."""
 
     action: np.ndarray  # (A,)
-    miss: np.ndarray  # (2 U,) of it
+    residual: np.ndarray  # (2 U,) at the action
     matrix: np.ndarray  # (2 U, A)
-    age: int  # steps since they were measured
+    age: int  # Broyden updates since the finite differences
 
 
-class Step:
-    """A step of the data whose action is solved for. speed (U,): standard deviations of velocities."""
+class ActionSolver:
+    """Nonlinear least squares for the action between two states of the data.
 
-    def __init__(self, env, qpos, qvel, next_qpos, next_qvel, speed):
+    The solver is scipy's dogbox, within the bounds of actions. Its Jacobians are finite differences every
+    `JACOBIAN_INTERVAL` iterations and Broyden updates in between.
+
+    Args:
+        state, next_state: one of PhysicsStates each.
+        velocity_std: (U,) standard deviations of the velocities in the data.
+    """
+
+    def __init__(self, env, state, next_state, velocity_std):
         self.env = env
-        self.qpos = qpos.astype(np.float64)
-        self.qvel = qvel.astype(np.float64)
-        self.next_qpos = next_qpos.astype(np.float64)
-        self.next_qvel = next_qvel.astype(np.float64)
-        self.speed = speed
+        self.qpos = state.qpos.astype(np.float64)
+        self.qvel = state.qvel.astype(np.float64)
+        self.next_qpos = next_state.qpos.astype(np.float64)
+        self.next_qvel = next_state.qvel.astype(np.float64)
+        self.velocity_std = velocity_std
 
         space = env.action_space
         self.low = space.low.astype(np.float64)
         self.high = space.high.astype(np.float64)
-        self.probes = 0
-        self.last = None  # the action at which a miss was computed last
-        self.last_miss = None
-        self.known = None  # Jacobian, the last ones
+        self.num_probes = 0
+        self.last_action = None  # of the last probe
+        self.last_residual = None
+        self.last_jacobian = None  # Jacobian
 
     def solve(self, action):
-        """From a first one (A,) -> (action (A,), mean square of what it misses)."""
+        """Return the solution (A,) and its mean squared residual, from an initial action (A,)."""
         start = np.clip(action.astype(np.float64), self.low, self.high)
-        found = least_squares(self.miss, start, self.slopes, bounds=(self.low, self.high), method='dogbox',
-                              xtol=1e-3, ftol=1e-4, max_nfev=EVALUATIONS)
-        return found.x, np.square(found.fun).mean()
+        result = least_squares(
+            self.residual, start, self.jacobian, bounds=(self.low, self.high), method='dogbox',
+            xtol=1e-3, ftol=1e-4, max_nfev=MAX_EVALUATIONS,
+        )
+        return result.x, np.square(result.fun).mean()
 
-    def miss(self, action):
-        """How far an action (A,) leads from where the data went (2 U,), in standard deviations of velocities; of
-        positions, the speed that would have been lacking."""
+    def residual(self, action):
+        """Return the difference (2 U,) between the state after an action (A,) and the next state of the data.
+
+        Its unit is the standard deviation of velocities; differences of positions are divided by the time
+        step first.
+        """
+        # probe
         env = self.env
         env.set_state(self.qpos, self.qvel)
         env.do_simulation(action, env.frame_skip)
-        self.probes += 1
+        self.num_probes += 1
 
-        lacking = np.empty(env.model.nv)
-        mujoco.mj_differentiatePos(env.model, lacking, env.dt, self.next_qpos, env.data.qpos)
-        miss = np.concatenate([lacking, env.data.qvel - self.next_qvel]) / np.tile(self.speed, 2)
-        miss = np.nan_to_num(miss, nan=FAR, posinf=FAR, neginf=-FAR)  # physics that fail lead far away
-        self.last = action.copy()
-        self.last_miss = miss
-        return miss
+        # compare with the data
+        position_error = np.empty(env.model.nv)
+        mujoco.mj_differentiatePos(env.model, position_error, env.dt, self.next_qpos, env.data.qpos)
+        velocity_error = env.data.qvel - self.next_qvel
+        residual = np.concatenate([position_error, velocity_error]) / np.tile(self.velocity_std, 2)
+        large = FAILED_RESIDUAL
+        residual = np.nan_to_num(residual, nan=large, posinf=large, neginf=-large)
 
-    def slopes(self, action):
-        """How each number of an action changes the miss (2 U, A): measured, or Broyden's (1965, eq. 4.5), which are the
-        last ones, made to agree with what the last step did."""
-        here = self.last_miss if np.array_equal(action, self.last) else self.miss(action)
-        known = self.known
-        if known is None or known.age + 1 == MEASURED_EVERY:
-            self.known = Jacobian(action.copy(), here, self.measure(action, here), age=0)
-            return self.known.matrix
+        self.last_action = action.copy()
+        self.last_residual = residual
+        return residual
 
-        step = action - known.action
-        unexpected = here - known.miss - known.matrix @ step
-        matrix = known.matrix + np.outer(unexpected, step) / (step @ step)
-        self.known = Jacobian(action.copy(), here, matrix, known.age + 1)
+    def jacobian(self, action):
+        """Return the Jacobian (2 U, A) of the residual at an action (A,).
+
+        It is measured by finite differences or updated by Broyden's method (1965, eq. 4.5).
+        """
+        is_known = np.array_equal(action, self.last_action)
+        residual = self.last_residual if is_known else self.residual(action)
+
+        # finite differences
+        last = self.last_jacobian
+        if last is None or last.age + 1 == JACOBIAN_INTERVAL:
+            matrix = self.finite_differences(action, residual)
+            self.last_jacobian = Jacobian(action.copy(), residual, matrix, age=0)
+            return matrix
+
+        # correct the last Jacobian by the error of its prediction along the last step
+        step = action - last.action
+        prediction_error = residual - last.residual - last.matrix @ step
+        matrix = last.matrix + np.outer(prediction_error, step) / (step @ step)
+        self.last_jacobian = Jacobian(action.copy(), residual, matrix, last.age + 1)
         return matrix
 
-    def measure(self, action, here):
-        """Jacobian (2 U, A) at an action that misses by `here`: a difference in each of its numbers."""
+    def finite_differences(self, action, residual):
+        """Return the Jacobian (2 U, A) at an action (A,) with a given residual, by one probe per dimension."""
         inward = np.where(action < (self.low + self.high) / 2, 1, -1)
-        differences = DIFFERENCE * (self.high - self.low) * inward
+        differences = DIFFERENCE_STEP * (self.high - self.low) * inward
         columns = []
         for k, difference in enumerate(differences):
             changed = action.copy()
             changed[k] += difference
-            columns.append((self.miss(changed) - here) / difference)
+            columns.append((self.residual(changed) - residual) / difference)
         return np.stack(columns, 1)
 
 
-def rotation_of(qpos):
-    """How free bodies (n, Q) are turned -> scipy's Rotation."""
-    return Rotation.from_quat(qpos[:, 3:7], scalar_first=True)
-
-
+# ------------------------------------------------------------------------------------------------- networks
 class InverseModel(nn.Module):
-    """Which action makes a change, told a context: the state and, of a correction, the try to be corrected.
+    """Predict the action that makes a change, given a context.
 
-    At one state, changes are nearly linear in actions, and the context decides how: products of the one with the other,
-    and a network of both for the rest.
+    The context is the state and, for corrections, the probe to be corrected. At one state, changes are nearly
+    linear in actions, and the coefficients depend on the context. The prediction therefore adds a linear map
+    of the change, products of change and context, and an MLP of both.
     """
 
     def __init__(self, context_dim, change_dim, action_dim, hidden_dim):
         super().__init__()
-        self.context = mlp([context_dim, hidden_dim, hidden_dim])
-        self.gates = nn.Sequential(nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim))
-        self.parts = nn.Linear(change_dim, hidden_dim)
-        self.products = nn.Linear(hidden_dim, action_dim)
-        self.linear = nn.Linear(change_dim, action_dim)
-        self.rest = mlp([hidden_dim + change_dim, hidden_dim, action_dim])
+        self.context_net = mlp([context_dim, hidden_dim, hidden_dim])
+        self.context_gate = nn.Sequential(
+            nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
+        self.change_projection = nn.Linear(change_dim, hidden_dim)
+        self.product_head = nn.Linear(hidden_dim, action_dim)
+        self.linear_head = nn.Linear(change_dim, action_dim)
+        self.mlp_head = mlp([hidden_dim + change_dim, hidden_dim, action_dim])
 
         self.register_buffer('context_mean', torch.zeros(context_dim))
         self.register_buffer('context_std', torch.ones(context_dim))
@@ -258,25 +332,35 @@ class InverseModel(nn.Module):
         self.register_buffer('change_std', torch.ones(change_dim))
 
     def set_statistics(self, contexts, changes):
-        """Take mean and standard deviation of some rows (n, ...)."""
+        """Set the input mean and standard deviation to those of contexts (n, C) and changes (n, D)."""
         self.context_mean.copy_(contexts.mean(0))
         self.context_std.copy_(contexts.std(0).clamp(min=1e-6))
         self.change_mean.copy_(changes.mean(0))
         self.change_std.copy_(changes.std(0).clamp(min=1e-6))
 
     def forward(self, contexts, changes):
-        """contexts (n, C), changes (n, D), raw -> (n, A)."""
-        contexts = ((contexts - self.context_mean) / self.context_std).clamp(-BOUND, BOUND)
-        changes = ((changes - self.change_mean) / self.change_std).clamp(-BOUND, BOUND)
-        hidden = self.context(contexts)
-        products = self.products(self.gates(hidden) * self.parts(changes))
-        rest = self.rest(torch.cat([hidden, changes], -1))
-        return self.linear(changes) + products + rest
+        """Return actions (n, A) of raw contexts (n, C) and changes (n, D)."""
+        contexts = ((contexts - self.context_mean) / self.context_std).clamp(-MAX_DEVIATION, MAX_DEVIATION)
+        changes = ((changes - self.change_mean) / self.change_std).clamp(-MAX_DEVIATION, MAX_DEVIATION)
+        hidden = self.context_net(contexts)
+        products = self.product_head(self.context_gate(hidden) * self.change_projection(changes))
+        nonlinear = self.mlp_head(torch.cat([hidden, changes], -1))
+        return self.linear_head(changes) + products + nonlinear
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Size and training of the networks."""
+
+    hidden_dim: int = 512
+    num_updates: int = 6000
+    batch_size: int = 512
+    lr: float = 1e-3
 
 
 @dataclasses.dataclass
 class Probes:
-    """What was tried at some rows, once at each."""
+    """Actions that were simulated, one at each row."""
 
     actions: torch.Tensor  # (n, A) in [-1, 1]
     changes: torch.Tensor  # (n, D) that they made
@@ -287,132 +371,155 @@ class Probes:
 
 @dataclasses.dataclass
 class Fit:
-    """A network that has learned."""
+    """A trained network and its errors on held-out rows."""
 
     network: InverseModel
-    errors: torch.Tensor  # (A,) standard deviations of what it residual, at rows that were held out
-    r2: float  # share of the variance of actions, or differences of them, that it explains there
+    rmse: torch.Tensor  # (A,) root mean squared errors of actions, or of differences between actions
+    r2: float  # of the same
 
 
 class ActionSearch:
-    """Learns from probes which actions made the changes that the data show; all on the CPU, but for the networks.
+    """Learn from probes which actions made the changes in the data.
 
-    states (n, F) and changes (n, D): of the rows of the data at which it probes. probes: what was tried there in the last
-    two rounds, each time at all of them.
+    Tensors are on the CPU, the networks on `device`.
+
+    Args:
+        features: (n, F) of the states at the probed rows of the data.
+        changes: (n, D) in the data, from these states to the next ones.
+        config: NetworkConfig.
+
+    Attributes:
+        probes: list of Probes, each at all rows. The caller appends rounds and keeps the last two.
     """
 
-    def __init__(self, states, changes, action_dim, hidden_dim=512, updates=6000, batch_size=512, lr=1e-3,
-                 device='cpu'):
-        self.states = states
+    def __init__(self, features, changes, action_dim, config, device='cpu'):
+        self.features = features
         self.changes = changes
         self.action_dim = action_dim
-        self.hidden_dim = hidden_dim
-        self.updates = updates
-        self.batch_size = batch_size
-        self.lr = lr
+        self.config = config
         self.device = device
         self.probes = []
-        self.scale = changes.std(0).clamp(min=1e-6)
+        self.change_std = changes.std(0).clamp(min=1e-6)
 
-    def residual(self, probes):
-        """How far each went from where the data did (n,): mean squared difference of the changes, in standard
-        deviations of the data's."""
-        return ((probes.changes - self.changes) / self.scale).clamp(-BOUND, BOUND).square().mean(1)
+    def residuals(self, probes):
+        """Return mean squared differences (n,) between changes of probes and data, in stds of the data's."""
+        differences = (probes.changes - self.changes) / self.change_std
+        return differences.clamp(-MAX_DEVIATION, MAX_DEVIATION).square().mean(1)
 
     # ---------------------------------------------------------------------------------------------- learning
     def fit_guess(self):
-        """Learn a network of single probes -> Fit."""
+        """Return the Fit of a new network to single probes."""
         def draw(rows):
-            numbers = torch.randint(len(self.probes), (len(rows),))
-            probes = self._tries_at(numbers, rows)
-            return self.states[rows], probes.changes, probes.actions
+            probes = self._probes_at(rows, torch.randint(len(self.probes), (len(rows),)))
+            return self.features[rows], probes.changes, probes.actions
 
-        return self._fit(draw, len(self.states))
+        return self._fit(draw, len(self.features))
 
     def fit_correction(self):
-        """Learn a network of the pairs that the last two rounds are, one try to be made the other -> Fit."""
+        """Return the Fit of a new network to pairs of probes, one from each of the last two rounds."""
         def draw(rows):
-            numbers = torch.randint(2, (len(rows),))
-            first = self._tries_at(numbers, rows)
-            second = self._tries_at(1 - numbers, rows)
-            contexts = self._contexts(self.states[rows], first)
+            rounds = torch.randint(2, (len(rows),))
+            first = self._probes_at(rows, rounds)
+            second = self._probes_at(rows, 1 - rounds)
+            contexts = self._contexts(self.features[rows], first)
             return contexts, second.changes - first.changes, second.actions - first.actions
 
-        return self._fit(draw, len(self.states))
+        return self._fit(draw, len(self.features))
 
-    def fit_solved(self, network, rows, actions):
-        """Let a copy of a network of corrections learn on, how the last two rounds at some rows (m,) become the actions
-        (m, A) that were solved for there -> Fit."""
-        def draw(some):
-            at = rows[some]
-            probes = self._tries_at(torch.randint(2, (len(at),)), at)
-            contexts = self._contexts(self.states[at], probes)
-            return contexts, self.changes[at] - probes.changes, actions[some] - probes.actions
+    def fine_tune_correction(self, network, rows, actions):
+        """Return the Fit of a copy of a correction network, fine-tuned to solved actions.
 
-        return self._fit(draw, len(rows), copy.deepcopy(network), max(1, self.updates // 3), self.lr / 2)
+        It learns to turn the last two probes at rows (m,) into the solved actions (m, A).
+        """
+        def draw(indices):
+            some_rows = rows[indices]
+            probes = self._probes_at(some_rows, torch.randint(2, (len(some_rows),)))
+            contexts = self._contexts(self.features[some_rows], probes)
+            return contexts, self.changes[some_rows] - probes.changes, actions[indices] - probes.actions
 
-    def _tries_at(self, numbers, rows):
-        """-> Probes (m,), at each of the rows (m,) that of its number (m,) in `probes`."""
+        updates = max(1, self.config.num_updates // FINE_TUNE_UPDATE_DIVISOR)
+        lr = self.config.lr / FINE_TUNE_LR_DIVISOR
+        return self._fit(draw, len(rows), copy.deepcopy(network), updates, lr)
+
+    def _probes_at(self, rows, rounds):
+        """Return Probes (m,), the probe of the given round (m,) at each of the rows (m,)."""
         actions = torch.empty(len(rows), self.action_dim)
         changes = torch.empty(len(rows), self.changes.shape[1])
-        for number, probes in enumerate(self.probes):
-            here = numbers == number
-            some = probes[rows[here]]
-            actions[here] = some.actions
-            changes[here] = some.changes
+        for i, probes in enumerate(self.probes):
+            is_round = rounds == i
+            some = probes[rows[is_round]]
+            actions[is_round] = some.actions
+            changes[is_round] = some.changes
         return Probes(actions, changes)
 
     def _fit(self, draw, total, network=None, updates=None, lr=None):
-        """`draw(rows)` -> (contexts, changes, actions) of random probes at the rows (m,), of `total` that there are.
-        Without a network, a new one learns; without `updates` and `lr`, as many and as fast as all."""
-        updates = updates or self.updates
-        held_out = max(1, round(HELD_OUT * total))
-        count = total - held_out
+        """Train a network and evaluate it on held-out rows.
 
+        Args:
+            draw: function from rows (m,) to contexts, changes and actions of probes at these rows.
+            total: number of rows.
+            network: the network to fine-tune; None trains a new one.
+            updates: number of gradient steps; None takes that of the config.
+            lr: learning rate; None takes that of the config.
+
+        Returns:
+            Fit.
+        """
+        updates = updates or self.config.num_updates
+        num_held_out = max(1, round(HELD_OUT_FRACTION * total))
+        num_train = total - num_held_out
         if network is None:
-            contexts, changes, actions = draw(torch.randint(count, (ROWS_AT_ONCE,)))
-            network = InverseModel(contexts.shape[1], changes.shape[1], self.action_dim, self.hidden_dim)
-            network.set_statistics(contexts, changes)
-            network.to(self.device)
+            network = self._new_network(*draw(torch.randint(num_train, (NETWORK_CHUNK,))))
 
-        optimizer = torch.optim.AdamW(network.parameters(), lr or self.lr, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / updates))
+        # train; the learning rate falls linearly to 0 in the second half
+        optimizer = torch.optim.AdamW(network.parameters(), lr or self.config.lr, weight_decay=WEIGHT_DECAY)
+        schedule = LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / updates))
         for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
-            batch = draw(torch.randint(count, (self.batch_size,)))
+            batch = draw(torch.randint(num_train, (self.config.batch_size,)))
             contexts, changes, actions = (part.to(self.device) for part in batch)
             loss = (network(contexts, changes) - actions).square().mean()
 
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(network.parameters(), GRAD_CLIP)
             optimizer.step()
             schedule.step()
 
-        contexts, changes, actions = draw(torch.arange(count, total))
-        inferred = self._infer(network, contexts, changes)
-        errors = (inferred - actions).square().mean(0).sqrt()
-        return Fit(network, errors, explained(inferred, actions))
+        # evaluate
+        contexts, changes, actions = draw(torch.arange(num_train, total))
+        predicted = self._predict(network, contexts, changes)
+        rmse = (predicted - actions).square().mean(0).sqrt()
+        return Fit(network, rmse, r2_score(predicted, actions))
+
+    def _new_network(self, contexts, changes, actions):
+        """Return an InverseModel with the statistics of contexts (n, C) and changes (n, D)."""
+        network = InverseModel(contexts.shape[1], changes.shape[1], actions.shape[1], self.config.hidden_dim)
+        network.set_statistics(contexts, changes)
+        return network.to(self.device)
 
     # ------------------------------------------------------------------------------------------------- labels
-    def guess(self, network, states, changes):
-        """-> actions (m, A) in [-1, 1] that made the changes (m, D) in the states (m, F), of whatever rows."""
-        return self._infer(network, states, changes).clamp(-1, 1)
+    def guess(self, network, features, changes):
+        """Return actions (m, A) in [-1, 1] that made the changes (m, D) at states with features (m, F)."""
+        return self._predict(network, features, changes).clamp(-1, 1)
 
     def correct(self, network, probes):
-        """-> actions (n, A) in [-1, 1], what `probes` should have been to make the changes of the data."""
-        contexts = self._contexts(self.states, probes)
-        return (probes.actions + self._infer(network, contexts, self.changes - probes.changes)).clamp(-1, 1)
+        """Return the actions (n, A) of probes in [-1, 1], corrected to make the changes of the data."""
+        contexts = self._contexts(self.features, probes)
+        corrections = self._predict(network, contexts, self.changes - probes.changes)
+        return (probes.actions + corrections).clamp(-1, 1)
 
-    def _contexts(self, states, probes):
-        return torch.cat([states, probes.actions, probes.changes], 1)
-
-    def make_network(self, state):
-        """-> InverseModel of a `state_dict`."""
-        network = InverseModel(len(state['context_mean']), len(state['change_mean']), self.action_dim, self.hidden_dim)
+    def load_network(self, state):
+        """Return an InverseModel with a given state dict."""
+        context_dim, change_dim = len(state['context_mean']), len(state['change_mean'])
+        network = InverseModel(context_dim, change_dim, self.action_dim, self.config.hidden_dim)
         network.load_state_dict(state)
         return network.to(self.device)
 
+    def _contexts(self, features, probes):
+        return torch.cat([features, probes.actions, probes.changes], 1)
+
     @torch.no_grad()
-    def _infer(self, network, contexts, changes):
-        pieces = zip(contexts.split(ROWS_AT_ONCE), changes.split(ROWS_AT_ONCE), strict=True)
-        return torch.cat([network(*(part.to(self.device) for part in piece)).cpu() for piece in pieces])
+    def _predict(self, network, contexts, changes):
+        """Return actions (n, A) on the CPU."""
+        chunks = zip(contexts.split(NETWORK_CHUNK), changes.split(NETWORK_CHUNK), strict=True)
+        return torch.cat([network(x.to(self.device), d.to(self.device)).cpu() for x, d in chunks])

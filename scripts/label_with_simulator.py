@@ -1,12 +1,12 @@
-"""Tell the actions of a dataset by trying actions out at its states, in a simulator that can be set to them.
+"""Infer the actions of a dataset by probing actions in a simulator.
 
     python scripts/label_with_simulator.py --dataset humanoidmaze-medium-navigate-v0
     python online_trainer.py --dataset humanoidmaze-medium-navigate-v0 \\
         --actions_path labeling_checkpoints/humanoidmaze-medium-navigate-v0/seed0/actions.npz
 
-For a robot whose own steps never come near what the data show. The file must have `qpos` and `qvel` besides its
-`observations`, as OGBench's have, and what `collect_dataset.py --physics` writes; its actions are not read. Method:
-labeling/rehearsals.py.
+Use it for robots whose own steps never come near the states of the data, such as a humanoid that falls at
+once. The dataset needs `qpos` and `qvel` beside its `observations`, as in OGBench's files and in those of
+`collect_dataset.py --physics`. Its actions are never read. Method: labeling/simulator_labels.py.
 """
 
 import dataclasses
@@ -22,7 +22,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from environments.custom_env import name_flag  # noqa: E402
-from labeling.simulator_labels import ActionSearch, Fit, Probes, Simulator  # noqa: E402
+from labeling.simulator_labels import (  # noqa: E402
+    ActionSearch,
+    Fit,
+    NetworkConfig,
+    PhysicsStates,
+    Probes,
+    Simulator,
+)
 from ogbench_utils import check_name, load_physics, make_env  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
 from support.files import write_atomic  # noqa: E402
@@ -32,32 +39,30 @@ from support.runs import RunConfig, open_run  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from utils import normalize_actions, unnormalize_actions  # noqa: E402
 
-SOLVING_ROUNDS = 3  # after each, the network learns from what was solved for so far, and the next begins nearer
+SOLVING_ROUNDS = 3  # the correction network is fine-tuned after each
+MIN_ROWS = 100  # probed states, for networks to learn from
 
 
 @dataclasses.dataclass
 class SimulatorLabelConfig(RunConfig):
-    """data, probes and networks of a labeling"""
-    stages: int = flag(3, 'how often corrections are learned and made; each probes two actions at a state', least=1)
-    max_steps: int = flag(0, 'environment steps in all, one for each try; if they are too few for all states, some '
-                             'are drawn, and the actions of the others guessed; 0: all states', least=0)
-    solved_states: int = flag(60_000, 'at so many states actions are then solved for, by about two probes for each of '
-                                      'their numbers; the network learns on from them to correct all others', least=0)
-    random_range: float = flag(1.5, 'the first actions are uniform in so many times the action range, and clipped',
-                               above=0)
+    """data, probes and networks of simulator labels"""
+    stages: int = flag(3, 'correction stages, with two probes per state each', least=1)
+    max_steps: int = flag(0, 'budget of environment steps (one per probe); 0 probes all states', least=0)
+    solved_states: int = flag(60_000, 'states whose actions least squares determine; 0 disables it', least=0)
+    random_range: float = flag(1.5, 'range of the random actions before clipping, in action ranges', above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
     num_updates: int = flag(6000, 'gradient steps of each network', least=1)
-    batch_size: int = flag(512, 'probes, or pairs of them, in a gradient step', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate, falling to 0 in the second half of the steps", above=0)
+    batch_size: int = flag(512, 'probes, or pairs of probes, per gradient step', least=1)
+    lr: float = flag(1e-3, 'learning rate of Adam, which falls to 0 in the second half', above=0)
 
     @property
-    def rounds(self):
-        """Probes at each state: at random; in each stage one and one with noise; the last correction."""
+    def num_rounds(self):
+        """Rounds of probes: random actions, two rounds per stage, last corrections."""
         return 2 + 2 * self.stages
 
 
 def label_dataset(config):
-    """Run (or resume) a labeling -> path of actions.npz."""
+    """Run or resume the labeling of a dataset and return the path of actions.npz."""
     check_ranges(config)
     check_name(config.name, config.env)
     set_seed(config.seed)
@@ -65,42 +70,68 @@ def label_dataset(config):
     prepare_cpu(device)
 
     with open_run('labeling', __file__, config) as run:
+        # load the data and its simulator
         with run.stop.interruptible():
-            data, _, source = load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                                           config.max_trajectories, context_length=1)
+            data, _, source = load_dataset(
+                config.name, config.dataset_path, config.data_dir, config.dataset_url,
+                config.max_trajectories, context_length=1,
+            )
             env = make_env(config.name).unwrapped
             simulator = Simulator(env)
-            qpos, qvel = load_physics(source.path, len(data), env.model.nq, env.model.nv)
+            physics = PhysicsStates(*load_physics(source.path, len(data), env.model.nq, env.model.nv))
 
+        # infer the actions
         print(source.note)
-        labeling = SimulatorLabeling(run, config, data, Physics(qpos, qvel), simulator, device)
-        print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; actions are tried at '
-              f'{len(labeling.rows):,} of them, {config.rounds} times')
+        labeling = SimulatorLabeling(run, config, data, physics, simulator, device)
+        print(f'{len(data.transition_rows):,} steps of {len(data.starts):,} trajectories; '
+              f'{len(labeling.rows):,} of them are probed, {config.num_rounds} times each')
         print(f'run folder: {run.folder}')
         with run.stop.interruptible():
             actions = labeling.loop()
 
+        # write them
         path = run.folder / 'actions.npz'
         labeling.write(path, actions)
-        command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--actions_path', str(path)]
-        print(f'{labeling.steps:,} environment steps; actions: {path}')
-        print(f'next: {shlex.join(command)}')
+        flags = [name_flag(config.name), config.name, '--actions_path', str(path)]
+        print(f'{labeling.num_steps:,} environment steps; actions: {path}')
+        print(f'next: {shlex.join(["python", "online_trainer.py", *flags])}')
     return path
 
 
-@dataclasses.dataclass
-class Physics:
-    """States as the simulator has them."""
+def choose_rows(config, data, simulator):
+    """Draw the steps that `--max_steps` allows to probe and to solve.
 
-    qpos: np.ndarray  # (N, Q)
-    qvel: np.ndarray  # (N, U)
+    Returns:
+        rows: sorted rows (n,) of the data that are probed.
+        solve_order: (m,) indices of `rows` whose actions are solved for.
 
-    def __getitem__(self, rows):
-        return Physics(self.qpos[rows], self.qvel[rows])
+    Raises:
+        ValueError: `--max_steps` is too small.
+    """
+    rng = np.random.default_rng([config.seed, 7])
+    rows = data.transition_rows
+    num_solved = config.solved_states
+
+    if config.max_steps:
+        # at most half of the budget for solving
+        num_solved = min(num_solved, config.max_steps // (2 * simulator.max_probes_per_solve))
+        num_rows = (config.max_steps - num_solved * simulator.max_probes_per_solve) // config.num_rounds
+        if num_rows < MIN_ROWS:
+            needed = MIN_ROWS * config.num_rounds
+            raise ValueError(f'--max_steps {config.max_steps}: {config.num_rounds} probes at each state need '
+                             f'at least {needed} steps, and {2 * needed} with --solved_states')
+        if num_rows < len(rows):
+            rows = np.sort(rng.choice(rows, num_rows, replace=False))
+
+    solve_order = rng.choice(len(rows), min(num_solved, len(rows)), replace=False)
+    return rows, solve_order
 
 
 class SimulatorLabeling:
-    """Rounds of probes, a network learned after each; goes on after the last round that `run.saved` has."""
+    """Rounds of probes and of solving, each saved; it continues after the last round in `run.saved`.
+
+    Shapes: n probed rows, A action dimensions. Actions are in [-1, 1].
+    """
 
     def __init__(self, run, config, data, physics, simulator, device):
         self.run = run
@@ -108,179 +139,185 @@ class SimulatorLabeling:
         self.data = data
         self.physics = physics
         self.simulator = simulator
-
         self.space = simulator.env.action_space
-        rng = np.random.default_rng([config.seed, 7])
-        self.rows = data.transition_rows
-        solvable = config.solved_states
-        if config.max_steps:
-            # half of them to solve for actions at most
-            solvable = min(solvable, config.max_steps // (2 * simulator.probes_to_solve))
-            affordable = (config.max_steps - solvable * simulator.probes_to_solve) // config.rounds
-            if affordable < 100:
-                raise ValueError(f'--max_steps {config.max_steps}: {config.rounds} probes at each state need at '
-                                 f'least {100 * config.rounds}, and twice that with --solved_states')
-            if affordable < len(self.rows):
-                self.rows = np.sort(rng.choice(self.rows, affordable, replace=False))
-        self.to_solve = rng.choice(len(self.rows), min(solvable, len(self.rows)), replace=False)  # (m,), which of them
+        self.action_dim = len(self.space.low)
+        self.velocity_std = np.maximum(physics.qvel.std(0), 1e-6)
 
-        self.speed = np.maximum(physics.qvel.std(0), 1e-6)
-        states, changes = self.seen(self.rows)
-        self.search = ActionSearch(states, changes, len(self.space.low), config.hidden_dim, config.num_updates,
-                                   config.batch_size, config.lr, device)
-        self.done = 0  # rounds of probes
-        self.fit = None  # the last network
-        self.solved = torch.zeros(0, len(self.space.low))  # actions (k, A) in [-1, 1] of the first k of `to_solve`
-        self.converged = torch.zeros(0, dtype=torch.bool)  # (k,): do they lead where the data went?
+        # what is probed
+        self.rows, self.solve_order = choose_rows(config, data, simulator)
+        networks = NetworkConfig(config.hidden_dim, config.num_updates, config.batch_size, config.lr)
+        self.search = ActionSearch(*self.network_inputs(self.rows), self.action_dim, networks, device)
+
+        # progress
+        self.rounds_done = 0  # rounds of probes
+        self.fit = None  # Fit of the last network
+        self.solved_actions = torch.zeros(0, self.action_dim)  # (k, A), of the first k of `solve_order`
+        self.converged = torch.zeros(0, dtype=torch.bool)  # (k,)
         self.solving_probes = 0
         if run.saved:
             self.load_state_dict(run.saved)
-        self.log = run.start_logging('labeling.csv', self.steps, data.fingerprint())
+        self.log = run.start_logging('labeling.csv', self.num_steps, data.fingerprint())
 
     @property
-    def steps(self):
-        """Environment steps so far: probes."""
-        return self.done * len(self.rows) + self.solving_probes
+    def num_steps(self):
+        """Environment steps so far, one per probe."""
+        return self.rounds_done * len(self.rows) + self.solving_probes
 
-    def seen(self, rows):
-        """What networks see of rows (m,) of the data -> states (m, F), changes (m, D)."""
-        now = self.physics[rows]
-        after = self.physics[rows + 1]
-        states = self.simulator.states(now.qpos, now.qvel)
-        changes = self.simulator.changes(now.qpos, now.qvel, after.qpos, after.qvel)
-        return torch.from_numpy(states), torch.from_numpy(changes)
+    def network_inputs(self, rows):
+        """Return features (m, F) of states and changes (m, D) to the next ones, at rows (m,) of the data."""
+        states = self.physics[rows]
+        features = self.simulator.features(states)
+        changes = self.simulator.changes(states, self.physics[rows + 1])
+        return torch.from_numpy(features), torch.from_numpy(changes)
 
     def unnormalize_actions(self, actions):
-        """Actions in [-1, 1] -> array in the environment's units."""
+        """Return actions in [-1, 1] as an array in the environment's units."""
         return unnormalize_actions(actions.numpy(), self.space.low, self.space.high)
 
+    # ------------------------------------------------------------------------------------------------- rounds
     def loop(self):
-        """-> actions (N, A) in [-1, 1] for all rows of the data, 0 in the last one of a trajectory."""
-        while self.done < self.config.rounds:
-            self.simulate(self.next_actions())
+        """Run all rounds and return actions (N, A) of all rows of the data, 0 at the end of a trajectory."""
+        while self.rounds_done < self.config.num_rounds:
+            self.probe(self.next_actions())
 
-        actions = self.correct()
-        while len(self.solved) < len(self.to_solve):
+        actions = self.best_actions()
+        while len(self.solved_actions) < len(self.solve_order):
             self.solve(actions)
-            actions = self.correct()
-        return self.all_actions(actions)
+            actions = self.best_actions()
+        return self.complete_actions(actions)
 
-    def solve(self, actions):
-        """A round of solving, from actions (n, A) of all rows; logged and saved."""
-        count = -(-len(self.to_solve) // SOLVING_ROUNDS)
-        chosen = self.to_solve[len(self.solved):][:count]
-        rows = self.rows[chosen]
-        now = self.physics[rows]
-        after = self.physics[rows + 1]
-        result = self.simulator.solve(now.qpos, now.qvel, after.qpos, after.qvel, self.unnormalize_actions(actions[chosen]),
-                                      self.speed)
+    def next_actions(self):
+        """Return the actions (n, A) of the next round of probes, before clipping."""
+        # uniform actions
+        if self.rounds_done == 0:
+            return self.config.random_range * (2 * torch.rand(len(self.rows), self.action_dim) - 1)
 
-        solved = torch.from_numpy(normalize_actions(result.actions, self.space.low, self.space.high))
-        self.solved = torch.cat([self.solved, solved])
-        self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
-        self.solving_probes += result.probes
-        share = self.converged.float().mean().item()
-        print(f'{len(self.solved):,} states solved for by {self.solving_probes:,} probes; {share:.0%} of the actions '
-              'lead where the data went')
-        self.log.log(self.steps, {'solved_states': len(self.solved), 'solved_share': share})
+        # guesses
+        if self.rounds_done == 1:
+            self.fit = self.search.fit_guess()
+            print(f'guesses: R² {self.fit.r2:.2f} on held-out random probes')
+            return self.search.guess(self.fit.network, self.search.features, self.search.changes)
+
+        # the best actions with noise
+        if self.rounds_done % 2 == 0:
+            best = self.search.probes[-1].actions
+            return best + self.fit.rmse * torch.randn_like(best)
+
+        # corrections of the best actions
+        self.fit = self.search.fit_correction()
+        print(f'corrections: R² {self.fit.r2:.2f} on held-out differences between probes')
+        return self.search.correct(self.fit.network, self.search.probes[-2])
+
+    def probe(self, actions):
+        """Probe actions (n, A) at all rows, log and save."""
+        # simulate
+        actions = actions.clamp(-1, 1)
+        states = self.physics[self.rows]
+        next_states = self.simulator.simulate(states, self.unnormalize_actions(actions))
+        probes = Probes(actions, torch.from_numpy(self.simulator.changes(states, next_states)))
+        self.search.probes = [*self.search.probes[-1:], probes]
+        self.rounds_done += 1
+
+        # report
+        residuals = self.search.residuals(probes)
+        mean, median = residuals.mean().item(), residuals.median().item()
+        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
+              f'median {median:.3f}')
+        self.log.log(self.num_steps, {'residual_mean': mean, 'residual_median': median})
         self.save()
 
-    def correct(self):
-        """-> actions (n, A) of all rows, corrected by the network; once some were solved for, those that lead where the
-        data went, and the others corrected by a network that has learned from these."""
-        rows = torch.from_numpy(self.to_solve[:len(self.solved)])[self.converged]
-        solved = self.solved[self.converged]
+    def solve(self, actions):
+        """Solve for the actions of the next part of `solve_order`, log and save.
+
+        The initial actions (n, A) are those of all probed rows.
+        """
+        # solve
+        count = -(-len(self.solve_order) // SOLVING_ROUNDS)
+        indices = self.solve_order[len(self.solved_actions):][:count]
+        rows = self.rows[indices]
+        initial = self.unnormalize_actions(actions[indices])
+        result = self.simulator.solve(self.physics[rows], self.physics[rows + 1], initial, self.velocity_std)
+
+        # append
+        solved = torch.from_numpy(normalize_actions(result.actions, self.space.low, self.space.high))
+        self.solved_actions = torch.cat([self.solved_actions, solved])
+        self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
+        self.solving_probes += result.num_probes
+
+        # report
+        count = len(self.solved_actions)
+        fraction = self.converged.float().mean().item()
+        print(f'least squares at {count:,} states, {self.solving_probes:,} probes: {fraction:.0%} converged')
+        self.log.log(self.num_steps, {'solved_states': count, 'converged_fraction': fraction})
+        self.save()
+
+    def best_actions(self):
+        """Return solved actions where they converged, and corrections elsewhere (n, A).
+
+        The correction network is fine-tuned on the solved actions first.
+        """
+        indices = torch.from_numpy(self.solve_order[:len(self.solved_actions)])[self.converged]
+        solved = self.solved_actions[self.converged]
         network = self.fit.network
-        if len(rows) > 1:
-            fit = self.search.fit_solved(network, rows, solved)
-            print(f'corrections: R² {fit.r2:.2f} of differences from actions solved for that were held out')
+        if len(indices) > 1:
+            fit = self.search.fine_tune_correction(network, indices, solved)
+            print(f'corrections: R² {fit.r2:.2f} on held-out differences from solved actions')
             network = fit.network
 
         actions = self.search.correct(network, self.search.probes[-1])
-        actions[rows] = solved
+        actions[indices] = solved
         return actions
 
-    def next_actions(self):
-        """What to try next (n, A)."""
-        if self.done == 0:
-            return self.config.random_range * (2 * torch.rand(len(self.rows), len(self.space.low)) - 1)
-
-        if self.done == 1:
-            self.fit = self.search.fit_guess()
-            print(f'guesses: R² {self.fit.r2:.2f} of random probes that were held out')
-            return self.search.guess(self.fit.network, self.search.states, self.search.changes)
-
-        if self.done % 2 == 0:
-            best = self.search.probes[-1].actions
-            return best + self.fit.errors * torch.randn_like(best)
-
-        self.fit = self.search.fit_correction()
-        print(f'corrections: R² {self.fit.r2:.2f} of differences between probes that were held out')
-        return self.search.correct(self.fit.network, self.search.probes[-2])
-
-    def simulate(self, actions):
-        """A round of probes, logged and saved."""
-        actions = actions.clamp(-1, 1)
-        now = self.physics[self.rows]
-        after = self.simulator.simulate(now.qpos, now.qvel, self.unnormalize_actions(actions))
-        changes = torch.from_numpy(self.simulator.changes(now.qpos, now.qvel, *after))
-
-        probes = Probes(actions, changes)
-        self.search.probes = [*self.search.probes[-1:], probes]
-        self.done += 1
-        residual = self.search.residual(probes)
-        print(f'round {self.done}: {residual.mean():.3f} of the variance of changes residual, half of the '
-              f'probes at most {residual.median():.3f}')
-        self.log.log(self.steps, {'missed_mean': residual.mean().item(), 'missed_median': residual.median().item()})
-        self.save()
-
-    def all_actions(self, actions):
-        """`actions` (n, A) of the rows that were tried, with those of all others guessed -> (N, A)."""
-        result = torch.zeros(len(self.data), actions.shape[1])
-        others = np.setdiff1d(self.data.transition_rows, self.rows)
-        if len(others):
-            # what was found out is one more try, whose change is known without making it
+    def complete_actions(self, actions):
+        """Return actions (N, A) of all rows: `actions` (n, A) of the probed ones, guesses of the others."""
+        result = torch.zeros(len(self.data), self.action_dim)
+        other_rows = np.setdiff1d(self.data.transition_rows, self.rows)
+        if len(other_rows):
+            # the labels are another round of probes for the guess network, with the changes of the data
             self.search.probes.append(Probes(actions, self.search.changes))
             network = self.search.fit_guess().network
-            result[others] = self.search.guess(network, *self.seen(others))
+            result[other_rows] = self.search.guess(network, *self.network_inputs(other_rows))
             self.search.probes.pop()
         result[self.rows] = actions
         return result
 
-    # ----------------------------------------------------------------------------------------------- files
+    # -------------------------------------------------------------------------------------------------- files
     def save(self):
-        """last.pth, from which a resumed run goes on."""
-        content = {
-            'done': self.done,
+        """Write last.pth, from which a resumed run continues."""
+        fit = None
+        if self.fit:
+            fit = vars(self.fit) | {'network': self.fit.network.state_dict()}
+        self.run.save({
+            'rounds_done': self.rounds_done,
             'probes': [vars(probes) for probes in self.search.probes],
-            'fit': None,
-            'solved': self.solved,
+            'fit': fit,
+            'solved_actions': self.solved_actions,
             'converged': self.converged,
             'solving_probes': self.solving_probes,
-        }
-        if self.fit:
-            content['fit'] = vars(self.fit) | {'network': self.fit.network.state_dict()}
-        self.run.save(content)
+        })
 
     def load_state_dict(self, saved):
-        self.done = saved['done']
-        if 'converged' in saved:  # else it is from before there were rounds of solving, and solves anew
-            self.solved = saved['solved']
-            self.converged = saved['converged']
-            self.solving_probes = saved['solving_probes']
+        """Restore what `save` wrote."""
+        self.rounds_done = saved['rounds_done']
         self.search.probes = [Probes(**probes) for probes in saved['probes']]
         if saved['fit']:
-            network = self.search.make_network(saved['fit']['network'])
+            network = self.search.load_network(saved['fit']['network'])
             self.fit = Fit(**saved['fit'] | {'network': network})
+        self.solved_actions = saved['solved_actions']
+        self.converged = saved['converged']
+        self.solving_probes = saved['solving_probes']
 
     def write(self, path, actions):
-        """The file that `online_trainer.py --actions_path` reads: actions of all rows in the environment's units, which
-        data they belong to, and how many environment steps they took."""
+        """Write the file that `online_trainer.py --actions_path` reads.
+
+        It holds actions of all rows in the environment's units, the fingerprint of the data and the number of
+        environment steps.
+        """
         arrays = {
             'actions': self.unnormalize_actions(actions),
             'terminals': np.isin(np.arange(len(self.data)), self.data.ends),
             'fingerprint': np.array(self.data.fingerprint()),
-            'steps': np.array(self.steps),
+            'steps': np.array(self.num_steps),
         }
         write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 

@@ -1,15 +1,17 @@
-"""How good are labels, of a checkpoint or of scripts/label_with_simulator.py? The share of the variance of true actions (R2) that they
-explain.
+"""Measure labels: R2 between the labels of a dataset and its true actions.
 
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
+    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10
+    --num_val_episodes 1 \\
         --output_dir with_actions --seed 77 --no-state_only
-    python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
+    python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
+    \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
-    python scripts/measure_labels.py --rehearsed_path actions.npz \\
+    python scripts/measure_labels.py --labels_path actions.npz \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
-Of a checkpoint, any file of the same robot will do; of scripts/label_with_simulator.py, it must be the same episodes.
-A diagnosis: OPSO never reads actions of data. Those in the file must be in [-1, 1], as in OGBench's.
+A checkpoint labels any file of the same robot. The labels of scripts/label_with_simulator.py need the file of
+the episodes that they were inferred for. True actions serve this diagnosis alone. They must be in [-1, 1], as
+in OGBench's files.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from labeling.labeler import explained  # noqa: E402
+from labeling.labeler import r2_score  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
@@ -37,38 +39,41 @@ from trajectories import TrajectoryDataset  # noqa: E402
 
 @dataclasses.dataclass
 class LabelConfig:
-    """what to measure"""
+    """labels and true actions"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run')
-    actions_path: str = flag('', 'npz file with `observations`, `terminals` and `actions` of the same robot (required)')
-    rehearsed_path: str = flag('', 'actions.npz of scripts/label_with_simulator.py instead of a checkpoint')
+    actions_path: str = flag('', 'npz file with `observations`, `terminals` and true `actions` (required)')
+    labels_path: str = flag('', 'actions.npz of scripts/label_with_simulator.py, instead of --checkpoint')
 
 
 def run(config):
-    """-> R2; also printed."""
-    if not config.actions_path or bool(config.checkpoint) == bool(config.rehearsed_path):
-        raise ValueError('--actions_path is required, and --checkpoint or --rehearsed_path')
+    """Print and return the R2 of the labels."""
+    if not config.actions_path or bool(config.checkpoint) == bool(config.labels_path):
+        raise ValueError('--actions_path is required, and either --checkpoint or --labels_path')
 
+    # load the true actions
     trajectories = load_trajectories(config.actions_path)
     with np.load(config.actions_path, allow_pickle=False) as file:
         if 'actions' not in file:
-            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with --no-state_only')
+            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with '
+                             '--no-state_only')
         actions = file['actions']
 
-    if config.rehearsed_path:
-        rows, labels = labels_of_rehearsal(config, trajectories)
+    # load or infer the labels
+    if config.labels_path:
+        rows, labels = labels_of_simulator(config, trajectories)
     else:
         rows, labels = labels_of_checkpoint(config, trajectories)
     if actions.shape[1] != labels.shape[1]:
-        raise ValueError(f'{config.actions_path}: actions of {actions.shape[1]} numbers, '
-                         f'{config.checkpoint or config.rehearsed_path} has {labels.shape[1]}')
+        raise ValueError(f'{config.actions_path}: actions have {actions.shape[1]} dimensions, those of '
+                         f'{config.checkpoint or config.labels_path} have {labels.shape[1]}')
 
-    r2 = explained(labels, torch.from_numpy(actions[rows]))
-    print(f'R2 of the labels of {len(rows):,} steps that are imitated: {r2:.3f}')
+    r2 = r2_score(labels, torch.from_numpy(actions[rows]))
+    print(f'R2 of the labels of {len(rows):,} steps: {r2:.3f}')
     return r2
 
 
 def labels_of_checkpoint(config, trajectories):
-    """-> rows (n,) of the steps that its agent would imitate, and what its labeler infers of them (n, A)."""
+    """Return the rows (n,) that the agent would imitate and the actions (n, A) that its labeler infers."""
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     prepare_cpu(torch.device('cpu'))
     with prefix_errors(config.checkpoint):
@@ -80,16 +85,20 @@ def labels_of_checkpoint(config, trajectories):
     return store.transition_rows, label_rows(store, store.transition_rows, agent.label)
 
 
-def labels_of_rehearsal(config, trajectories):
-    """-> rows (n,) of all steps, and the actions that were found for them (n, A)."""
+def labels_of_simulator(config, trajectories):
+    """Return the rows (n,) of all steps and their actions (n, A) in the file of simulator labels."""
+    # drop the trajectories that were not labeled
     observations, starts, ends = trajectories
-    with np.load(config.rehearsed_path, allow_pickle=False) as file:
+    with np.load(config.labels_path, allow_pickle=False) as file:
         size = len(file['terminals'])
-    kept = ends < size
-    data = TrajectoryDataset(observations[:size], starts[kept], ends[kept])
-    if fingerprint_of_actions(config.rehearsed_path) != data.fingerprint():
-        raise ValueError(f'{config.rehearsed_path}: its actions are not of the episodes in {config.actions_path}')
-    return data.transition_rows, torch.from_numpy(load_actions(config.rehearsed_path, size)[data.transition_rows])
+    is_labeled = ends < size
+    data = TrajectoryDataset(observations[:size], starts[is_labeled], ends[is_labeled])
+
+    if fingerprint_of_actions(config.labels_path) != data.fingerprint():
+        raise ValueError(f'{config.labels_path}: its actions are not of the episodes in '
+                         f'{config.actions_path}')
+    rows = data.transition_rows
+    return rows, torch.from_numpy(load_actions(config.labels_path, size)[rows])
 
 
 def main(argv=None):

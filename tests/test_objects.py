@@ -659,7 +659,7 @@ def test_acting_heads_for_the_next_move(mover, stub, point_out):
 def test_who_goes_back_to_begin_anew_is_led_by_the_labeler(mover, monkeypatch):
     agent, data, _ = mover
     agent.state_map.patience = 4
-    agent.labeler.points = torch.zeros(1, 14, dtype=torch.float64)  # as if it had been fitted
+    agent.labeler.inducing_inputs = torch.zeros(1, 14, dtype=torch.float64)  # as if it had been fitted
     monkeypatch.setattr(agent, 'label', pulled_back)
     state = with_things(data, [2.5, 1, 2, 2.5])
     state[:2] = [9, -9]  # out of every posture's reach in one step
@@ -673,7 +673,7 @@ def test_who_goes_back_to_begin_anew_is_led_by_the_labeler(mover, monkeypatch):
         converged.append((actions == agent._scale_from_unit(np.array([-1, 1]))).all(1))
     assert np.array(converged).tolist() == [[False, False]] * 4 + [[True, False]] + [[False, False]] * 2
 
-    agent.labeler.forget()
+    agent.labeler.reset()
     for _ in range(2):
         actions, acting = agent.act(observations, goals, acting)
     assert acting.pursuit.return_left.any() and not (actions[0] == [-1, 1]).all(), 'nobody knows the way back'
