@@ -2,8 +2,7 @@
 
     python scripts/add_result.py main OFFLINE_FOLDER ONLINE_FOLDER
     python scripts/add_result.py main OFFLINE_FOLDER SIMULATOR_LABELS_FOLDER ONLINE_FOLDER
-    python scripts/add_result.py expert-noise-0.2 FOLDER                 of scripts/evaluate_expert.py
-    python scripts/add_result.py main --has DATASET SEED                 exit code 1 unless the row exists
+    python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/evaluate_expert.py)
 
 The online folder holds the evaluation.json of evaluate.py. A folder's kind follows from its config.json.
 `python scripts/make_tables.py` then rewrites the tables.
@@ -20,16 +19,16 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
-from support.results import TASKS, Run, add_run, read_rows  # noqa: E402
+from support.results import TASKS, Run, add_run  # noqa: E402
 
 # the script that config.json names -> the half of the run
 HALVES = {'offline_trainer': 'offline', 'online_trainer': 'online', 'label_with_simulator': 'simulator'}
-# flags that are no part of the method: names, paths, machine, length of the run, logging, evaluation while training
+# flags that are no part of the method: names, paths, machine, length of the run, logging, evaluation in training
 BUDGET = {
-    'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed', 'device',
-    'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval', 'eval_interval',
-    'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video', 'tensorboard', 'wandb',
-    'mamba_backend',
+    'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
+    'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
+    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video',
+    'tensorboard', 'wandb', 'mamba_backend',
 }
 # what evaluate.py may change about a checkpoint, and its value where it changes nothing
 EVALUATION = {'stuck_noise': 0.0}
@@ -67,7 +66,7 @@ def last_step(folder, names):
     for path in (folder / name for name in names):
         if path.is_file() and (rows := read_csv(path)):
             return int(rows[-1]['step'])
-    raise ValueError(f'{folder} holds no {" or ".join(names)} with a row')
+    raise ValueError(f'{folder} holds no {" or ".join(names) or "CSV file"} with a row')
 
 
 def read_halves(folders):
@@ -78,14 +77,16 @@ def read_halves(folders):
         script = Path(str((config.get('argv') or [''])[0])).stem
         if script not in HALVES:
             raise ValueError(f'{folder / "config.json"}: not of {", ".join(HALVES)}')
+        if not isinstance(config.get('flags'), dict):
+            raise ValueError(f'{folder / "config.json"} lacks flags')
         halves[HALVES[script]] = folder, config
     if missing := [half for half in ('offline', 'online') if half not in halves]:
-        raise ValueError(f'{", ".join(map(str, folders))}: no {" and no ".join(missing)} run among these folders')
+        raise ValueError(f'{", ".join(map(str, folders))}: no {" and no ".join(missing)} run among them')
     return halves
 
 
 def online_updates(flags, steps):
-    """Return the number of online gradient updates: the initial ones, and a share of each step of the agent's own."""
+    """Return the number of online updates: the initial ones, and a share of each step by the agent."""
     return round(flags['initial_updates'] + flags['update_ratio'] * max(0, steps - flags['random_steps']))
 
 
@@ -100,20 +101,20 @@ def evaluation_flags(metrics, online_flags):
 
 
 def success_without_plan(metrics, path):
-    """Return the success of the checkpoint compared with itself (`--compare_set plan=False`), None without that."""
+    """Return the success of the same checkpoint under `--compare_set plan=False`, None without it."""
     comparison = metrics.get('comparison')
     if not comparison:
         return None
     if comparison.get('checkpoint') != metrics.get('checkpoint'):
-        raise ValueError(f'{path} compares two checkpoints; runs.csv keeps only the same one without its plan')
+        raise ValueError(f'{path} compares two checkpoints, but runs.csv only has one without its plan')
     return round(metrics['evaluation/overall_success'] - comparison['overall']['difference'], 10)
 
 
 def make_run(experiment, dataset, seed, metrics, path, **training):
-    """Build a row from evaluation.json, which is `metrics` and lies at `path`, and from what `training` says."""
-    empty = {'commit': '', 'offline_flags': '', 'simulator_flags': '', 'online_flags': '', 'offline_updates': None,
-             'online_updates': None, 'simulator_steps': None, 'environment_steps': None, 'labels_r2': None}
-    training = empty | training
+    """Build a row from `metrics`, the content of the evaluation.json at `path`, and the columns in `training`."""
+    texts = ('commit', 'offline_flags', 'simulator_flags', 'online_flags')
+    numbers = ('offline_updates', 'online_updates', 'simulator_steps', 'environment_steps', 'labels_r2')
+    training = dict.fromkeys(texts, '') | dict.fromkeys(numbers) | training
     try:
         return Run(
             experiment, dataset, seed, **training,
@@ -129,7 +130,7 @@ def make_run(experiment, dataset, seed, metrics, path, **training):
 
 
 def read_run(experiment, folders):
-    """Build the row of a finished run from its folders. Raises ValueError that names the file which is amiss."""
+    """Build the row of a finished run from its folders. Raises ValueError that names a bad file."""
     # an expert is only evaluated, so one folder without a config.json
     if len(folders) == 1 and not (folders[0] / 'config.json').is_file():
         path = folders[0] / 'evaluation.json'
@@ -142,6 +143,8 @@ def read_run(experiment, folders):
     offline, offline_config = halves['offline']
     online, config = halves['online']
     flags = config['flags']
+    if missing := {'dataset', 'seed', 'initial_updates', 'update_ratio', 'random_steps'} - flags.keys():
+        raise ValueError(f'{online / "config.json"} lacks the flags {", ".join(sorted(missing))}')
     path = online / 'evaluation.json'
     metrics = read_json(path)
 
@@ -149,8 +152,10 @@ def read_run(experiment, folders):
     simulator = {}
     if 'simulator' in halves:
         folder, simulator_config = halves['simulator']
-        simulator_steps = last_step(folder, sorted(file.name for file in folder.glob('*.csv')))
-        simulator = {'simulator_flags': given_flags(simulator_config['argv']), 'simulator_steps': simulator_steps}
+        simulator = {
+            'simulator_flags': given_flags(simulator_config['argv']),
+            'simulator_steps': last_step(folder, sorted(file.name for file in folder.glob('*.csv'))),
+        }
 
     r2 = [row['labeler/r2'] for row in read_csv(online / 'online.csv') if 'labeler/r2' in row]
     return make_run(
@@ -158,7 +163,7 @@ def read_run(experiment, folders):
         commit=(config.get('git_commit') or '')[:7],
         offline_flags=given_flags(offline_config['argv']),
         online_flags=given_flags(config['argv']),
-        offline_updates=last_step(offline, ['train.csv', 'offline.csv']),
+        offline_updates=last_step(offline, ['train.csv']),
         online_updates=online_updates(flags, steps),
         environment_steps=steps + simulator.get('simulator_steps', 0),
         labels_r2=round(r2[-1], 4) if r2 else None,
@@ -169,17 +174,9 @@ def read_run(experiment, folders):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('experiment', help='name of the experiment, as in scripts/reproduce.sh')
-    parser.add_argument('folders', nargs='*', type=Path, help='folders of the run')
-    parser.add_argument('--has', nargs=2, metavar=('DATASET', 'SEED'), help='only look whether the row exists')
+    parser.add_argument('folders', nargs='+', type=Path, help='folders of the run')
     parser.add_argument('--csv', default=str(ROOT / 'results' / 'runs.csv'), help='default: %(default)s')
     flags = parser.parse_args()
-
-    if flags.has:
-        key = flags.experiment, flags.has[0], int(flags.has[1])
-        rows = read_rows(flags.csv) if Path(flags.csv).is_file() else []
-        sys.exit(0 if key in {row.key for row in rows} else 1)
-    if not flags.folders:
-        raise ValueError('give the folders of the run')
 
     run = read_run(flags.experiment, flags.folders)
     replaced = add_run(flags.csv, run)

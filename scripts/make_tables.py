@@ -1,13 +1,12 @@
-"""Write the result tables from results/runs.csv: the main ones into README.md and README.ko.md, the others into
-results/README.md.
+"""Write the result tables from results/runs.csv into README.md, README.ko.md and results/README.md.
 
     python scripts/make_tables.py            rewrite the tables and assets/success_by_{steps,losses}.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 An experiment's name decides its table: `main` is the front page, `steps-<n>` success by environment steps,
-`true-actions` and `expert-noise-<noise>[-<which>]` the comparison with the demonstrator, `lost-<P>-<encoder>` dropped
-readings, `parts-<what differs>` the parts of the offline half, `few-<explorer>` exploration. Every experiment that has
-no table of its own is a row of the ablations, paired by seed with `main`.
+`true-actions` and `expert-noise-<noise>[-<which>]` the comparison with the demonstrator, `lost-<P>-<encoder>`
+dropped readings, `parts-<what differs>` the parts of the offline half, `few-<explorer>` exploration. Every
+experiment without a table of its own is a row of the ablations, paired by seed with `main`.
 """
 
 import argparse
@@ -31,14 +30,14 @@ END = '<!-- end of what scripts/make_tables.py made -->'
 OUR_EXPERTS = ('antmaze-', 'humanoidmaze-')  # data by our own experts, not the official files
 WORDS = {
     'README.md': {
-        'header': ('data', 'success, %', 'environment steps', 'updates offline + online', 'seeds × tasks × episodes',
-                   'HIQL, %', 'best published, %'),
+        'header': ('data', 'success, %', 'environment steps', 'updates offline + online',
+                   'seeds × tasks × episodes', 'HIQL, %', 'best published, %'),
         'flags': 'All with the default flags, except',
-        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
-                   'columns are references on the official data, with all action labels, 1M updates and no '
+        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last '
+                   'two columns are references on the official data, with all action labels, 1M updates and no '
                    'environment steps; † another evaluation than OGBench\'s, or not checked.',
-        'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map', 'HIQL, true labels',
-                 'OPSO, true labels', 'OPSO, no labels, same seeds'),
+        'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map',
+                 'HIQL, true labels', 'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
         'same labels': 'HIQL, labels of as many steps',
         'figure': 'Success against environment steps, all of them random'},
@@ -73,7 +72,7 @@ EXPLORING = ('who takes the later steps', 'data', 'success, %', 'difference, 95 
 DEMONSTRATOR = ('maze', 'expert', 'noise on its actions', 'success, %', 'episodes')
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------------ reading
 def group_runs(rows):
     """Return {(experiment, dataset): [Run, ...]}, sorted."""
     results = {}
@@ -98,7 +97,7 @@ def read_hiql(path):
 
 
 def read_shares(path):
-    """Return {what is left out: its share of an update's arithmetic}, of `benchmark.py --only parts --json`."""
+    """Return {what is left out: its share of an update's arithmetic}."""
     if not path.is_file():
         return {}
     rows = json.loads(path.read_text(encoding='utf-8'))['rows']
@@ -111,7 +110,7 @@ def pair(runs, others):
     return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
 
 
-# ------------------------------------------------------------------------------------------------ cells
+# ------------------------------------------------------------------------------ cells
 def label(dataset):
     """A dataset's name, and whose data it is: OGBench's protocol moves points and arms without an expert."""
     whose = 'our expert' if dataset.startswith(OUR_EXPERTS) else 'official protocol'
@@ -152,7 +151,8 @@ def range_text(values):
 
 def steps_and_episodes(runs):
     """The two cells that end most tables."""
-    return range_text(run.environment_steps for run in runs), range_text(TASKS * run.episodes_per_task for run in runs)
+    episodes = range_text(TASKS * run.episodes_per_task for run in runs)
+    return range_text(run.environment_steps for run in runs), episodes
 
 
 def updates_text(runs):
@@ -167,7 +167,7 @@ def table(header, rows):
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-# ------------------------------------------------------------------------------------------------ front pages
+# ------------------------------------------------------------------------------ front pages
 def make_front(results, hiql, words, published):
     """Return what stands between the markers of a README's front page."""
     mains = of_experiment(results, 'main')
@@ -212,8 +212,8 @@ def flags_text(mains):
 
 
 def like_for_like_rows(results, hiql):
-    """Cells of the methods on one file of data: the demonstrator at the noise of the data (not for explore, whose data
-    head for no goal), HIQL and OPSO with true actions, and OPSO without labels on the same seeds."""
+    """Cells of the methods on one file of data: the demonstrator at the noise of the data (not for explore, whose
+    data head for no goal), HIQL and OPSO with true actions, and OPSO without labels on the same seeds."""
     experts = {maze_of(name): runs for name, runs in of_experiment(results, 'expert-noise-0.2').items()}
     rows = []
     for name, runs in of_experiment(results, 'true-actions').items():
@@ -251,16 +251,16 @@ def budget_table(budgets, hiql, words):
     steps = sorted({count for own in budgets.values() for count in own})
     rows = []
     for name, own in budgets.items():
-        rows.append((label(name), *(f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–'
-                                    for count in steps)))
+        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+        rows.append((label(name), *cells))
         inferred = hiql.get(name, {})
         if set(inferred) - {0}:
-            rows.append((words['same labels'], *(f'{100 * inferred[count]:.1f} (1)' if count in inferred else '–'
-                                                 for count in steps)))
+            cells = [f'{100 * inferred[count]:.1f} (1)' if count in inferred else '–' for count in steps]
+            rows.append((words['same labels'], *cells))
     return table((words['budgets'], *(f'{count:,}' for count in steps)), rows)
 
 
-# ------------------------------------------------------------------------------------------------ results/README.md
+# ------------------------------------------------------------------------------ results/README.md
 def make_details(results, shares):
     """Return what stands between the markers of results/README.md."""
     tables = (
@@ -317,14 +317,14 @@ def losses_rows(results):
 
 
 def beside_cells(runs, others):
-    """Success, difference from other runs with the same seeds, number of seeds, environment steps, episodes."""
+    """Success, difference from other runs with the same seeds, seeds, environment steps, episodes."""
     difference = '–' if runs is others else difference_text(pair(runs, others))
     return mean_text(runs), difference, str(len(runs)), *steps_and_episodes(runs)
 
 
 def part_rows(results, shares):
-    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`, at the end over all
-    datasets. shares: {what is left out: its share of the arithmetic}."""
+    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`, at the end over
+    all datasets. shares: {what is left out: its share of the arithmetic}."""
     rows = []
     by_part = {}  # what differs -> its pairs, a list for each dataset
     for name, whole in of_experiment(results, 'parts-all').items():
@@ -374,9 +374,9 @@ def demonstrator_rows(results):
     return list(rows.values())
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------ pictures
 def draw_losses(results, folder):
-    """Success against the share of dropped readings, one colour for each encoder, of the dataset with most shares."""
+    """Success against the share of dropped readings, by encoder, of the dataset with most runs."""
     losses = by_losses(results)
     if not losses:
         return
@@ -393,7 +393,7 @@ def draw_losses(results, folder):
 
 
 def draw_steps(results, hiql, folder):
-    """Success against environment steps, one colour for each dataset; dashed, HIQL's with labels of as many steps."""
+    """Success against environment steps by dataset; dashed, HIQL's with labels of as many steps."""
     budgets = by_steps(results)
     if not budgets:
         return
@@ -405,9 +405,9 @@ def draw_steps(results, hiql, folder):
                  'No action labels offline, data of our own expert', beside=('HIQL', inferred))
 
 
-# ------------------------------------------------------------------------------------------------ pages
+# ------------------------------------------------------------------------------ pages
 def with_block(text, block, name):
-    """A README's text with `block` between its markers. Raises ValueError unless each marker is there once."""
+    """Put `block` between the markers of a README's text. Raises ValueError unless each marker is there once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f'{name} needs one line {BEGIN} and one line {END}')
     before, rest = text.split(BEGIN)

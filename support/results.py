@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from support.files import write_atomic
+from support.locks import file_lock
 
 TASKS = 5
 
@@ -94,9 +95,11 @@ def add_run(path, run):
 
     Returns whether it replaced one.
     """
-    rows = read_rows(path) if Path(path).is_file() else []
-    others = [row for row in rows if row.key != run.key]
-    write_rows(path, sorted([*others, run], key=lambda row: row.key))
+    # several runs may end at the same time
+    with file_lock(path, waiting=lambda: None):
+        rows = read_rows(path) if Path(path).is_file() else []
+        others = [row for row in rows if row.key != run.key]
+        write_rows(path, sorted([*others, run], key=lambda row: row.key))
     return len(others) < len(rows)
 
 
