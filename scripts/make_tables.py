@@ -25,7 +25,7 @@ from support.flags import run_main  # noqa: E402
 from support.results import TASKS, Baseline, read_rows  # noqa: E402
 from support.stats import mean_half_width, mean_std  # noqa: E402
 
-BEGIN = '<!-- made by scripts/make_tables.py -->'
+BEGIN = '<!-- made by scripts/make_tables.py{} -->'  # with the name of the block where a page has several
 END = '<!-- end of what scripts/make_tables.py made -->'
 OUR_EXPERTS = ('antmaze-', 'humanoidmaze-')  # data by our own experts, not the official files
 WORDS = {
@@ -33,10 +33,10 @@ WORDS = {
         'header': ('data', 'success, %', 'environment steps', 'updates offline + online',
                    'seeds × tasks × episodes', 'HIQL, %', 'best published, %'),
         'flags': 'All with the default flags, except',
-        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last '
-                   'two columns are references on the official data, with all action labels, 1M updates and no '
-                   'environment steps; † another evaluation than OGBench\'s, or not checked.',
-        'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map',
+        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action labels offline. The '
+                   'last two columns are references on the official data, with all action labels, 1M updates and '
+                   'no environment steps; † evaluated differently from OGBench, or not verified.',
+        'like': ('success, % (seeds), on the same data', 'demonstrator, with the map',
                  'HIQL, true labels', 'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
         'same labels': 'HIQL, labels of as many steps',
@@ -56,20 +56,22 @@ WORDS = {
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
 OWN_TABLES = ('main', 'expert-', 'few-', 'lost-', 'parts-')  # experiments that are no ablations
-ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
-             'environment steps', 'episodes a seed')
-LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'beside Mamba, 95 % interval, by seed', 'n seeds',
-          'environment steps', 'episodes a seed')
-FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
-PARTS = ('what is other', 'of the arithmetic', 'data', 'with the map, %', 'difference, 95 % interval, by seed',
-         'without the map, %', 'difference, 95 % interval, by seed', 'n seeds')
+STEPS_AND_EPISODES = ('environment steps', 'episodes per seed')
+ABLATIONS = ('experiment', 'flags', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
+             *STEPS_AND_EPISODES)
+LOSSES = ('data', 'readings dropped', 'encoder', 'success, %', 'minus Mamba, 95 % interval (by seed)', 'seeds',
+          *STEPS_AND_EPISODES)
+FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'none: last reading'}
+PARTS = ('change', 'share of an update', 'data', 'with the map, %', 'difference, 95 % interval (by seed)',
+         'without the map, %', 'difference, 95 % interval (by seed)', 'seeds')
 PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': 'no alignment',
-              'no-next-state': 'no next state', 'no-reward-done': 'no reward/done', 'gru': 'a GRU for the Mamba',
-              'mlp': 'an MLP for the Mamba'}
+              'no-next-state': 'no next state', 'no-reward-done': 'no reward/done',
+              'gru': 'GRU instead of Mamba', 'mlp': 'MLP instead of Mamba'}
 EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biased': 'the agent, goal-biased'}
-EXPLORING = ('who takes the later steps', 'data', 'success, %', 'difference, 95 % interval, by seed', 'n seeds',
-             'environment steps', 'episodes a seed')
-DEMONSTRATOR = ('maze', 'expert', 'noise on its actions', 'success, %', 'episodes')
+EXPLORING = ('last 300 steps by', 'data', 'success, %', 'difference, 95 % interval (by seed)', 'seeds',
+             *STEPS_AND_EPISODES)
+DEMONSTRATORS = ('maze', 'expert', 'action noise', 'success, %', 'episodes')
+HIQL = ('data', 'machine', 'batch', 'width', 'updates', 'action labels', 'success, %', 'episodes')
 
 
 # ------------------------------------------------------------------------------ reading
@@ -86,13 +88,12 @@ def of_experiment(results, experiment):
     return {name: runs for (other, name), runs in results.items() if other == experiment}
 
 
-def read_hiql(path):
+def last_of_hiql(baselines):
     """Return {dataset: {label steps, 0 for true actions: success after most updates}} of HIQL on the GPU."""
     successes = {}
-    if path.is_file():
-        for row in sorted(read_rows(path, Baseline), key=lambda row: row.updates):
-            if row.machine != 'CPU core':
-                successes.setdefault(row.dataset, {})[row.label_steps] = row.success
+    for row in sorted(baselines, key=lambda row: row.updates):
+        if row.machine != 'CPU core':
+            successes.setdefault(row.dataset, {})[row.label_steps] = row.success
     return successes
 
 
@@ -261,16 +262,17 @@ def budget_table(budgets, hiql, words):
 
 
 # ------------------------------------------------------------------------------ results/README.md
-def make_details(results, shares):
-    """Return what stands between the markers of results/README.md."""
-    tables = (
-        (ABLATIONS, ablation_rows(results)),
-        (LOSSES, losses_rows(results)),
-        (PARTS, part_rows(results, shares)),
-        (EXPLORING, exploring_rows(results)),
-        (DEMONSTRATOR, demonstrator_rows(results)),
-    )
-    return '\n\n'.join(table(header, rows) for header, rows in tables if rows)
+def make_details(results, baselines, shares):
+    """Return {name of a block of results/README.md: its table}."""
+    tables = {
+        'ablations': (ABLATIONS, ablation_rows(results)),
+        'dropped readings': (LOSSES, losses_rows(results)),
+        'parts': (PARTS, part_rows(results, shares)),
+        'exploration': (EXPLORING, exploring_rows(results)),
+        'demonstrators': (DEMONSTRATORS, demonstrator_rows(results)),
+        'HIQL': (HIQL, hiql_rows(baselines)),
+    }
+    return {name: table(header, rows) if rows else '' for name, (header, rows) in tables.items()}
 
 
 def ablation_rows(results):
@@ -286,7 +288,7 @@ def ablation_rows(results):
             ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–',
             label(name),
             mean_text(runs),
-            f'{mean_text([other for _, other in pairs])} (`main`)' if pairs else '–',
+            mean_text([other for _, other in pairs]) if pairs else '–',
             f'{difference:+.1f}' if pairs else '–',
             str(len(pairs)),
             *steps_and_episodes(runs),
@@ -329,7 +331,7 @@ def part_rows(results, shares):
     by_part = {}  # what differs -> its pairs, a list for each dataset
     for name, whole in of_experiment(results, 'parts-all').items():
         with_plan, without = mean_text(whole), mean_text(whole, 'success_without_plan')
-        rows.append(('nothing', '–', label(name), with_plan, '–', without, '–', str(len(whole))))
+        rows.append(('none', '–', label(name), with_plan, '–', without, '–', str(len(whole))))
         for part, text in PART_NAMES.items():
             if pairs := pair(results.get((f'parts-{part}', name), []), whole):
                 by_part.setdefault(text, []).append(pairs)
@@ -337,7 +339,7 @@ def part_rows(results, shares):
 
     for text, datasets in by_part.items():
         if len(datasets) > 1:
-            rows.append(part_row(text, shares, f'these {len(datasets)}', sum(datasets, [])))
+            rows.append(part_row(text, shares, f'all {len(datasets)}', sum(datasets, [])))
     return rows
 
 
@@ -374,6 +376,18 @@ def demonstrator_rows(results):
     return list(rows.values())
 
 
+def hiql_rows(baselines):
+    """Cells of HIQL's evaluations, on the GPU first, the longest training first."""
+    rows = []
+    for row in sorted(baselines, key=lambda row: (row.machine == 'CPU core', row.dataset, -row.updates)):
+        labels = f'of {row.label_steps:,} steps' if row.label_steps else 'true'
+        sizes = row.batch_size, row.width, row.updates
+        cells = (f'{size:,}' for size in sizes)
+        rows.append((label(row.dataset), row.machine, *cells, labels, mean_text([row]),
+                     str(TASKS * row.episodes_per_task)))
+    return rows
+
+
 # ------------------------------------------------------------------------------ pictures
 def draw_losses(results, folder):
     """Success against the share of dropped readings, by encoder, of the dataset with most runs."""
@@ -388,7 +402,7 @@ def draw_losses(results, folder):
         if filler in fillers:
             shares = (whole | fillers[filler]).items()
             groups[text] = {100 * share: [run.success for run in runs] for share, runs in shares}
-    plot_budgets(groups, folder / 'success_by_losses.png', 'readings that get lost, %', 'success, %',
+    plot_budgets(groups, folder / 'success_by_losses.png', 'dropped readings, %', 'success, %',
                  f'{short(name)}, no action labels offline', log_scale=False)
 
 
@@ -406,22 +420,25 @@ def draw_steps(results, hiql, folder):
 
 
 # ------------------------------------------------------------------------------ pages
-def with_block(text, block, name):
-    """Put `block` between the markers of a README's text. Raises ValueError unless each marker is there once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f'{name} needs one line {BEGIN} and one line {END}')
-    before, rest = text.split(BEGIN)
-    return f'{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}'
+def with_block(text, block, page, name=''):
+    """Put `block` between its markers. Raises ValueError unless the first of them is there once, and an end."""
+    begin = BEGIN.format(f': {name}' if name else '')
+    before, *rest = text.split(begin)
+    if len(rest) != 1 or END not in rest[0]:
+        raise ValueError(f'{page} needs one line {begin} and one line {END} after it')
+    after = rest[0].split(END, 1)[1]
+    return f'{before}{begin}\n{block}\n{END}{after}'
 
 
-def stale_pages(root, blocks):
-    """Return {name: new text} of the pages whose tables are not up to date."""
+def stale_pages(root, pages):
+    """Return {page: new text} of the pages {page: {name: block}} whose tables are not up to date."""
     stale = {}
-    for name, block in blocks.items():
-        text = (root / name).read_text(encoding='utf-8')
-        new = with_block(text, block, name)
-        if new != text:
-            stale[name] = new
+    for page, blocks in pages.items():
+        old = new = (root / page).read_text(encoding='utf-8')
+        for name, block in blocks.items():
+            new = with_block(new, block, page, name)
+        if new != old:
+            stale[page] = new
     return stale
 
 
@@ -433,13 +450,16 @@ def main():
 
     root = Path(flags.root)
     results = group_runs(read_rows(root / 'results' / 'runs.csv'))
-    hiql = read_hiql(root / 'results' / 'baselines.csv')
+    path = root / 'results' / 'baselines.csv'
+    baselines = read_rows(path, Baseline) if path.is_file() else []
+    hiql = last_of_hiql(baselines)
+    shares = read_shares(root / 'results' / 'parts.json')
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
 
-    blocks = {name: make_front(results, hiql, words, published) for name, words in WORDS.items()}
-    blocks[DETAILS] = make_details(results, read_shares(root / 'results' / 'parts.json'))
-    stale = stale_pages(root, blocks)
+    pages = {name: {'': make_front(results, hiql, words, published)} for name, words in WORDS.items()}
+    pages[DETAILS] = make_details(results, baselines, shares)
+    stale = stale_pages(root, pages)
     if flags.check:
         if stale:
             sys.exit(f'not up to date: {", ".join(stale)}; run python scripts/make_tables.py')

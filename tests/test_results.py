@@ -50,9 +50,11 @@ def page(tmp_path):
     """READMEs with markers and old tables, and a runs.csv of three runs."""
     (tmp_path / 'results').mkdir()
     (tmp_path / 'assets').mkdir()
-    for name in (*make_tables.WORDS, make_tables.DETAILS):
-        text = f'before\n{make_tables.BEGIN}\nold\n{make_tables.END}\nafter\n'
-        (tmp_path / name).write_text(text, encoding='utf-8')
+    blocks = dict.fromkeys(make_tables.WORDS, [''])
+    blocks[make_tables.DETAILS] = [f': {name}' for name in make_tables.make_details({}, [], {})]
+    for page, names in blocks.items():
+        text = '\n'.join(f'{make_tables.BEGIN.format(name)}\nold\n{make_tables.END}' for name in names)
+        (tmp_path / page).write_text(f'before\n{text}\nafter\n', encoding='utf-8')
     add_runs(tmp_path, make_run('main', ANT, 0, 0.8, environment_steps=30_000),
              make_run('main', ANT, 1, 0.9, environment_steps=40_000),
              make_run('no-alignment', ANT, 0, 0.6, environment_steps=20_000, episodes_per_task=20))
@@ -199,7 +201,7 @@ def test_tables_come_from_the_csv(page):
     row, = (line for line in text.splitlines() if line.startswith(f'| {DATA}'))
     start = f'| {DATA} | **85.0 ± 7.1** | 30,000–40,000 | 2,000 + 14,000 | 2 × 5 × 50 | 96 ± 1 | 97.3 ± 1.2 ['
     assert row.startswith(start)
-    line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 (`main`) | -20.0 | 1 | 20,000 | 100 |'
+    line = f'| `no-alignment` | – | {DATA} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 beside seed 0 of main, not beside the mean of its seeds'
     assert script('make_tables', '--root', page, '--check')[0] == 0
 
@@ -286,16 +288,16 @@ def test_what_each_part_is_worth(page):
     shares = {'rows': [{'shares': {}}, {'shares': {'Q': 0.159}}]}
     (page / 'results' / 'parts.json').write_text(json.dumps(shares))
     _, details = tables(page)
-    assert f'| nothing | – | {DATA} | 85.0 ± 7.1 | – | 45.0 ± 7.1 | – | 2 |' in details
+    assert f'| none | – | {DATA} | 85.0 ± 7.1 | – | 45.0 ± 7.1 | – | 2 |' in details
     cells = f'{DATA} | 90.0 ± 0.0 | +5.0 ± 64 (+0, +10) | 50.0 ± 28.3 | +5.0 ± 191 (-10, +20) | 2 |'
     assert f'| no Q | 16% | {cells}' in details, 'intervals: 12.7 times the standard error of two'
     assert 'parts-' not in details, 'no ablations'
-    assert 'these 2' not in details
+    assert 'all 2' not in details
 
     add_parts(page, STITCH, {'parts-all': [(0.5, 0.5)], 'parts-no-critic': [(0.6, 0.5)], 'parts-mlp': [(0.6, 0.5)]})
     _, details = tables(page)
-    assert '| no Q | 16% | these 2 | 80.0 ± 17.3 | +6.7 ± 14 (+0, +10, +10) |' in details
-    assert details.count('an MLP for the Mamba') == 1, 'of one dataset only'
+    assert '| no Q | 16% | all 2 | 80.0 ± 17.3 | +6.7 ± 14 (+0, +10, +10) |' in details
+    assert details.count('MLP instead of Mamba') == 1, 'of one dataset only'
 
 
 def test_exploration_with_few_steps(page):
