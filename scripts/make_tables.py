@@ -57,7 +57,7 @@ WORDS = {
 DETAILS = 'results/README.md'
 OWN_TABLES = ('main', 'expert-', 'few-', 'lost-', 'parts-')  # experiments that are no ablations
 STEPS_AND_EPISODES = ('environment steps', 'episodes per seed')
-ABLATIONS = ('experiment', 'flags', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
+ABLATIONS = ('experiment', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
              *STEPS_AND_EPISODES)
 LOSSES = ('data', 'readings dropped', 'encoder', 'success, %', 'minus Mamba, 95 % interval (by seed)', 'seeds',
           *STEPS_AND_EPISODES)
@@ -285,8 +285,7 @@ def ablation_rows(results):
         difference = 100 * np.mean([run.success - other.success for run, other in pairs]) if pairs else None
         rows.append((
             f'`{experiment}`',
-            ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–',
-            label(name),
+            f'`{short(name)}`',
             mean_text(runs),
             mean_text([other for _, other in pairs]) if pairs else '–',
             f'{difference:+.1f}' if pairs else '–',
@@ -314,7 +313,7 @@ def losses_rows(results):
             mamba = fillers.get('mamba', {}).get(share, [])
             for filler, text in FILLERS.items():
                 if runs := fillers.get(filler, {}).get(share):
-                    rows.append((label(name), f'{share:.0%}', text, *beside_cells(runs, mamba)))
+                    rows.append((f'`{short(name)}`', f'{share:.0%}', text, *beside_cells(runs, mamba)))
     return rows
 
 
@@ -325,21 +324,20 @@ def beside_cells(runs, others):
 
 
 def part_rows(results, shares):
-    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`, at the end over
-    all datasets. shares: {what is left out: its share of the arithmetic}."""
+    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`, over all datasets.
+    shares: {what is left out: its share of the arithmetic}."""
     rows = []
-    by_part = {}  # what differs -> its pairs, a list for each dataset
+    by_part = {}  # what differs -> {dataset: its pairs}
     for name, whole in of_experiment(results, 'parts-all').items():
         with_plan, without = mean_text(whole), mean_text(whole, 'success_without_plan')
-        rows.append(('none', '–', label(name), with_plan, '–', without, '–', str(len(whole))))
+        rows.append(('none', '–', f'`{short(name)}`', with_plan, '–', without, '–', str(len(whole))))
         for part, text in PART_NAMES.items():
             if pairs := pair(results.get((f'parts-{part}', name), []), whole):
-                by_part.setdefault(text, []).append(pairs)
-                rows.append(part_row(text, shares, label(name), pairs))
+                by_part.setdefault(text, {})[name] = pairs
 
     for text, datasets in by_part.items():
-        if len(datasets) > 1:
-            rows.append(part_row(text, shares, f'all {len(datasets)}', sum(datasets, [])))
+        data = f'`{short(next(iter(datasets)))}`' if len(datasets) == 1 else f'all {len(datasets)}'
+        rows.append(part_row(text, shares, data, sum(datasets.values(), [])))
     return rows
 
 
@@ -359,7 +357,7 @@ def exploring_rows(results):
         for explorer, text in EXPLORERS.items():
             runs = results.get((f'few-{explorer}', name), [])
             if runs := runs if runs is random else [run for run, _ in pair(runs, random)]:
-                rows.append((text, label(name), *beside_cells(runs, random)))
+                rows.append((text, f'`{short(name)}`', *beside_cells(runs, random)))
     return rows
 
 
@@ -377,13 +375,16 @@ def demonstrator_rows(results):
 
 
 def hiql_rows(baselines):
-    """Cells of HIQL's evaluations, on the GPU first, the longest training first."""
+    """Cells of HIQL after most updates, on the GPU first."""
+    # a later evaluation replaces an earlier one of the same training
+    last = {(row.machine == 'CPU core', row.dataset, row.label_steps): row
+            for row in sorted(baselines, key=lambda row: row.updates)}
     rows = []
-    for row in sorted(baselines, key=lambda row: (row.machine == 'CPU core', row.dataset, -row.updates)):
+    for _, row in sorted(last.items()):
         labels = f'of {row.label_steps:,} steps' if row.label_steps else 'true'
         sizes = row.batch_size, row.width, row.updates
         cells = (f'{size:,}' for size in sizes)
-        rows.append((label(row.dataset), row.machine, *cells, labels, mean_text([row]),
+        rows.append((f'`{short(row.dataset)}`', row.machine, *cells, labels, mean_text([row]),
                      str(TASKS * row.episodes_per_task)))
     return rows
 
