@@ -2,18 +2,23 @@
 
 import collections
 import dataclasses
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
+import add_result
 import make_tables
 import numpy as np
 import plot_runs
 import pytest
 
 from support import figures
+from support.flags import run_main
 from support.results import Baseline, Run, read_rows, write_rows
 from support.stats import last_three_mean, on_common_steps
 
@@ -25,10 +30,18 @@ NAME = '`antmaze-medium-navigate`'
 DATA = f'{NAME} (our expert)'
 
 
-def script(name, *flags, cwd=None):
-    done = subprocess.run([sys.executable, str(ROOT / 'scripts' / f'{name}.py'), *map(str, flags)], cwd=cwd,
-                          capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+def script(module, *flags):
+    """Run the main function of a script -> (exit code, stdout, stderr)."""
+    code, out, error = 0, io.StringIO(), io.StringIO()
+    argv = [module.__name__, *map(str, flags)]
+    with mock.patch.object(sys, 'argv', argv), redirect_stdout(out), redirect_stderr(error):
+        try:
+            run_main(module.main)
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                error.write(end.code)
+            code = 1 if isinstance(end.code, str) else end.code or 0
+    return code, out.getvalue(), error.getvalue()
 
 
 def make_run(experiment, dataset, seed, success, **changes):
@@ -64,7 +77,7 @@ def page(tmp_path):
 
 def tables(page):
     """Make the tables -> (front page, results page)."""
-    code, _, error = script('make_tables', '--root', page)
+    code, _, error = script(make_tables, '--root', page)
     assert code == 0, error
     return tuple((page / name).read_text(encoding='utf-8') for name in ('README.md', make_tables.DETAILS))
 
@@ -111,7 +124,7 @@ def test_a_damaged_csv_is_refused_in_one_line(page):
     lines = path.read_text().splitlines()
     for damaged, words in (([*lines, 'main,x,1'], f'{path}, line 5'), (['a,b', *lines[1:]], f'{path}: its columns')):
         path.write_text('\n'.join(damaged) + '\n')
-        code, _, error = script('make_tables', '--root', page)
+        code, _, error = script(make_tables, '--root', page)
         assert code == 2 and error.count('\n') == 1 and words in error
 
 
@@ -142,7 +155,7 @@ def folders(tmp_path):
 
 def test_adding_a_run(folders, tmp_path):
     path = tmp_path / 'results' / 'runs.csv'
-    code, out, error = script('add_result', '--csv', path, 'main', *folders)
+    code, out, error = script(add_result, '--csv', path, 'main', *folders)
     assert code == 0 and f'main, {ANT}, seed 3: 80.0 %, added to' in out, error
     row, = read_rows(path)
     assert row == make_run(
@@ -152,8 +165,8 @@ def test_adding_a_run(folders, tmp_path):
         environment_steps=804_000, labels_r2=0.8765, episodes_per_task=20, success_without_plan=0.3)
 
     # the same run again replaces its row, another experiment has a row of its own
-    assert 'replaced in' in script('add_result', '--csv', path, 'main', *folders)[1]
-    assert script('add_result', '--csv', path, 'fewer', folders[0], folders[2])[0] == 0
+    assert 'replaced in' in script(add_result, '--csv', path, 'main', *folders)[1]
+    assert script(add_result, '--csv', path, 'fewer', folders[0], folders[2])[0] == 0
     fewer, main = read_rows(path)
     assert main == row and fewer.environment_steps == 4000 and fewer.simulator_flags == ''
 
@@ -163,7 +176,7 @@ def test_adding_an_expert(tmp_path):
         'evaluation/overall_success': 0.9, 'seed': 1, 'episodes_per_task': 60, 'noise': 0.2, 'dataset': ANT}
     (tmp_path / 'evaluation.json').write_text(json.dumps(metrics))
     path = tmp_path / 'runs.csv'
-    assert script('add_result', '--csv', path, 'expert-noise-0.2', tmp_path)[0] == 0
+    assert script(add_result, '--csv', path, 'expert-noise-0.2', tmp_path)[0] == 0
     row, = read_rows(path)
     assert row.key == ('expert-noise-0.2', ANT, 0) and row.success == 0.9 and row.environment_steps is None
 
@@ -184,19 +197,20 @@ def spoil(path, text):
 ])
 def test_an_unfinished_run_is_refused_in_one_line(folders, tmp_path, change, words):
     change(folders)
-    code, _, error = script('add_result', '--csv', tmp_path / 'runs.csv', 'main', *folders)
+    code, _, error = script(add_result, '--csv', tmp_path / 'runs.csv', 'main', *folders)
     assert code == 2 and error.count('\n') == 1 and words in error, error
     assert not (tmp_path / 'runs.csv').exists()
 
 
 # ------------------------------------------------------------------------------------------------ tables
 def test_the_tables_in_the_readmes_are_up_to_date():
-    code, _, error = script('make_tables', '--check')
-    assert code == 0, error
+    done = subprocess.run([sys.executable, ROOT / 'scripts' / 'make_tables.py', '--check'], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tables_come_from_the_csv(page):
-    assert script('make_tables', '--root', page, '--check')[0] == 1, 'the old tables'
+    assert script(make_tables, '--root', page, '--check')[0] == 1, 'the old tables'
     text, details = tables(page)
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     row, = (line for line in text.splitlines() if line.startswith(f'| {DATA}'))
@@ -204,10 +218,10 @@ def test_tables_come_from_the_csv(page):
     assert row.startswith(start)
     line = f'| `no-alignment` | {NAME} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 beside seed 0 of main, not beside the mean of its seeds'
-    assert script('make_tables', '--root', page, '--check')[0] == 0
+    assert script(make_tables, '--root', page, '--check')[0] == 0
 
     add_runs(page, make_run('main', ANT, 1, 0.5))
-    code, _, error = script('make_tables', '--root', page, '--check')
+    code, _, error = script(make_tables, '--root', page, '--check')
     assert code == 1 and 'README.md' in error, 'a number that changed'
 
 
@@ -331,7 +345,7 @@ def test_what_stands_beside_the_budgets_is_dashed_in_their_colours(monkeypatch):
 
 def test_a_readme_without_markers_is_refused(page):
     (page / 'README.md').write_text('no markers')
-    code, _, error = script('make_tables', '--root', page)
+    code, _, error = script(make_tables, '--root', page)
     assert code == 2 and 'README.md needs one line' in error
 
 
@@ -367,7 +381,7 @@ def test_runs_are_compared_on_the_steps_that_all_have():
 
 def test_plot_runs(runs):
     labelled = f'a = b={runs}/main/{ANT}/seed*'
-    code, out, error = script('plot_runs', labelled, runs / '*' / ANT / 'seed*', '--output', 'x.png', cwd=runs)
+    code, out, error = script(plot_runs, labelled, runs / '*' / ANT / 'seed*', '--output', runs / 'x.png')
     assert code == 0, error
     line, = (line for line in out.splitlines() if line.startswith('a = b '))
     assert line.split() == ['a', '=', 'b', '2', '40,000', '61.67', '+-', '16.5', '61.67', '50', 'to', '73.33']
@@ -377,8 +391,8 @@ def test_plot_runs(runs):
 
 
 def test_plot_runs_says_what_is_missing(runs):
-    code, _, error = script('plot_runs', runs / 'nothing*')
+    code, _, error = script(plot_runs, runs / 'nothing*')
     assert code == 2 and error.count('\n') == 1 and 'nothing*' in error
-    code, _, error = script('plot_runs', runs / 'main' / ANT / 'seed0', '--metric', 'training/loss')
+    code, _, error = script(plot_runs, runs / 'main' / ANT / 'seed0', '--metric', 'training/loss')
     assert code == 2 and 'has no training/loss; it has evaluation/overall_success' in error
     assert plot_runs.find_runs([str(runs / 'main' / ANT / 'seed0/online.csv')])
