@@ -25,7 +25,8 @@ from support.flags import run_main  # noqa: E402
 from support.results import TASKS, Baseline, read_rows  # noqa: E402
 from support.stats import mean_half_width, mean_std  # noqa: E402
 
-BEGIN = '<!-- made by scripts/make_tables.py{} -->'  # with the name of the block where a page has several
+# on a page with several blocks, with the block's name
+BEGIN = '<!-- made by scripts/make_tables.py{} -->'
 END = '<!-- end of what scripts/make_tables.py made -->'
 OUR_EXPERTS = ('antmaze-', 'humanoidmaze-')  # data by our own experts, not the official files
 WORDS = {
@@ -33,9 +34,9 @@ WORDS = {
         'header': ('data', 'success, %', 'environment steps', 'updates offline + online',
                    'seeds × tasks × episodes', 'HIQL, %', 'best published, %'),
         'flags': 'All with the default flags, except',
-        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action labels offline. The '
-                   'last two columns are references on the official data, with all action labels, 1M updates and '
-                   'no environment steps; † evaluated differently from OGBench, or not verified.',
+        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action labels offline. '
+                   'The last two columns are references on the official data, with all action labels, '
+                   '1M updates and no environment steps; † evaluated differently from OGBench, or not verified.',
         'like': ('success, % (seeds), on the same data', 'demonstrator, with the map',
                  'HIQL, true labels', 'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
@@ -71,7 +72,7 @@ EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biase
 EXPLORING = ('last 300 steps by', 'data', 'success, %', 'difference, 95 % interval (by seed)', 'seeds',
              *STEPS_AND_EPISODES)
 DEMONSTRATORS = ('maze', 'expert', 'action noise', 'success, %', 'episodes')
-HIQL = ('data', 'machine', 'batch', 'width', 'updates', 'action labels', 'success, %', 'episodes')
+HIQL = ('data', 'machine', 'updates', 'action labels', 'success, %', 'episodes')
 
 
 # ------------------------------------------------------------------------------ reading
@@ -382,9 +383,7 @@ def hiql_rows(baselines):
     rows = []
     for _, row in sorted(last.items()):
         labels = f'of {row.label_steps:,} steps' if row.label_steps else 'true'
-        sizes = row.batch_size, row.width, row.updates
-        cells = (f'{size:,}' for size in sizes)
-        rows.append((f'`{short(row.dataset)}`', row.machine, *cells, labels, mean_text([row]),
+        rows.append((f'`{short(row.dataset)}`', row.machine, f'{row.updates:,}', labels, mean_text([row]),
                      str(TASKS * row.episodes_per_task)))
     return rows
 

@@ -274,8 +274,9 @@ def test_success_by_steps(page):
     assert (page / 'assets' / 'success_by_steps.png').stat().st_size > 10_000
 
     write_hiql(page, (9, 2000, 0.4))
-    text, _ = tables(page)
+    text, details = tables(page)
     assert '| HIQL, labels of as many steps | 40.0 (1) | – |' in text
+    assert f'| {NAME} | H200 | 9 | of 2,000 steps | 40.0 | 250 |' in details
 
 
 def test_dropped_readings(page):
