@@ -23,7 +23,7 @@ from support.results import TASKS, Run, add_run  # noqa: E402
 
 # the script that config.json names -> the half of the run
 HALVES = {'offline_trainer': 'offline', 'online_trainer': 'online', 'label_with_simulator': 'simulator'}
-# flags that are no part of the method: names, paths, machine, length of the run, logging, evaluation in training
+# flags that are no part of the method: names, paths, machine, length, logging, evaluation in training
 BUDGET = {
     'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
     'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
@@ -111,7 +111,7 @@ def success_without_plan(metrics, path):
 
 
 def make_run(experiment, dataset, seed, metrics, path, **training):
-    """Build a row from `metrics`, the content of the evaluation.json at `path`, and the columns in `training`."""
+    """Build a row from `metrics` (the evaluation.json at `path`) and the columns in `training`."""
     texts = ('commit', 'offline_flags', 'simulator_flags', 'online_flags')
     numbers = ('offline_updates', 'online_updates', 'simulator_steps', 'environment_steps', 'labels_r2')
     training = dict.fromkeys(texts, '') | dict.fromkeys(numbers) | training

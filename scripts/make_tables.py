@@ -36,32 +36,33 @@ WORDS = {
         'flags': 'All with the default flags, except',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action labels offline. '
                    'The last two columns are references on the official data, with all action labels, '
-                   '1M updates and no environment steps; † evaluated differently from OGBench, or not verified.',
+                   '1M updates and no environment steps; † evaluated differently from OGBench, or not '
+                   'verified.',
         'like': ('success, % (seeds), on the same data', 'demonstrator, with the map',
                  'HIQL, true labels', 'OPSO, true labels', 'OPSO, no labels, same seeds'),
         'budgets': 'success, % (seeds), after environment steps',
         'same labels': 'HIQL, labels of as many steps',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
-        'header': ('데이터', '성공률, %', 'environment step', 'offline + online update', 'seed × task × episode',
-                   'HIQL, %', '발표된 최고, %'),
+        'header': ('데이터', '성공률, %', 'environment step', 'offline + online update',
+                   'seed × task × episode', 'HIQL, %', '발표된 최고, %'),
         'flags': '모두 기본 flag이며, 예외는',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
-                   'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
-                   '1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 '
-                   '것입니다.',
-        'like': ('같은 데이터에서의 성공률, % (seed 수)', '시연자(지도를 앎)', 'HIQL, 실제 label', 'OPSO, 실제 label',
-                 'OPSO, label 없음, 같은 seed'),
+                   'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 '
+                   'action label과 update 1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. '
+                   '†는 평가 방식이 다르거나 확인하지 못한 것입니다.',
+        'like': ('같은 데이터에서의 성공률, % (seed 수)', '시연자(지도를 앎)', 'HIQL, 실제 label',
+                 'OPSO, 실제 label', 'OPSO, label 없음, 같은 seed'),
         'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
         'same labels': 'HIQL, 같은 수의 step에서 얻은 label',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
 OWN_TABLES = ('main', 'expert-', 'few-', 'lost-', 'parts-')  # experiments that are no ablations
 STEPS_AND_EPISODES = ('environment steps', 'episodes per seed')
-ABLATIONS = ('experiment', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
-             *STEPS_AND_EPISODES)
-LOSSES = ('data', 'readings dropped', 'encoder', 'success, %', 'minus Mamba, 95 % interval (by seed)', 'seeds',
-          *STEPS_AND_EPISODES)
+ABLATIONS = ('experiment', 'data', 'success, %', '`main`, same seeds, %', 'difference',
+             'seeds', *STEPS_AND_EPISODES)
+LOSSES = ('data', 'readings dropped', 'encoder', 'success, %', 'minus Mamba, 95 % interval (by seed)',
+          'seeds', *STEPS_AND_EPISODES)
 FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'none: last reading'}
 PARTS = ('change', 'share of an update', 'data', 'with the map, %', 'difference, 95 % interval (by seed)',
          'without the map, %', 'difference, 95 % interval (by seed)', 'seeds')
@@ -214,13 +215,14 @@ def flags_text(mains):
 
 
 def like_for_like_rows(results, hiql):
-    """Cells of the methods on one file of data: the demonstrator at the noise of the data (not for explore, whose
-    data head for no goal), HIQL and OPSO with true actions, and OPSO without labels on the same seeds."""
+    """Cells of the methods on one file of data: the demonstrator at the noise of the data, HIQL and OPSO with true
+    actions, and OPSO without labels on the same seeds."""
     experts = {maze_of(name): runs for name, runs in of_experiment(results, 'expert-noise-0.2').items()}
     rows = []
     for name, runs in of_experiment(results, 'true-actions').items():
         pairs = pair(runs, results.get(('main', name), []))
         if pairs:
+            # the data of explore head for no goal
             expert = None if 'explore' in name else experts.get(maze_of(name))
             rows.append((
                 label(name),
@@ -253,7 +255,8 @@ def budget_table(budgets, hiql, words):
     steps = sorted({count for own in budgets.values() for count in own})
     rows = []
     for name, own in budgets.items():
-        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–'
+                 for count in steps]
         rows.append((label(name), *cells))
         inferred = hiql.get(name, {})
         if set(inferred) - {0}:
@@ -325,7 +328,7 @@ def beside_cells(runs, others):
 
 
 def part_rows(results, shares):
-    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`, over all datasets.
+    """Cells of the offline halves that differ in one part, paired by seed with `parts-all`.
     shares: {what is left out: its share of the arithmetic}."""
     rows = []
     by_part = {}  # what differs -> {dataset: its pairs}
@@ -421,7 +424,7 @@ def draw_steps(results, hiql, folder):
 
 # ------------------------------------------------------------------------------ pages
 def with_block(text, block, page, name=''):
-    """Put `block` between its markers. Raises ValueError unless the first of them is there once, and an end."""
+    """Put `block` between its markers. Raises ValueError unless each of them is there."""
     begin = BEGIN.format(f': {name}' if name else '')
     before, *rest = text.split(begin)
     if len(rest) != 1 or END not in rest[0]:
