@@ -215,8 +215,8 @@ def flags_text(mains):
 
 
 def like_for_like_rows(results, hiql):
-    """Cells of the methods on one file of data: the demonstrator at the noise of the data, HIQL and OPSO with true
-    actions, and OPSO without labels on the same seeds."""
+    """Cells of the methods on one file of data: the demonstrator at the noise of the data, HIQL and OPSO with
+    true actions, and OPSO without labels on the same seeds."""
     experts = {maze_of(name): runs for name, runs in of_experiment(results, 'expert-noise-0.2').items()}
     rows = []
     for name, runs in of_experiment(results, 'true-actions').items():
