@@ -211,7 +211,7 @@ def distil(flags):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
-    parser.add_argument('--teacher', help='what train_expert.py made (default: results/experts/<robot>/teacher.npz)')
+    parser.add_argument('--teacher', help='what train_expert.py made (default: experts/<robot>/teacher.npz)')
     parser.add_argument('--student', help='weights to --resume from (default: student.pth beside the teacher)')
     parser.add_argument('--output', required=True, help='npz for the collector, such as datasets/humanoid_expert.npz')
     parser.add_argument('--num_steps', type=int, default=1_000_000, help='of the environments (default: 1 million)')
@@ -228,7 +228,7 @@ def parse_args(argv=None):
     parser.add_argument('--resume', action='store_true', help='begin with the weights in --student')
     flags = parser.parse_args(argv)
 
-    flags.teacher = flags.teacher or str(ROOT / 'results' / 'experts' / flags.robot / 'teacher.npz')
+    flags.teacher = flags.teacher or str(ROOT / 'experts' / flags.robot / 'teacher.npz')
     flags.student = flags.student or str(Path(flags.teacher).with_name('student.pth'))
     return flags
 

@@ -1,19 +1,19 @@
 #!/bin/sh
-# The numbers under results/: collects the data, trains, evaluates the last checkpoint, keeps the small files.
+# Makes the rows of results/runs.csv: collects the data, trains, evaluates the last checkpoint, adds the row.
 #
 #   sh scripts/reproduce.sh                                            everything, one run after another
 #   sh scripts/reproduce.sh main antmaze-medium-navigate-v0 10         one experiment, dataset and seed
 #   DATA=/data RUNS=/runs PYTHON=.venv/bin/python sh scripts/reproduce.sh main
 #
-# Data goes to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). What is there is not made again;
-# a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
-# Each run keeps to one process and, with OMP_NUM_THREADS=1, to one core: start as many side by side as there are cores.
-#
-# Experiments of former versions need the code of their time: results/before/README.md says which.
+# Data go to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). A run that has a row in $CSV
+# (default: results/runs.csv) is skipped, so another $CSV makes it again; an interrupted run is resumed.
+# `python scripts/make_tables.py` then rewrites the tables of the READMEs.
+# Each run uses one process and, with OMP_NUM_THREADS=1, one core: start as many side by side as there are cores.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}
 RUNS=${RUNS:-reproduced}
+CSV=${CSV:-results/runs.csv}
 PYTHON=${PYTHON:-python}
 only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
@@ -40,11 +40,19 @@ wanted() { # experiment, dataset, seed
     [ "${only_experiment:-$1}" = "$1" ] && [ "${only_dataset:-$2}" = "$2" ] && [ "${only_seed:-$3}" = "$3" ]
 }
 
+has_row() { # experiment, dataset, seed
+    [ -f "$CSV" ] && cut -d , -f 1-3 "$CSV" | grep -qxF "$1,$2,$3"
+}
+
+add_row() { # experiment, folders of the run
+    "$PYTHON" scripts/add_result.py --csv "$CSV" "$@"
+}
+
 # experiment, dataset, seed, environment steps, flags of the offline half, of the online; `main FLAGS`: the offline half of
 # `main`, and so for another experiment
 run() {
-    folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
-    wanted "$1" "$2" "$3" && [ ! -f "$result/evaluation.json" ] || return 0
+    folder=$RUNS/$1/$2/seed$3
+    wanted "$1" "$2" "$3" && ! has_row "$1" "$2" "$3" || return 0
     data "$2"
     case $1 in
     true-actions) (DATA=$DATA/with_actions collect_flags=--no-state_only; data "$2") ;; # the same episodes
@@ -56,36 +64,28 @@ run() {
     # shellcheck disable=SC2086
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 500 $flags \
         --save_dir "$offline" $(resume "$offline")
-    rehearsed=
+    simulator= labels=
     case $1,$2 in
     main,humanoidmaze-*)
-        rehearsal=$folder/rehearsal rehearsed="--actions_path $folder/rehearsal/actions.npz"
-        [ -f "$rehearsal/actions.npz" ] || "$PYTHON" scripts/label_with_simulator.py --dataset "$2" --data_dir "$DATA" --seed "$3" \
-            --save_dir "$rehearsal" $(resume "$rehearsal")
+        simulator=$folder/simulator_labels labels="--actions_path $folder/simulator_labels/actions.npz"
+        [ -f "$simulator/actions.npz" ] || "$PYTHON" scripts/label_with_simulator.py --dataset "$2" \
+            --data_dir "$DATA" --seed "$3" --save_dir "$simulator" $(resume "$simulator")
         ;;
     esac
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --eval_interval 0 \
-        --final_eval_episodes 1 $6 $rehearsed --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
+        --final_eval_episodes 1 $6 $labels --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
     lost-*,*-stitch-* | few-*,*) evaluation='--episodes_per_task 20' ;;
-    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --stuck_noise 1' ;; # it stirs where it would lie still
-    parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
+    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --stuck_noise 1' ;; # it gets up when it is stuck
+    parts-*) evaluation="--compare $folder/online/last.pth --compare_set plan=False --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac
     # shellcheck disable=SC2086
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345 $evaluation
-    mkdir -p "$result"
-    cp "$offline/train.csv" "$result/offline.csv"
-    cp "$folder/online/online.csv" "$result/online.csv"
-    cp "$offline/config.json" "$result/config_offline.json"
-    cp "$folder/online/config.json" "$result/config_online.json"
-    if [ "$rehearsed" ]; then
-        cp "$rehearsal/rehearsal.csv" "$result/rehearsal.csv"
-        cp "$rehearsal/config.json" "$result/config_rehearsal.json"
-    fi
-    cp "$folder/online/evaluation.json" "$result/evaluation.json"
+    # shellcheck disable=SC2086
+    add_row "$1" "$offline" $simulator "$folder/online"
 }
 
 # robot, file of weights, decisions of its teacher, flags of it, steps of each of two distillations; needs
@@ -103,12 +103,13 @@ make_expert() {
     cp "$folder/expert.npz" "$weights"
 }
 
-expert() { # dataset, noise, episodes per task, which ant if not the one of our data: what is imitated, for each maze
+expert() { # dataset, noise, episodes per task, which ant if not the one of our data
     experiment=expert-noise-$2${4:+-$4}
-    output=results/$experiment/$1/seed0/evaluation.json
-    wanted "$experiment" "$1" 0 && [ ! -f "$output" ] || return 0
+    folder=$RUNS/$experiment/$1/seed0
+    wanted "$experiment" "$1" 0 && ! has_row "$experiment" "$1" 0 || return 0
     "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
-        ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$output"
+        ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$folder/evaluation.json"
+    add_row "$experiment" "$folder"
 }
 
 # the experts; their weights are bundled, and so not made anew
@@ -142,8 +143,8 @@ for seed in 16 17 18; do
     done
 done
 
-# buttons: a quarter of the official trajectories. Half of the steps are the agent's own, since labels of random ones alone
-# do not lead its hand exactly enough
+# buttons: a quarter of the official trajectories. The agent itself collects half of the steps, since labels of random
+# steps alone do not place its hand exactly enough
 own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 1
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
@@ -151,7 +152,7 @@ for seed in 10 11 12; do
 done
 run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
 
-# cubes: three quarters of the steps are its own, and states beside the data lead back
+# cubes: the agent itself collects three quarters of the steps, and half of a batch are corrective transitions
 many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
     --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
     --corrective_fraction 0.5'
@@ -162,7 +163,7 @@ for seed in 10 11 12; do
 done
 run main cube-triple-play-v0 10 20000 '' "$many_own_steps"
 
-# lost readings: what fills them in. Only steps with both readings teach: of each of these there are 2,000
+# dropped readings: the encoder that replaces them. Only steps with both readings train the labeler: 2,000 of each
 lost() { # share, steps, maze, seed
     for encoder in mamba gru mlp; do
         run lost-$1-$encoder antmaze-$3-v0 $4 $2 \
@@ -177,11 +178,10 @@ for seed in 13 14 15; do
     lost 0.6 12500 medium-navigate $seed
     lost 0.5 8000 medium-stitch $seed
     lost 0.6 12500 medium-stitch $seed
-    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --no-remember_lost'
+    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --estimator last_reading'
 done
 
-# so few steps that exploring could matter: all of them random, or three fifths the agent's own, goal-biased or not; as
-# many updates each
+# exploration with few steps: all random, or three fifths by the agent, goal-biased or not; equal numbers of updates
 few_own='--random_steps 200 --initial_updates 2000 --update_ratio 20'
 for seed in 16 17 18; do
     run few-random antmaze-large-explore-v0 $seed 500 main '--random_steps 500 --initial_updates 8000'
@@ -189,7 +189,7 @@ for seed in 16 17 18; do
     run few-goal-biased antmaze-large-explore-v0 $seed 500 main "$few_own"
 done
 
-# what each part of the offline half is worth, with the map and without, and the Mamba beside other encoders
+# the offline half without each of its parts, and with other encoders; evaluated with the map and without
 for seed in 13 14 15; do
     for maze in medium-navigate medium-stitch; do
         for part in all: no-critic:critic no-infonce:infonce no-alignment:alignment no-next-state:state \
@@ -205,7 +205,7 @@ for seed in 13 14 15; do
     done
 done
 
-# what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
+# the cost of inferred labels: true actions instead, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
     run true-actions antmaze-$maze-v0 16 2000 main "--true_actions --data_dir $DATA/with_actions"
 done
@@ -217,7 +217,7 @@ for seed in 10 11 12; do
     done
 done
 
-# humanoids fall at once, so their actions are told by trying them out at states of the data; and it takes a better I
+# humanoids fall at once, so a simulator at states of the data infers their actions; their policy is larger
 humanoid='--idm_hidden_dim 512 --initial_updates 12000 --lr_decay_updates 12000 --progress_steps 25
     --progress_temperature 0 --action_scale 1.15 --direction_products --waypoint_steps 60'
 for seed in 10 11 12; do
@@ -228,7 +228,7 @@ run main humanoidmaze-large-navigate-v0 10 2000 '' "$humanoid"
 run main humanoidmaze-large-stitch-v0 10 2000 '' "$humanoid"
 run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions $humanoid"
 
-# the rest of OGBench: a number each
+# the rest of OGBench: one seed each
 run main pointmaze-teleport-navigate-v0 10 2000 '' ''
 for maze in giant-navigate teleport-navigate; do
     run main antmaze-$maze-v0 16 2000 '' ''

@@ -526,7 +526,7 @@ def parse_args(argv=None):
     parser.add_argument('--replay', type=int, default=1_500_000, help='decisions kept (default: 1.5 million)')
     parser.add_argument('--save_minutes', type=float, default=5.0, help='between checkpoints (default: 5)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--output_dir', default='', help='default: results/experts/<robot>')
+    parser.add_argument('--output_dir', default='', help='default: experts/<robot>')
     parser.add_argument('--replay_path', default='', help='npz file for the newest 300,000 decisions')
     parser.add_argument('--resume', action='store_true', help='go on from teacher.npz in the output folder')
     return parser.parse_args(argv)
@@ -550,7 +550,7 @@ class Meters:
 
 def train(flags):
     """Collect and learn until `num_decisions` -> the learner's state."""
-    folder = Path(flags.output_dir or ROOT / 'results' / 'experts' / flags.robot)
+    folder = Path(flags.output_dir or ROOT / 'experts' / flags.robot)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'teacher.npz'
     if path.exists() and not flags.resume:

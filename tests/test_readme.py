@@ -19,9 +19,6 @@ FRONT = ('README.md', 'README.ko.md')
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
          for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md')),
                       ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
-# their flags and commands are of another time or another's
-OLD_PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in ('results/before/README.md',
-                                                                           'results/baselines/README.md')}
 SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|torchrun|sh) (?:.*? )??([\w/]+\.(?:py|sh))\b(.*)')
 
 
@@ -97,9 +94,9 @@ def anchors(text):
     return {re.sub(r'[^\w -]', '', direction.lower()).replace(' ', '-') for direction in directions}
 
 
-@pytest.mark.parametrize('name', [*PAGES, *OLD_PAGES])
+@pytest.mark.parametrize('name', PAGES)
 def test_links_and_pictures_exist(name):
-    text = (PAGES | OLD_PAGES)[name]
+    text = PAGES[name]
     page = ROOT / name
     pictures = re.findall(r'src="([^"]+)"', text)
     assert not [target for target in pictures if not target.startswith('http') and not (page.parent / target).exists()]
