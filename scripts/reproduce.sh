@@ -145,23 +145,18 @@ done
 
 # buttons: a quarter of the official trajectories. The agent itself collects half of the steps, since labels of random
 # steps alone do not place its hand exactly enough
-own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 1
-    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
 for seed in 10 11 12; do
-    run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
+    run main puzzle-3x3-play-v0 $seed 10000 '' @configs/puzzle.args
 done
-run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
+run main puzzle-4x4-play-v0 10 10000 '' @configs/puzzle.args
 
 # cubes: the agent itself collects three quarters of the steps, and half of a batch are corrective transitions
-many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
-    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
-    --corrective_fraction 0.5'
 for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 20000 '' "$many_own_steps"
-    run main cube-double-play-v0 $seed 20000 '' "$many_own_steps"
-    run main scene-play-v0 $seed 20000 '' "$many_own_steps"
+    run main cube-single-play-v0 $seed 20000 '' @configs/cube.args
+    run main cube-double-play-v0 $seed 20000 '' @configs/cube.args
+    run main scene-play-v0 $seed 20000 '' @configs/cube.args
 done
-run main cube-triple-play-v0 10 20000 '' "$many_own_steps"
+run main cube-triple-play-v0 10 20000 '' @configs/cube.args
 
 # dropped readings: the encoder that replaces them. Only steps with both readings train the labeler: 2,000 of each
 lost() { # share, steps, maze, seed
@@ -218,15 +213,13 @@ for seed in 10 11 12; do
 done
 
 # humanoids fall at once, so a simulator at states of the data infers their actions; their policy is larger
-humanoid='--idm_hidden_dim 512 --initial_updates 12000 --lr_decay_updates 12000 --progress_steps 25
-    --progress_temperature 0 --action_scale 1.15 --direction_products --waypoint_steps 60'
 for seed in 10 11 12; do
-    run main humanoidmaze-medium-navigate-v0 $seed 2000 '' "$humanoid"
-    run main humanoidmaze-medium-stitch-v0 $seed 2000 '' "$humanoid"
+    run main humanoidmaze-medium-navigate-v0 $seed 2000 '' @configs/humanoid.args
+    run main humanoidmaze-medium-stitch-v0 $seed 2000 '' @configs/humanoid.args
 done
-run main humanoidmaze-large-navigate-v0 10 2000 '' "$humanoid"
-run main humanoidmaze-large-stitch-v0 10 2000 '' "$humanoid"
-run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions $humanoid"
+run main humanoidmaze-large-navigate-v0 10 2000 '' @configs/humanoid.args
+run main humanoidmaze-large-stitch-v0 10 2000 '' @configs/humanoid.args
+run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions @configs/humanoid.args"
 
 # the rest of OGBench: one seed each
 run main pointmaze-teleport-navigate-v0 10 2000 '' ''
