@@ -103,8 +103,8 @@ class EncoderPrediction:
         if len(observations) < 2:
             return observations.copy()
 
-        # windows of `context_length` rows begin where a stream of `Encoder.step` restarts; windows after the first
-        # that reaches the end are not needed
+        # windows of `context_length` rows begin where a stream of `Encoder.step` restarts; the first window
+        # that reaches the end is the last one
         context = self.encoder.context_length
         length = len(observations) - 1  # rows with a successor
         firsts = np.flatnonzero(np.isin(np.arange(length) % context, (0, context // 2)))
@@ -190,9 +190,9 @@ class ImputedStates:
             ValueError: there are none.
         """
         if not len(self.labelable_rows):
-            raise ValueError(f'no action can be labeled, since none of {len(self.dataset.transition_rows):,} '
-                             'transitions has both its observations; use a smaller P in --observe dropped:P or '
-                             'more steps')
+            count = f'{len(self.dataset.transition_rows):,}'
+            raise ValueError(f'none of {count} transitions has both observations, so no action can be labeled; '
+                             'use a smaller P in --observe dropped:P or more steps')
         return self.labelable_rows
 
     def estimated(self, rows):
