@@ -191,7 +191,7 @@ class ImputedStates:
         """
         if not len(self.labelable_rows):
             count = f'{len(self.dataset.transition_rows):,}'
-            raise ValueError(f'none of {count} transitions has both observations, so no action can be labeled; '
+            raise ValueError(f'none of {count} transitions has both observations to label an action; '
                              'use a smaller P in --observe dropped:P or more steps')
         return self.labelable_rows
 

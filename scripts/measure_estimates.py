@@ -4,8 +4,8 @@
     python scripts/measure_estimates.py --checkpoint lossy/last.pth \\
         --states_path datasets/antmaze-medium-navigate-v0-val.npz
 
-The states of --states_path are complete; the script drops observations of them. R2 is the explained fraction of
-the variance of a dimension, averaged over the dimensions of a state. The baseline is the last observation itself.
+The states of --states_path are complete; the script drops observations of them. R2 is the explained fraction
+of the variance of a dimension, averaged over the dimensions of a state. The baseline is the last observation.
 Memory can help in a setting if predictions improve with the context.
 """
 
@@ -37,7 +37,7 @@ MIN_VARIANCE = 1e-8  # of a normalized dimension that counts in R2
 class EstimatesConfig:
     """what to measure"""
     checkpoint: str = flag('', 'last.pth of an offline run with --observe dropped:P (required)')
-    states_path: str = flag('', 'npz file of `observations` and `terminals` outside the training data (required)')
+    states_path: str = flag('', 'npz file of `observations`, `terminals`, not of training (required)')
 
 
 def run(config):

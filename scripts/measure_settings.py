@@ -4,8 +4,8 @@
         --num_val_episodes 10 --output_dir with_actions --seed 77 --no-state_only
     python scripts/measure_settings.py --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
-Two networks predict the next state and the action: an MLP from the last observation, and a GRU from the last 1,
-10 and 100. A setting takes about a minute. The -val file beside --actions_path has the test trajectories.
+Two networks predict the next state and the action: an MLP from the last observation, and a GRU from the last
+1, 10 and 100. A setting takes about a minute. The -val file beside --actions_path has the test trajectories.
 OPSO itself does not train on these actions.
 """
 
@@ -37,7 +37,7 @@ LEARNING_RATE = 1e-3
 @dataclasses.dataclass
 class SettingsConfig:
     """what to measure"""
-    actions_path: str = flag('', 'npz file of `observations`, `terminals`, `actions`; -val beside it (required)')
+    actions_path: str = flag('', 'npz file with actions, a -val file beside it (required)')
     dataset: str = flag('antmaze-medium-navigate-v0', 'environment of the states')
     settings: str = flag('full,positions,noise:0.5,torso,dropped:0.5,dropped:0.8', 'values of --observe')
     num_updates: int = flag(500, 'gradient steps of each network', least=1)
