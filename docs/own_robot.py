@@ -10,8 +10,8 @@ from gymnasium.spaces import Box
 class Arm(gymnasium.Env):
     """Two links of 0.5 m on servos.
 
-    A state is the two measured joint angles. A goal is a state; it is reached when the hand is within 10 cm of
-    its position in that state.
+    A state is the two measured joint angles. A goal is a state; it is reached when the hand is within 10 cm
+    of its position in that state.
     """
 
     observation_space = Box(-2.5, 2.5, (2,))
