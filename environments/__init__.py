@@ -1,1 +1,1 @@
-"""Custom environments, and environments that survive a fault."""
+"""Custom environments, and environments that are recreated after a fault."""

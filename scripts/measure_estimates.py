@@ -1,12 +1,12 @@
-"""How well does a checkpoint foretell readings that got lost? R2 of the true states, by how many readings it remembers.
+"""Measure how well a checkpoint predicts dropped observations: R2 of the true states, by context length.
 
     python offline_trainer.py --dataset antmaze-medium-navigate-v0 --observe dropped:0.5 --save_dir lossy
     python scripts/measure_estimates.py --checkpoint lossy/last.pth \\
         --states_path datasets/antmaze-medium-navigate-v0-val.npz
 
-A diagnosis on states of which nothing is lost: it tells in a minute whether memory can matter in a setting. R2 is the
-share of a number's variance that is explained, averaged over the numbers of a state. Beside it stands what an agent
-without any model has: the last reading.
+The states of --states_path are complete; the script drops observations of them. R2 is the explained fraction
+of the variance of a dimension, averaged over the dimensions of a state. The baseline is the last observation.
+Memory can help in a setting if predictions improve with the context.
 """
 
 import dataclasses
@@ -28,70 +28,78 @@ from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 
-REMEMBERED = (1, 2, 5, 10, 20, 50, 100)
-STATES = 2000
+CONTEXTS = (1, 2, 5, 10, 20, 50, 100)  # observations before a predicted state
+NUM_STATES = 2000  # predicted states
+MIN_VARIANCE = 1e-8  # of a normalized dimension that counts in R2
 
 
 @dataclasses.dataclass
-class BeliefConfig:
+class EstimatesConfig:
     """what to measure"""
     checkpoint: str = flag('', 'last.pth of an offline run with --observe dropped:P (required)')
-    states_path: str = flag('', 'npz file with `observations` and `terminals` that training has not seen (required)')
+    states_path: str = flag('', 'npz file of `observations`, `terminals`, not of training (required)')
 
 
 def run(config):
-    """-> {number of readings remembered, 0 for the last reading itself: R2}; also printed."""
+    """Print and return R2 of the predicted states.
+
+    Returns:
+        {context: R2}, where context 0 is the last observation itself.
+    """
     if not config.checkpoint or not config.states_path:
         raise ValueError('--checkpoint and --states_path are required')
 
+    # the agent, with the target encoder that acts
     checkpoint = load_checkpoint(config.checkpoint, 'offline')
     observation_model = observation_model_of(checkpoint)
     if not observation_model.drop_rate:
-        raise ValueError(f'{config.checkpoint}: nothing gets lost with --observe {observation_model.setting}; train with '
-                         '--observe dropped:P')
+        raise ValueError(f'{config.checkpoint}: --observe {observation_model.setting} drops no observations; '
+                         'use a checkpoint of --observe dropped:P')
     prepare_cpu(torch.device('cpu'))
     with prefix_errors(config.checkpoint):
         agent = OfflineAgent.from_state_dict(checkpoint['agent'])
-    agent.encoder.load_state_dict(agent.targets['encoder'].state_dict())  # what acts
+    agent.encoder.load_state_dict(agent.targets['encoder'].state_dict())
 
-    observations, starts, ends = load_trajectories(config.states_path)
+    # states and their observations
+    states, starts, ends = load_trajectories(config.states_path)
     with prefix_errors(config.states_path):
-        if observations.shape[1] != agent.observation_dim:
-            raise ValueError(f'states of {observations.shape[1]} numbers, {config.checkpoint} has '
-                             f'{agent.observation_dim}')
-    seen = observation_model.observe_trajectories(observations, starts, ends, seed=0)
+        if states.shape[1] != agent.observation_dim:
+            raise ValueError(f'its states have {states.shape[1]} dimensions, those of {config.checkpoint} '
+                             f'{agent.observation_dim}; use states of the same environment')
+    observations = observation_model.observe_trajectories(states, starts, ends, seed=0)
 
-    # the same states are foretold from more and more of what came before them
-    remembered = [n for n in REMEMBERED if n <= min(agent.config.context_length, (ends - starts).max())]
-    longest = remembered[-1]
-    foretold = np.concatenate([np.arange(start + longest, end + 1) for start, end in zip(starts, ends, strict=True)])
-    rows = np.random.default_rng(0).choice(foretold, min(STATES, len(foretold)), replace=False)
-    target = agent.encoder.normalize(torch.from_numpy(observations[rows]))
+    # all contexts predict the same states, which have the longest context before them
+    contexts = [n for n in CONTEXTS if n <= min(agent.config.context_length, (ends - starts).max())]
+    first_rows = starts + contexts[-1]
+    borders = zip(first_rows, ends, strict=True)
+    candidates = np.concatenate([np.arange(first, end + 1) for first, end in borders])
+    rows = np.random.default_rng(0).choice(candidates, min(NUM_STATES, len(candidates)), replace=False)
+    target = agent.encoder.normalize(torch.from_numpy(states[rows]))
 
-    r2 = {0: explained(agent.encoder.normalize(torch.from_numpy(seen[rows - 1])), target)}
-    for n in remembered:
-        windows = torch.from_numpy(seen[rows[:, None] + np.arange(-n, 0)])
+    r2 = {0: r2_score(agent.encoder.normalize(torch.from_numpy(observations[rows - 1])), target)}
+    for n in contexts:
+        windows = torch.from_numpy(observations[rows[:, None] + np.arange(-n, 0)])
         with torch.no_grad():
-            expected = agent.predict_next(agent.encoder(windows)[:, -1], windows[:, -1])
-        r2[n] = explained(expected, target)
+            predicted = agent.predict_next(agent.encoder(windows)[:, -1], windows[:, -1])
+        r2[n] = r2_score(predicted, target)
 
     print(f'--observe {observation_model.setting}, encoder {agent.config.encoder}, {agent.step:,} updates')
-    print(f'the last reading itself: R2 {r2[0]:.3f}')
-    for n in remembered:
-        print(f'expected from {n} readings: R2 {r2[n]:.3f}')
+    print(f'last observation: R2 {r2[0]:.3f}')
+    for n in contexts:
+        print(f'prediction from {n} observations: R2 {r2[n]:.3f}')
     return r2
 
 
-def explained(expected, target):
-    """R2 of normalised states (n, S), mean over the numbers that vary."""
-    error = (expected - target).square().mean(0)
+def r2_score(predicted, target):
+    """Return the mean R2 of the dimensions that vary, of normalized states (n, S)."""
+    error = (predicted - target).square().mean(0)
     variance = target.var(0, correction=0)
-    varies = variance > 1e-8
+    varies = variance > MIN_VARIANCE
     return float((1 - error[varies] / variance[varies]).mean())
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], BeliefConfig, argv=argv))
+    run(*parse_flags(__doc__.splitlines()[0], EstimatesConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Your own robot: the example of docs/own_robot.md from end to end, and how an environment can be wrong."""
+"""Custom environments: the example of docs/own_robot.md from end to end, and errors of an environment."""
 
 import json
 import os
@@ -29,15 +29,15 @@ from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = 'docs.own_robot:make_env'
-TINY = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
-                   '--batch_size 4 --num_updates 2 --val_batches 1 --max_trajectories 12')
+TINY = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
+                   '--transition_steps 5 --batch_size 4 --num_updates 2 --max_trajectories 12')
 TINY_ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 2 --num_envs 2 --random_steps 60 '
-                          '--labeler_updates 2 --initial_updates 2 '
-                          '--max_steps 100 --eval_interval 80 --eval_episodes 1 --final_eval_episodes 1')
+                          '--initial_updates 2 --max_steps 100 --eval_interval 80 --eval_episodes 1 '
+                          '--final_eval_episodes 1')
 
 
-class Good(gymnasium.Env):
-    """A point in the plane that is pushed about; the goal is its place without speed."""
+class PointEnv(gymnasium.Env):
+    """A point with controlled velocity in the plane; the goal is a position at rest."""
 
     observation_space = Box(-np.inf, np.inf, (4,))
     action_space = Box(-np.array([1, 2], np.float32), np.array([3, 2], np.float32))
@@ -59,7 +59,7 @@ class Good(gymnasium.Env):
 
 @pytest.fixture
 def robot(tmp_path, monkeypatch):
-    """robot(source) writes the module `robot` into the working directory -> the name of its `make`."""
+    """robot(source) writes the module `robot` to the working directory and returns the name of its `make`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [*sys.path])
     monkeypatch.setattr(custom_env, '_checked', set())
@@ -74,30 +74,30 @@ def robot(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def give(monkeypatch):
-    """give(env) -> a name whose factory returns that environment."""
+def register(monkeypatch):
+    """register(env) returns a name whose factory returns that environment."""
     monkeypatch.setattr(custom_env, '_checked', set())
-    module = type(sys)('given')
-    monkeypatch.setitem(sys.modules, 'given', module)
+    module = type(sys)('registered')
+    monkeypatch.setitem(sys.modules, 'registered', module)
 
     def name_of(env):
         module.make = lambda: env
-        return 'given:make'
+        return 'registered:make'
 
     return name_of
 
 
-# ------------------------------------------------------------------------------------------------------ the example
+# ---------------------------------------------------------------------------------------------- the example
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The three commands of the page with a tiny budget -> (folder of the online run, all output)."""
+    """Run the commands of the page with a tiny budget; return the folder of the online run and all output."""
     cwd = tmp_path_factory.mktemp('arm')
 
     def command(script, *flags):
-        done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True,
-                              env=os.environ | {'OMP_NUM_THREADS': '1'})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        result = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True,
+                                text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     command('docs/own_robot.py')
     output = command('offline_trainer.py', '--env', EXAMPLE, '--dataset_path', 'arm.npz', *TINY)
@@ -106,24 +106,25 @@ def trained(tmp_path_factory):
     output += command('online_trainer.py', *next_command[2:], *TINY_ONLINE)
     online = cwd / 'online_checkpoints' / 'docs.own_robot.make_env' / 'seed0'
     output += command('evaluate.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2')
-    output += command('scripts/draw_maze.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2',
-                      '--output', str(cwd / 'drawn'))
+    output += command('scripts/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
+                      '--episodes_per_task', '2', '--output', str(cwd / 'drawn'))
     return online, output
 
 
-def test_the_example_is_short():
+def test_example_is_short():
     lines = (ROOT / 'docs' / 'own_robot.py').read_text(encoding='utf-8').splitlines()
     assert len(lines) < 60
 
 
-def test_the_example_trains_and_is_evaluated(trained):
+def test_example_trains_and_is_evaluated(trained):
     online, output = trained
     offline = online.parents[2] / 'offline_checkpoints' / online.parent.name / 'seed0'
-    assert {path.name for path in offline.iterdir()} >= {'last.pth', 'trajectory_values.png', 'trajectory_latents.png'}
-    assert {path.name for path in online.iterdir()} >= {'last.pth', 'episode_values.png', 'evaluation_values.png'}
+    drawn = online.parents[2] / 'drawn'
+    names = {folder: {path.name for path in folder.iterdir()} for folder in (offline, online, drawn)}
+    assert names[offline] >= {'last.pth', 'trajectory_values.png', 'trajectory_latents.png'}
+    assert names[online] >= {'last.pth', 'episode_values.png', 'evaluation_values.png'}
+    assert names[drawn] == {'trajectory_values.png', 'trajectory_latents.png', 'episode_values.png'}
     assert not [*online.glob('maze*')] + [*offline.glob('maze*')]
-    assert {path.name for path in (online.parents[2] / 'drawn').iterdir()} == {
-        'trajectory_values.png', 'trajectory_latents.png', 'episode_values.png'}
 
     metrics = json.loads((online / 'evaluation.json').read_text())
     assert metrics['dataset'] == EXAMPLE and metrics['plan'] is True
@@ -135,11 +136,12 @@ def test_the_example_trains_and_is_evaluated(trained):
     assert 'maze' not in output
 
 
-def test_a_run_of_ones_own_resumes(trained, tmp_path, monkeypatch, capsys):
+def test_run_in_a_custom_environment_resumes(trained, tmp_path, monkeypatch, capsys):
     online, _ = trained
     monkeypatch.chdir(online.parents[2])
     source = load_checkpoint(online / 'last.pth', 'online')['source']
-    flags = ['--env', EXAMPLE, '--offline_checkpoint', source, *TINY_ONLINE, '--save_dir', str(tmp_path / 'run')]
+    run = str(tmp_path / 'run')
+    flags = ['--env', EXAMPLE, '--offline_checkpoint', source, '--save_dir', run, *TINY_ONLINE]
     online_trainer.main(flags)
     online_trainer.main([*flags, '--max_steps', '140', '--resume'])
     capsys.readouterr()
@@ -149,56 +151,55 @@ def test_a_run_of_ones_own_resumes(trained, tmp_path, monkeypatch, capsys):
         online_trainer.main(['--env', 'other:make'])
 
 
-def test_the_states_must_be_those_of_the_environment(trained, tmp_path, monkeypatch):
+def test_check_states_refuses_states_of_another_shape(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez('five.npz', observations=np.random.default_rng(0).standard_normal((800, 5)),
              terminals=np.arange(800) % 100 == 99)
-    with pytest.raises(ValueError, match=r'shape \(2,\), the states of .*five.npz have 5 numbers'):
+    with pytest.raises(ValueError, match=r'shape \(2,\), the states of .*five.npz have 5 dimensions'):
         offline_trainer.main(['--env', EXAMPLE, '--dataset_path', 'five.npz', *TINY])
 
 
-def test_the_scripted_arm_moves_between_poses(tmp_path, monkeypatch):
-    """What is recorded are trajectories of the environment itself, with the driver's poses in reach of a goal."""
+def test_example_records_trajectories_of_its_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = runpy.run_path(str(ROOT / 'docs' / 'own_robot.py'), run_name='__main__')
     with np.load('arm.npz', allow_pickle=False) as file:
         assert sorted(file.files) == ['observations', 'terminals']
         angles = file['observations'].reshape(200, 201, 2)
     assert np.abs(angles).max() <= 2.5 + 1e-5
-    assert np.abs(np.diff(angles, axis=1)).max() <= 0.05 + 1e-5, 'no step is longer than a servo can turn'
-    assert np.ptp(angles, axis=1).max(-1).min() > 1, 'every recording goes somewhere'
+    assert np.abs(np.diff(angles, axis=1)).max() <= 0.05 + 1e-5, 'no step exceeds the limits of the servos'
+    assert np.ptp(angles, axis=1).max(-1).min() > 1, 'every recording moves the arm'
     env = names['make_env']()
     observation, info = env.reset(seed=3)
     again, same = env.reset(seed=3)
     assert np.array_equal(observation, again) and np.array_equal(info['goal'], same['goal'])
 
 
-# -------------------------------------------------------------------------------------------- what is accepted
-def test_a_module_in_the_working_directory(robot):
+# ------------------------------------------------------------------------------------ accepted environments
+def test_make_env_imports_from_the_working_directory(robot):
     source = Path(__file__).read_text(encoding='utf-8')
-    body = source[source.index('class Good'):source.index('@pytest.fixture\ndef robot')]
-    name = robot(f'import gymnasium\nimport numpy as np\nfrom gymnasium.spaces import Box\n{body}\nmake = Good\n')
+    body = source[source.index('class PointEnv'):source.index('@pytest.fixture\ndef robot')]
+    imports = 'import gymnasium\nimport numpy as np\nfrom gymnasium.spaces import Box\n'
+    name = robot(f'{imports}{body}\nmake = PointEnv\n')
     env = make_env(name)
     observation, goal = reset_env(env, 1, 5)
     assert observation.dtype == goal.dtype == np.float32 and goal.tolist() == [1, 0, 0, 0]
 
 
-def test_bounds_and_tasks_are_those_of_the_environment(give, constant_agent):
-    """Actions in bounds of its own; task numbers up to num_tasks arrive in reset; success of its own."""
-    class Tasks(Good):
+def test_episodes_use_action_bounds_and_tasks_of_the_environment(register, constant_agent):
+    class Tasks(PointEnv):
         num_tasks = 3
 
     env = Tasks()
-    envs = open_envs(give(env), 1, make_env)
-    assert num_tasks(envs[0]) == 3 and num_tasks(Good()) == 1
+    envs = open_envs(register(env), 1, make_env)
+    assert num_tasks(envs[0]) == 3 and num_tasks(PointEnv()) == 1
 
     for episode in run_episodes(envs, [(2, 0), (3, 1)], constant_agent([1.0, 0.0])):
         assert env.options == {'task_id': episode.task}
         assert episode.observations.shape == (26, 4) and episode.length == 25 and episode.success == 0
 
 
-def test_goals_of_gymnasium_robotics_are_adapted(give):
-    """The state is the achieved goal and what does not repeat it; the goal has the desired one in its place."""
+def test_goal_dict_adapts_gymnasium_robotics(register):
+    """The desired goal replaces the achieved one in the state."""
     class Fetch(gymnasium.Env):
         observation_space = Dict({key: Box(-9, 9, (n,)) for key, n in
                                   (('observation', 4), ('achieved_goal', 2), ('desired_goal', 2))})
@@ -206,18 +207,18 @@ def test_goals_of_gymnasium_robotics_are_adapted(give):
 
         def reset(self, seed=None, options=None):
             super().reset(seed=seed)
-            self.place = self.np_random.uniform(-1, 1, 2)
-            return self.look(), {}
+            self.position = self.np_random.uniform(-1, 1, 2)
+            return self.observe(), {}
 
         def step(self, action):
-            self.place += action
-            return self.look(), 0.0, False, False, {'is_success': np.float32(1.0)}
+            self.position += action
+            return self.observe(), 0.0, False, False, {'is_success': np.float32(1.0)}
 
-        def look(self):
-            return {'observation': np.array([7, *self.place, 8.0]), 'achieved_goal': self.place.copy(),
+        def observe(self):
+            return {'observation': np.array([7, *self.position, 8.0]), 'achieved_goal': self.position.copy(),
                     'desired_goal': np.array([5.0, 6.0])}
 
-    env = open_env(give(Fetch()))
+    env = open_env(register(Fetch()))
     assert env.observation_space.shape == (4,)
     observation, goal = reset_env(env, 1, 4)
     assert goal.tolist() == [5, 6, 7, 8] and observation[2:].tolist() == [7, 8]
@@ -226,13 +227,13 @@ def test_goals_of_gymnasium_robotics_are_adapted(give):
     assert info['success'] is True
 
 
-def test_a_video_of_ones_own_environment_needs_no_gl(give, tmp_path, monkeypatch):
-    class Drawn(Good):
+def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypatch):
+    class Drawn(PointEnv):
         def render(self):
             return np.full((96, 96, 3), 200, np.uint8)
 
     env = Drawn()
-    name = give(env)
+    name = register(env)
     observation, goal = reset_env(env, 1, 5)
     episode = Episode(0, 1, 5, goal, [observation], [])
     for _ in range(4):
@@ -246,9 +247,9 @@ def test_a_video_of_ones_own_environment_needs_no_gl(give, tmp_path, monkeypatch
         videos.render(tmp_path / 'job.npz')
 
 
-# -------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------- refused environments
 def changed(**attributes):
-    return type('Bad', (Good,), attributes)()
+    return type('Bad', (PointEnv,), attributes)()
 
 
 def reset_to(observation, **info):
@@ -261,42 +262,45 @@ def step_to(observation, **info):
 
 STATE = np.zeros(4)
 BAD = {
-    'observations that are a dictionary': (
-        changed(observation_space=Dict({'x': Box(-1, 1, (3,))})), ['observations are Dict', 'FlattenObservation']),
-    'observations that are pictures': (
+    'dictionary observations': (
+        changed(observation_space=Dict({'x': Box(-1, 1, (3,))})),
+        ['observations are Dict', 'FlattenObservation']),
+    'image observations': (
         changed(observation_space=Box(0, 255, (8, 8, 3), np.uint8)), ['Box (8, 8, 3)', 'vectors']),
     'discrete actions': (changed(action_space=Discrete(3)), ['actions are Discrete', 'Box (A,)']),
-    'infinite bounds of actions': (
+    'infinite action bounds': (
         changed(action_space=Box(-np.inf, np.inf, (2,))), ['bounds of its actions', 'inf', 'finite']),
-    'bounds that leave no room': (
-        changed(action_space=Box(0.0, np.array([1, 0], np.float32))), ['bounds of its actions', 'low below high']),
+    'empty action range': (
+        changed(action_space=Box(0.0, np.array([1, 0], np.float32))),
+        ['bounds of its actions', 'low below high']),
     'no goal': (changed(reset=reset_to(STATE)), ["no info['goal']", '(4,)']),
-    'a goal of another shape': (
+    'goal of another shape': (
         changed(reset=reset_to(STATE, goal=np.zeros(2))), ["info['goal']", 'shape (2,)', '(4,)']),
-    'a goal that is a text': (
+    'goal of strings': (
         changed(reset=reset_to(STATE, goal=np.array(['a'] * 4))), ["info['goal']", 'type <U1', 'numbers']),
-    'a goal that is not a number': (
+    'goal with NaN': (
         changed(reset=reset_to(STATE, goal=np.full(4, np.nan))), ["info['goal']", 'not finite']),
-    'a reset of old gym': (changed(reset=lambda self: STATE), ['reset(seed=0', 'TypeError', '(observation, info)']),
-    'an observation of another shape': (
+    'reset of gym': (changed(reset=lambda self: STATE), ['reset(seed=0', 'TypeError', '(observation, info)']),
+    'observation of another shape': (
         changed(reset=reset_to(np.zeros(5), goal=STATE)), ['observation of reset', 'shape (5,)', '(4,)']),
-    'an observation of objects': (
-        changed(step=step_to(np.array([None] * 4), success=True)), ['observation of step', 'type object', 'numbers']),
+    'observation of objects': (
+        changed(step=step_to(np.array([None] * 4), success=True)),
+        ['observation of step', 'type object', 'numbers']),
     'no success': (changed(step=step_to(STATE)), ["no info['success']", 'every step']),
-    'success of several': (
+    'success of two values': (
         changed(step=step_to(STATE, success=np.ones(2))), ["info['success']", 'must be a bool']),
-    'a step of old gym': (
+    'step of gym': (
         changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step fails', 'terminated, truncated']),
 }
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_bad_environments_are_refused_in_one_line(give, case):
+def test_check_env_refuses_bad_environments_in_one_line(register, case):
     env, words = BAD[case]
     with pytest.raises(ValueError) as error:
-        open_env(give(env))
+        open_env(register(env))
     text = str(error.value)
-    assert text.startswith('--env given:make: ') and '\n' not in text
+    assert text.startswith('--env registered:make: ') and '\n' not in text
     for word in words:
         assert word in text, text
 
@@ -320,8 +324,8 @@ def test_bad_factories_are_refused_in_one_line(robot, capsys, source, words):
         assert word in stderr[-1]
 
 
-def test_a_module_that_is_gone_is_refused_by_evaluate(trained, robot, monkeypatch):
-    """With the way out: --dataset names where the environment is now."""
+def test_evaluate_refuses_a_missing_module(trained, robot, monkeypatch):
+    """The flag --dataset gives the new name of the environment."""
     checkpoint = torch.load(trained[0] / 'last.pth', weights_only=True)
     torch.save(checkpoint | {'dataset': 'gone:make'}, 'moved.pth')
     with pytest.raises(ValueError, match='--env gone:make: cannot import gone'):

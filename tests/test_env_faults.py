@@ -1,4 +1,4 @@
-"""Environments that raise, return NaN or lose their physics: the episode ends, the run goes on, the fifth stops it."""
+"""SafeEnv: a fault ends the episode and recreates the environment; five consecutive ones end the run."""
 
 import types
 
@@ -12,14 +12,17 @@ from rollouts import Collector, evaluate, run_episodes
 BOX = types.SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,), seed=lambda seed: None)
 
 
-class Toy:
-    """Six steps of a counter; `trouble(episode, step)` may raise or return another observation. Counts instances."""
+class CountingEnv:
+    """Count six steps per episode and log instances and resets.
 
-    def __init__(self, log, trouble):
-        self.log, self.trouble = log, trouble
+    `fault(episode, step)` may raise, or return another observation.
+    """
+
+    def __init__(self, log, fault):
+        self.log, self.fault = log, fault
         self.observation_space, self.action_space = types.SimpleNamespace(shape=(3,)), BOX
         self.unwrapped = types.SimpleNamespace(num_tasks=5)
-        log.append('made')
+        log.append('make')
 
     def reset(self, seed=None, options=None):
         self.step_number = 0
@@ -31,15 +34,16 @@ class Toy:
         return self._observe(), 0.0, False, self.step_number == 6, {'success': 1.0}
 
     def _observe(self):
-        seen = self.trouble(self.log.count('reset'), self.step_number)
-        return np.full(3, self.step_number, np.float32) if seen is None else seen
+        observation = self.fault(self.log.count('reset'), self.step_number)
+        return np.full(3, self.step_number, np.float32) if observation is None else observation
 
 
-def boom(*where):
-    def trouble(*at):
-        if at in where:
+def raise_at(*episode_steps):
+    """Return a fault that raises in the given pairs of episode and step."""
+    def fault(*episode_step):
+        if episode_step in episode_steps:
             raise RuntimeError('boom')
-    return trouble
+    return fault
 
 
 @pytest.fixture
@@ -49,76 +53,77 @@ def idle(constant_agent):
 
 @pytest.fixture
 def episodes_of(idle):
-    """episodes_of(trouble, count, n_envs) -> (episodes, log of the toys)"""
+    """episodes_of(fault, count, n_envs) returns (episodes, log of the environments)."""
 
-    def run(trouble, count, n_envs=1):
+    def run(fault, count, n_envs=1):
         log = []
-        envs = open_envs('', n_envs, lambda dataset: Toy(log, trouble))
+        envs = open_envs('', n_envs, lambda dataset: CountingEnv(log, fault))
         return [*run_episodes(envs, ((1, seed) for seed in range(count)), idle)], log
 
     return run
 
 
-def test_an_exception_ends_the_episode_and_the_environment_is_made_anew(capsys, episodes_of):
-    episodes, log = episodes_of(boom((2, 4)), 3)
+def test_exception_ends_the_episode_and_recreates_the_environment(capsys, episodes_of):
+    episodes, log = episodes_of(raise_at((2, 4)), 3)
     assert [episode.length for episode in episodes] == [6, 3, 6]
     assert [episode.fault for episode in episodes] == ['', 'boom', '']
     assert [episode.success for episode in episodes] == [1, 0, 1]
-    np.testing.assert_array_equal(episodes[1].observations[:, 0], [0, 1, 2, 3])  # none after the fault
-    assert log == ['made', 'reset', 'reset', 'made', 'reset']
+    np.testing.assert_array_equal(episodes[1].observations[:, 0], [0, 1, 2, 3])  # the fault adds none
+    assert log == ['make', 'reset', 'reset', 'make', 'reset']
     assert 'environment fault' in (err := capsys.readouterr().err) and 'RuntimeError: boom' in err
 
 
 def test_nan_observation_never_reaches_an_episode(episodes_of):
     nan = np.array([0, np.nan, 0], np.float32)
     episodes, log = episodes_of(lambda episode, step: nan if (episode, step) == (1, 1) else None, 2)
-    assert [episode.length for episode in episodes] == [0, 6] and log.count('made') == 2
+    assert [episode.length for episode in episodes] == [0, 6] and log.count('make') == 2
     assert episodes[0].observations.shape == (1, 3) and episodes[0].actions.shape == (0, 2)
 
 
-def test_a_reset_that_fails_is_tried_again(episodes_of):
-    episodes, log = episodes_of(boom((1, 0), (2, 0)), 1)
-    assert episodes[0].length == 6 and log == ['made', 'reset', 'made', 'reset', 'made', 'reset']
+def test_failed_reset_is_retried(episodes_of):
+    episodes, log = episodes_of(raise_at((1, 0), (2, 0)), 1)
+    assert episodes[0].length == 6 and log == ['make', 'reset', 'make', 'reset', 'make', 'reset']
 
 
-def test_five_faults_in_a_row_stop_with_the_cause(episodes_of):
+def test_five_consecutive_faults_raise_the_cause(episodes_of):
     with pytest.raises(OSError, match='failed 5 times in a row, at last with RuntimeError: boom'):
-        episodes_of(boom(*((episode, 3) for episode in range(2, 7))), 9)
-    assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 6))), 9)[0]) == 9  # four
+        episodes_of(raise_at(*((episode, 3) for episode in range(2, 7))), 9)
+    assert len(episodes_of(raise_at(*((episode, 3) for episode in range(2, 6))), 9)[0]) == 9  # four
 
 
-def test_an_episode_that_ends_well_starts_the_count_anew(episodes_of):
-    assert len(episodes_of(boom(*((episode, 3) for episode in range(2, 20, 2))), 20)[0]) == 20
+def test_complete_episode_resets_the_count_of_faults(episodes_of):
+    assert len(episodes_of(raise_at(*((episode, 3) for episode in range(2, 20, 2))), 20)[0]) == 20
 
 
-def test_faults_are_counted_over_all_environments(episodes_of):
+def test_environments_share_the_count_of_faults(episodes_of):
     with pytest.raises(OSError, match='5 times in a row'):
-        episodes_of(boom(*((episode, 1) for episode in range(20))), 9, n_envs=8)
+        episodes_of(raise_at(*((episode, 1) for episode in range(20))), 9, n_envs=8)
 
 
 def test_evaluation_counts_a_fault_as_failure(idle):
     log = []
-    envs = open_envs('', 1, lambda dataset: Toy(log, boom((2, 1))))
+    envs = open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 1))))
     metrics = evaluate(idle, envs, 1, seed=0)[0]
     assert metrics['evaluation/task2_success'] == 0 and metrics['evaluation/overall_success'] == 0.8
 
 
-def test_collected_rounds_show_faults(idle):
-    config = types.SimpleNamespace(seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
-                                   random_correlation=0, random_episode_steps=0, episode_steps=0, epsilon_start=0,
-                                   epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
+def test_collector_reports_faults_of_a_round(idle):
+    config = types.SimpleNamespace(
+        seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
+        random_correlation=0, random_episode_steps=0, episode_steps=0,
+        epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
     agent = idle
     log = []
     agent.act = lambda observations, goals, state, *_: (
         np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))
-    collector = Collector(config, open_envs('', 1, lambda dataset: Toy(log, boom((2, 4)))), agent)
+    collector = Collector(config, open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 4)))), agent)
     rows = [collector.round(types.SimpleNamespace(update=lambda n: None)).numbers for _ in range(2)]
     assert rows[0]['collect/faults'] == 1 and 'collect/faults' not in rows[1]
-    assert rows[0]['collect/length'] == rows[1]['collect/length'] == 6  # of whole episodes
-    assert collector.steps == 6 + 3 + 2 + 6  # one step of the twelve failed
+    assert rows[0]['collect/length'] == rows[1]['collect/length'] == 6  # of complete episodes
+    assert collector.steps == 6 + 3 + 2 + 6  # one of the twelve steps failed
 
 
-def test_mujoco_instability_is_a_fault_and_leaves_no_file(tmp_path, monkeypatch, capsys):
+def test_mujoco_instability_is_a_fault_without_a_log_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     env = SafeEnv(lambda: make_env('antmaze-medium-navigate-v0'), [])
     start = reset_env(env, 1, 0)[0]
