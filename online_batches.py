@@ -56,7 +56,7 @@ class ObservedStates:
         """Return states (n, S), raw, of rows (a slice or an int array)."""
         return self.dataset.observations[rows]
 
-    def redropped(self, rows, rng):
+    def drop(self, rows, rng):
         """Return the states (n, S) of rows as acting would estimate them: the same."""
         return self.dataset.observations[rows]
 
@@ -88,7 +88,7 @@ class StateStore:
 
     def policy_states(self, rows, rng):
         """Return raw states (n, S) as acting would estimate them; draws which observations are dropped from `rng`."""
-        return torch.from_numpy(self.source.redropped(rows, rng)).to(self.device)
+        return torch.from_numpy(self.source.drop(rows, rng)).to(self.device)
 
     def steps(self, rows):
         """Return raw states (n, 2, S): those of rows (n,) and the ones after them."""
