@@ -14,7 +14,8 @@ or types of objects.
     movable     object that can be placed anywhere (a cube)
 
 `find_objects` weights the dimensions, `find_moves` cuts trajectories into moves, `group_dimensions` and
-`find_levels` determine the objects and their types. planning/object_planner.py plans with the result.
+`find_levels` determine the objects and their types. An `ObjectMap` keeps the objects and their observed
+moves, on which planning/object_planner.py plans.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ MIN_SLOWNESS = 0.1  # of the slowest object dimension, relative to the slowest o
 MIN_JOINT_REST_FRACTION = 0.2  # share of the robot's steps in which all objects rest; walkers have less
 MIN_WEIGHT_RATIO = 0.1  # variance of moves over variance of the data, largest of all dimensions
 
-# moves
+# moves; positions in standard deviations of the data
 REST_STEPS = 10  # an object without change for this number of steps is at rest
 SAME_POSITION_TOL = 0.1  # distance below which two positions are the same
 
