@@ -20,7 +20,7 @@ from mamba import choose_backend
 from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
-from planning.objects import find_things
+from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
@@ -95,7 +95,7 @@ def train(config, agent_config):
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         mean, std = data.statistics()
-        things = find_things(data)
+        things = find_objects(data)
         moves_things = bool(things.any())
         weights = things if moves_things else data.slowness()
         agent.set_statistics(mean, std, weights, moves_things, bool(source.observation_model.drop_rate))

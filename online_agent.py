@@ -34,7 +34,8 @@ from observing.state_estimator import EncoderEstimator, EstimatorState
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planning.graph_planner import GraphPlanState, StateMap
-from planning.objects import STILL, Carrying, ThingsMap
+from planning.object_planner import ObjectPlanner, ObjectPlannerState
+from planning.objects import REST_TOL, ObjectMap
 from support.flags import flag, make_config
 from support.kernels import small_products
 from utils import load_weights, normalize_actions, soft_update, unnormalize_actions
@@ -121,7 +122,7 @@ class ActState(NamedTuple):
     z_goal: torch.Tensor  # (B, D)
     goal_places: torch.Tensor  # (B, S)
     routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
-    pursuit: GraphPlanState | Carrying | None  # what is headed for on it; None without a plan
+    pursuit: GraphPlanState | ObjectPlannerState | None  # what is headed for on it; None without a plan
     biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
     rest: StuckCounter  # as it began, without stuck_noise
 
@@ -131,7 +132,7 @@ class OnlineAgent:
 
     labeler: a Labeler. trained: inverse_dynamics, feature_decoder, baseline. values: critic, value, proposer, trained only with
     `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
-    (A,) of the actions. state_map: the StateMap or ThingsMap on which it plans, None until `build_map`.
+    (A,) of the actions. state_map: the StateMap or ObjectMap on which it plans, None until `build_map`.
     """
 
     def __init__(self, offline, action_low, action_high, config):
@@ -198,17 +199,18 @@ class OnlineAgent:
         self.rates = [group['lr'] for group in groups]  # before any decay
         self.labeler = Labeler(offline.observation_dim, self.action_dim)
         self.state_map = None
+        self.object_planner = None
         self.step = 0
 
     def build_map(self, data, seed=0, nodes=0):
-        """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
+        """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: an ObjectMap where
         there are things to be moved, else a StateMap of so many nodes (0: as many as it chooses)."""
         mean, scale = self.offline.goal_feature_affine()
         if self.moves_things:
             if nodes:
                 raise ValueError('--nodes: where things are moved, the data alone say how many nodes there are; leave '
                                  'it out')
-            self.state_map = ThingsMap.from_data(data, scale, seed)
+            self._plan_with_objects(ObjectMap.from_data(data, scale, seed))
             return
 
         hop = self.config.hop
@@ -216,6 +218,10 @@ class OnlineAgent:
         if hop > longest:
             raise ValueError(f'--waypoint_steps {hop}: the longest trajectory of the data has {longest} steps; choose fewer')
         self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
+
+    def _plan_with_objects(self, object_map):
+        self.state_map = object_map
+        self.object_planner = ObjectPlanner(object_map, self.encoder.place)
 
     @property
     def moves_things(self):
@@ -226,7 +232,7 @@ class OnlineAgent:
     def weighs_progress(self):
         """Is there progress to weigh imitation by? Switches alone need none: who presses a button in haste misses it.
         What is put down is another matter, see `usual_progress`."""
-        return not self.moves_things or bool(self.state_map.loose)
+        return not self.moves_things or self.state_map.has_movable
 
     def bounded(self, states):
         """What I sees of states (..., S) raw. Where there are things, none of their numbers lies further than `BOUND`
@@ -298,14 +304,22 @@ class OnlineAgent:
             z_goal=self.encoder.encode_features(goals),
             goal_places=self.encoder.place(goals),
             routes=None,
-            pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
+            pursuit=self._initial_pursuit(batch_size) if self.plans else None,
             biased=np.zeros(batch_size, bool),
             rest=StuckCounter(np.full(goals.shape, np.nan), np.zeros(batch_size, int)),
         )
 
+    def _initial_pursuit(self, batch_size):
+        if self.object_planner:
+            return self.object_planner.initial_state(batch_size)
+        return self.state_map.no_pursuit(batch_size)
+
+    def _forget_pursuit(self, pursuit, rows):
+        return self.object_planner.reset(pursuit, rows) if self.object_planner else pursuit.forget(rows)
+
     def reset_state(self, state, rows):
         """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
-        pursuit = state.pursuit.forget(rows) if self.plans else None
+        pursuit = self._forget_pursuit(state.pursuit, rows) if self.plans else None
         rest = state.rest.forget(rows)
         rows = torch.as_tensor(rows, device=self.device)
         belief = state.belief.reset(rows) if state.belief else None
@@ -341,8 +355,8 @@ class OnlineAgent:
                 goals=goals.clone(),
                 z_goal=self.encoder.encode_features(goals),
                 goal_places=self.encoder.place(goals),
-                routes=self.state_map.routes(raw_goals) if self.plans else None,
-                pursuit=state.pursuit.forget(is_new.cpu().numpy()) if self.plans else None,
+                routes=self.state_map.routes(raw_goals) if self.plans and not self.object_planner else None,
+                pursuit=self._forget_pursuit(state.pursuit, is_new.cpu().numpy()) if self.plans else None,
             )
 
         with small_products() if len(observations) <= 32 else contextlib.nullcontext():
@@ -352,10 +366,14 @@ class OnlineAgent:
 
             planned = np.zeros(len(observations), bool)
             pursuit = state.pursuit
-            if state.routes is not None:
+            if self.plans and self.object_planner:
+                subgoals, pursuit = self.object_planner.step(observations, goals, pursuit)
+                planned, waypoint_features = subgoals.found, subgoals.features
+            elif state.routes is not None:
                 waypoints, planned, pursuit = self.state_map.waypoints(observations.cpu().numpy(), raw_goals,
                                                                        state.routes, pursuit)
                 waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
+                waypoint_features = self.encoder.place(waypoints)
 
             memory = state.encoder
             if self.config.memory:
@@ -371,10 +389,10 @@ class OnlineAgent:
             follows = planned & ~biased
             if follows.any():
                 rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
-                targets = torch.where(rows, self.encoder.place(waypoints), targets)
+                targets = torch.where(rows, waypoint_features, targets)
             actions = self.infer_action(full, observations, targets, state.goal_places)
             if self.moves_things and planned.any():
-                actions = self._go_back(actions, observations, waypoints, pursuit.return_left > 0)
+                actions = self._go_back(actions, observations, subgoals.retreat)
             actions = actions.cpu().numpy()
 
         # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
@@ -401,12 +419,12 @@ class OnlineAgent:
             noise[row] = self.config.stuck_noise * rng.standard_normal(self.action_dim)
         return actions + noise
 
-    def _go_back(self, actions, observations, waypoints, returning):
-        """Where a robot is `returning` (B,) to begin anew, the action is the labeler's, toward the posture of the
+    def _go_back(self, actions, observations, retreat):
+        """Where a robot goes back to a pose in `retreat` (B, S) to begin anew, the action is the labeler's, toward the posture of the
         waypoint: it takes no number for more than own steps have changed it at once, and so leads there in steps."""
-        if returning.any() and self.labeler.is_fitted:
-            rows = torch.as_tensor(returning, device=self.device)
-            actions[rows] = self.label(torch.stack([observations, waypoints], 1)[rows])
+        rows = retreat.isfinite().all(1)
+        if rows.any() and self.labeler.is_fitted:
+            actions[rows] = self.label(torch.stack([observations, retreat], 1)[rows])
         return actions
 
     def _scale_from_unit(self, actions):
@@ -448,8 +466,8 @@ class OnlineAgent:
         look for the place of the cube: a product, which a small network hardly learns."""
         if not self.config.point_out or self.state_map is None:
             return torch.zeros_like(seen)
-        members = self.state_map.members.to(seen)
-        is_moved = ((direction.abs() > STILL).to(seen) @ members) > 0
+        members = self.state_map.object_masks.to(seen)
+        is_moved = ((direction.abs() > REST_TOL).to(seen) @ members) > 0
         return seen * (is_moved.to(seen) @ members.T)
 
     def label(self, steps):
@@ -493,7 +511,7 @@ class OnlineAgent:
 
         advantage = self.progress(batch) - self.usual_progress(batch, self.acting)
         weighed = slice(None)
-        if self.moves_things and self.state_map.switches:
+        if self.moves_things and self.state_map.has_switches:
             weighed = ~self.switches(batch)
 
         advantage = advantage[weighed]
@@ -614,8 +632,10 @@ class OnlineAgent:
                 self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
         if state.get('map') is not None:  # checkpoints from before there were maps have none
-            kind = ThingsMap if 'thing_of' in state['map'] else StateMap
-            self.state_map = kind.from_state_dict(state['map'])
+            if self.moves_things:
+                self._plan_with_objects(ObjectMap.from_state_dict(state['map']))
+            else:
+                self.state_map = StateMap.from_state_dict(state['map'])
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):

@@ -318,7 +318,7 @@ class OnlineBatches:
         """Let a share of the offline transitions in rows (n,) begin beside the data: changes states (n, S), actions
         (n, A) and full (n, D), if that is not None."""
         store = self.offline_store
-        strayed = np.flatnonzero(self.corrective.known[rows] & (rng.random(len(rows)) < self.corrective_fraction))
+        strayed = np.flatnonzero(self.corrective.valid[rows] & (rng.random(len(rows)) < self.corrective_fraction))
         states[strayed] = self.corrective.states[rows[strayed]].to(store.device)
         actions[strayed] = self.corrective.actions[rows[strayed]].to(store.device)
         if full is not None:
