@@ -1,10 +1,9 @@
-"""States beside the data, and the way back: what whoever strays must know, and no demonstrator shows.
+"""Corrective transitions: states perturbed off the data, labeled with actions that lead back.
 
-Who imitates sees only states that demonstrators came to. A hand three centimetres beside them comes down beside the
-cube, since nobody ever was there and went back (Ross et al. 2011). DART (Laskey et al. 2017) disturbs the demonstrator
-while he shows. Here nobody can be asked, but the labeler knows physics: a state of the data is displaced as a few own
-steps displaced the robot in a similar posture, and the action is the labeler's, from there to the demonstrator's next
-state.
+Demonstrations show only the states that demonstrators visit, so that imitation does not learn to correct
+its own errors (Ross et al. 2011). DART (Laskey et al. 2017) perturbs the demonstrator. Here the data are
+given, and states are perturbed by changes that the agent's steps caused in similar poses of the robot. The
+labeler infers the action from there to the next state of the data.
 """
 
 from typing import NamedTuple
@@ -12,65 +11,101 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from planning.objects import STILL
+from planning.objects import REST_TOL
 
-PERTURBATION_STEPS = 3  # own steps by which states are displaced
-CANDIDATES = 64  # own steps of which the one in the most similar posture is taken
+PERTURBATION_STEPS = 3  # steps of the agent whose change perturbs a state
+CANDIDATES = 64  # random steps of the agent, of which the one in the most similar pose is taken
 ROWS_AT_ONCE = 4096
 
 
 class CorrectiveTransitions(NamedTuple):
-    """For each row of a dataset a state beside it."""
+    """A perturbed state for each row of a dataset."""
 
     states: torch.Tensor  # (N, S) raw
-    actions: torch.Tensor  # (N, A) in [-1, 1], which lead back
-    known: np.ndarray  # (N,) bool; where a thing is being moved none is: nobody knows what a nudge does there
+    actions: torch.Tensor  # (N, A) in [-1, 1], to the next state of the data
+    valid: np.ndarray  # (N,) bool, false where objects move, since a perturbation would move them, too
 
 
-def find_corrective_transitions(data, own, scale, label, rng):
-    """data: `TrajectoryDataset` of the offline data; own: that of own steps; scale (S,): the places of things are
-    states * scale, where that is not 0; label: function, raw pairs of states (n, 2, S) -> actions (n, A) in [-1, 1];
-    rng: numpy Generator -> CorrectiveTransitions, None where no own steps tell how one strays."""
+def find_corrective_transitions(data, online_data, scale, label, rng):
+    """Perturb the states of a dataset and label the way back.
+
+    Args:
+        data: `TrajectoryDataset` of N offline states.
+        online_data: `TrajectoryDataset` of the agent's steps.
+        scale: (S,), zero in dimensions that belong to no object.
+        label: function, raw pairs of states (n, 2, S) -> actions (n, A) in [-1, 1].
+        rng: numpy Generator.
+
+    Returns:
+        `CorrectiveTransitions`; None if the agent has no steps in which all objects rest.
+    """
     observations = data.observations[:len(data)]
-    robot = np.flatnonzero(scale == 0)
-    mean, std = (statistic[robot] for statistic in data.statistics())
+    online_rows = static_rows(online_data, scale)
+    if not len(online_rows):
+        return None
+
+    states = torch.from_numpy(_perturb(data, online_data, online_rows, np.flatnonzero(scale == 0), rng))
+    next_rows = np.minimum(np.arange(len(states)) + 1, len(states) - 1)
+    pairs = torch.stack([states, torch.from_numpy(observations[next_rows])], 1)
+    actions = torch.cat([label(some) for some in pairs.split(ROWS_AT_ONCE)])
+
+    # objects rest for PERTURBATION_STEPS before the row and after it
+    is_static = np.zeros(len(states), bool)
+    is_static[static_rows(data, scale)] = True
+    valid = np.zeros(len(states), bool)
+    valid[PERTURBATION_STEPS:] = is_static[PERTURBATION_STEPS:] & is_static[:-PERTURBATION_STEPS]
+    return CorrectiveTransitions(states, actions, valid)
+
+
+def _perturb(data, online_data, online_rows, robot_dims, rng):
+    """Add to each state a change that `PERTURBATION_STEPS` steps of the agent caused in a similar pose.
+
+    Args:
+        data, online_data: `TrajectoryDataset`.
+        online_rows: rows (n,) of online_data at which these steps begin.
+        robot_dims: int array, dimensions of the pose.
+        rng: numpy Generator.
+
+    Returns:
+        raw states (N, S).
+    """
+    mean, std = (statistic[robot_dims] for statistic in data.statistics())
     std = np.where(std > 1e-6, std, 1)
 
-    begins = static_rows(own, scale)
-    if not len(begins):
-        return None
-    changes = own.observations[begins + PERTURBATION_STEPS][:, robot] - own.observations[begins][:, robot]
-    postures = (own.observations[begins][:, robot] - mean) / std
+    # poses of the agent and the changes that followed
+    before = online_data.observations[online_rows][:, robot_dims]
+    changes = online_data.observations[online_rows + PERTURBATION_STEPS][:, robot_dims] - before
+    online_poses = (before - mean) / std
 
-    states = observations.copy()
+    states = data.observations[:len(data)].copy()
     for first in range(0, len(states), ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        here = (observations[some, robot] - mean) / std
-        tried = rng.integers(len(begins), size=(len(here), CANDIDATES))
-        nearest = np.square(postures[tried] - here[:, None]).sum(-1).argmin(1)
-        taken = tried[np.arange(len(here)), nearest]
-        sign = rng.choice([-1, 1], (len(here), 1))  # there or back: else all would stray as own steps lead
-        states[some, robot] += sign * changes[taken]
+        rows = slice(first, first + ROWS_AT_ONCE)
+        poses = (data.observations[:len(data)][rows, robot_dims] - mean) / std
 
-    quiet = np.zeros(len(states), bool)
-    quiet[static_rows(data, scale)] = True
-    known = np.zeros(len(states), bool)
-    known[PERTURBATION_STEPS:] = quiet[PERTURBATION_STEPS:] & quiet[:-PERTURBATION_STEPS]  # things rest before it as well
+        # the most similar of some random poses
+        candidates = rng.integers(len(online_rows), size=(len(poses), CANDIDATES))
+        nearest = np.square(online_poses[candidates] - poses[:, None]).sum(-1).argmin(1)
+        chosen = candidates[np.arange(len(poses)), nearest]
 
-    states = torch.from_numpy(states)
-    after = torch.from_numpy(observations[np.minimum(np.arange(len(states)) + 1, len(states) - 1)])
-    pairs = torch.stack([states, after], 1)
-    actions = torch.cat([label(some) for some in pairs.split(ROWS_AT_ONCE)])
-    return CorrectiveTransitions(states, actions, known)
+        # random signs, so that the mean perturbation is zero
+        sign = rng.choice([-1, 1], (len(poses), 1))
+        states[rows, robot_dims] += sign * changes[chosen]
+    return states
 
 
 def static_rows(data, scale):
-    """-> rows (n,) of a `TrajectoryDataset` from which on no thing moves for `PERTURBATION_STEPS` steps of its trajectory."""
+    """Return the rows (n,) after which no object moves for `PERTURBATION_STEPS` steps.
+
+    Args:
+        data: `TrajectoryDataset`.
+        scale: (S,), zero in dimensions that belong to no object.
+    """
+    object_dims = np.flatnonzero(scale > 0)
     rows = np.flatnonzero(np.arange(len(data)) + PERTURBATION_STEPS <= data.end_of[:len(data)])
-    quiet = np.ones(len(rows), bool)
-    things = np.flatnonzero(scale > 0)
-    here = data.observations[rows][:, things]
+    is_static = np.ones(len(rows), bool)
+    start = data.observations[rows][:, object_dims]
     for step in range(1, PERTURBATION_STEPS + 1):
-        there = data.observations[rows + step][:, things]
-        quiet &= (np.abs(there - here) * scale[things]).max(1, initial=0) < STILL / 2
-    return rows[quiet]
+        positions = data.observations[rows + step][:, object_dims]
+        change = np.abs(positions - start) * scale[object_dims]
+        is_static &= change.max(1, initial=0) < REST_TOL / 2
+    return rows[is_static]
