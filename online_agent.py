@@ -27,7 +27,8 @@ from observing.state_estimator import EncoderPrediction, LastReading
 from offline_agent import OfflineAgent
 from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner, StateGraph
-from planning.object_planner import ObjectMap, ObjectPlanner
+from planning.object_planner import ObjectPlanner
+from planning.objects import ObjectMap
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
 from support.flags import flag, make_config
 from support.kernels import small_products
