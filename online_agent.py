@@ -30,7 +30,7 @@ from torch import nn
 
 from labeling.labeler import Labeler
 from model import EncoderState, InverseDynamics, mlp
-from observing.state_estimator import EncoderEstimator, EstimatorState
+from observing.state_estimator import EncoderPrediction, EstimatorState, LastReading
 from offline_agent import OfflineAgent, at_positions, imitation_weight
 from online_batches import LatentStore, OnlineBatches
 from planning.graph_planner import GraphPlanState, StateMap
@@ -185,7 +185,9 @@ class OnlineAgent:
         acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
         self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
-        self.estimator = EncoderEstimator(offline, config.remember_lost) if offline.has_dropout else None
+        self.estimator = None
+        if offline.has_dropout:
+            self.estimator = EncoderPrediction(offline) if config.remember_lost else LastReading()
 
         heads = [p for name, net in self.trained.items() if name != 'memory' for p in net.parameters()]
         groups = [
@@ -308,7 +310,7 @@ class OnlineAgent:
         pursuit = state.pursuit.forget(rows) if self.plans else None
         rest = state.rest.forget(rows)
         rows = torch.as_tensor(rows, device=self.device)
-        belief = state.belief.reset(rows) if state.belief else None
+        belief = self.estimator.reset(state.belief, rows) if self.estimator else None
         return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit, rest=rest)
 
     def propose(self, z, z_goal, epsilon=0.0, rng=None):

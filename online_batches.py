@@ -64,7 +64,7 @@ class LatentStore:
     them.
 
     encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (planning/things.py), else None. estimator: EncoderEstimator, where readings get lost
+    makes places of states where there are things (planning/things.py), else None. estimator: StateEstimator, where readings get lost
     (observing/imputed.py), else None. encode_state: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
     as well if both fit.
     """
@@ -116,7 +116,7 @@ class LatentStore:
         lost."""
         if not self.imputed:
             return self.states(rows)
-        return torch.from_numpy(self.imputed.lose(rows, rng)).to(self.device)
+        return torch.from_numpy(self.imputed.drop(rows, rng)).to(self.device)
 
     def steps(self, rows):
         """Raw states (n, 2, S): those in `rows` (n,), and the ones after them."""
@@ -145,7 +145,7 @@ class LatentStore:
         data = self.dataset
         if self.things_scale is not None:
             self.next_rest = find_moves(data.observations, data.starts, data.ends, self.things_scale).next_rest
-            steps = self.imputed.told if self.imputed else np.arange(len(data))
+            steps = self.imputed.labelable_rows if self.imputed else np.arange(len(data))
             self._leading = steps[self.next_rest[steps] >= 0]
 
     @property
