@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from online_agent import OnlineAgent
 from observing.observation_models import FULL_STATE
+from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
 

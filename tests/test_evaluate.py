@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import evaluate
+from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
-from observing.observation_models import FULL_STATE
 from planning.graph_planner import StateMap
 from support.files import save_checkpoint
 
@@ -47,7 +47,8 @@ def checkpoints(make_config, tmp_path, monkeypatch):
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].weight, 0.0)
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')
-        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict()})
+        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict(),
+                                    'data': {'observation_model': dataclasses.asdict(FULL_STATE)}})
     return paths
 
 
