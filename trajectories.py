@@ -316,7 +316,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, longest)
 
     if observation_model:
-        observation_model = observation_model.fit(TrajectoryDataset(observations, starts, ends).statistics()[1])
+        std = TrajectoryDataset(observations, starts, ends).statistics()[1]
+        observation_model = observation_model.with_noise_scale(std)
         observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING)
 
     if val_path is not None:

@@ -50,7 +50,7 @@ class Maze:
         if 'ball_init_xy' in maze.task_infos[0]:  # soccer: the ball, whose position and rotation end qpos
             start = 'ball_init_xy'
             columns = [maze.model.nq - 7, maze.model.nq - 6]
-        self.columns = observation_model.find(columns)
+        self.columns = observation_model.columns(columns)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
         self.goal_observations = self._goal_observations(observation_model.wrap(env))

@@ -1,5 +1,7 @@
 """scripts/distil_plan.py: a proposer that heads where the plan does, and what it says about bad input."""
 
+import dataclasses
+
 import add_map
 import distil_plan
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from observing.observation_models import FULL_STATE
 from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
 from trajectories import TrajectoryDataset
@@ -133,7 +136,8 @@ def test_pairs_without_a_path_are_left_out(planner_agent, data):
 
 
 def write(path, agent, data, file, **changes):
-    known = {'dataset': DATASET, 'path': str(file), 'max_trajectories': 0, 'fingerprint': data.fingerprint()}
+    known = {'dataset': DATASET, 'path': str(file), 'max_trajectories': 0, 'fingerprint': data.fingerprint(),
+             'observation_model': dataclasses.asdict(FULL_STATE)}
     save_checkpoint(path, {'kind': 'online', 'dataset': DATASET, 'data': known | changes, 'agent': agent.state_dict()})
 
 

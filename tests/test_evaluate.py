@@ -1,5 +1,6 @@
 """evaluate.py: names of metrics, intervals, comparison on the same episodes."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import evaluate
+from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
@@ -45,7 +47,8 @@ def checkpoints(make_config, tmp_path, monkeypatch):
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].weight, 0.0)
         torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')
-        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict()})
+        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict(),
+                                    'data': {'observation_model': dataclasses.asdict(FULL_STATE)}})
     return paths
 
 
@@ -130,7 +133,8 @@ def test_how_much_labels_explain(make_online, make_agent, tmp_path, capsys):
     np.savez(tmp_path / 'data.npz', observations=states, actions=actions, terminals=np.arange(40) == 39)
     np.savez(tmp_path / 'states.npz', observations=states, terminals=np.arange(40) == 39)
     agent = make_online(offline=make_agent())
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict(), 'data': {}})
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict(),
+                                            'data': {'observation_model': dataclasses.asdict(FULL_STATE)}})
     flags = ['--checkpoint', str(tmp_path / 'last.pth'), '--actions_path']
     with pytest.raises(ValueError, match='no `actions` in it; collect it with --no-state_only'):
         measure_labels.main([*flags, str(tmp_path / 'states.npz')])
