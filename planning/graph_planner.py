@@ -314,8 +314,8 @@ class GraphPlanner:
         """Return the route to a goal in `node` (-1: off the map).
 
         Returns:
-            (K + 1,) int32: for each node the next one on the path, AT_GOAL within a hop of the goal, or NO_PATH.
-            The last entry, which index -1 selects, is for states off the map.
+            (K + 1,) int32: the next node on the path from each node, AT_GOAL within a hop of the goal,
+            NO_PATH without one. The last entry, which index -1 selects, is for states off the map.
         """
         return self._cached_route(int(node))
 

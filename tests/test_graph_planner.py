@@ -304,7 +304,7 @@ def test_value_iteration_finds_dijkstras_paths_without_jumps():
 def hysteresis_planner():
     """Return a planner on nodes at 0, 1, 5 and 9 on a line.
 
-    Only the node at 0 has an edge to that at 5, so the path from 1 leads back to 0. An edge leads from 5 to 9.
+    The node at 5 has an edge from that at 0 only, so the path from 1 leads back. An edge leads from 5 to 9.
     """
     edges = [(0, 2), (1, 0), (2, 3)]
     return GraphPlanner(make_graph([[0, 0], [1, 0], [5, 0], [9, 0]], edges, np.full(3, 10), hop=10), identity)
