@@ -452,23 +452,24 @@ def draw_episode(probe, agent, episode, path, title, every=25):
     save(figure, path)
 
 
-def draw_plan(maze, state_map, path, title):
-    """The `StateMap` of the data: its edges, jumps (from the middle of a gate to where it converged, thicker where more
+def draw_plan(maze, planner, path, title):
+    """The StateGraph of a GraphPlanner: its edges, jumps (from the middle of a gate to where it converged, thicker where more
     often), nodes coloured by their cost to each task's goal, in hops, and the plan from the task's start. Crosses:
     nodes from which no path leads there. A hop is a little longer than what is walked in its steps, since it leads from
     anywhere in one node to anywhere in the next."""
     from matplotlib.collections import LineCollection
 
     figure, axes = _panels(maze, title)
-    xy = maze.places(state_map.states)
-    edges = np.stack([xy[state_map.sources], xy[state_map.targets]], 1)
-    jumps, chances = _jumps(state_map.jump_model, xy)
-    goals = state_map.locate(maze.goal_observations)
+    graph = planner.graph
+    xy = maze.places(graph.states)
+    edges = np.stack([xy[graph.sources], xy[graph.targets]], 1)
+    jumps, probs = _jump_lines(graph.jumps, xy)
+    goals = planner.locate(maze.goal_observations)
     # a task is known by the place where it starts, so that any node there will do
     starts = [int(np.linalg.norm(xy - start, axis=1).argmin()) for start in maze.starts]
 
     unreachable = np.full(len(xy), np.inf)
-    hops = [state_map.distances(goal) / state_map.hop if goal >= 0 else unreachable for goal in goals]
+    hops = [planner.distances(goal) / graph.hop if goal >= 0 else unreachable for goal in goals]
     finite = np.concatenate(hops)
     finite = finite[np.isfinite(finite)]
     most = np.quantile(finite, 0.98) if len(finite) else 1.0
@@ -476,13 +477,13 @@ def draw_plan(maze, state_map, path, title):
     for task, (axis, distance) in enumerate(zip(axes[:-1], hops, strict=False), 1):
         maze.draw(axis, task)
         axis.add_collection(LineCollection(edges, colors=EDGE, linewidths=0.25, alpha=0.35, zorder=2, rasterized=True))
-        axis.add_collection(LineCollection(jumps, colors=JUMPED, linewidths=0.3 + 6 * chances, alpha=0.6, zorder=2))
+        axis.add_collection(LineCollection(jumps, colors=JUMPED, linewidths=0.3 + 6 * probs, alpha=0.6, zorder=2))
         reached = np.isfinite(distance)
         image = axis.scatter(*xy[reached].T, c=distance[reached], cmap='viridis_r', vmin=0, vmax=most, s=4, lw=0,
                              zorder=3)
         axis.plot(*xy[~reached].T, 'x', color=INK, ms=2.5, mew=0.7, zorder=3)
 
-        way = state_map.path(starts[task - 1], goals[task - 1])
+        way = planner.path(starts[task - 1], goals[task - 1])
         axis.plot(*xy[way].T, '-', color='white', lw=3.2, zorder=4)
         axis.plot(*xy[way].T, '-o', color=PLAN, lw=1.6, ms=2.6, zorder=5)
         length = f'{len(way) - 1} hops' if way else 'no path'
@@ -491,7 +492,7 @@ def draw_plan(maze, state_map, path, title):
     legend = axes[-1]
     legend.axis('off')
     _colorbar(figure, image, legend, (0.12, 0.04, 0.08, 0.82))
-    legend.text(0.0, 0.92, f'hops of {state_map.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
+    legend.text(0.0, 0.92, f'hops of {graph.hop} steps to the goal', fontsize=SMALL, transform=legend.transAxes)
     entries = [*ENDS, ('plan', '--', PLAN), ('edges', '--', EDGE)]
     if len(jumps):
         entries.append(('jumps', '--', JUMPED))
@@ -501,10 +502,10 @@ def draw_plan(maze, state_map, path, title):
     save(figure, path)
 
 
-def _jumps(jump_model, xy):
+def _jump_lines(jump_model, xy):
     """-> (lines (P, 2, 2) from the middle of a gate to a node in which it converged, how likely each is (P,)); xy (K, 2): the
     places of the nodes."""
-    middles = np.zeros((jump_model.gate_numbers.max(initial=-1) + 1, 2))
+    middles = np.zeros((jump_model.source_ids.max(initial=-1) + 1, 2))
     for number in range(len(middles)):
-        middles[number] = xy[jump_model.gate_nodes[jump_model.gate_numbers == number]].mean(0)
-    return np.stack([middles[jump_model.landing_numbers], xy[jump_model.landing_nodes]], 1), jump_model.landing_probs
+        middles[number] = xy[jump_model.source_nodes[jump_model.source_ids == number]].mean(0)
+    return np.stack([middles[jump_model.landing_source_ids], xy[jump_model.landing_nodes]], 1), jump_model.landing_probs

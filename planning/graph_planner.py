@@ -1,21 +1,24 @@
-"""Planning on the data's own map: what a regression smooths over, trajectories that were walked cannot.
+"""Plan on a graph of the data, by shortest paths between clusters of states.
 
-V says how far apart two places are in time, but as a smooth function it sees through thin walls, and whoever climbs it
-stays behind one. A `StateMap` is a graph instead: its nodes are clusters of states, its edges lead where trajectories
-of the data went within `hop` steps, and the way to a goal is a shortest path (SoRB, Eysenbach et al. 2019, and SGM,
-Laskin et al. 2020, plan so with actions and learned distances; here neither is needed).
+V estimates temporal distance, but it is a smooth function and underestimates distances across thin walls. A
+graph of transitions that the data contain cannot lead through a wall. SoRB (Eysenbach et al. 2019) and SGM
+(Laskin et al. 2020) plan on graphs as well, with actions and learned distances. This planner needs neither.
 
-    nodes     k-means over states seen through the encoder's slowness: a node is a place, not a posture
-    edges     u -> v: somewhere in the data a state of u was followed, `hop` steps later, by one of v
-    near      u is near v: it was followed by v within a hop, so that whoever is in u can head for a goal in v
-    cost      the observed steps; more for an edge that was hardly ever seen
-    gate      where the data jump (a teleporter), and jump_model decides where that ends: here and there, so often
-    distance  Dijkstra's, from the goal's node over reversed edges; where there are gates, the steps that an expected
-              value stands for: to land where no way leads on is worth nothing. Kept for the goals asked for last
-    waypoint  what is headed for: the next node's state or the goal; of a way that only leads back to where one set out
-              for it, no notice is taken for a hop
+    nodes       k-means clusters of goal features, (s - mean) * scale, which weight slow dimensions: a node is
+                a position rather than a posture
+    edges       u -> v: some trajectory moved from u to v in `hop` steps
+    near pairs  u -> v: trajectories moved from u to v within a hop, so a goal in v is a valid subgoal in u
+    costs       environment steps along an edge, multiplied by a penalty if the edge was rarely observed
+    jumps       discontinuities of the data (a teleporter) whose landing is random, estimated as a `JumpModel`
+    distances   Dijkstra's algorithm from the goal over reversed edges, or value iteration if the data contain
+                jumps
+    waypoint    state of the next node, or the goal. A path that returns to the previous node is ignored for
+                one hop (hysteresis).
+
+`StateGraph` is the data, which a checkpoint keeps. `GraphPlanner` plans on it.
 """
 
+import dataclasses
 import functools
 import warnings
 from typing import NamedTuple
@@ -27,441 +30,681 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
-NO_PATH = -1  # in `StateMap.route`, instead of the next node
+from planning.planners import Subgoals
+
+# entries of a route in place of the next node
+NO_PATH = -1
 AT_GOAL = -2
 
-HOP_FRACTION = 0.6  # of `transition_steps`, the farthest z' that I is trained on: 15 of 25, measured in results/README
-COVERAGE = 0.2  # mean distance of states to their node, in median displacements over a hop
+# nodes
+HOP_FRACTION = 0.6  # default hop in `transition_steps`: 15 of 25 steps, measured in results/README
+NODE_SPACING = 0.2  # mean distance from a state to its node, in median displacements over a hop
+SPACING_TOL = 0.1  # accepted relative error of that mean distance
 MIN_NODES = 250
 MAX_NODES = 4000
-CLUSTERED_STATES = 40_000  # drawn from the data for k-means
-SAMPLED_STEPS = 100_000
-FAR = 2.0  # a state further than so many node radii from every node is not on the map
-MIN_CROSSINGS = 2  # crossings that make an edge an ordinary one
-RARE_EDGE_PENALTY = 3.0  # of an edge with fewer, in ordinary ones: taken only where nothing better leads on
-STATIONARY_FRACTION = 0.2  # what comes less far in a hop than this share of what the fastest tenth does, stands
-JUMP = 7.0  # a step that changes some number so many times more than 99 % of all do is a jump: a teleporter, not a walk
-PLANNING_DISCOUNT = 0.9999  # discount of a step where jump_model decides: to arrive counts for more than when
-CONVERGED = 1e-7  # what a round of value iteration changes at the end
-KEPT_GOALS = 128  # routes that a map remembers
-ROWS_AT_ONCE = 1 << 18
+KMEANS_STATES = 40_000  # states drawn from the data for k-means
+KMEANS_ITERATIONS = 8
+KMEANS_ROUNDS = 4  # runs of k-means, each with a better number of nodes
+RNG_STREAM = 7  # separates the random draws of the graph from others with the same seed
+CHUNK_ROWS = 1 << 18  # rows of the data whose features are in memory at once
+RADIUS_QUANTILE = 0.999  # quantile of the distance from a state to its node that defines the radius of nodes
+OFF_MAP_RADII = 2.0  # distance from all nodes, in radii, beyond which a state is off the map
+MIN_ACTIVE_SCALE = 1e-3  # scale, in largest ones, below which look-ups ignore a dimension
+DISPLACEMENT_PAIRS = 50_000  # pairs of states, at most, for the median displacement
+STATIONARY_FRACTION = 0.2  # displacement, in 90th percentiles, below which a state is stationary
+
+# edges
+MIN_CROSSINGS = 2  # crossings from which an edge is reliable
+RARE_EDGE_PENALTY = 3.0  # factor on the cost of an edge with fewer crossings
+
+# jumps
+LONG_STEP_QUANTILE = 0.99  # quantile of step lengths and changes that ordinary steps do not exceed
+JUMP_RATIO = 7.0  # change of some dimension in a jump, in ordinary changes of it
+SAMPLED_STEPS = 100_000  # steps, at most, for the quantiles of changes
+CELLS_PER_JUMP = 4  # cells along the length of the shortest jump, within which take-offs share a jump source
+PLANNING_DISCOUNT = 0.9999  # per step, of value iteration; near 1, reliability counts for more than speed
+VALUE_TOL = 1e-7  # largest change of a value at which value iteration stops
+
+CACHED_ROUTES = 128  # routes that a planner keeps, one per goal node
 
 
-class GraphPlanState(NamedTuple):
-    """What B episodes head for, and for how many steps each has kept to it against the plan."""
-
-    targets: np.ndarray  # (B,) int, nodes, AT_GOAL or NO_PATH
-    kept: np.ndarray  # (B,) int
-
-    def forget(self, rows):
-        """rows (B,) bool -> the GraphPlanState in which these episodes head for nothing yet."""
-        return GraphPlanState(np.where(rows, NO_PATH, self.targets), np.where(rows, 0, self.kept))
-
-
+# ------------------------------------------------------------------------------------------------ the graph
 class JumpModel(NamedTuple):
-    """Gates: where the data jump, and chance decides where to. J pairs of a node from which one can go through a gate
-    and its number; P of a gate's number and a node in which one may land, and how likely that is: for each gate these
-    add up to 1."""
+    """Transition model of the jumps in the data.
 
-    gate_nodes: np.ndarray  # (J,) int32
-    gate_numbers: np.ndarray  # (J,) int32
-    landing_numbers: np.ndarray  # (P,) int32
-    landing_nodes: np.ndarray  # (P,) int32
+    A jump source is a region from which the data jump, such as the entrance of a teleporter. J pairs state
+    which nodes lie within a hop of which jump source. P pairs state the landings of each jump source with
+    their probabilities, which add up to 1 for each jump source.
+    """
+
+    source_nodes: np.ndarray  # (J,) int32, node within a hop of the jump source
+    source_ids: np.ndarray  # (J,) int32, that jump source
+    landing_source_ids: np.ndarray  # (P,) int32, jump source of the landing
+    landing_nodes: np.ndarray  # (P,) int32, node of the landing
     landing_probs: np.ndarray  # (P,) float32
 
     @classmethod
-    def none(cls):
-        """-> of data in which nobody jumps."""
+    def empty(cls):
+        """Return the JumpModel of data without jumps."""
         integers = np.zeros(0, np.int32)
         return cls(integers, integers, integers, integers, np.zeros(0, np.float32))
 
 
-class StateMap:
-    """A graph of the states of the data and the shortest paths on it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateGraph:
+    """A graph of the states of the data: K nodes, E edges, M near pairs and a JumpModel."""
 
-    mean, scale (S,): a state s lies at (s - mean) * scale; centers (K, S): nodes there; states (K, S): the state of the
-    data nearest to each, raw; radius: distance within which 99.9 % of the data lie from their node, at least the usual
-    gap between nodes; sources, targets (E,) nodes and costs (E,) of the edges, in environment steps; near_sources,
-    near_targets (M,): the nodes that are near others; jump_model: a JumpModel.
-    """
-
-    def __init__(self, mean, scale, centers, states, radius, sources, targets, costs, near_sources, near_targets, hop,
-                 jump_model=None):
-        self.mean = mean
-        self.scale = scale
-        self.centers = centers
-        self.states = states
-        self.radius = float(radius)
-        self.sources = sources
-        self.targets = targets
-        self.costs = costs
-        self.near_sources = near_sources
-        self.near_targets = near_targets
-        self.hop = int(hop)
-        self.jump_model = jump_model or JumpModel.none()
-
-        self._seen = scale > 1e-3 * scale.max()  # dimensions that nearly never decide are left out of the look-up
-        self._tree = KDTree(centers[:, self._seen])
-        # coo_array would add up the costs of an edge given twice; `from_data` gives each one once
-        shape = len(centers), len(centers)
-        self._reversed = coo_array((costs, (targets, sources)), shape=shape).tocsr()
-        self._near = coo_array((np.ones(len(near_sources), bool), (near_targets, near_sources)), shape=shape).tocsr()
-        self._kept_route = functools.lru_cache(KEPT_GOALS)(self._find_route)
+    mean: np.ndarray  # (S,) float32
+    scale: np.ndarray  # (S,) float32; the features of a state s are (s - mean) * scale
+    centers: np.ndarray  # (K, S) float32, features of the nodes
+    states: np.ndarray  # (K, S) float32, raw state of the data nearest to each node
+    radius: float  # distance within which RADIUS_QUANTILE of the data lie from their node
+    sources: np.ndarray  # (E,) int32, node at which an edge begins
+    targets: np.ndarray  # (E,) int32, node at which it ends
+    costs: np.ndarray  # (E,) float32, in environment steps
+    near_sources: np.ndarray  # (M,) int32, node from which a goal in the near target is a valid subgoal
+    near_targets: np.ndarray  # (M,) int32
+    hop: int  # steps along an edge
+    jumps: JumpModel = dataclasses.field(default_factory=JumpModel.empty)
 
     @classmethod
     def from_data(cls, data, mean, scale, hop=0, nodes=0, seed=0):
-        """The map of a `TrajectoryDataset`. `mean`, `scale` (S,) place its states, see above; `hop`: steps along an
-        edge, 0 for a share of the data's `transition_steps`; `nodes`: how many, 0 for as many as cover the data
-        (`COVERAGE`)."""
-        rng = np.random.default_rng([seed, 7])
+        """Build the graph of a `TrajectoryDataset`.
+
+        Args:
+            mean, scale: (S,) of the affine map from a state to its features.
+            hop: steps along an edge; 0: HOP_FRACTION of the `transition_steps` of the data.
+            nodes: number of nodes; 0: enough to cover the data at NODE_SPACING.
+            seed: seed of the sample of states and of k-means.
+        """
+        rng = np.random.default_rng([seed, RNG_STREAM])
         hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
-        observations = data.observations
-        count = len(data)
-        mean, scale = (np.asarray(a, np.float32) for a in (mean, scale))
+        mean, scale = (np.asarray(array, np.float32) for array in (mean, scale))
+        active = active_dims(scale)
 
-        def place(rows):
-            return (observations[rows] - mean) * scale
+        def features(rows):
+            return to_features(data.observations[rows], mean, scale)
 
-        chosen = rng.choice(count, CLUSTERED_STATES, replace=False) if count > CLUSTERED_STATES else np.arange(count)
-        # with fewer states to a node than a hop has steps, most hops would begin and end in nodes of their own
-        most = nodes or min(MAX_NODES, max(2, count // hop))
-        spacing = COVERAGE * typical_displacement(place, data.end_of, hop)
-        centers = cluster(place(chosen), nodes, spacing, rng, most)
+        # nodes, and the node of each row of the data
+        centers = choose_centers(features, data.end_of, hop, nodes, rng)
+        labels, distances, step_lengths = assign_nodes(features, len(data), centers, active)
+        representatives = nearest_rows(labels, distances, len(centers))
 
-        # piece by piece: the places of all states would take as much memory as the data
-        seen = scale > 1e-3 * scale.max()
-        tree = KDTree(centers[:, seen])
-        distances = np.empty(count, np.float32)
-        labels = np.empty(count, np.int32)
-        strides = np.zeros(count, np.float32)  # how far the step from each row leads
-        for begin in range(0, count, ROWS_AT_ONCE):
-            places = place(slice(begin, min(begin + ROWS_AT_ONCE + 1, count)))
-            rows = slice(begin, begin + ROWS_AT_ONCE)
-            distances[rows], labels[rows] = tree.query(places[:ROWS_AT_ONCE, seen])
-            strides[begin:begin + len(places) - 1] = np.linalg.norm(np.diff(places, axis=0), axis=1)
+        # the gap between nodes bounds the radius below: distances are 0 if each state is a node
+        radius = max(np.quantile(distances, RADIUS_QUANTILE), median_gap(centers))
 
-        nearest = np.lexsort((distances, labels))  # by node, the nearest state of each first
-        rows = nearest[np.searchsorted(labels[nearest], np.arange(len(centers)))]
-        # where nodes are as many as states, none is off its node: then it is the gap between nodes that counts
-        radius = max(np.quantile(distances, 0.999), typical_gap(centers))
-        jumps = find_jumps(observations, strides, data.end_of, seen)
-        edges = find_edges(jumps, labels, data.end_of, hop)
-        near = find_near(jumps, labels, data.end_of, hop)
-        gates = find_gates(place(np.flatnonzero(jumps))[:, seen], strides[jumps])
-        jump_model = estimate_jumps(jumps, gates, labels, data.end_of, hop)
-        return cls(mean, scale, centers, observations[rows].copy(), radius, *edges, *near, hop, jump_model)
+        # jumps of the data, and the regions in which they begin
+        jumps = find_jumps(data.observations, step_lengths, data.end_of, active)
+        source_ids = find_jump_sources(features(np.flatnonzero(jumps))[:, active], step_lengths[jumps])
+
+        # transitions between nodes
+        paths = NodePaths(labels, data.end_of, jumps)
+        sources, targets, costs = find_edges(paths, hop)
+        near_sources, near_targets = find_near_pairs(paths, hop)
+
+        return cls(
+            mean=mean,
+            scale=scale,
+            centers=centers,
+            states=data.observations[representatives].copy(),
+            radius=float(radius),
+            sources=sources,
+            targets=targets,
+            costs=costs,
+            near_sources=near_sources,
+            near_targets=near_targets,
+            hop=int(hop),
+            jumps=estimate_jumps(paths, source_ids, hop),
+        )
 
     def __len__(self):
         return len(self.centers)
-
-    def locate(self, observations):
-        """observations (B, S) raw -> nodes (B,), the nearest ones; -1 for states that are far from all of them."""
-        places = (np.asarray(observations, np.float32) - self.mean) * self.scale
-        distances, nodes = self._tree.query(places[:, self._seen])
-        return np.where(distances <= FAR * self.radius, nodes, -1)
-
-    def distances(self, node):
-        """-> (K,) steps from every node to `node`, inf where no path leads."""
-        return self._paths_to(node)[0]
-
-    def _paths_to(self, node):
-        """-> distances (K,) to `node`, and following (K,): from each node the next one on the way, negative where none
-        leads there. The last part of every way is from a near node: edges are a hop long, and by them alone a goal
-        that is nearer could only be reached by going away from it first."""
-        near = self._near.indices[self._near.indptr[node]:self._near.indptr[node + 1]]
-        if len(self.jump_model.gate_nodes):
-            return self._paths_with_jumps(node, near)
-        distances, following, _ = dijkstra(self._reversed, indices=[node, *near], min_only=True,
-                                           return_predecessors=True)
-        distances += self.hop
-        distances[node] = 0
-        following[near] = node
-        return distances, following
-
-    def _paths_with_jumps(self, node, near):
-        """As `_paths_to`, by value iteration (Bellman 1957): a node is worth the discounted chance of arriving from it
-        by the best of its edges, or by its gate, whose worth is the mean of its landings'. Who heads for where a gate
-        leads goes through it."""
-        jump_model = self.jump_model
-        hop_worth = PLANNING_DISCOUNT ** self.hop
-        edge_worths = PLANNING_DISCOUNT ** self.costs.astype(np.float64)
-        worth = np.zeros(len(self))
-        worth[near] = hop_worth
-        worth[node] = hop_worth
-
-        changed = True
-        while changed:
-            walked = np.zeros(len(self))
-            np.maximum.at(walked, self.sources, edge_worths * worth[self.targets])
-            landed = jump_model.landing_probs * worth[jump_model.landing_nodes]
-            gates = np.bincount(jump_model.landing_numbers, landed)
-            through = hop_worth * gates[jump_model.gate_numbers]
-            jumped = np.zeros(len(self))
-            np.maximum.at(jumped, jump_model.gate_nodes, through)
-
-            new = np.maximum(worth, np.maximum(walked, jumped))
-            changed = (new - worth).max() > CONVERGED
-            worth = new
-
-        following = np.full(len(self), NO_PATH)
-        order = np.argsort(edge_worths * worth[self.targets], kind='stable')  # of each node's edges the best comes last
-        following[self.sources[order]] = self.targets[order]
-
-        order = np.argsort(landed, kind='stable')
-        best_landing = np.zeros(len(gates), int)
-        best_landing[jump_model.landing_numbers[order]] = jump_model.landing_nodes[order]
-        better = through > walked[jump_model.gate_nodes]
-        following[jump_model.gate_nodes[better]] = best_landing[jump_model.gate_numbers[better]]
-
-        following[near] = node
-        following[worth == 0] = NO_PATH
-        following[node] = NO_PATH
-
-        with np.errstate(divide='ignore'):
-            distances = np.log(worth) / np.log(PLANNING_DISCOUNT)
-        distances[near] = self.hop  # not a rounding more
-        distances[node] = 0
-        return distances, following
-
-    def route(self, node):
-        """The way to the goal's `node` (-1: it is off the map) -> (K + 1,) int: from each node the next one to head
-        for, AT_GOAL within one hop of the goal, NO_PATH where none leads there; the last entry, which index -1 finds,
-        is for whoever is off the map."""
-        return self._kept_route(int(node))
-
-    def _find_route(self, node):
-        route = np.full(len(self) + 1, NO_PATH, np.int32)
-        if node >= 0:
-            distances, following = self._paths_to(node)
-            connected = np.isfinite(distances)
-            route[:-1][connected] = following[connected]
-            route[:-1][distances <= self.hop] = AT_GOAL
-        return route
-
-    def routes(self, goals):
-        """goals (B, S) raw -> (B, K + 1): `route` to each of them."""
-        return np.stack([self.route(node) for node in self.locate(goals)])
-
-    def no_pursuit(self, size):
-        """-> the GraphPlanState of `size` episodes that head for nothing yet."""
-        return GraphPlanState(np.full(size, NO_PATH), np.zeros(size, int))
-
-    def waypoints(self, observations, goals, routes, pursuit):
-        """observations, goals (B, S) raw, routes of these goals (B, K + 1), the GraphPlanState of the step before -> states
-        (B, S) to head for, raw: the next node's, or the goal; found (B,) bool, false where no path leads; the new
-        GraphPlanState.
-
-        An edge is a move of a hop. Who follows it crosses other nodes, and where edges are few the way from such a node
-        may lead back to where the edge begins: he would go back and forth for ever. So he keeps to his target where the
-        way leads to a node from which he would head for the same one; but for a hop at most, for there may be a wall
-        before it.
-        """
-        nodes = self.locate(observations)
-        rows = np.arange(len(nodes))
-        named = routes[rows, nodes]
-        leads_back = (named >= 0) & (routes[rows, named] == pursuit.targets)
-        keeps = leads_back & (pursuit.kept < self.hop)
-
-        targets = np.where(keeps, pursuit.targets, named)
-        states = np.where((targets == AT_GOAL)[:, None], goals, self.states[np.maximum(targets, 0)])
-        return states, targets != NO_PATH, GraphPlanState(targets, np.where(keeps, pursuit.kept + 1, 0))
-
-    def path(self, start, goal):
-        """-> list of nodes from the node `start` to the node `goal`; empty where there is no path, or with -1 for
-        either."""
-        if min(start, goal) < 0:
-            return []
-        _, following = self._paths_to(goal)
-        nodes = [int(start)]
-        while nodes[-1] != goal:
-            if following[nodes[-1]] < 0:
-                return []
-            nodes.append(int(following[nodes[-1]]))
-        return nodes
-
-    # ------------------------------------------------------------------------------------------- checkpoints
-    def state_dict(self):
-        """-> tensors and numbers from which `from_state_dict` rebuilds this map exactly."""
-        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
-        arrays |= {name: torch.from_numpy(array) for name, array in self.jump_model._asdict().items()}
-        return arrays | {'radius': self.radius, 'hop': self.hop}
-
-    @classmethod
-    def from_state_dict(cls, saved):
-        if 'near_sources' not in saved:  # maps from before there were near nodes
-            direct = saved['costs'] <= saved['hop']
-            saved = saved | {'near_sources': saved['sources'][direct], 'near_targets': saved['targets'][direct]}
-        arrays = {name: saved[name].cpu().numpy() for name in ARRAYS}
-        jump_model = None
-        if 'gate_nodes' in saved:  # before, a jump was an edge that cost its expected attempts
-            jump_model = JumpModel(**{name: saved[name].cpu().numpy() for name in JumpModel._fields})
-        return cls(**arrays, radius=saved['radius'], hop=saved['hop'], jump_model=jump_model)
-
-    @property
-    def nbytes(self):
-        """Bytes of its arrays, which is what it adds to a checkpoint."""
-        return sum(getattr(self, name).nbytes for name in ARRAYS) + sum(array.nbytes for array in self.jump_model)
 
     def __str__(self):
         return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, '
                 f'{self.nbytes / 2**20:.1f} MiB')
 
+    @property
+    def nbytes(self):
+        """Return the bytes of all arrays, which the graph adds to a checkpoint."""
+        values = [*vars(self).values(), *self.jumps]
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
-ARRAYS = ('mean', 'scale', 'centers', 'states', 'sources', 'targets', 'costs', 'near_sources',
-          'near_targets')  # of a StateMap
+    # ------------------------------------------------------------------------------------------ checkpoints
+    def state_dict(self):
+        """Return the fields as tensors and numbers; `from_state_dict` rebuilds the graph exactly."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _to_tensors(fields) | {'jumps': _to_tensors(self.jumps._asdict())}
+
+    @classmethod
+    def from_state_dict(cls, saved):
+        """Return the graph whose `state_dict` was `saved`."""
+        return cls(**_to_arrays(saved) | {'jumps': JumpModel(**_to_arrays(saved['jumps']))})
 
 
-def typical_displacement(place, end_of, hop):
-    """Median distance between two states of a trajectory `hop` steps apart, of those that do not stand (at a goal, or
-    fallen); 0 without such pairs. `place(rows)` gives where some rows lie."""
+def _to_tensors(values):
+    """Return the dict with tensors in place of arrays."""
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()}
+
+
+def _to_arrays(values):
+    """Return the dict with arrays in place of tensors."""
+    return {name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()}
+
+
+# ------------------------------------------------------------------------------------------- look-up of nodes
+def to_features(states, mean, scale):
+    """Return the features (..., S) of raw states (..., S)."""
+    return (states - mean) * scale
+
+
+def active_dims(scale):
+    """Return the mask (S,) bool of the dimensions that affect the look-up of nodes noticeably."""
+    return scale > MIN_ACTIVE_SCALE * scale.max()
+
+
+# ------------------------------------------------------------------------------------------------ planning
+class GraphPlanState(NamedTuple):
+    """Plans of B episodes on a graph of K nodes."""
+
+    goals: np.ndarray  # (B, S) float32, raw; NaN before the first step
+    routes: np.ndarray  # (B, K + 1) int32, `GraphPlanner.route` to each goal
+    targets: np.ndarray  # (B,) int, node that each episode heads for, AT_GOAL or NO_PATH
+    committed: np.ndarray  # (B,) int, steps for which the episode has kept its target against the route
+
+
+class GraphPlanner:
+    """Planner of waypoints along shortest paths on a StateGraph (the interface is planners.Planner).
+
+    Args:
+        graph: StateGraph.
+        goal_features: function from raw states (..., S), torch tensors, to their goal features (..., S).
+    """
+
+    def __init__(self, graph, goal_features):
+        self.graph = graph
+        self.goal_features = goal_features
+
+        # look-up of the node of a state
+        self._active = active_dims(graph.scale)
+        self._tree = KDTree(graph.centers[:, self._active])
+
+        # sparse matrices by target: incoming edges, and nodes from which a target is near. Each pair is
+        # unique, as coo_array would add up the costs of duplicates.
+        shape = len(graph), len(graph)
+        is_near = np.ones(len(graph.near_sources), bool)
+        self._incoming = coo_array((graph.costs, (graph.targets, graph.sources)), shape=shape).tocsr()
+        self._near = coo_array((is_near, (graph.near_targets, graph.near_sources)), shape=shape).tocsr()
+
+        self._cached_route = functools.lru_cache(CACHED_ROUTES)(self._find_route)
+
+    # ---------------------------------------------------------------------------------- interface of planners
+    def initial_state(self, batch_size):
+        """Return the GraphPlanState of `batch_size` episodes before their first step."""
+        return GraphPlanState(
+            goals=np.full((batch_size, self.graph.states.shape[1]), np.nan, np.float32),
+            routes=np.full((batch_size, len(self.graph) + 1), NO_PATH, np.int32),
+            targets=np.full(batch_size, NO_PATH),
+            committed=np.zeros(batch_size, int),
+        )
+
+    def reset(self, state, rows):
+        """Return the GraphPlanState in which the episodes of `rows` (B,) bool have no target."""
+        return state._replace(
+            targets=np.where(rows, NO_PATH, state.targets),
+            committed=np.where(rows, 0, state.committed),
+        )
+
+    def step(self, states, goals, state):
+        """Return the next waypoints and the new GraphPlanState.
+
+        An edge spans a hop, and an episode that follows it crosses other nodes. In sparse graphs the path
+        from such a node may lead back to the start of the edge, and the episode would oscillate. The episode
+        therefore keeps its target if the route leads to a node from which it would head for the same target.
+        It does so for a hop at most, since a wall may block the target.
+
+        Args:
+            states, goals: (B, S) raw torch tensors.
+            state: GraphPlanState of the previous step.
+        """
+        device = states.device
+        states, goals = (tensor.cpu().numpy() for tensor in (states, goals))
+
+        # routes to new goals, whose episodes have no target yet
+        is_new = (goals != state.goals).any(1)
+        if is_new.any():
+            state = self.reset(state, is_new)._replace(goals=goals.copy(), routes=self.routes(goals))
+
+        # next node on the route from the node of each state
+        rows = np.arange(len(states))
+        proposed = state.routes[rows, self.locate(states)]
+
+        # keep the previous target if the route leads back to where it was chosen
+        leads_back = (proposed >= 0) & (state.routes[rows, proposed] == state.targets)
+        keeps = leads_back & (state.committed < self.graph.hop)
+        targets = np.where(keeps, state.targets, proposed)
+        committed = np.where(keeps, state.committed + 1, 0)
+
+        # the goal itself, or the state of the target node; an arbitrary state in rows without a path
+        at_goal = (targets == AT_GOAL)[:, None]
+        waypoints = np.where(at_goal, goals, self.graph.states[np.maximum(targets, 0)])
+        waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=device)
+
+        subgoals = Subgoals(
+            features=self.goal_features(waypoints),
+            found=targets != NO_PATH,
+            retreat=torch.full_like(waypoints, torch.nan),
+        )
+        return subgoals, state._replace(targets=targets, committed=committed)
+
+    # ---------------------------------------------------------------------------------------- nodes and paths
+    def locate(self, states):
+        """Return the nearest nodes (B,) of raw states (B, S), arrays; -1 for states far from all nodes."""
+        features = to_features(np.asarray(states, np.float32), self.graph.mean, self.graph.scale)
+        distances, nodes = self._tree.query(features[:, self._active])
+        return np.where(distances <= OFF_MAP_RADII * self.graph.radius, nodes, -1)
+
+    def distances(self, node):
+        """Return the steps (K,) from every node to `node`, inf without a path."""
+        return self._paths_to(node)[0]
+
+    def route(self, node):
+        """Return the route to a goal in `node` (-1: off the map).
+
+        Returns:
+            (K + 1,) int32: the next node on the path from each node, AT_GOAL within a hop of the goal,
+            NO_PATH without one. The last entry, which index -1 selects, is for states off the map.
+        """
+        return self._cached_route(int(node))
+
+    def routes(self, goals):
+        """Return the routes (B, K + 1) to raw goals (B, S), arrays."""
+        return np.stack([self.route(node) for node in self.locate(goals)])
+
+    def path(self, start, goal):
+        """Return the list of nodes from `start` to `goal`; empty without a path or if either is -1."""
+        if min(start, goal) < 0:
+            return []
+        _, next_nodes = self._paths_to(goal)
+        nodes = [int(start)]
+        while nodes[-1] != goal:
+            if next_nodes[nodes[-1]] < 0:
+                return []
+            nodes.append(int(next_nodes[nodes[-1]]))
+        return nodes
+
+    def _find_route(self, node):
+        """Compute `route` without the cache."""
+        route = np.full(len(self.graph) + 1, NO_PATH, np.int32)
+        if node >= 0:
+            distances, next_nodes = self._paths_to(node)
+            connected = np.isfinite(distances)
+            route[:-1][connected] = next_nodes[connected]
+            route[:-1][distances <= self.graph.hop] = AT_GOAL
+        return route
+
+    def _paths_to(self, node):
+        """Find the shortest paths from all nodes to `node`.
+
+        Every path ends with a near pair. Edges span a whole hop, so paths of edges alone would have to move
+        away from a goal that is nearer than a hop.
+
+        Returns:
+            distances: (K,) float, in steps, inf without a path.
+            next_nodes: (K,) int, next node on the path, negative without a path and at `node`.
+        """
+        near = self._near.indices[self._near.indptr[node]:self._near.indptr[node + 1]]
+        if len(self.graph.jumps.source_nodes):
+            return self._paths_with_jumps(node, near)
+
+        # Dijkstra's algorithm from the goal and its near nodes
+        distances, next_nodes, _ = dijkstra(self._incoming, indices=[node, *near], min_only=True,
+                                            return_predecessors=True)
+
+        # the last hop, from a near node to the goal
+        distances += self.graph.hop
+        distances[node] = 0
+        next_nodes[near] = node
+        return distances, next_nodes
+
+    def _paths_with_jumps(self, node, near):
+        """Find the paths as `_paths_to` does, in expectation, by value iteration (Bellman 1957).
+
+        The value of a node is the discounted probability of reaching the goal from it, by the best of its
+        edges or by a jump, whose value is the mean over its landings. The next node of a jump is a landing:
+        an episode that heads for it enters the jump source.
+        """
+        graph, jumps = self.graph, self.graph.jumps
+        hop_discount = PLANNING_DISCOUNT ** graph.hop
+        edge_discounts = PLANNING_DISCOUNT ** graph.costs.astype(np.float64)
+        value = np.zeros(len(graph))
+        value[near] = hop_discount
+        value[node] = hop_discount
+
+        changed = True
+        while changed:
+            # value of the best edge of each node
+            edge_values = np.zeros(len(graph))
+            np.maximum.at(edge_values, graph.sources, edge_discounts * value[graph.targets])
+
+            # expected value of the landings of each jump source, and of entering it from each of its nodes
+            landing_values = jumps.landing_probs * value[jumps.landing_nodes]
+            source_values = np.bincount(jumps.landing_source_ids, landing_values)
+            entry_values = hop_discount * source_values[jumps.source_ids]
+            jump_values = np.zeros(len(graph))
+            np.maximum.at(jump_values, jumps.source_nodes, entry_values)
+
+            # Bellman update
+            new_value = np.maximum(value, np.maximum(edge_values, jump_values))
+            changed = (new_value - value).max() > VALUE_TOL
+            value = new_value
+
+        # the target of the best edge of each node: the last one in ascending order overwrites the others
+        next_nodes = np.full(len(graph), NO_PATH)
+        order = np.argsort(edge_discounts * value[graph.targets], kind='stable')
+        next_nodes[graph.sources[order]] = graph.targets[order]
+
+        # or the landing that contributes most, where a jump is better than the best edge
+        order = np.argsort(landing_values, kind='stable')
+        best_landing = np.zeros(len(source_values), int)
+        best_landing[jumps.landing_source_ids[order]] = jumps.landing_nodes[order]
+        jump_is_better = entry_values > edge_values[jumps.source_nodes]
+        next_nodes[jumps.source_nodes[jump_is_better]] = best_landing[jumps.source_ids[jump_is_better]]
+
+        # the ends of paths
+        next_nodes[near] = node
+        next_nodes[value == 0] = NO_PATH
+        next_nodes[node] = NO_PATH
+
+        # steps of a certain path of the same value, exact within a hop of the goal
+        with np.errstate(divide='ignore'):
+            distances = np.log(value) / np.log(PLANNING_DISCOUNT)
+        distances[near] = graph.hop
+        distances[node] = 0
+        return distances, next_nodes
+
+
+# ------------------------------------------------------------------------------------------ nodes of the data
+def choose_centers(features, end_of, hop, nodes, rng):
+    """Return the centers (K, S) of k-means on a sample of the data.
+
+    Args:
+        features: function from rows of the data to their features (n, S).
+        end_of: (N,) last row of the trajectory of each row.
+        hop: steps along an edge.
+        nodes: number of nodes; 0: enough to cover the data.
+        rng: numpy Generator.
+    """
+    count = len(end_of)
+    rows = np.arange(count)
+    if count > KMEANS_STATES:
+        rows = rng.choice(count, KMEANS_STATES, replace=False)
+
+    # with fewer states per node than steps in a hop, most pairs of nodes would be crossed only once
+    max_nodes = nodes or min(MAX_NODES, max(2, count // hop))
+    spacing = NODE_SPACING * median_displacement(features, end_of, hop)
+    return cluster(features(rows), nodes, spacing, rng, max_nodes)
+
+
+def median_displacement(features, end_of, hop):
+    """Return the median feature distance between states of a trajectory `hop` steps apart.
+
+    Pairs in which the robot is stationary (at a goal, or fallen) do not count. The median of no pairs is 0.
+    """
     rows = np.flatnonzero(np.arange(len(end_of)) + hop <= end_of)
-    rows = rows[::max(1, len(rows) // 50_000)]
+    rows = rows[::max(1, len(rows) // DISPLACEMENT_PAIRS)]
     if not len(rows):
         return 0.0
 
-    distances = np.linalg.norm(place(rows + hop) - place(rows), axis=1)
-    return float(np.median(distances[distances >= STATIONARY_FRACTION * np.quantile(distances, 0.9)]))
+    distances = np.linalg.norm(features(rows + hop) - features(rows), axis=1)
+    moving = distances >= STATIONARY_FRACTION * np.quantile(distances, 0.9)
+    return float(np.median(distances[moving]))
 
 
-def typical_gap(centers):
-    """Median distance from a center to its nearest neighbour; 0 for a single one."""
+def median_gap(centers):
+    """Return the median distance from a center to its nearest neighbour; 0 for a single center."""
     if len(centers) < 2:
         return 0.0
     return float(np.median(KDTree(centers).query(centers, k=2)[0][:, 1]))
 
 
-def cluster(places, nodes, spacing, rng, most=MAX_NODES):
-    """k-means -> centers (K, S), K at most `nodes`; with `nodes` 0, K such that the mean distance of a state to its
-    center is about `spacing`, at least MIN_NODES and at most `most`, never more than there are different states."""
-    different = len(np.unique(places, axis=0))
-    most = min(most, different)
-    count = min(nodes or 2 * MIN_NODES, most)
-    for _ in range(4):
+def cluster(features, nodes, spacing, rng, max_nodes=MAX_NODES):
+    """Return the centers of k-means with a number of clusters that fits the spacing.
+
+    Args:
+        features: (n, S).
+        nodes: number of clusters; 0: as many as give the mean distance `spacing`, at least MIN_NODES.
+        spacing: mean distance from a state to its center.
+        rng: numpy Generator.
+        max_nodes: largest number of clusters, which never exceeds the number of different states.
+
+    Returns:
+        (K, S) float32; K may be below the number asked for, since empty clusters are dropped.
+    """
+    max_nodes = min(max_nodes, len(np.unique(features, axis=0)))
+    count = min(nodes or 2 * MIN_NODES, max_nodes)
+    for _ in range(KMEANS_ROUNDS):
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # an empty cluster keeps its center; `_drop_empty` removes it
-            centers, labels = kmeans2(places, count, iter=8, minit='points', seed=rng)
+            warnings.simplefilter('ignore')  # an empty cluster, which is dropped below
+            centers, labels = kmeans2(features, count, iter=KMEANS_ITERATIONS, minit='points', seed=rng)
         if nodes or not spacing:
             break
-        mean_distance = np.linalg.norm(places - centers[labels], axis=1).mean()
-        if mean_distance <= 1.1 * spacing and (mean_distance >= 0.9 * spacing or count <= MIN_NODES):
+
+        # accept the mean distance, also a smaller one if there are no more nodes than the minimum
+        mean_distance = np.linalg.norm(features - centers[labels], axis=1).mean()
+        is_dense = mean_distance <= (1 + SPACING_TOL) * spacing
+        is_sparse = mean_distance >= (1 - SPACING_TOL) * spacing or count <= MIN_NODES
+        if is_dense and is_sparse:
             break
-        wanted = int(max(count * (mean_distance / spacing) ** 2, MIN_NODES))  # places form areas
-        wanted = min(wanted, most)
+
+        # positions lie in a plane, so the number of nodes scales with the inverse square of their distance
+        wanted = int(max(count * (mean_distance / spacing) ** 2, MIN_NODES))
+        wanted = min(wanted, max_nodes)
         if wanted == count:
             break
         count = wanted
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def find_jumps(observations, strides, end_of, seen=slice(None)):
-    """observations (N, S) raw; strides (N,): the length of the step from each row to the next; end_of (N,): the last
-    row of its trajectory; seen (S,) bool: the numbers that say where one is -> (N,) bool: is that step a jump? It is
-    longer than 99 % of all, and changes some number far more than these do: by its length alone a tumble is as much as
-    a short jump."""
-    inside = np.arange(len(end_of)) < end_of
-    rows = np.flatnonzero(inside)
-    if not len(rows):
-        return inside
+def assign_nodes(features, count, centers, active):
+    """Assign each row of the data to its nearest node.
 
-    def changes(rows):
-        return np.abs(observations[rows + 1] - observations[rows])[:, seen]
+    Rows are processed in chunks, since the features of all rows would take as much memory as the data.
 
-    usual = np.quantile(changes(rows[::max(1, len(rows) // SAMPLED_STEPS)]), 0.99, axis=0)
-    usual = np.where(usual > 0, usual, np.inf)  # what hardly ever changes says nothing
+    Args:
+        features: function from rows of the data to their features (n, S).
+        count: number of rows N.
+        centers: (K, S) features of the nodes.
+        active: (S,) bool, dimensions of the look-up.
 
-    long = np.flatnonzero(inside & (strides > np.quantile(strides[inside], 0.99)))
-    jumps = np.zeros(len(inside), bool)
-    jumps[long[(changes(long) > JUMP * usual).any(1)]] = True
-    return jumps
-
-
-def find_gates(places, lengths):
-    """places (J, d) from which the data jump; lengths (J,) of these jumps -> (J,) int: the number of the gate that each
-    went through. Places nearer to each other than the shortest jump is long, or joined by such, are of one gate; they
-    are told to a quarter of that, for jumps may be many."""
-    if not len(places):
-        return np.zeros(0, int)
-    cells, cell_of = np.unique(np.round(4 * places / lengths.min()), axis=0, return_inverse=True)
-    pairs = KDTree(cells).query_pairs(4, output_type='ndarray')
-    joined = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(cells), len(cells)))
-    return connected_components(joined, directed=False)[1][cell_of.ravel()]
-
-
-def walks(jumps, end_of, steps):
-    """-> int rows (n,) from which the trajectory goes on for so many steps, without a jump."""
-    rows = np.arange(len(end_of), dtype=np.int32)
-    rows = rows[rows + steps <= end_of]
-    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
-    return rows[jumps_before[rows] == jumps_before[rows + steps]]
-
-
-def find_edges(jumps, labels, end_of, hop):
-    """jumps (N,), see `find_jumps`; labels (N,): the node of each row; end_of (N,): the last row of its trajectory
-    -> sources, targets (E,) int32 and costs (E,) float32, in steps, of the edges walked.
-
-    A crossing is a stretch of a trajectory whose states t and t + hop lie in u and v; it counts once however long
-    the trajectory dwells there. Who jumps (a teleporter) does not walk.
+    Returns:
+        labels: (N,) int32, nearest node of each row.
+        distances: (N,) float32, distance to it.
+        step_lengths: (N,) float32, feature distance from each row to the next, 0 at the last row.
     """
-    rows = walks(jumps, end_of, hop)
-    sources, targets, crossings = _count_crossings(rows, labels[rows], labels[rows + hop])
+    tree = KDTree(centers[:, active])
+    labels = np.empty(count, np.int32)
+    distances = np.empty(count, np.float32)
+    step_lengths = np.zeros(count, np.float32)
+
+    for begin in range(0, count, CHUNK_ROWS):
+        # one row more than the chunk, for the step that leaves it
+        chunk = features(slice(begin, min(begin + CHUNK_ROWS + 1, count)))
+        rows = slice(begin, begin + CHUNK_ROWS)
+        distances[rows], labels[rows] = tree.query(chunk[:CHUNK_ROWS, active])
+        step_lengths[begin:begin + len(chunk) - 1] = np.linalg.norm(np.diff(chunk, axis=0), axis=1)
+    return labels, distances, step_lengths
+
+
+def nearest_rows(labels, distances, nodes):
+    """Return the row (K,) nearest to each of the `nodes` nodes, given the arrays of `assign_nodes`."""
+    order = np.lexsort((distances, labels))  # by node, then by distance
+    return order[np.searchsorted(labels[order], np.arange(nodes))]
+
+
+# --------------------------------------------------------------------------------------- transitions of nodes
+class NodePaths(NamedTuple):
+    """The trajectories of the data as sequences of nodes, N rows."""
+
+    labels: np.ndarray  # (N,) int, node of each row
+    end_of: np.ndarray  # (N,) int, last row of the trajectory of each row
+    jumps: np.ndarray  # (N,) bool, whether the step to the next row is a jump
+
+    def jumps_before(self):
+        """Return the number of jumps before each row (N + 1,) int32."""
+        return np.concatenate([[0], np.cumsum(self.jumps, dtype=np.int32)])
+
+    def rows_before(self, steps):
+        """Return the rows (n,) int32 from which a trajectory continues for `steps` steps without a jump."""
+        rows = np.arange(len(self.end_of), dtype=np.int32)
+        rows = rows[rows + steps <= self.end_of]
+        jumps_before = self.jumps_before()
+        return rows[jumps_before[rows] == jumps_before[rows + steps]]
+
+    def crossings(self, steps):
+        """Return the pairs of nodes `steps` steps apart as sources, targets and their crossings (E,).
+
+        A crossing counts once however long the trajectory dwells in the two nodes.
+        """
+        rows = self.rows_before(steps)
+        sources = self.labels[rows]
+        targets = self.labels[rows + steps]
+
+        # first row of each run of rows with the same pair, without pairs of a node with itself
+        begins = np.ones(len(rows), bool)
+        begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
+        begins &= sources != targets
+
+        return sum_by_pair(sources[begins], targets[begins], np.ones(begins.sum(), np.int64))
+
+
+def find_edges(paths, hop):
+    """Return sources, targets (E,) int32 and costs (E,) float32, in steps, of the edges of NodePaths."""
+    sources, targets, crossings = paths.crossings(hop)
     costs = hop * np.where(crossings >= MIN_CROSSINGS, 1.0, RARE_EDGE_PENALTY)
     return sources.astype(np.int32), targets.astype(np.int32), costs.astype(np.float32)
 
 
-def estimate_jumps(jumps, gates, labels, end_of, hop):
-    """As `find_edges`; gates (J,): the gate of each jump in order -> JumpModel: within a hop before a jump one can go
-    through its gate. From one node too few jumps were seen to tell what chance decides, so all of a gate's count."""
-    jumps_before = np.concatenate([[0], np.cumsum(jumps, dtype=np.int32)])
-    take_off = np.flatnonzero(jumps)
-    before = take_off[:, None] - np.arange(hop)  # the states from which it was reached within a hop
-    same = (before >= 0) & (end_of[np.maximum(before, 0)] == end_of[take_off][:, None])
-    same &= jumps_before[np.maximum(before, 0)] == jumps_before[take_off][:, None]
-    number = np.broadcast_to(gates[:, None], before.shape)[same]
-    ones = np.ones(len(number), np.int64)
-    gate_nodes, gate_numbers, _ = _sum_by_pair(labels[before[same]], number, ones)
+def find_near_pairs(paths, hop):
+    """Return the pairs of nodes within a hop of each other as sources, targets (M,) int32.
 
-    numbers, nodes, landings = _sum_by_pair(gates, labels[take_off + 1], ones[:len(gates)])
-    chances = landings / np.maximum(np.bincount(numbers, landings), 1)[numbers]
-    return JumpModel(
-        gate_nodes=gate_nodes.astype(np.int32),
-        gate_numbers=gate_numbers.astype(np.int32),
-        landing_numbers=numbers.astype(np.int32),
-        landing_nodes=nodes.astype(np.int32),
-        landing_probs=chances.astype(np.float32),
-    )
+    The sum of crossings after a quarter, a half, three quarters and a whole hop must reach MIN_CROSSINGS.
+    """
+    quarters = sorted({max(1, hop * quarter // 4) for quarter in (1, 2, 3, 4)})
+    counted = [paths.crossings(steps) for steps in quarters]
+
+    sources, targets, crossings = (np.concatenate(arrays) for arrays in zip(*counted, strict=True))
+    sources, targets, crossings = sum_by_pair(sources, targets, crossings)
+    reliable = crossings >= MIN_CROSSINGS
+    return sources[reliable].astype(np.int32), targets[reliable].astype(np.int32)
 
 
-def find_near(jumps, labels, end_of, hop):
-    """As `find_edges` -> sources, targets (M,) int32: pairs of nodes of which the second followed on the first after a
-    quarter of a hop, a half, three quarters or a whole one, at least `MIN_CROSSINGS` times altogether."""
-    pairs = []
-    for steps in sorted({max(1, hop * quarters // 4) for quarters in (1, 2, 3, 4)}):
-        rows = walks(jumps, end_of, steps)
-        pairs.append(_count_crossings(rows, labels[rows], labels[rows + steps]))
-
-    sources, targets, crossings = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    sources, targets, crossings = _sum_by_pair(sources, targets, crossings)
-    proven = crossings >= MIN_CROSSINGS
-    return sources[proven].astype(np.int32), targets[proven].astype(np.int32)
-
-
-def _count_crossings(rows, sources, targets):
-    """-> sources, targets, crossings (E,) of the different pairs of nodes, without those from a node to itself."""
-    order = np.argsort(rows, kind='stable')
-    rows = rows[order]
-    sources = sources[order]
-    targets = targets[order]
-
-    begins = np.ones(len(rows), bool)
-    begins[1:] = (np.diff(rows) != 1) | (np.diff(sources) != 0) | (np.diff(targets) != 0)
-    begins &= sources != targets
-
-    return _sum_by_pair(sources[begins], targets[begins], np.ones(begins.sum(), np.int64))
-
-
-def _sum_by_pair(sources, targets, counts):
-    """-> sources, targets, counts (E,) of the different pairs of nodes, the counts of each added up."""
-    number = int(targets.max(initial=0)) + 1
-    pairs, position = np.unique(sources.astype(np.int64) * number + targets, return_inverse=True)
+def sum_by_pair(firsts, seconds, counts):
+    """Return the distinct pairs of integers as firsts, seconds (E,), with the sums of their counts (E,)."""
+    base = int(seconds.max(initial=0)) + 1
+    pairs, position = np.unique(firsts.astype(np.int64) * base + seconds, return_inverse=True)
     totals = np.bincount(position, counts, len(pairs)).astype(np.int64)
-    return pairs // number, pairs % number, totals
+    return pairs // base, pairs % base, totals
+
+
+# ------------------------------------------------------------------------------------------------ jumps
+def find_jumps(observations, step_lengths, end_of, active=slice(None)):
+    """Find the steps that are jumps: discontinuities such as those of a teleporter.
+
+    A jump is longer than 99 % of all steps, and it changes some dimension JUMP_RATIO times more than 99 % of
+    all steps do. The length alone does not separate a short jump from a fall of the robot.
+
+    Args:
+        observations: (N, S) raw states.
+        step_lengths: (N,) feature distance from each row to the next.
+        end_of: (N,) last row of the trajectory of each row.
+        active: (S,) bool, dimensions of the look-up.
+
+    Returns:
+        (N,) bool, whether the step from each row is a jump.
+    """
+    has_next = np.arange(len(end_of)) < end_of
+    rows = np.flatnonzero(has_next)
+    if not len(rows):
+        return has_next
+
+    def changes(rows):
+        return np.abs(observations[rows + 1] - observations[rows])[:, active]
+
+    # change of each dimension in ordinary steps; a dimension that hardly ever changes is ignored
+    sample = rows[::max(1, len(rows) // SAMPLED_STEPS)]
+    ordinary = np.quantile(changes(sample), LONG_STEP_QUANTILE, axis=0)
+    ordinary = np.where(ordinary > 0, ordinary, np.inf)
+
+    # of the long steps, those that change a dimension discontinuously
+    is_long = step_lengths > np.quantile(step_lengths[has_next], LONG_STEP_QUANTILE)
+    long_rows = np.flatnonzero(has_next & is_long)
+    is_jump = (changes(long_rows) > JUMP_RATIO * ordinary).any(1)
+    jumps = np.zeros(len(has_next), bool)
+    jumps[long_rows[is_jump]] = True
+    return jumps
+
+
+def find_jump_sources(features, lengths):
+    """Return the jump source (J,) int of each jump.
+
+    Take-offs that are nearer to each other than the length of the shortest jump share a jump source, as do
+    those that a chain of such take-offs connects. Take-offs are rounded to cells, since there may be many.
+
+    Args:
+        features: (J, d) active features of the states from which the data jump.
+        lengths: (J,) feature distances of the jumps.
+    """
+    if not len(features):
+        return np.zeros(0, int)
+
+    # cells with take-offs
+    scaled = np.round(CELLS_PER_JUMP * features / lengths.min())
+    cells, cell_of = np.unique(scaled, axis=0, return_inverse=True)
+
+    # connected components of neighbouring cells
+    pairs = KDTree(cells).query_pairs(CELLS_PER_JUMP, output_type='ndarray')
+    neighbours = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(cells), len(cells)))
+    return connected_components(neighbours, directed=False)[1][cell_of.ravel()]
+
+
+def estimate_jumps(paths, source_ids, hop):
+    """Estimate the JumpModel of NodePaths.
+
+    The landing probabilities are those of a jump source as a whole, since the jumps from a single node are
+    too few to estimate them.
+
+    Args:
+        paths: NodePaths.
+        source_ids: (J,) jump source of each jump, in the order of rows.
+        hop: steps before a jump within which a node belongs to the jump source.
+    """
+    jump_rows = np.flatnonzero(paths.jumps)
+    jumps_before = paths.jumps_before()
+
+    # the states of the same trajectory from which a jump follows within a hop, without another jump between
+    rows = jump_rows[:, None] - np.arange(hop)
+    in_data = np.maximum(rows, 0)
+    precedes = (rows >= 0) & (paths.end_of[in_data] == paths.end_of[jump_rows][:, None])
+    precedes &= jumps_before[in_data] == jumps_before[jump_rows][:, None]
+
+    # pairs of the nodes of these states and the jump source
+    entered = np.broadcast_to(source_ids[:, None], rows.shape)[precedes]
+    ones = np.ones(len(entered), np.int64)
+    source_nodes, entered, _ = sum_by_pair(paths.labels[rows[precedes]], entered, ones)
+
+    # relative frequencies of the landings of each jump source
+    counts = np.ones(len(source_ids), np.int64)
+    landed_from, landing_nodes, counts = sum_by_pair(source_ids, paths.labels[jump_rows + 1], counts)
+    totals = np.bincount(landed_from, counts)
+    landing_probs = counts / np.maximum(totals, 1)[landed_from]
+
+    return JumpModel(
+        source_nodes=source_nodes.astype(np.int32),
+        source_ids=entered.astype(np.int32),
+        landing_source_ids=landed_from.astype(np.int32),
+        landing_nodes=landing_nodes.astype(np.int32),
+        landing_probs=landing_probs.astype(np.float32),
+    )

@@ -1,7 +1,6 @@
-"""Give an online checkpoint the map of its data, on which it plans (planning/planner.py): for checkpoints from before there were
-maps, or to try another map. Nothing in it is retrained.
+"""Replace the map of an online checkpoint, on which the agent plans. Nothing in the checkpoint is trained.
 
-    python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth
+    python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --nodes 500 --output new.pth
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
 from observing.observation_models import observation_model_of  # noqa: E402
-from online_agent import OnlineAgent  # noqa: E402
+from online_agent import OnlineAgent, build_map  # noqa: E402
 from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from trajectories import load_recorded  # noqa: E402
@@ -23,33 +22,34 @@ class MapConfig:
     """which checkpoint, which data, which map"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write; default: the checkpoint itself')
-    dataset_path: str = flag('', 'npz file of the states; default: the file that the offline run used')
-    hop: int = flag(0, "steps along an edge; 0: as many as the run's --waypoint_steps says", least=0)
-    nodes: int = flag(0, 'nodes of the map; 0: as many as cover the data', least=0)
+    dataset_path: str = flag('', 'npz file of the states; default: that of the offline run')
+    waypoint_steps: int = flag(0, 'spacing of waypoints in steps; 0: that of the run', least=0)
+    nodes: int = flag(0, 'number of nodes of the map; 0: enough to cover the data', least=0)
     seed: int = flag(0, 'seed of the clusters', least=0)
 
 
 def run(config):
-    """-> path of the checkpoint with the map."""
+    """Write a checkpoint with the new map and return its path."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
     checkpoint = load_checkpoint(config.checkpoint, 'online')
-    if config.hop:
-        checkpoint['agent']['config']['hop'] = config.hop
+    if config.waypoint_steps:
+        checkpoint['agent']['config']['waypoint_steps'] = config.waypoint_steps
     with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 observation_model=observation_model_of(checkpoint), **agent.offline.config.sampling())
+                                 observation_model=observation_model_of(checkpoint),
+                                 **agent.offline.config.sampling())
     print(source.note)
 
     begin = time.perf_counter()
-    agent.build_map(data, config.seed, config.nodes)
-    print(f'{agent.state_map}; built in {time.perf_counter() - begin:.1f} s')
+    data_map = build_map(agent.offline, agent.config, data, config.seed, config.nodes)
+    print(f'{data_map}; built in {time.perf_counter() - begin:.1f} s')
 
     output = Path(config.output or config.checkpoint)
-    checkpoint['agent'] |= {'map': agent.state_map.state_dict()}
+    checkpoint['agent'] |= {'map': data_map.state_dict()}
     save_checkpoint(output, checkpoint)
     print(f'written: {output}')
     return output

@@ -19,6 +19,7 @@ from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
+from planning.graph_planner import GraphPlanner  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
@@ -93,9 +94,9 @@ def draw_acting(config, name, agent, maze, probe, folder, observation_model):
     if maze:
         pictures.append(folder / 'maze_episode.png')
         draw_episode(probe, agent.offline, example, pictures[-1], f'Proposals along an episode of task {example.task}')
-    if maze and agent.state_map:
         pictures.append(folder / 'maze_plan.png')
-        draw_plan(maze, agent.state_map, pictures[-1], f'Plans on the map of the data, {name}')
+        planner = GraphPlanner(agent.data_map, agent.encoder.goal_features)
+        draw_plan(maze, planner, pictures[-1], f'Plans on the map of the data, {name}')
     if config.video:
         for path in record(name, [example], folder, observation_model, size=160, every=24):
             pictures.append(path.replace(path.with_stem('episode')))

@@ -1,5 +1,7 @@
 """Maze figures: geometry against OGBench's own, numbers in the titles against agents whose quality is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from figures.maze_figures import (
 )
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from planning.graph_planner import JumpModel, StateMap
+from planning.graph_planner import GraphPlanner, JumpModel, StateGraph
 from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset
@@ -208,9 +210,9 @@ def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):
     ends = np.cumsum([len(walk) for walk in walks]) - 1
     data = TrajectoryDataset(np.concatenate(walks), np.append(0, ends[:-1] + 1), ends)
     places_only = np.eye(29)[:2].sum(0)
-    state_map = StateMap.from_data(data, np.zeros(29), places_only, hop=4, nodes=400)
+    graph = StateGraph.from_data(data, np.zeros(29), places_only, hop=4, nodes=400)
 
-    draw_plan(maze, state_map, 'x.png', 'title')
+    draw_plan(maze, GraphPlanner(graph, None), 'x.png', 'title')
     assert [title.split()[-1] for title in titles(figure())[:5]] == ['hops'] * 5
     for task, axis in enumerate(figure().axes[:5]):
         way = next(line for line in axis.lines if line.get_color() == maze_figures.PLAN).get_xydata()
@@ -221,13 +223,14 @@ def test_plans_lead_from_start_to_goal_through_the_free_cells(maze, figure):
     def lines(axis):
         return [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, 'get_segments')]
 
-    assert lines(figure().axes[0]) == [len(state_map.sources), 0]
+    assert lines(figure().axes[0]) == [len(graph.sources), 0]
     ends = np.array([20, 21], np.int32)
-    one_gate = np.zeros(2, np.int32)
-    state_map.jump_model = JumpModel(np.array([3, 4], np.int32), one_gate, one_gate, ends, np.array([0.25, 0.75], np.float32))
-    draw_plan(maze, state_map, 'x.png', 'title')
-    assert lines(figure().axes[0]) == [len(state_map.sources), 2]
+    one_source = np.zeros(2, np.int32)
+    probs = np.array([0.25, 0.75], np.float32)
+    jumps = JumpModel(np.array([3, 4], np.int32), one_source, one_source, ends, probs)
+    draw_plan(maze, GraphPlanner(dataclasses.replace(graph, jumps=jumps), None), 'x.png', 'title')
+    assert lines(figure().axes[0]) == [len(graph.sources), 2]
     jumps = figure().axes[0].collections[1].get_segments()
-    xy = maze.places(state_map.states)
+    xy = maze.places(graph.states)
     for jump, end in zip(jumps, ends, strict=True):
         assert np.allclose(jump, [xy[[3, 4]].mean(0), xy[end]])
