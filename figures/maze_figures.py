@@ -119,6 +119,12 @@ class Maze:
         rows, columns = self.walls.shape
         return self.low[0], self.low[0] + columns * self.unit, self.low[1], self.low[1] + rows * self.unit
 
+    @property
+    def aspect(self):
+        """Height / width of the part of the maze that `draw` shows."""
+        rows, columns = self.walls.shape
+        return (rows - 2 * OUTER_MARGIN) / (columns - 2 * OUTER_MARGIN)
+
     def fine_cell(self, xy, split=CELL_SPLIT):
         """Return row and column, int arrays, of the cell of `unit` / `split` at each xy (n, 2), clipped."""
         cell = np.floor((np.asarray(xy) - self.low) / (self.unit / split)).astype(int)
@@ -266,10 +272,9 @@ def make_panels(count, title, columns=3, size=(2.3, 2.0)):
 
 def make_maze_panels(maze, title, count=6, columns=3):
     """Return a figure with `count` panels of the maze's shape, legible at half the width of a column."""
-    rows, cells = maze.walls.shape
     width = 2.06
-    height = width * (rows - 2 * OUTER_MARGIN) / (cells - 2 * OUTER_MARGIN) + 0.25  # and the panel's title
-    return make_panels(count, title, columns, (width, height))
+    title_height = 0.25
+    return make_panels(count, title, columns, (width, width * maze.aspect + title_height))
 
 
 def draw_agent(probe, agent, folder, title):
@@ -328,8 +333,8 @@ def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
     legend.text(0.18, 0.93, '$V$', fontsize=LABEL_SIZE, ha='right', transform=legend.transAxes)
     legend.text(0.3, 0.93, 'steps to goal', fontsize=LABEL_SIZE, transform=legend.transAxes)
 
-    entries = [*START_AND_GOAL, ('maximum', 'x', FAILURE), ('no data', 's', 'white')]
-    _draw_legend(legend, entries, bbox_to_anchor=(0.46, 0.45), loc='center left')
+    entries = [*START_AND_GOAL, ('local max.', 'x', FAILURE), ('no data', 's', 'white')]
+    _draw_legend(legend, entries, bbox_to_anchor=(0.41, 0.45), loc='center left', handletextpad=0.2)
     save(figure, path)
 
 
@@ -353,7 +358,7 @@ def _draw_colorbar(figure, image, axis, box):
 
 
 def _draw_legend(axis, entries, **options):
-    """Draw a legend of `entries` (label, marker, colour); the marker '--' gives a line."""
+    """Draw a legend of `entries` (label, marker, colour) in its own panel; the marker '--' gives a line."""
     from matplotlib.lines import Line2D
 
     handles = []
@@ -366,6 +371,10 @@ def _draw_legend(axis, entries, **options):
             style = {'ms': 11 if marker == '*' else 7, 'mfc': color, 'mec': INK, 'mew': 1}
             handles.append(Line2D([], [], ls='', marker=marker, label=label, **style))
     axis.legend(handles=handles, fontsize=LABEL_SIZE, frameon=False, **options)
+
+    # what this panel holds takes no space from the others
+    for artist in axis.get_children():
+        artist.set_in_layout(False)
 
 
 def local_maxima(grid):
@@ -413,9 +422,10 @@ def draw_proposals(probe, outputs, path, title):
         _draw_arrows(axis, start[has_data], end[has_data], color[has_data], width=0.01, zorder=3)
         axis.set_title(f'task {task}: {np.mean(gain[has_data] > 0):.0%} closer', fontsize=TITLE_SIZE)
 
-    axes[-1].axis('off')
+    legend = axes[-1]
+    legend.axis('off')
     entries = [*START_AND_GOAL, ('closer to the goal', '--', GOOD), ('farther away', '--', FAILURE)]
-    _draw_legend(axes[-1], entries, loc='center')
+    _draw_legend(legend, entries, loc='center')
     save(figure, path)
 
 
@@ -471,6 +481,7 @@ def draw_latents(probe, outputs, path, title):
         axis.text(0.98, 0.02, f'{share:.0%} of variance', fontsize=LABEL_SIZE, ha='right',
                   transform=axis.transAxes)
         axis.margins(y=0.12)
+        axis.set_box_aspect(probe.maze.aspect)
         axis.set(xticks=[], yticks=[])
     save(figure, path)
 
@@ -493,11 +504,12 @@ def draw_paths(maze, episodes, path, title):
         solved = sum(bool(episode.success) for episode in task_episodes)
         axis.set_title(f'task {task}: {solved} of {len(task_episodes)} solved', fontsize=TITLE_SIZE)
 
-    axes[-1].axis('off')
+    legend = axes[-1]
+    legend.axis('off')
     entries = [*START_AND_GOAL, ('success', '--', TASK_COLORS[0])]
     if not all(episode.success for episode in episodes):
         entries += [('failure', '--', FAILED_PATH_COLOR), ('final position', 'x', FAILURE)]
-    _draw_legend(axes[-1], entries, loc='center')
+    _draw_legend(legend, entries, loc='center')
     save(figure, path)
 
 
@@ -573,7 +585,7 @@ def draw_plan(maze, state_map, path, title):
     legend = axes[-1]
     legend.axis('off')
     _draw_colorbar(figure, image, legend, (0.12, 0.04, 0.08, 0.82))
-    legend.text(0.0, 0.92, f'hops to the goal ({state_map.hop} steps each)', fontsize=LABEL_SIZE,
+    legend.text(0.0, 0.92, f'hops ({state_map.hop} steps) to goal', fontsize=LABEL_SIZE,
                 transform=legend.transAxes)
     entries = [*START_AND_GOAL, ('plan', '--', PLAN_COLOR), ('edges', '--', EDGE_COLOR)]
     if len(jumps):
