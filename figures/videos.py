@@ -1,10 +1,11 @@
-"""Videos of episodes, one per task, without a display: the goal is the disc, the outcome is written in.
+"""Record videos of episodes, one for each task, without a display.
 
-MuJoCo picks its OpenGL library when it is imported, and one that does not fit can crash the process. So everything
-that renders runs in a process of its own; first a probe of each library, then the videos with the one that works.
+A disc marks the goal, and the last frames show the outcome. MuJoCo chooses its OpenGL library when it is
+imported, and an unsuitable one can crash the process. All rendering therefore runs in subprocesses: a probe
+of each library, and the videos with the first library that works.
 
-    python figures/videos.py probe            render one picture with the library that MUJOCO_GL names
-    python figures/videos.py render JOB.npz   render one episode (`record` writes such files)
+    python -m figures.videos probe            render one frame with the library in MUJOCO_GL
+    python -m figures.videos render JOB.npz   render one episode (`record` writes such files)
 """
 
 import dataclasses
@@ -21,21 +22,29 @@ import numpy as np
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
 
-RATE = 12  # frames per second
+ROOT = Path(__file__).resolve().parents[1]
+FRAME_RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
-HOW_TO_INSTALL = ('install EGL (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install '
-                  'libosmesa6, pip install pyopengl)')
+INSTALL_HINT = ('install EGL (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install '
+                'libosmesa6, pip install pyopengl)')
+OUTCOMES = {True: ('success', '#009E73'), False: ('failure', '#D55E00')}  # word and colour in the last frames
+GOAL_RGBA = (0.94, 0.89, 0.26, 1)  # yellow, as in the figures
 
 
 def find_gl():
-    """-> (value of MUJOCO_GL that can render here or None, {value: why not}). '' is MuJoCo's own choice."""
+    """Find an OpenGL library that renders on this machine.
+
+    Returns:
+        name: a value for MUJOCO_GL ('' is MuJoCo's default), or None if no library renders.
+        failures: {name: reason} of the libraries that failed.
+    """
     candidates = ('egl', 'osmesa') if sys.platform.startswith('linux') else ('',)
     failures = {}
     for name in dict.fromkeys([os.environ.get('MUJOCO_GL') or candidates[0], *candidates]):
         try:
             done = _run(name, 'probe', timeout=PROBE_TIMEOUT)
         except subprocess.TimeoutExpired:
-            failures[name] = f'no picture within {PROBE_TIMEOUT:.0f} s'
+            failures[name] = f'no frame within {PROBE_TIMEOUT:.0f} s'
             continue
         if done.returncode == 0:
             return name, failures
@@ -45,26 +54,38 @@ def find_gl():
 
 
 def _run(gl, *arguments, timeout=None):
-    """Run this file in a process of its own, with `gl` as its MUJOCO_GL -> CompletedProcess."""
+    """Run this file in a subprocess with `gl` as its MUJOCO_GL; return the CompletedProcess."""
     unwanted = ('MUJOCO_GL', 'PYOPENGL_PLATFORM')
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     if gl:
         environment['MUJOCO_GL'] = gl
+    paths = [str(ROOT), *filter(None, [environment.get('PYTHONPATH')])]
+    environment['PYTHONPATH'] = os.pathsep.join(paths)
+
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, every=8):
-    """Render the first of the `episodes` of each task into `folder`/task<k>.mp4, or .gif where there is no ffmpeg
-    -> paths. `observation_model`: through which the environment was seen.
+    """Render the first episode of each task into `folder`/task<k>.mp4, or .gif without ffmpeg.
 
-    `size` in pixels; a frame every so many environment steps. What cannot be rendered is left out, with one line that
-    says why: no result depends on it.
+    An episode that cannot be rendered is skipped, with one line on stderr that gives the reason.
+
+    Args:
+        dataset: name of the dataset or custom environment.
+        episodes: list of `rollouts.Episode`.
+        folder: where the videos go.
+        observation_model: the `ObservationModel` of the evaluation.
+        size: width and height in pixels.
+        every: environment steps per frame.
+
+    Returns:
+        The list of paths.
     """
     gl, failures = find_gl()
-    if gl is None and not is_custom(dataset):  # your own environment may draw without OpenGL
+    if gl is None and not is_custom(dataset):  # a custom environment may render without OpenGL
         reasons = '; '.join(f'{name or "default"}: {reason}' for name, reason in failures.items())
-        print(f'no video: no OpenGL library can render here ({reasons}); {HOW_TO_INSTALL}', file=sys.stderr)
+        print(f'no video: no OpenGL library can render here ({reasons}); {INSTALL_HINT}', file=sys.stderr)
         return []
 
     paths = []
@@ -72,7 +93,8 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
         episode = next(e for e in episodes if e.task == task)
         with tempfile.TemporaryDirectory() as temporary:
             job = Path(temporary) / 'job.npz'
-            write_job(job, dataset, episode, Path(folder).resolve() / f'task{task}', observation_model, size, every)
+            output = Path(folder).resolve() / f'task{task}'
+            write_job(job, dataset, episode, output, observation_model, size, every)
             done = _run(gl or '', 'render', job)
 
         if done.returncode:
@@ -84,7 +106,7 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
 
 
 def write_job(path, dataset, episode, output, observation_model, size, every):
-    """What `render` needs to run an `Episode` again, as an npz file."""
+    """Write an npz file with all that `render` needs to replay an `Episode`."""
     np.savez(
         path,
         dataset=dataset,
@@ -100,25 +122,32 @@ def write_job(path, dataset, episode, output, observation_model, size, every):
     )
 
 
-# ------------------------------------------------------------------------------------- in the rendering process
+# -------------------------------------------------------------------------- in the subprocess that renders
 def probe():
-    """Render a white ball; raises unless there is something on the picture."""
+    """Render a white ball.
+
+    Raises:
+        OSError: if the frame is empty.
+    """
     import mujoco
 
-    model = mujoco.MjModel.from_xml_string(
-        '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/><camera name="c" pos="0 0 3"/></worldbody></mujoco>')
+    ball = '<light pos="0 0 3"/><geom size="1"/><camera name="c" pos="0 0 3"/>'
+    model = mujoco.MjModel.from_xml_string(f'<mujoco><worldbody>{ball}</worldbody></mujoco>')
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
 
     renderer = mujoco.Renderer(model, 64, 64)
     renderer.update_scene(data, camera='c')
     if np.ptp(renderer.render()) == 0:
-        raise OSError('the picture is empty')
+        raise OSError('the frame is empty')
 
 
 def render(job):
-    """Run an evaluated episode again and render it -> path of the video. Raises OSError where it comes out otherwise:
-    a video of another episode would be worse than none."""
+    """Replay an evaluated episode, render it and return the path of the video.
+
+    Raises:
+        OSError: if a replayed observation differs from the evaluated one.
+    """
     from ogbench_utils import reset_env
 
     with np.load(job, allow_pickle=False) as file:
@@ -140,39 +169,48 @@ def render(job):
     for step in range(len(actions) + 1):
         last = step == len(actions)
         if not np.allclose(observation, observations[step], atol=1e-4):
-            raise OSError(f'step {step} is not that of the evaluated episode: other versions of the packages, or an '
-                          'environment that the seed of a reset does not decide?')
+            raise OSError(f'step {step} differs from the evaluated episode: install the same package '
+                          "versions, or let the environment's reset(seed) determine the episode")
         if last or step % every == 0:
             outcome = success if last else None
-            frames.append(label(_frame(env), f'task {task}   step {step}', outcome))
+            frames.append(label(_render_frame(env), f'task {task}   step {step}', outcome))
         if not last:
             observation = env.step(actions[step])[0].astype(np.float32)
 
-    return write_video(frames + [frames[-1]] * RATE, output)  # the outcome stays for a second
+    outcome_second = [frames[-1]] * FRAME_RATE
+    return write_video(frames + outcome_second, output)
 
 
 def open_rendering(name, size):
-    """The environment of a name, for pictures of `size` pixels."""
+    """Return the environment of a name that renders `size` by `size` pixels."""
     from ogbench_utils import make_env
 
     if is_custom(name):
         return make_env(name, render_mode='rgb_array', width=size, height=size)
     env = make_env(name, width=size, height=size)
     if hasattr(env.unwrapped, 'maze_map'):
-        env.unwrapped.model.mat('target').rgba = (0.94, 0.89, 0.26, 1)  # the goal is yellow, as in the figures
+        env.unwrapped.model.mat('target').rgba = GOAL_RGBA
     return env
 
 
-def _frame(env):
-    """(H, W, 3) uint8. OSError where an environment does not render."""
+def _render_frame(env):
+    """Return a frame (H, W, 3) uint8.
+
+    Raises:
+        OSError: if the environment's render() returns no frame.
+    """
     pixels = np.asarray(env.unwrapped.render())
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise OSError("the environment's render() gives no picture (H, W, 3); does its factory take render_mode?")
+        raise OSError("the environment's render() returned no array (H, W, 3); "
+                      'let its factory pass render_mode on')
     return pixels.astype(np.uint8)
 
 
 def label(pixels, text, success=None):
-    """A frame (H, W, 3) uint8 with a line of text above it, and the outcome in it once that is known -> PIL image."""
+    """Return a frame (H, W, 3) uint8 as a PIL image with a line of text above it.
+
+    `success` (True, False or None) adds the outcome and a border in its colour.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = pixels.shape[:2]
@@ -182,7 +220,7 @@ def label(pixels, text, success=None):
     draw.text((6, 5), text, 'black', ImageFont.load_default(14))
 
     if success is not None:
-        word, color = ('success', '#009E73') if success else ('failure', '#D55E00')
+        word, color = OUTCOMES[bool(success)]
         draw.rectangle((width - 78, height, width, height + 23), fill=color)
         draw.text((width - 39, height + 11), word, 'white', ImageFont.load_default(14), anchor='mm')
         draw.rectangle((0, 24, width - 1, height + 23), outline=color, width=4)
@@ -191,7 +229,7 @@ def label(pixels, text, success=None):
 
 
 def write_video(frames, output):
-    """Frames (PIL images) -> `output`.mp4 by ffmpeg, or `output`.gif where ffmpeg is absent or fails."""
+    """Write frames (PIL images) to `output`.mp4 by ffmpeg, or to `output`.gif without it; return the path."""
     output.parent.mkdir(parents=True, exist_ok=True)
 
     ffmpeg = shutil.which('ffmpeg')
@@ -199,7 +237,7 @@ def write_video(frames, output):
         path = output.with_suffix('.mp4')
         size = '{}x{}'.format(*frames[0].size)
         command = [ffmpeg, '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', size,
-                   '-r', str(RATE), '-i', '-', '-pix_fmt', 'yuv420p', str(path)]
+                   '-r', str(FRAME_RATE), '-i', '-', '-pix_fmt', 'yuv420p', str(path)]
         if subprocess.run(command, input=b''.join(frame.tobytes() for frame in frames)).returncode == 0:
             return path
         path.unlink(missing_ok=True)
@@ -208,7 +246,9 @@ def write_video(frames, output):
 
     path = output.with_suffix('.gif')
     frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // RATE, loop=0, optimize=True)
+    milliseconds = 1000 // FRAME_RATE
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0,
+                   optimize=True)
     return path
 
 

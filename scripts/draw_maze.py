@@ -1,5 +1,6 @@
-"""Draw what a checkpoint knows on its maze: values, proposals, latents; of an online one also its paths and plans.
-Without a maze: values and latents along trajectories, and values along evaluation episodes.
+"""Draw values, proposals and latents of a checkpoint on its maze, and paths and plans of an online one.
+
+Without a maze, values and latents are drawn along trajectories, and values along evaluation episodes.
 
     python scripts/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
 """
@@ -12,7 +13,7 @@ from PIL import Image  # matplotlib brings it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
 
-from figures.maze_figures import Probe, draw_episode, draw_knowledge, draw_plan  # noqa: E402
+from figures.maze_figures import Probe, draw_agent, draw_episode, draw_plan  # noqa: E402
 from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from figures.videos import record  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
@@ -30,50 +31,56 @@ from trajectories import load_dataset  # noqa: E402
 
 @dataclasses.dataclass
 class DrawConfig:
-    """what to draw, from which data, where to"""
+    """checkpoint, data and output"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an offline or online run (required)')
-    dataset: str = flag('', 'data to look at; default: what the checkpoint was trained on')
-    dataset_path: str = flag('', 'npz file to use instead of searching by name')
+    dataset: str = flag('', 'dataset to evaluate the networks on; default: that of the checkpoint')
+    dataset_path: str = flag('', 'npz file of the dataset, instead of a search by name')
     data_dir: str = flag('datasets', 'folder of dataset files')
-    max_trajectories: int = flag(100, 'trajectories to look at; 0 takes all')
-    episodes_per_task: int = flag(10, 'episodes of each task whose paths are drawn')
-    seed: int = flag(0, 'seed of their starts and goals')
+    max_trajectories: int = flag(100, 'number of trajectories to load; 0 loads all')
+    episodes_per_task: int = flag(10, 'evaluation episodes of each task')
+    seed: int = flag(0, 'seed of the starts and goals of the episodes')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
-    video: bool = flag(False, 'a small video of one episode, too; needs EGL or OSMesa')
-    output: str = flag('', 'folder of the pictures; default: the folder of the checkpoint')
+    video: bool = flag(False, 'also a small video of one episode (EGL or OSMesa)')
+    output: str = flag('', 'folder of the figures; default: that of the checkpoint')
 
 
 def run(config):
-    """-> list of the pictures' paths."""
+    """Draw all figures of a checkpoint and return their paths.
+
+    Raises:
+        ValueError: without --checkpoint.
+    """
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of a run')
 
+    # agent
     checkpoint = load_checkpoint(config.checkpoint)
     device = choose_device(config.device)
     prepare_cpu(device)
     online = checkpoint['kind'] == 'online'
-    name = config.dataset or checkpoint['data']['dataset']
-    folder = Path(config.output or Path(config.checkpoint).parent)
-
     if online:
         agent = OnlineAgent.from_state_dict(checkpoint['agent'], device)
         offline = agent.offline
     else:
         offline = OfflineAgent.from_state_dict(checkpoint['agent'], device)
 
+    # data
+    name = config.dataset or checkpoint['data']['dataset']
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     observation_model = observation_model_of(checkpoint)
-    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories, observation_model=observation_model)[0]
+    data = load_dataset(name, path, config.data_dir, '', config.max_trajectories,
+                        observation_model=observation_model)[0]
+
+    # outputs of the networks on the data, and the agent's episodes
+    folder = Path(config.output or Path(config.checkpoint).parent)
+    title = f'{name}, {offline.step:,} offline updates'
     maze = open_maze(name, observation_model)
     probe = Probe(maze, data.observations) if maze else None
-    title = f'{name}, {offline.step:,} offline updates'
-
-    if probe:
-        pictures = draw_knowledge(probe, offline, folder, title)
-    else:
-        pictures = draw_trajectories(data, offline, folder, title)
+    pictures = (draw_agent(probe, offline, folder, title) if probe else
+                draw_trajectories(data, offline, folder, title))
     if online:
         pictures += draw_acting(config, name, agent, maze, probe, folder, observation_model)
+
     for picture in pictures:
         if picture.suffix == '.png':
             shrink(picture)
@@ -82,21 +89,24 @@ def run(config):
 
 
 def draw_acting(config, name, agent, maze, probe, folder, observation_model):
-    """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans -> list of the pictures' paths."""
+    """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans, and return the figures' paths."""
     envs = [observation_model.wrap(make_env(name)) for _ in range(8)]
     episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
     pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
 
+    # the solved episode of median length
     best_first = sorted(episodes, key=lambda episode: (-episode.success, episode.length))
     solved = sum(bool(episode.success) for episode in episodes)
-    example = best_first[solved // 2]  # a solved one of median length
+    example = best_first[solved // 2]
     if maze:
         pictures.append(folder / 'maze_episode.png')
-        draw_episode(probe, agent.offline, example, pictures[-1], f'Proposals along an episode of task {example.task}')
+        title = f'Subgoals along an episode of task {example.task}'
+        draw_episode(probe, agent.offline, example, pictures[-1], title)
+    if maze and not agent.offline.has_objects:
         pictures.append(folder / 'maze_plan.png')
         planner = GraphPlanner(agent.data_map, agent.encoder.goal_features)
-        draw_plan(maze, planner, pictures[-1], f'Plans on the map of the data, {name}')
+        draw_plan(maze, planner, pictures[-1], f'Plans on the graph of the data, {name}')
     if config.video:
         for path in record(name, [example], folder, observation_model, size=160, every=24):
             pictures.append(path.replace(path.with_stem('episode')))
@@ -104,7 +114,7 @@ def draw_acting(config, name, agent, maze, probe, folder, observation_model):
 
 
 def shrink(path):
-    """A third of the bytes for the same look: 256 colours."""
+    """Reduce a PNG to 256 colours, a third of its size without a visible difference."""
     with Image.open(path) as picture:
         small = picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, optimize=True)

@@ -1,8 +1,10 @@
-"""Draw assets/overview.png, the README's picture of OPSO: what is learned offline, what is learned online.
+"""Draw the overview of OPSO in the README: what is learned from states, and how the agent acts.
 
     python scripts/draw_overview.py
+    python scripts/draw_overview.py --output overview.pdf
 """
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -10,110 +12,164 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
-from PIL import Image  # matplotlib brings it
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from PIL import Image  # matplotlib requires it
 
 OUTPUT = Path(__file__).resolve().parent.parent / 'assets' / 'overview.png'
-# Okabe-Ito colours; labels and dashes say the same, so that a grey print loses nothing
-BLUE, GREEN, ORANGE, RED, PURPLE, GREY = '#0072B2', '#009E73', '#E69F00', '#D55E00', '#CC79A7', '#777777'
+WIDTH, HEIGHT = 16.0, 9.0  # drawing units of half an inch
+DPI = 200  # twice the size at which the README shows it
+
+# Okabe and Ito's colours; labels and dashes carry the same information, for prints in grey
+BLUE, ORANGE, GREEN, YELLOW, GREY = '#0072B2', '#D55E00', '#009E73', '#F0E442', '#777777'
 INK = '#222222'
-WIDTH, HEIGHT = 16.0, 11.0  # drawing units of 100 pixels
+OFFLINE, ONLINE = BLUE, ORANGE
+
+BOX_SIZE = 12.5  # points
+ARROW_SIZE = 11.5
+DASHED = (0, (3.5, 2))
+
+# nodes of the drawn graph, in the unit square, its edges, and the planned path
+NODES = np.array([(0.06, 0.30), (0.28, 0.52), (0.25, 0.10), (0.47, 0.26), (0.50, 0.72), (0.20, 0.88),
+                  (0.68, 0.48), (0.72, 0.10), (0.77, 0.86), (0.94, 0.64)])
+EDGES = ((0, 1), (0, 2), (1, 3), (1, 4), (2, 3), (1, 5), (4, 5), (3, 6), (3, 7), (4, 6), (4, 8), (6, 7),
+         (8, 9), (6, 9))
+PATH = (0, 1, 4, 8, 9)
 
 
 def tint(color, amount=0.15):
-    """`color` mixed into white."""
+    """Return a colour mixed into white."""
     return tuple(1 - amount * (1 - np.array(matplotlib.colors.to_rgb(color))))
 
 
-def text(ax, x, y, string, size=12.5, color=INK, **style):
-    ax.text(x, y, string, fontsize=size, color=color, ha='center', va='center', linespacing=1.3, **style)
+def draw_text(axis, x, y, string, size=ARROW_SIZE, **style):
+    """Draw a text centred at (x, y)."""
+    style = {'color': INK, 'ha': 'center', 'va': 'center', 'linespacing': 1.3} | style
+    axis.text(x, y, string, fontsize=size, **style)
 
 
-def box(ax, x, y, w, h, lines, color, **style):
-    """A rounded box around the centre (x, y); `lines` = [(text, font size), ...] from top to bottom."""
-    style = {'fc': tint(color), 'ec': color, 'lw': 1.7} | style
-    ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, 'round,pad=0,rounding_size=0.2', **style))
-    for i, (line, size) in enumerate(lines):
-        text(ax, x, y + 0.48 * ((len(lines) - 1) / 2 - i), line, size)
+def draw_box(axis, x, y, width, height, label, color):
+    """Draw a rounded box with a label around the centre (x, y)."""
+    corner = x - width / 2, y - height / 2
+    shape = 'round,pad=0,rounding_size=0.2'
+    axis.add_patch(FancyBboxPatch(corner, width, height, shape, fc=tint(color), ec=color, lw=1.7))
+    draw_text(axis, x, y, label, BOX_SIZE)
 
 
-def arrow(ax, *points, color=INK, **style):
-    """An arrow along straight pieces through `points`."""
-    style = {'lw': 1.7, 'color': color} | style
+def draw_arrow(axis, *points, label='', at=None, **style):
+    """Draw an arrow along straight pieces through `points`, and its label at the point `at`."""
+    style = {'lw': 1.7, 'color': INK} | style
     for (x0, y0), (x1, y1) in zip(points[:-2], points[1:-1], strict=True):
-        ax.plot((x0, x1), (y0, y1), solid_capstyle='round', zorder=1, **style)
-    head = {'arrowstyle': '-|>', 'mutation_scale': 16, 'shrinkA': 0, 'shrinkB': 0}
-    ax.add_patch(FancyArrowPatch(*points[-2:], **head, **style))
+        axis.plot((x0, x1), (y0, y1), solid_capstyle='round', zorder=1, **style)
+    head = {'arrowstyle': '-|>', 'mutation_scale': 15, 'shrinkA': 0, 'shrinkB': 0}
+    axis.add_patch(FancyArrowPatch(*points[-2:], **head, **style))
+    if label:
+        draw_text(axis, *at, label)
 
 
-def panel(ax, x, w, title, color):
-    box(ax, x + w / 2, HEIGHT / 2, w, HEIGHT - 0.2, [], '#BBBBBB', fc='white', lw=1.2)
-    text(ax, x + w / 2, HEIGHT - 0.62, title, 16, color, weight='bold')
+def draw_trajectories(axis, x, y, width, height):
+    """Draw the data: a tall box with three trajectories of states."""
+    draw_box(axis, x, y, width, height, '', GREY)
+    draw_text(axis, x, y + height / 2 - 0.75, 'state-only\ntrajectories', BOX_SIZE)
+
+    t = np.linspace(0, 1, 11)
+    top = y + height / 2 - 1.5
+    bottom = y - height / 2 + 0.35
+    for k in range(3):
+        states_x = x + (k - 1) * 0.72 + 0.24 * np.sin(7 * t + 2.1 * k)
+        states_y = top - (top - bottom) * t
+        axis.plot(states_x, states_y, 'o-', color='#999999', lw=1.3, ms=3.6, mfc=INK, mec=INK)
 
 
-def draw_offline(ax):
-    panel(ax, 0.1, 7.2, 'Offline: states only', BLUE)
-    x = 1.4 + 2.3 / 6 * np.arange(-2, 15)
-    y = 9.0 + 0.28 * np.sin(1.6 * x)
-    ax.plot(x, y, 'o-', color='#AAAAAA', lw=1.4, ms=4.5, zorder=1)
-    for i, color, shape, size, state, latent in (
-            (2, GREEN, 'o', 11, '$s_t$', '$z_t$'), (8, BLUE, 'o', 11, '$s_{t+k}$', '$z_{t+k}$'),
-            (14, ORANGE, '*', 17, '$g$', '$z_g$')):
-        arrow(ax, (x[i], y[i]), (x[i], 7.72))
-        ax.plot(x[i], y[i], shape, color=color, ms=size, zorder=3)
-        text(ax, x[i], y[i] + 0.5, state, 15)
-        arrow(ax, (x[i], 6.78), (x[i], 6.2))
-        ax.add_patch(Circle((x[i], 5.66), 0.52, fc=tint(color, 0.3), ec=color, lw=1.8))
-        text(ax, x[i], 5.64, latent, 15)
-        ax.plot((x[i], x[i]), (5.14, 4.86), color=INK, lw=1.7)
-        arrow(ax, (x[i], 4.86), (x[i], 4.3))
-    ax.plot((x[2], x[14]), (4.86, 4.86), color=INK, lw=1.7)
-    box(ax, x[8], 7.24, 6.5, 0.94, [('Mamba-2 encoder  $f$', 12.8)], BLUE)
-    heads = ("$Q(z, z', z_g)$", 'critic'), ('$V(z, z_g)$', 'value'), ('$f_P(z, z_g)$', "proposes $z'$")
-    for i, (formula, name) in zip((2, 8, 14), heads, strict=True):
-        box(ax, x[i], 3.62, 2.1, 1.3, [(formula, 14.5), (name, 12)], GREEN)
-    text(ax, x[8], 2.2, 'auxiliary losses shape $z$:', 12)
-    for i, name in enumerate(('InfoNCE', 'align-\nment', 'next\nstate', 'reward,\ndone')):
-        box(ax, 1.23 + 1.65 * i, 1.2, 1.5, 1.1, [(name, 11.5)], PURPLE)
+def draw_graph(axis, x, y, width, height):
+    """Draw the graph of the data with a path from the state s over the subgoal z' to the goal g."""
+    draw_box(axis, x, y, width, height, '', OFFLINE)
+    draw_text(axis, x, y + height / 2 - 0.38, 'graph of the data', BOX_SIZE)
+
+    low = np.array([x - width / 2 + 0.35, y - height / 2 + 0.3])
+    size = np.array([width - 0.75, height - 1.2])
+    nodes = low + NODES * size
+    for i, j in EDGES:
+        axis.plot(*nodes[[i, j]].T, color='#8a8f98', lw=1.2, zorder=2)
+    axis.plot(*nodes[list(PATH)].T, color=ORANGE, lw=2.6, zorder=3)
+    axis.plot(*nodes.T, 'o', color='white', mec=INK, mew=1.1, ms=6, zorder=4)
+
+    start, subgoal, goal = nodes[[PATH[0], PATH[1], PATH[-1]]]
+    axis.plot(*start, 'o', color=GREEN, mec=INK, mew=1.1, ms=8, zorder=5)
+    axis.plot(*subgoal, 'o', color=BLUE, mec=INK, mew=1.1, ms=8, zorder=5)
+    axis.plot(*goal, '*', color=YELLOW, mec=INK, mew=0.9, ms=14, zorder=5)
+    draw_text(axis, start[0] + 0.05, start[1] - 0.36, '$s$')
+    draw_text(axis, subgoal[0] + 0.03, subgoal[1] - 0.38, "$z'$")
+    draw_text(axis, goal[0] + 0.02, goal[1] - 0.42, '$g$')
 
 
-def draw_online(ax):
-    left, right = 9.9, 14.05
-    panel(ax, 8.3, 7.6, 'Online: few steps', RED)
-    box(ax, left, 8.85, 2.5, 1.3, [('encoder $f$', 12.5), ('(frozen)', 12)], BLUE, hatch='//', fc='white')
-    box(ax, right, 8.85, 3.3, 1.72, [("$z' = f_P(z, z_g)$", 14.5), (r'or, with chance $\epsilon$,', 11.5),
-                                     (r"$z' = z + \alpha\,(z_g - z)$", 14.5)], GREEN)
-    box(ax, left, 6.05, 2.5, 1.0, [('environment', 12.5)], GREY)
-    box(ax, right, 6.05, 3.3, 1.3, [("$I\\,(z, z', z_g)$", 14.5), ('inverse dynamics', 12)], RED)
-    box(ax, left, 3.75, 2.5, 1.0, [('replay:  $s, a$', 12.5)], GREY)
-    box(ax, left, 1.45, 2.8, 1.3, [('$I_1(s_t, s_{t+1})$', 14.5), ('labeler', 12)], RED)
-    box(ax, right, 1.45, 3.3, 1.3, [('offline states', 12.5), ('+ inferred actions', 12.5)], GREY)
-    for points in (((left, 6.55), (left, 8.2)), ((11.15, 8.85), (12.4, 8.85)), ((right, 7.99), (right, 6.7)),
-                   ((12.4, 6.05), (11.15, 6.05)), ((left, 5.55), (left, 4.25))):
-        arrow(ax, *points)
-    for points in (((left, 3.25), (left, 2.1)), ((left + 1.4, 1.45), (right - 1.65, 1.45)),
-                   ((left + 1.25, 3.75), (right - 0.6, 3.75), (right - 0.6, 5.4)),
-                   ((right + 0.6, 2.1), (right + 0.6, 5.4))):
-        arrow(ax, *points, linestyle=(0, (3.5, 2)))
-    for x, y, label, size in ((left - 0.45, 7.35, '$s, g$', 15), (11.77, 9.2, '$z, z_g$', 15),
-                              (right + 0.35, 7.35, "$z'$", 15), (11.77, 6.4, 'action', 12),
-                              (11.85, 1.8, 'labels', 12), (right - 0.1, 2.75, 'imitate', 12)):
-        text(ax, x, y, label, size)
-    text(ax, 12.1, 0.46, 'solid: acting    dashed: learning', 11.5, GREY)
+def draw_overview(axis):
+    """Draw all boxes and arrows: data on the left, models in the middle, the policy on the right."""
+    # data and environment, offline part, online part
+    draw_trajectories(axis, 1.4, 4.95, 2.4, 7.7)
+    draw_box(axis, 10.15, 3.85, 3.0, 1.2, 'environment', GREY)
+    draw_box(axis, 5.75, 7.95, 3.8, 1.5, 'Mamba encoder\n$z = f(s)$', OFFLINE)
+    draw_box(axis, 10.15, 7.95, 3.0, 1.5, "$V$, $Q$, proposer\n$z' = f_P(z, z_g)$", OFFLINE)
+    draw_graph(axis, 5.75, 4.7, 3.8, 2.9)
+    draw_box(axis, 5.75, 1.85, 3.8, 1.5, 'labeler\n(Gaussian process)', ONLINE)
+    draw_box(axis, 14.6, 4.95, 2.4, 7.7, 'policy\n(inverse\ndynamics)', ONLINE)
+
+    # learning
+    for y, label in ((7.95, '$s_t$'), (4.7, '$s_t$'), (1.85, '$s_t, s_{t+1}$')):
+        draw_arrow(axis, (2.6, y), (3.85, y), label=label, at=(3.19, y + 0.34), linestyle=DASHED)
+    draw_arrow(axis, (10.15, 3.25), (10.15, 2.2), (7.65, 2.2), label='steps $(s_t, a_t)$', at=(8.95, 2.54),
+               linestyle=DASHED)
+    draw_arrow(axis, (7.65, 1.5), (13.4, 1.5), label='inferred actions of the data', at=(10.5, 1.14),
+               linestyle=DASHED)
+
+    # acting
+    draw_arrow(axis, (7.65, 7.95), (8.65, 7.95), label='$z, z_g$', at=(8.12, 8.29))
+    draw_arrow(axis, (11.65, 7.95), (13.4, 7.95), label="$z'$", at=(12.5, 8.29))
+    draw_text(axis, 12.5, 7.6, 'if no path')
+    draw_arrow(axis, (6.6, 7.2), (6.6, 6.6), (13.4, 6.6), label='state latent', at=(10.15, 6.92))
+    draw_arrow(axis, (7.65, 5.5), (13.4, 5.5), label="subgoal $z'$", at=(10.15, 5.84))
+    draw_arrow(axis, (13.4, 3.85), (11.65, 3.85), label='action', at=(12.55, 4.17))
+    draw_arrow(axis, (8.65, 3.85), (7.65, 3.85), label='$s, g$', at=(8.18, 4.19))
+
+
+def draw_legend(figure):
+    """Explain colours and dashes below the boxes."""
+    entries = [
+        Patch(fc=tint(OFFLINE), ec=OFFLINE, lw=1.5, label='offline, from states'),
+        Patch(fc=tint(ONLINE), ec=ONLINE, lw=1.5, label='online'),
+        Line2D([], [], color=INK, lw=1.7, label='acting'),
+        Line2D([], [], color=INK, lw=1.7, ls=DASHED, label='learning'),
+    ]
+    figure.legend(handles=entries, loc='lower center', ncols=4, fontsize=ARROW_SIZE, frameon=False,
+                  borderpad=0.1)
+
+
+def save(figure, path):
+    """Write a figure; a PNG with 256 colours, which halves its size without a visible difference."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != '.png':
+        figure.savefig(path)
+        return
+
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(path, optimize=True)
 
 
 def main():
-    plt.rcParams.update({'mathtext.fontset': 'cm', 'hatch.color': tint(BLUE, 0.3)})
-    figure = plt.figure(figsize=(WIDTH / 2, HEIGHT / 2), dpi=200)
-    ax = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
-    ax.axis('off')
-    draw_offline(ax)
-    arrow(ax, (7.38, 7.24), (8.22, 7.24), lw=4, color=GREY)
-    draw_online(ax)
-    OUTPUT.parent.mkdir(exist_ok=True)
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
-    picture.quantize(128, dither=Image.Dither.NONE).save(OUTPUT, optimize=True)  # half the bytes, same look
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--output', type=Path, default=OUTPUT,
+                        help='.png, .pdf or .svg file (default: %(default)s)')
+    flags = parser.parse_args()
+
+    plt.rcParams['mathtext.fontset'] = 'cm'
+    figure = plt.figure(figsize=(WIDTH / 2, HEIGHT / 2), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    axis.axis('off')
+    draw_overview(axis)
+    draw_legend(figure)
+    save(figure, flags.output)
 
 
 if __name__ == '__main__':

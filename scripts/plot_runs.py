@@ -1,9 +1,10 @@
-"""Compare runs and seeds from their CSVs alone: a figure with mean and interval, and a table.
+"""Compare groups of runs by their CSV files: a figure with means and intervals, and a table.
 
     python scripts/plot_runs.py "online_checkpoints/*/seed*"
-    python scripts/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.png
+    python scripts/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.pdf
 
-Each argument is a pattern of run folders or CSV files, with LABEL= before it, or else grouped by the folder above.
+Each argument is a pattern of run folders or CSV files. LABEL= before it names its group,
+which by default has the name of the parent folder.
 """
 
 import argparse
@@ -20,14 +21,18 @@ from support.stats import last_three_mean, over_runs  # noqa: E402
 
 
 def find_runs(patterns):
-    """-> {label: [CSV paths]}. Raises FileNotFoundError for a pattern that fits nothing."""
+    """Return {label: [CSV paths]} of patterns of run folders or CSV files.
+
+    Raises:
+        FileNotFoundError: if no file matches a pattern.
+    """
     groups = {}
     for argument in patterns:
         label, _, pattern = argument.rpartition('=')
         found = [_csv(Path(path)) for path in sorted(glob.glob(pattern))]
         paths = [path for path in found if path]
         if not paths:
-            raise FileNotFoundError(f'{pattern}: no run folder or CSV file fits')
+            raise FileNotFoundError(f'{pattern}: no run folder or CSV file matches')
 
         for path in paths:
             group = label or path.parent.parent.name or str(path)
@@ -36,14 +41,18 @@ def find_runs(patterns):
 
 
 def _csv(path):
-    """The CSV of a run's folder, or `path` itself if it is one; None where there is none."""
+    """Return the CSV file of a run's folder, or `path` itself if it is one; None if there is none."""
     names = ('online.csv', 'train.csv', 'offline.csv')
     candidates = [path] if path.suffix == '.csv' else [path / name for name in names]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def read_metric(path, metric):
-    """-> (steps, values) of the rows that have `metric`. Raises ValueError where none has, naming those there are."""
+    """Return the steps and values of the rows that have a metric.
+
+    Raises:
+        ValueError: if no row has it; the message lists the metrics of the file.
+    """
     rows = read_csv(path)
     steps, values = curve(rows, metric)
     if not steps:
@@ -53,12 +62,12 @@ def read_metric(path, metric):
 
 
 def print_table(groups, metric):
-    """One line per group: the mean of each run's last three values, over its runs."""
+    """Print statistics of the runs' means of their last three values, one line for each group."""
     percent = 'success' in metric
     scale = 100 if percent else 1
     width = max(map(len, groups))
 
-    print(f'{metric}{", %" if percent else ""}: mean of the last three, over runs')
+    print(f'{metric}{", %" if percent else ""}: mean of the last three values, over runs')
     print(f'{"":{width}s}  runs   last step    mean +- std       IQM  95 % interval of the mean')
     for label, runs in groups.items():
         last_step = max(steps[-1] for steps, _ in runs)
@@ -70,9 +79,10 @@ def print_table(groups, metric):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', help='[LABEL=]pattern of run folders or CSV files')
-    parser.add_argument('--metric', default='evaluation/overall_success', help='column (default: %(default)s)')
-    parser.add_argument('--output', default='runs.png', help='picture (default: %(default)s)')
-    parser.add_argument('--title', default='', help='title of the picture')
+    parser.add_argument('--metric', default='evaluation/overall_success',
+                        help='column of the CSV files (default: %(default)s)')
+    parser.add_argument('--output', default='runs.png', help='.png, .pdf or .svg file (default: %(default)s)')
+    parser.add_argument('--title', default='', help='title of the figure')
     flags = parser.parse_args()
 
     groups = {}
