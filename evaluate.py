@@ -1,6 +1,8 @@
-"""Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step of an episode.
+"""Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step of an
+episode.
 
-    python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth --episodes_per_task 50
+    python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
+    --episodes_per_task 50
     python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
     python evaluate.py --checkpoint A/last.pth --compare A/last.pth --compare_set plan=False    the worth of planning
     python evaluate.py --checkpoint A/last.pth --stuck_noise 1         noise while the robot is stuck
@@ -61,7 +63,8 @@ class ActOverrides:
 
     @classmethod
     def parse(cls, text):
-        """Read 'name=value,name=value'. Raises ValueError that names the flag and the settings there are."""
+        """Read 'name=value,name=value'. Raises ValueError that names the flag and the settings
+        there are."""
         names = [field.name for field in dataclasses.fields(cls)]
         values = {}
         for part in filter(None, text.split(',')):
@@ -138,7 +141,8 @@ def print_table(metrics, episodes):
 
 
 def measure(config, path, checkpoint, dataset, overrides):
-    """Evaluate one checkpoint with ActOverrides; return metrics with intervals, episodes and the agent."""
+    """Evaluate one checkpoint with ActOverrides; return metrics with intervals, episodes and the
+    agent."""
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
@@ -184,7 +188,8 @@ def spaced(name):
 
 
 def compare(path, episodes, other_episodes):
-    """Compare two checkpoints on the same episodes; print and return `paired_comparison`s by task and overall."""
+    """Compare two checkpoints on the same episodes; print and return `paired_comparison`s by task
+    and overall."""
     print(f'\nminus {path}, on the same episodes')
     print(f'{"":10s} difference   95 % interval     only this   only that   p')
 

@@ -1,4 +1,4 @@
-"""The networks of OPSO, and the three operations on them that both halves share. No losses, no files.
+"""The networks of OPSO, and the weight of imitation that both halves share. No losses, no files.
 
     code          paper               meaning
     B, L, S, D                        batch, sequence length, observation size, latent size (d_model)
@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
-from support.kernels import GELU
 
 
 def mlp(sizes):
@@ -28,7 +27,7 @@ def mlp(sizes):
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(n_in, n_out))
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(n_out), GELU()]
+            layers += [nn.LayerNorm(n_out), nn.GELU(approximate='tanh')]
     return nn.Sequential(*layers)
 
 
@@ -45,7 +44,8 @@ class GRULayer(nn.Module):
         self.output = nn.Linear(hidden, d_model)
 
     def train(self, mode=True):
-        """Keep the GRU in training mode: cuDNN has no gradients in eval mode, and without dropout both are equal."""
+        """Keep the GRU in training mode: cuDNN has no gradients in eval mode, and without dropout
+        both are equal."""
         super().train(mode)
         self.gru.train()
         return self
@@ -62,7 +62,8 @@ class GRULayer(nn.Module):
         return (self.output.weight.new_zeros(batch_size, self.gru.hidden_size),)
 
     def step(self, u, state):
-        """Advance by one step: u (B, d_model) and the state give the output (B, d_model) and the next state."""
+        """Advance by one step: u (B, d_model) and the state give the output (B, d_model) and the
+        next state."""
         hidden = self.gru(u.unsqueeze(1), state[0].unsqueeze(0))[1][0]
         return self.output(hidden), (hidden,)
 
@@ -90,8 +91,8 @@ class MLPLayer(nn.Module):
 class EncoderState(NamedTuple):
     """Memory of the encoder while it reads B sequences step by step.
 
-    Two streams, folded into the batch (2B rows), restart every `context_length` steps, half a period apart. `count` (B,)
-    is the number of states read.
+    Two streams, folded into the batch (2B rows), restart every `context_length` steps, half a
+    period apart. `count` (B,) is the number of states read.
     """
 
     layers: tuple
@@ -103,7 +104,8 @@ class EncoderState(NamedTuple):
 
 
 def _clear(layers, rows):
-    """Zero the memories of all layers, each a tuple of tensors (2B, ...), where the mask `rows` (2B,) is true."""
+    """Zero the memories of all layers, each a tuple of tensors (2B, ...), where the mask `rows`
+    (2B,) is true."""
     return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0) for memory in layer)
                  for layer in layers)
 
@@ -112,13 +114,16 @@ LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}
 
 
 class Encoder(nn.Module):
-    """Encode state sequences causally: normalise, project, `n_layers` pre-norm residual blocks, norm.
+    """Encode state sequences causally: normalise, project, `n_layers` pre-norm residual blocks,
+    norm.
 
-    `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with as many parameters. To add an
-    encoder, write a layer with the methods of `MLPLayer` and name it in `LAYERS`.
+    `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with as many
+    parameters. To add an encoder, write a layer with the methods of `MLPLayer` and name it in
+    `LAYERS`.
 
-    Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and nothing else in the project
-    normalises. `context_length` bounds the memory of `step` as training windows do.
+    Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and
+    nothing else in the project normalises. `context_length` bounds the memory of `step` as training
+    windows do.
     """
 
     def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
@@ -170,19 +175,23 @@ class Encoder(nn.Module):
         return states * self.std + self.mean
 
     def goal_features(self, observations):
-        """Weight normalised states (..., S) by `goal_weights`: the part of a state that goals are about."""
+        """Weight normalised states (..., S) by `goal_weights`: the part of a state that goals are
+        about."""
         return (observations - self.mean) / self.std * self.goal_weights
 
     def forward(self, observations):
-        """Encode sequences (B, L, S) of raw observations to z (B, L, D); z at t depends on observations 0..t."""
+        """Encode sequences (B, L, S) of raw observations to z (B, L, D); z at t depends on
+        observations 0..t."""
         return self._encode(self.normalize(observations), [layer.forward for layer in self.layers])
 
     def encode_features(self, observations):
-        """Encode raw states or goals (..., S) to z (..., D): the goal features of each, as a sequence of length one."""
+        """Encode raw states or goals (..., S) to z (..., D): the goal features of each, as a
+        sequence of length one."""
         return self._encode(self.goal_features(observations), [layer.forward_single for layer in self.layers])
 
     def encode_state(self, observations):
-        """Encode raw states (..., S) to f(s_t) (..., D): all dimensions, each state a sequence of length one."""
+        """Encode raw states (..., S) to f(s_t) (..., D): all dimensions, each state a sequence of
+        length one."""
         return self._encode(self.normalize(observations), [layer.forward_single for layer in self.layers])
 
     def _encode(self, inputs, layers):
@@ -201,8 +210,9 @@ class Encoder(nn.Module):
     def step(self, observations, state):
         """Encode the next states (B, S) of B sequences: O(1) per step whatever the context.
 
-        The result equals `forward` on the states since the older stream's last restart: all of the first `context_length`
-        states, and between context_length / 2 and context_length states from then on.
+        The result equals `forward` on the states since the older stream's last restart: all of the
+        first `context_length` states, and between context_length / 2 and context_length states from
+        then on.
 
         Returns:
             z (B, D) and the next EncoderState.
@@ -235,8 +245,9 @@ def minus_distance(a, b):
 class GoalValue(nn.Module):
     """Ensemble of goal-conditioned values: V(z, z_g) has `n_inputs` 2 and Q(z, z', z_g) has 3.
 
-    A value is minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024, eq. 3) and
-    -|f(z, z') - e(z_g)| for Q. Distances in V's embedding e are distances in time between states.
+    A value is minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024,
+    eq. 3) and -|f(z, z') - e(z_g)| for Q. Distances in V's embedding e are distances in time
+    between states.
     """
 
     def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2, embedding_dim=64):
@@ -253,7 +264,8 @@ class GoalValue(nn.Module):
         return torch.stack([e(z) for e in self.goal])
 
     def forward(self, *latents):
-        """Return the values (n_ensemble, ...) of latents (..., D): (z, z_g) for V, (z, z', z_g) for Q."""
+        """Return the values (n_ensemble, ...) of latents (..., D): (z, z_g) for V, (z, z', z_g) for
+        Q."""
         *source, z_goal = latents
         source = torch.cat(source, -1)
         return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(z_goal))
@@ -273,7 +285,8 @@ class Proposer(nn.Module):
 class InverseDynamics(nn.Module):
     """The policy pi(f(s), s, z', z_g) -> action (..., A), unbounded: clip it to the action space.
 
-    forward takes f(s) and the inputs that a task makes of state, subgoal and goal (tasks.py); `input_dim` counts all.
+    forward takes f(s) and the inputs that a task makes of state, subgoal and goal (tasks.py);
+    `input_dim` counts all.
     """
 
     def __init__(self, input_dim, action_dim, hidden_dim=256):
@@ -284,23 +297,7 @@ class InverseDynamics(nn.Module):
         return self.net(torch.cat([latent, *inputs], -1))
 
 
-# ---------------------------------------------------------------------------------------------- operations
-@torch.no_grad()
-def soft_update(target, source, target_rate):
-    """Move every parameter of `target` toward that of the same module `source` by the fraction `target_rate`."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), target_rate)
-
-
 def imitation_weight(advantage, temperature):
     """Return min(exp(temperature * advantage), 100), divided by its mean."""
     weight = (temperature * advantage).exp().clamp(max=100.0)
     return weight / weight.mean()
-
-
-def as_floats(info):
-    """Convert a dict of 0-d tensors to plain floats with one transfer from the device.
-
-    Call it at once: thousands of small tensors that are kept fragment the memory of later batches.
-    """
-    values = torch.stack([value.detach() for value in info.values()])
-    return dict(zip(info, values.tolist(), strict=True))

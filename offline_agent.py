@@ -1,7 +1,8 @@
 """OPSO's offline half: all that is learned from trajectories of states, without actions or rewards.
 
-One method per objective (docs/method.md) maps (latents, batch) to (loss, info). `total_loss` adds them up: `update`
-differentiates it and validation calls it. The batch is a `trajectories.WindowBatch`.
+One method per objective (docs/method.md) maps (latents, batch) to (loss, info). `total_loss` adds
+them up: `update` differentiates it and validation calls it. The batch is a
+`trajectories.WindowBatch`.
 """
 
 import copy
@@ -12,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, Proposer, as_floats, imitation_weight, minus_distance, mlp, soft_update
+from model import Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp
 from support.flags import flag, make_config
-from utils import load_weights
+from utils import load_weights, soft_update
 
 POSITION_WEIGHT = 0.5  # goal weight, the largest being 1, above which a dimension is a position
 
@@ -65,7 +66,8 @@ class OfflineConfig:
                              'at most 1')
 
     def sampling(self):
-        """Return the fields that say how batches are drawn: keyword arguments of `TrajectoryDataset`."""
+        """Return the fields that say how batches are drawn: keyword arguments of
+        `TrajectoryDataset`."""
         names = ('context_length', 'transition_steps', 'discount', 'positions_per_window', 'current_goals',
                  'random_goals', 'proposer_random_goals')
         return {name: getattr(self, name) for name in names}
@@ -75,8 +77,8 @@ class OfflineConfig:
 class Latents:
     """Latents of P transitions in each of B windows, encoded once for all losses.
 
-    Embeddings are those of V's target network, with M members. z, z_next, z_goal, sequence and state_latents carry
-    gradients.
+    Embeddings are those of V's target network, with M members. z, z_next, z_goal, sequence and
+    state_latents carry gradients.
     """
 
     z: torch.Tensor  # (B, P, D), as all latents of transitions
@@ -95,11 +97,14 @@ class Latents:
 class OfflineAgent:
     """Encoder, critic Q, value V, proposer and prediction heads, their targets and one Adam.
 
-    It stays in eval mode, and nothing in it is random. `observation_dim` and the config describe it completely.
+    It stays in eval mode, and nothing in it is random. `observation_dim` and the config describe it
+    completely.
 
     Attributes:
-        has_objects: whether goals are about objects that rest until they are moved (planning/objects.py).
-        has_dropout: whether dropped observations repeat the one before (observing/state_estimator.py).
+        has_objects: whether goals are about objects that rest until they are moved
+            (planning/objects.py).
+        has_dropout: whether dropped observations repeat the one before
+            (observing/state_estimator.py).
     """
 
     def __init__(self, observation_dim, config, device='cpu', backend='torch'):
@@ -132,14 +137,15 @@ class OfflineAgent:
         return self.nets['encoder']
 
     def goal_feature_affine(self):
-        """Return mean and scale (S,), numpy, with which `Encoder.goal_features` is (s - mean) * scale."""
+        """Return mean and scale (S,), numpy, with which `Encoder.goal_features` is (s - mean) *
+        scale."""
         encoder = self.encoder
         mean, std, weights = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.goal_weights))
         return mean, weights / std
 
     def position_dims(self):
-        """Return the dimensions (int array) that say where the robot or an object is, the heaviest goal weight first;
-        none without --slow_goals."""
+        """Return the dimensions (int array) that say where the robot or an object is, the heaviest
+        goal weight first; none without --slow_goals."""
         if not self.config.slow_goals:
             return np.zeros(0, int)
         weights = self.encoder.goal_weights.cpu().numpy()
@@ -147,7 +153,8 @@ class OfflineAgent:
         return order[weights[order] > POSITION_WEIGHT]
 
     def set_statistics(self, mean, std, goal_weights, has_objects=False, has_dropout=False):
-        """Store mean, std and goal weights (S,) of the training observations in the encoder and its target.
+        """Store mean, std and goal weights (S,) of the training observations in the encoder and its
+        target.
 
         Args:
             has_objects: whether the weights are those of objects (`find_objects`).
@@ -162,8 +169,9 @@ class OfflineAgent:
     def encode(self, batch):
         """Encode a WindowBatch once, for all losses.
 
-        z, z_next and z_goal are single states, of which the encoder sees the goal features. A V that saw the history
-        would know where its trajectory is heading, and could not be optimistic about other ways from the same state.
+        z, z_next and z_goal are single states, of which the encoder sees the goal features. A V
+        that saw the history would know where its trajectory is heading, and could not be optimistic
+        about other ways from the same state.
 
         Returns:
             Latents.
@@ -193,14 +201,16 @@ class OfflineAgent:
 
     @torch.no_grad()
     def _embedded(self, target_z, target_z_next, target_z_goal, proposer_goal):
-        """Return the fields of Latents that come from the target networks; one call makes all embeddings."""
+        """Return the fields of Latents that come from the target networks; one call makes all
+        embeddings."""
         stacked = torch.stack([target_z, target_z_next, target_z_goal, proposer_goal])
         e_z, e_z_next, e_z_goal, e_proposer_goal = self.targets['value'].embed(stacked).unbind(1)
         return {'target_z': target_z, 'proposer_goal': proposer_goal, 'e_z': e_z, 'e_z_next': e_z_next,
                 'e_z_goal': e_z_goal, 'e_proposer_goal': e_proposer_goal}
 
     def k_step_return(self, latents, batch):
-        """Return R + gamma^k V_target(z_{t+k}, z_g) (B, P), without gradient; `discounts` is 0 where the goal was met."""
+        """Return R + gamma^k V_target(z_{t+k}, z_g) (B, P), without gradient; `discounts` is 0
+        where the goal was met."""
         v_next = minus_distance(latents.e_z_next, latents.e_z_goal).mean(0)
         return self.config.reward_scale * batch.rewards + batch.discounts * v_next
 
@@ -212,10 +222,11 @@ class OfflineAgent:
         return loss, {'critic_loss': loss, 'q_mean': q.mean()}
 
     def value_loss(self, latents, batch):
-        """Regress V(z, z_g) on Q(z, z', z_g) by expectiles (IQL, Kostrikov et al. 2021, eq. 5, without actions).
+        """Regress V(z, z_g) on Q(z, z', z_g) by expectiles (IQL, Kostrikov et al. 2021, eq. 5,
+        without actions).
 
-        Q's target is exact, since the data show the transition, and V regresses on it directly. Values travel more slowly
-        through an averaged Q.
+        Q's target is exact, since the data show the transition, and V regresses on it directly.
+        Values travel more slowly through an averaged Q.
         """
         q = self.k_step_return(latents, batch)
         v = self.nets['value'](latents.z, latents.z_goal)
@@ -223,8 +234,9 @@ class OfflineAgent:
         return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
 
     def infonce_loss(self, latents, batch):
-        """Contrast z_t with goals from its own future: symmetric InfoNCE (van den Oord et al. 2018). The negatives are
-        the rows of other windows, since those of its own window may be futures of z_t as well."""
+        """Contrast z_t with goals from its own future: symmetric InfoNCE (van den Oord et al.
+        2018). The negatives are the rows of other windows, since those of its own window may be
+        futures of z_t as well."""
         z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1)
                    for latent in (latents.z, latents.z_goal))
         window = torch.arange(len(batch.future), device=z.device).repeat_interleave(batch.future.shape[1])
@@ -240,7 +252,8 @@ class OfflineAgent:
         return loss, {'infonce_loss': loss, 'infonce_accuracy': hits / count}
 
     def alignment_loss(self, latents, batch):
-        """Turn latent steps toward the goal: 1 - cos(z_{t+k} - z_t, z_g - z_t), for goals in the future."""
+        """Turn latent steps toward the goal: 1 - cos(z_{t+k} - z_t, z_g - z_t), for goals in the
+        future."""
         cosine = F.cosine_similarity(latents.z_next - latents.z, latents.z_goal - latents.z, dim=-1)
         loss = _mean_where(batch.future, 1 - cosine)
         return loss, {'alignment_loss': loss}
@@ -256,7 +269,8 @@ class OfflineAgent:
         return predicted
 
     def state_loss(self, latents, batch):
-        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows, and from single states.
+        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows,
+        and from single states.
 
         This loss also keeps joint angles and velocities in f(s_t), which the policy reads.
         """
@@ -284,21 +298,25 @@ class OfflineAgent:
         return loss, {'state_loss': loss}
 
     def reward_loss(self, latents, batch):
-        """Classify "z is at z_g" by cross-entropy: the reward of the goal and the end of the episode in one."""
+        """Classify "z is at z_g" by cross-entropy: the reward of the goal and the end of the
+        episode in one."""
         logits = self.nets['reward'](torch.cat([latents.z, latents.z_goal], -1)).squeeze(-1)
         loss = F.binary_cross_entropy_with_logits(logits, batch.at_goal.float())
         return loss, {'reward_loss': loss}
 
     def advantage_weight(self, latents):
-        """Return the weights (B, P), mean 1, of the proposer's targets: exponential in the advantage for its goal."""
+        """Return the weights (B, P), mean 1, of the proposer's targets: exponential in the
+        advantage for its goal."""
         goal = latents.e_proposer_goal
         return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal), self.config.proposer_temperature)
 
     def proposer_loss(self, latents, batch):
-        """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer, without gradient into z or V.
+        """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer, without
+        gradient into z or V.
 
-        Each row is weighted by min(exp(temperature * A), 100) over its mean, A = V(z', z_g) - V(z, z_g), as in HIQL's
-        high-level policy (Park et al. 2023, eq. 5). The distance is taken in V's embedding.
+        Each row is weighted by min(exp(temperature * A), 100) over its mean, A = V(z', z_g) - V(z,
+        z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5). The distance is taken in V's
+        embedding.
         """
         proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
         target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal, latents.e_z_next)
@@ -336,10 +354,11 @@ class OfflineAgent:
 
     # ----------------------------------------------------------------------------------------------- updates
     def update(self, batch):
-        """Take one gradient step on `total_loss` and one of the targets; return the metrics as floats."""
+        """Take one gradient step on `total_loss` and one of the targets; return the metrics as
+        floats."""
         loss, info = self.total_loss(batch)
         info['grad_norm'] = self.apply_gradient(loss)
-        return as_floats(info)
+        return {name: value.item() for name, value in info.items()}
 
     def apply_gradient(self, loss):
         """Take one optimiser step, move the targets, and return the gradient norm before clipping."""
@@ -382,7 +401,8 @@ class OfflineAgent:
 
 
 def expectile_loss(prediction, target, expectile):
-    """Return the mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, Kostrikov et al. 2021, eq. 5).
+    """Return the mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, Kostrikov et
+    al. 2021, eq. 5).
 
     Its minimiser is the `expectile`-expectile of the targets, which is optimistic above 0.5.
     """
@@ -392,7 +412,8 @@ def expectile_loss(prediction, target, expectile):
 
 
 def advantage(e_z, e_later, e_goal):
-    """Return V(z_later, z_g) - V(z, z_g) (...) from embeddings (M, ..., E), averaged over the M members."""
+    """Return V(z_later, z_g) - V(z, z_g) (...) from embeddings (M, ..., E), averaged over the M
+    members."""
     return (minus_distance(e_later, e_goal) - minus_distance(e_z, e_goal)).mean(0)
 
 

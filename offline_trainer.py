@@ -30,7 +30,6 @@ from support.runs import RunConfig, Stopped, open_run
 from trajectories import load_dataset, slowness_summary
 from utils import expected_time, mean_of
 
-
 VAL_BATCHES = 8  # batches of a validation, the same ones every time
 
 
@@ -110,7 +109,8 @@ def train(config, agent_config):
 
 
 def set_statistics(agent, data, observation_model):
-    """Give an OfflineAgent the statistics and goal weights of its data; return a line on what goals are about.
+    """Give an OfflineAgent the statistics and goal weights of its data; return a line on what goals
+    are about.
 
     Goal weights are those of objects if the data have any, else the slowness of each dimension.
     """

@@ -1,16 +1,19 @@
 """OPSO's online half: turn the frozen encoder and the proposer into a policy, while the agent acts.
 
     labeler             pi_1(s_t, s_{t+1}) -> a_t      one-step inverse dynamics, learned from the agent's own steps by
-                                                       Gaussian process regression (labeling/labeler.py)
+                                                       Gaussian process regression
+                                                       (labeling/labeler.py)
     inverse_dynamics    pi(f(s), s, z', z_g) -> a      the policy; imitates the offline states with the labeler's actions
-                                                       (BCO, Torabi et al. 2018, made goal-conditioned)
+                                                       (BCO, Torabi et al. 2018, made
+                                                       goal-conditioned)
     feature_decoder     l(z) -> goal features          decodes a z' that is no state of the data
     baseline            b(s) -> progress               usual progress from a state; what exceeds it is imitated
 
-Three objects are chosen once, when the agent is made: the estimator (what state it is in), the planner (where to head,
-planning/planners.py) and the task (what the policy sees, tasks.py).
+Three objects are chosen once, when the agent is made: the estimator (what state it is in), the
+planner (where to head, planning/planners.py) and the task (what the policy sees, tasks.py).
 
-Actions in here lie in [-1, 1]; only `act` and `normalize_actions` know the bounds of the environment's action space.
+Actions in here lie in [-1, 1]; only `act` and `normalize_actions` know the bounds of the
+environment's action space.
 """
 
 import copy
@@ -22,18 +25,16 @@ import torch
 from torch import nn
 
 from labeling.labeler import Labeler
-from model import InverseDynamics, as_floats, mlp, soft_update
+from model import InverseDynamics, mlp
 from observing.state_estimator import EncoderPrediction, LastReading
 from offline_agent import OfflineAgent
 from online_batches import OnlineBatches
-from planning.graph_planner import GraphPlanner, StateGraph
+from planning.graph_planner import GraphPlanner
 from planning.object_planner import ObjectPlanner
-from planning.objects import ObjectMap
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
 from support.flags import flag, make_config
-from support.kernels import small_products
-from tasks import make_task
-from utils import load_weights, normalize_actions, unnormalize_actions
+from tasks import load_map, make_task
+from utils import load_weights, normalize_actions, soft_update, unnormalize_actions
 
 LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 
@@ -73,7 +74,8 @@ class ActState(NamedTuple):
 
 
 class FullState:
-    """State estimator for environments whose observations are never dropped: the observation is the state."""
+    """State estimator for environments whose observations are never dropped: the observation is the
+    state."""
 
     def initial_state(self, batch_size):
         """Return None: there is nothing to remember."""
@@ -88,43 +90,18 @@ class FullState:
         return observations, state
 
 
-def build_map(offline, config, data, seed=0, nodes=0):
-    """Build what the agent plans on from a TrajectoryDataset: an ObjectMap if the data have objects, else a StateGraph.
-
-    Args:
-        offline: OfflineAgent. config: OnlineConfig. nodes: of the graph; 0: as many as cover the data.
-
-    Raises:
-        ValueError: for flags that do not fit the data.
-    """
-    mean, scale = offline.goal_feature_affine()
-    if offline.has_objects:
-        if nodes:
-            raise ValueError('--nodes: has no meaning where the robot moves objects; leave it out')
-        return ObjectMap.from_data(data, scale, seed)
-
-    longest = int((data.ends - data.starts).max())
-    if config.waypoint_steps > longest:
-        raise ValueError(f'--waypoint_steps {config.waypoint_steps}: the longest trajectory of the data has {longest} '
-                         'steps; choose fewer')
-    return StateGraph.from_data(data, mean, scale, config.waypoint_steps, nodes, seed)
-
-
-def load_map(offline, saved):
-    """Rebuild what `build_map` made for an OfflineAgent from its `state_dict`."""
-    kind = ObjectMap if offline.has_objects else StateGraph
-    return kind.from_state_dict(saved)
-
-
 class OnlineAgent:
-    """An offline agent with a frozen encoder, and a policy. `act` is deterministic unless asked otherwise.
+    """An offline agent with a frozen encoder, and a policy. `act` is deterministic unless asked
+    otherwise.
 
     Args:
-        offline: OfflineAgent. action_low, action_high: (A,) bounds of the actions. config: OnlineConfig.
+        offline: OfflineAgent. action_low, action_high: (A,) bounds of the actions. config:
+            OnlineConfig.
         data_map: what `build_map` returned.
 
     Attributes:
-        nets: ModuleDict of inverse_dynamics, feature_decoder and baseline. ema_nets: their moving averages, which act.
+        nets: ModuleDict of inverse_dynamics, feature_decoder and baseline. ema_nets: their moving
+            averages, which act.
     """
 
     def __init__(self, offline, action_low, action_high, config, data_map):
@@ -205,7 +182,8 @@ class OnlineAgent:
 
         Args:
             observations, goals: (B, S) numpy, raw. state: ActState.
-            noise: std of the action noise, in half widths of the action range, drawn from the numpy Generator `rng`.
+            noise: std of the action noise, in half widths of the action range, drawn from the numpy
+                Generator `rng`.
             planner: a Planner instead of the agent's, such as `explorer`'s.
 
         Returns:
@@ -215,13 +193,12 @@ class OnlineAgent:
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
 
-        with small_products(len(observations)):
-            states, estimate = self.estimator.step(observations, state.estimate)
-            subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
-            latents = self.encode_policy_states(states)
-            inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))
-            actions = self.task.action_scale * self.ema_nets['inverse_dynamics'](latents, *inputs)
-            actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
+        states, estimate = self.estimator.step(observations, state.estimate)
+        subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
+        latents = self.encode_policy_states(states)
+        inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))
+        actions = self.task.action_scale * self.ema_nets['inverse_dynamics'](latents, *inputs)
+        actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
 
         actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, state.stuck)
         if noise > 0:
@@ -234,8 +211,9 @@ class OnlineAgent:
         return self.encoder.encode_state(self.task.clip(states))
 
     def _retreat(self, actions, states, targets):
-        """Replace the actions of rows that retreat to a raw state of targets (B, S) by one-step labels: the labeler never
-        predicts larger steps than the agent has made, so that it leads there in several."""
+        """Replace the actions of rows that retreat to a raw state of targets (B, S) by one-step
+        labels: the labeler never predicts larger steps than the agent has made, so that it leads
+        there in several."""
         rows = ~targets.isnan().any(1)
         if rows.any() and self.labeler.is_fitted:
             actions[rows] = self.label(torch.stack([states, targets], 1)[rows])
@@ -313,7 +291,8 @@ class OnlineAgent:
         return total, info | {'total_loss': total}
 
     def update(self, batch):
-        """Take one gradient step on `total_loss` and one of the moving averages; return the metrics as floats."""
+        """Take one gradient step on `total_loss` and one of the moving averages; return the metrics
+        as floats."""
         loss, info = self.total_loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -323,10 +302,11 @@ class OnlineAgent:
 
         soft_update(self.ema_nets, self.nets, self.config.ema_rate)
         self.step += 1
-        return as_floats(info)
+        return {name: value.item() for name, value in info.items()}
 
     def _learning_rate(self):
-        """Return the rate of the present update: constant, then falling linearly with --lr_decay_updates."""
+        """Return the rate of the present update: constant, then falling linearly with
+        --lr_decay_updates."""
         updates = self.config.lr_decay_updates
         if not updates:
             return self.config.lr
@@ -349,7 +329,8 @@ class OnlineAgent:
         }
 
     def load_state_dict(self, state):
-        """Load what `state_dict` returned, but for the map. Raises ValueError that names sizes that differ."""
+        """Load what `state_dict` returned, but for the map. Raises ValueError that names sizes that
+        differ."""
         self.offline.load_state_dict(state['offline'])
         load_weights(self.nets, state['nets'])
         load_weights(self.ema_nets, state['ema_nets'])

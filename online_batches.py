@@ -1,9 +1,11 @@
-"""Batches of the online half: steps of the offline data, labeled with actions, and the latents that the losses read.
+"""Batches of the online half: steps of the offline data, labeled with actions, and the latents that
+the losses read.
 
     offline data ->  StateStore -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
     agent's steps -> StateStore -> OnlineBatches.online_steps -> Labeler.fit
 
-The encoder is frozen online: latents are computed once and kept if they fit in memory, else for each batch.
+The encoder is frozen online: latents are computed once and kept if they fit in memory, else for
+each batch.
 """
 
 import dataclasses
@@ -62,10 +64,12 @@ class ObservedStates:
 
 
 class StateStore:
-    """The states of a trajectory dataset on the encoder's device, with the latents z and f(s) of its rows.
+    """The states of a trajectory dataset on the encoder's device, with the latents z and f(s) of
+    its rows.
 
     Args:
-        dataset: TrajectoryDataset or ReplayBuffer. agent: the OnlineAgent whose frozen encoder, task and estimator read it.
+        dataset: TrajectoryDataset or ReplayBuffer. agent: the OnlineAgent whose frozen encoder,
+            task and estimator read it.
         caches: whether latents are kept; None: if they fit `CACHE_BYTES`.
     """
 
@@ -83,11 +87,13 @@ class StateStore:
             self._fill_caches(size // (4 * len(dataset)))
 
     def states(self, rows):
-        """Return raw states (..., S) of rows (a slice or an int array), estimated ones if observations were dropped."""
+        """Return raw states (..., S) of rows (a slice or an int array), estimated ones if
+        observations were dropped."""
         return torch.from_numpy(self.source.estimated(rows)).to(self.device)
 
     def policy_states(self, rows, rng):
-        """Return raw states (n, S) as acting would estimate them; draws which observations are dropped from `rng`."""
+        """Return raw states (n, S) as acting would estimate them; draws which observations are
+        dropped from `rng`."""
         return torch.from_numpy(self.source.drop(rows, rng)).to(self.device)
 
     def steps(self, rows):
@@ -138,7 +144,8 @@ class OnlineBatches:
     """Draw batches of `size` steps of the offline data, which the agent's own steps help to label.
 
     Args:
-        agent: OnlineAgent. data: TrajectoryDataset of the offline states; if it has actions, these are imitated.
+        agent: OnlineAgent. data: TrajectoryDataset of the offline states; if it has actions, these
+            are imitated.
         replay: ReplayBuffer of the agent's episodes.
     """
 
@@ -161,12 +168,14 @@ class OnlineBatches:
         self.online_store.source.refresh(dropped)
 
     def online_steps(self):
-        """Return the agent's steps: raw pairs of states (n, 2, S), and the actions (n, A) between them."""
+        """Return the agent's steps: raw pairs of states (n, 2, S), and the actions (n, A) between
+        them."""
         rows = self.online_store.source.observed_pairs
         return self.online_store.steps(rows), torch.from_numpy(self.online_store.dataset.actions[rows])
 
     def label_data(self, label):
-        """Infer the actions of the offline data; `label` maps raw pairs of states (n, 2, S) to actions (n, A)."""
+        """Infer the actions of the offline data; `label` maps raw pairs of states (n, 2, S) to
+        actions (n, A)."""
         if not self.infers_actions:
             return
 
@@ -211,8 +220,8 @@ class OnlineBatches:
         )
 
     def _perturb(self, rows, states, actions, latents, rng):
-        """Replace a random share of the steps in rows (n,) by corrective transitions, in place: states (n, S), actions
-        (n, A) and latents (n, D)."""
+        """Replace a random share of the steps in rows (n,) by corrective transitions, in place:
+        states (n, S), actions (n, A) and latents (n, D)."""
         valid = self.corrective.valid[rows]
         chosen = np.flatnonzero(valid & (rng.random(len(rows)) < self.task.corrective_fraction))
         states[chosen] = self.corrective.states[rows[chosen]].to(states.device)

@@ -1,4 +1,5 @@
-"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of episodes, updates and evaluation.
+"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of episodes, updates
+and evaluation.
 
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
@@ -22,7 +23,7 @@ from mamba import choose_backend
 from observing.observation_models import ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
-from online_agent import OnlineAgent, OnlineConfig, build_map, load_map
+from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
@@ -31,6 +32,7 @@ from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
 from support.runs import RunConfig, Stopped, open_run, runs_of
+from tasks import build_map, load_map
 from trajectories import ReplayBuffer, load_recorded
 from utils import expected_time, mean_of, normalize_actions
 
@@ -142,7 +144,8 @@ class OfflineSource:
 
 
 def find_offline_source(config, saved):
-    """Return the OfflineSource of a run. A resumed run (`saved` is its checkpoint) holds all of it and needs no file."""
+    """Return the OfflineSource of a run. A resumed run (`saved` is its checkpoint) holds all of it
+    and needs no file."""
     if saved:
         return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'], observation_model_of(saved))
 
@@ -159,7 +162,8 @@ def load_given_actions(path, data, space):
     """Return actions (N, A) in [-1, 1] of all rows of a TrajectoryDataset, from a file.
 
     Args:
-        path: the data's own file, or one that label_with_simulator.py made for it. space: the environment's action space.
+        path: the data's own file, or one that label_with_simulator.py made for it. space: the
+            environment's action space.
 
     Raises:
         ValueError: if the file has no actions, or actions of another environment or of other data.
@@ -207,7 +211,8 @@ def train(config, agent_config):
 
 
 def check_dimensions(env, offline, path, name):
-    """Raise ValueError if an environment has other observations than those that a checkpoint was trained on."""
+    """Raise ValueError if an environment has other observations than those that a checkpoint was
+    trained on."""
     found = env.observation_space.shape
     if found != (offline.observation_dim,):
         raise ValueError(f'{path} was trained on observations of {offline.observation_dim} dimensions, '
@@ -215,7 +220,8 @@ def check_dimensions(env, offline, path, name):
 
 
 def load_offline_data(config, source, offline, space):
-    """Load the data of the offline run, with actions if they are given; return a TrajectoryDataset and a DataSource."""
+    """Load the data of the offline run, with actions if they are given; return a TrajectoryDataset
+    and a DataSource."""
     data, data_source = load_recorded(source.data, source.path, config.dataset_path, config.data_dir,
                                       config.dataset_url, config.max_trajectories, source.observation_model,
                                       **offline.config.sampling())
@@ -274,7 +280,8 @@ class Round:
 class OnlineTraining:
     """Rounds of episodes, updates and evaluation until the budget is spent.
 
-    A resumed run continues where `run.saved` ended: between two rounds, or among the updates of the round in progress.
+    A resumed run continues where `run.saved` ended: between two rounds, or among the updates of the
+    round in progress.
     """
 
     def __init__(self, run, config, agent, data, replay, envs, source):
@@ -381,7 +388,8 @@ class OnlineTraining:
                 raise Stopped
 
     def evaluate_if_due(self):
-        """Evaluate every `eval_interval` steps and at the end; return the metrics, or {} if no evaluation is due."""
+        """Evaluate every `eval_interval` steps and at the end; return the metrics, or {} if no
+        evaluation is due."""
         interval = self.config.eval_interval
         crossed = interval and self.collector.steps // interval > self.round.first_step // interval
         if not (self.collector.done or crossed):
@@ -420,7 +428,8 @@ class OnlineTraining:
         self.draw_curves()
 
     def finish_without_rounds(self):
-        """Say that the budget is spent, and evaluate if the run was stopped before its last evaluation."""
+        """Say that the budget is spent, and evaluate if the run was stopped before its last
+        evaluation."""
         print(f'this run is finished: {self.collector.episodes:,} episodes, {self.collector.steps:,} environment '
               'steps; --max_episodes and --max_steps can be raised')
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):

@@ -1,4 +1,5 @@
-"""Episodes: run in lock-step over several environments, evaluated by OGBench's protocol, collected with exploration."""
+"""Episodes: run in lock-step over several environments, evaluated by OGBench's protocol, collected
+with exploration."""
 
 import dataclasses
 import time
@@ -12,7 +13,8 @@ from utils import linear_schedule, unnormalize_actions
 
 @dataclasses.dataclass
 class Episode:
-    """One episode from reset to end. A fault ends it before the step that failed, so that T may be 0."""
+    """One episode from reset to end. A fault ends it before the step that failed, so that T may be
+    0."""
 
     job: int  # its index among the jobs
     task: int
@@ -38,9 +40,11 @@ class Episode:
 
 
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
-    """Run `jobs`, an iterable of (task, seed), in lock-step over the list `envs`; yield each `Episode` when it ends.
+    """Run `jobs`, an iterable of (task, seed), in lock-step over the list `envs`; yield each
+    `Episode` when it ends.
 
-    Idle environments keep their rows in the batch, so that an action never depends on how many episodes are left.
+    Idle environments keep their rows in the batch, so that an action never depends on how many
+    episodes are left.
 
     Args:
         act: function (observations, goals, state) -> (actions, state); default `agent.act`.
@@ -169,7 +173,8 @@ class Collector:
                 linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
 
     def round(self, progress):
-        """Collect one episode per environment, in the first round `random_steps` random steps; return a CollectedRound."""
+        """Collect one episode per environment, in the first round `random_steps` random steps;
+        return a CollectedRound."""
         config = self.config
         begin = time.perf_counter()
         epsilon, noise = self.schedules()
@@ -219,7 +224,8 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, and the means of success, reward and length over whole episodes."""
+    """Return the number of faults, if any, and the means of success, reward and length over whole
+    episodes."""
     metrics = {}
     faults = sum(bool(episode.fault) for episode in episodes)
     if faults:

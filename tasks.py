@@ -1,10 +1,11 @@
-"""The two kinds of task. A task decides what the policy sees of a subgoal, which steps of the data it imitates, and how
-much each step counts.
+"""The two kinds of task. A task decides what the policy sees of a subgoal, which steps of the data
+it imitates, and how much each step counts.
 
     Locomotion     the robot itself goes somewhere: unit directions to subgoal and goal; subgoals lie k steps ahead
     Manipulation   the robot moves objects: the displacements that are left; subgoals lie after the next move
 
-`make_task` chooses one from the data, once. Both classes have the same methods.
+`make_task` chooses one from the data, once, and `build_map` the map that its planner needs. Both
+classes have the same methods.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,42 @@ import torch
 import torch.nn.functional as F
 
 from model import imitation_weight
-from planning.objects import REST_TOL, find_moves
+from planning.graph_planner import StateGraph
+from planning.objects import REST_TOL, ObjectMap, find_moves
 
 CLIP = 4.0  # standard deviations of the data beyond which a policy that moves objects sees no difference
 STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
 STUCK_RADIUS = 0.1  # in radii of the graph's nodes; about 0.2 m in OGBench's mazes
+
+
+def build_map(offline, config, data, seed=0, nodes=0):
+    """Build what the agent plans on from a TrajectoryDataset: an ObjectMap if the data have
+    objects, else a StateGraph.
+
+    Args:
+        offline: OfflineAgent. config: OnlineConfig. nodes: of the graph; 0: as many as cover the
+            data.
+
+    Raises:
+        ValueError: for flags that do not fit the data.
+    """
+    mean, scale = offline.goal_feature_affine()
+    if offline.has_objects:
+        if nodes:
+            raise ValueError('--nodes: has no meaning where the robot moves objects; leave it out')
+        return ObjectMap.from_data(data, scale, seed)
+
+    longest = int((data.ends - data.starts).max())
+    if config.waypoint_steps > longest:
+        raise ValueError(f'--waypoint_steps {config.waypoint_steps}: the longest trajectory of the data has {longest} '
+                         'steps; choose fewer')
+    return StateGraph.from_data(data, mean, scale, config.waypoint_steps, nodes, seed)
+
+
+def load_map(offline, saved):
+    """Rebuild what `build_map` made for an OfflineAgent from its `state_dict`."""
+    kind = ObjectMap if offline.has_objects else StateGraph
+    return kind.from_state_dict(saved)
 
 
 def make_task(offline, config, data_map):
@@ -57,6 +89,7 @@ class Locomotion:
         self.encoder = offline.encoder
         self.action_scale = config.action_scale
         self.progress_steps = config.progress_steps
+        self.weighs_progress = config.progress_steps > 0
         self.temperature = config.progress_temperature
         self.nearest = min(max(1, config.progress_steps), offline.config.transition_steps)
         self.farthest = offline.config.transition_steps
@@ -83,9 +116,10 @@ class Locomotion:
             subgoals, goals: (..., S) goal features.
 
         Returns:
-            List of tensors (..., n): the normalised state, the unit directions to subgoal and goal and, with
-            --direction_products, each dimension of the state times each position dimension of the direction. The
-            products of a velocity in the world are its parts toward the subgoal and across.
+            List of tensors (..., n): the normalised state, the unit directions to subgoal and goal
+            and, with --direction_products, each dimension of the state times each position
+            dimension of the direction. The products of a velocity in the world are its parts toward
+            the subgoal and across.
         """
         here = self.encoder.goal_features(states)
         normalized = self.encoder.normalize(states)
@@ -101,31 +135,28 @@ class Locomotion:
         """Return the SubgoalSampler of a trajectory dataset."""
         return StepsAhead(dataset, self.nearest, self.farthest)
 
-    @property
-    def weighs_progress(self):
-        """Whether imitation is weighted by progress."""
-        return self.progress_steps > 0
-
     def weights(self, batch, baseline):
-        """Return imitation weights (n,), mean 1: exponential in the progress toward the subgoal beyond `baseline`.
+        """Return imitation weights (n,), mean 1: exponential in the progress toward the subgoal
+        beyond `baseline`.
 
-        Progress is compared with a state-dependent baseline (n,): a fallen robot makes no progress, and getting up is
-        imitated all the same; a robot that stands where others walk is not. HIQL's low-level policy has the gain of V in
-        its place (Park et al. 2023, eq. 6).
+        Progress is compared with a state-dependent baseline (n,): a fallen robot makes no progress,
+        and getting up is imitated all the same; a robot that stands where others walk is not.
+        HIQL's low-level policy has the gain of V in its place (Park et al. 2023, eq. 6).
         """
         advantage = self.progress(batch) - baseline
         return imitation_weight(_standardize(advantage), self.temperature)
 
     def progress(self, batch):
-        """Return the way (n,) that the trajectory came toward the subgoal in `progress_steps`, in standard deviations
-        of the batch."""
+        """Return the way (n,) that the trajectory came toward the subgoal in `progress_steps`, in
+        standard deviations of the batch."""
         here = self.encoder.goal_features(batch.states)
         direction = F.normalize(self.encoder.goal_features(batch.subgoal_states) - here, dim=-1)
         progress = (direction * (self.encoder.goal_features(batch.progress_states) - here)).sum(-1)
         return progress / _deviation(progress)
 
     def baseline_inputs(self, batch):
-        """Return what the baseline of progress is regressed on (n, baseline_dim): the normalised state."""
+        """Return what the baseline of progress is regressed on (n, baseline_dim): the normalised
+        state."""
         return self.encoder.normalize(batch.states)
 
 
@@ -144,6 +175,8 @@ class Manipulation:
         self.object_masks = object_map.object_masks.to(offline.device)
         self.scale = offline.goal_feature_affine()[1]
         self.progress_steps = config.progress_steps
+        # with switches alone, the fastest presses are those that miss
+        self.weighs_progress = config.progress_steps > 0 and object_map.has_movable
         self.temperature = config.progress_temperature
         self.small_action_prior = config.small_action_prior
         self.corrective_fraction = config.corrective_fraction
@@ -153,7 +186,8 @@ class Manipulation:
 
     # ------------------------------------------------------------------------------------------- policy inputs
     def clip(self, states):
-        """Return what the policy sees of raw states (..., S): at most `CLIP` standard deviations from the mean.
+        """Return what the policy sees of raw states (..., S): at most `CLIP` standard deviations
+        from the mean.
 
         A small turn of a wrist that the data never turn would dominate all other inputs.
         """
@@ -161,16 +195,17 @@ class Manipulation:
         return encoder.mean + encoder.normalize(states).clamp(-CLIP, CLIP) * encoder.std
 
     def inputs(self, states, subgoals, goals):
-        """Return the policy's inputs beside f(s): the normalised state, the displacements that are left until the
-        subgoal, and the state masked to the objects that are to be moved. Arguments as of `Locomotion.inputs`; the goal
-        is not an input, since one move is made at a time."""
+        """Return the policy's inputs beside f(s): the normalised state, the displacements that are
+        left until the subgoal, and the state masked to the objects that are to be moved. Arguments
+        as of `Locomotion.inputs`; the goal is not an input, since one move is made at a time."""
         normalized = self.encoder.normalize(self.clip(states))
         displacement = subgoals - self.encoder.goal_features(states)
         return [normalized, displacement, self._mask_to_moved_objects(normalized, displacement)]
 
     def _mask_to_moved_objects(self, states, displacement):
-        """Zero all dimensions of states (..., S) but those of objects with a displacement (..., S). Else the policy would
-        have to multiply displacement and state, which a small network hardly learns."""
+        """Zero all dimensions of states (..., S) but those of objects with a displacement (..., S).
+        Else the policy would have to multiply displacement and state, which a small network hardly
+        learns."""
         masks = self.object_masks.to(states)
         is_moved = ((displacement.abs() > REST_TOL).to(states) @ masks) > 0
         return states * (is_moved.to(states) @ masks.T)
@@ -180,14 +215,9 @@ class Manipulation:
         """Return the SubgoalSampler of a trajectory dataset."""
         return NextMove(dataset, self.scale)
 
-    @property
-    def weighs_progress(self):
-        """Whether imitation is weighted by progress: not if there are switches alone, where the fastest presses are
-        those that miss."""
-        return self.progress_steps > 0 and self.object_map.has_movable
-
     def weights(self, batch, baseline):
-        """Return imitation weights (n,), mean 1, as `Locomotion.weights`. Moves that change a switch have weight 1."""
+        """Return imitation weights (n,), mean 1, as `Locomotion.weights`. Moves that change a
+        switch have weight 1."""
         weights = torch.ones_like(baseline)
         weighted = ~self._changes_switch(batch)
         advantage = (self.progress(batch) - baseline)[weighted]
@@ -203,12 +233,13 @@ class Manipulation:
         return torch.from_numpy((before != after).any(1)).to(batch.states.device)
 
     def progress(self, batch):
-        """Return minus the steps (n,) until the next move is done, in standard deviations of the batch."""
+        """Return minus the steps (n,) until the next move is done, in standard deviations of the
+        batch."""
         return -batch.steps_to_subgoal / _deviation(batch.steps_to_subgoal)
 
     def baseline_inputs(self, batch):
-        """Return what the baseline is regressed on (n, baseline_dim): the normalised state and the next move. Right after
-        a cube was put down, the next move takes longer."""
+        """Return what the baseline is regressed on (n, baseline_dim): the normalised state and the
+        next move. Right after a cube was put down, the next move takes longer."""
         encoder = self.encoder
         move = encoder.goal_features(batch.subgoal_states) - encoder.goal_features(batch.states)
         return torch.cat([encoder.normalize(batch.states), move], -1)
@@ -234,7 +265,8 @@ class StepsAhead:
         self.farthest = farthest
 
     def transition_rows(self, rows):
-        """Select, among rows (n,) that have a next state, those at which a step to imitate begins: all of them."""
+        """Select, among rows (n,) that have a next state, those at which a step to imitate begins:
+        all of them."""
         return rows
 
     def subgoal_rows(self, rows, rng):
@@ -244,7 +276,8 @@ class StepsAhead:
 
 
 class NextMove:
-    """Subgoals of a dataset's rows: the state after the next move of an object; scale (S,) as of `find_moves`."""
+    """Subgoals of a dataset's rows: the state after the next move of an object; scale (S,) as of
+    `find_moves`."""
 
     def __init__(self, dataset, scale):
         self.dataset = dataset
@@ -256,7 +289,8 @@ class NextMove:
         return leading if len(leading) else rows
 
     def subgoal_rows(self, rows, rng):
-        """Return the row after the next move for each of some rows (n,), the last row of the trajectory if none."""
+        """Return the row after the next move for each of some rows (n,), the last row of the
+        trajectory if none."""
         following = self.next_rest[rows]
         return np.where(following >= 0, following, self.dataset.end_of[rows])
 
@@ -272,12 +306,13 @@ class StuckState(NamedTuple):
 class StuckNoise:
     """Action noise for robots that have not left a ball for `STUCK_STEPS` steps.
 
-    The policy is deterministic: a robot that lies still, and whose action moves nothing, repeats that action for ever.
-    The noise is drawn from a hash of the observation and the step, so that acting stays deterministic.
+    The policy is deterministic: a robot that lies still, and whose action moves nothing, repeats
+    that action for ever. The noise is drawn from a hash of the observation and the step, so that
+    acting stays deterministic.
 
     Args:
-        encoder: Encoder. radius: of the ball, in goal features. std: of the noise, in half widths of the action range; 0
-            adds none.
+        encoder: Encoder. radius: of the ball, in goal features. std: of the noise, in half widths
+            of the action range; 0 adds none.
     """
 
     def __init__(self, encoder, radius, std):
@@ -297,7 +332,8 @@ class StuckNoise:
         """Add noise to the actions of stuck robots.
 
         Args:
-            actions: (B, A) numpy, in [-1, 1]. observations: (B, S) numpy, raw. states: (B, S) tensor, estimated.
+            actions: (B, A) numpy, in [-1, 1]. observations: (B, S) numpy, raw. states: (B, S)
+                tensor, estimated.
 
         Returns:
             Actions (B, A) and the next StuckState.

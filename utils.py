@@ -15,6 +15,13 @@ def load_weights(module, state):
         raise ValueError(f'its networks differ in size from what its settings say: {reason}') from error
 
 
+@torch.no_grad()
+def soft_update(target, source, rate):
+    """Move every parameter of `target` toward that of the same module `source` by the fraction
+    `rate`."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
 def duration(seconds):
     """Write seconds for people: 4210 is '1 h 10 min'."""
     minutes = round(seconds / 60)
@@ -34,7 +41,8 @@ def linear_schedule(start, end, duration, step):
 
 
 def mean_of(infos, prefix=''):
-    """Average each key of a list of dicts over the dicts that have it; keys of the result are prefixed."""
+    """Average each key of a list of dicts over the dicts that have it; keys of the result are
+    prefixed."""
     names = dict.fromkeys(name for info in infos for name in info)
     means = {}
     for name in names:
@@ -69,7 +77,8 @@ class TensorBatch:
 
 
 def unnormalize_actions(actions, low, high):
-    """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, never beyond; float32."""
+    """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, never
+    beyond; float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return np.clip(middle + half_width * actions, low, high).astype(np.float32)
@@ -83,8 +92,9 @@ def normalize_actions(actions, low, high):
 
 
 class RowQueue:
-    """Rows that come at the end and go at the front, without a copy of all of them each time. `rows` is a view of
-    those that are there; `empty(n)` makes an array or tensor with room for n."""
+    """Rows that come at the end and go at the front, without a copy of all of them each time.
+    `rows` is a view of those that are there; `empty(n)` makes an array or tensor with room for
+    n."""
 
     def __init__(self, empty):
         self.empty = empty
@@ -93,7 +103,8 @@ class RowQueue:
         self.rows = self.storage
 
     def extend(self, n, dropped=0):
-        """Drop rows at the front, make room for n more at the end -> the view of these, to be filled."""
+        """Drop rows at the front, make room for n more at the end -> the view of these, to be
+        filled."""
         kept = self.rows[dropped:]
         self.first += dropped
 

@@ -1,4 +1,5 @@
-"""Where to head next. A planner maps states and goals to subgoals; the agent does not know which planner it has.
+"""Where to head next. A planner maps states and goals to subgoals; the agent does not know which
+planner it has.
 
     GraphPlanner     shortest paths on a graph of the data's states (graph_planner.py)
     ObjectPlanner    shortest sequences of moves of objects (object_planner.py)
@@ -37,10 +38,12 @@ class Planner(Protocol):
 
 
 class ProposerPlanner:
-    """The state-only policy: z' = f_P(z, z_g), decoded to goal features. It has an answer for every row.
+    """The state-only policy: z' = f_P(z, z_g), decoded to goal features. It has an answer for every
+    row.
 
     Args:
-        encoder: Encoder. proposer: Proposer. decoder: network from z (..., D) to goal features (..., S).
+        encoder: Encoder. proposer: Proposer. decoder: network from z (..., D) to goal features
+            (..., S).
     """
 
     def __init__(self, encoder, proposer, decoder):

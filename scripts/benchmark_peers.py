@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, mlp, soft_update
+from model import Encoder, GoalValue, mlp
 from offline_agent import expectile_loss
+from utils import soft_update
 
 
 def transformers_mamba2(d_model, chunk_size=32):

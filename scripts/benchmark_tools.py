@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from offline_agent import OfflineAgent, OfflineConfig  # noqa: E402
-from online_agent import OnlineAgent, OnlineConfig, build_map  # noqa: E402
+from online_agent import OnlineAgent, OnlineConfig  # noqa: E402
+from tasks import build_map  # noqa: E402
 from trajectories import ReplayBuffer, TrajectoryDataset  # noqa: E402
 
 STATES, ACTIONS, ENV = 29, 8, 'antmaze-medium-navigate-v0'

@@ -1,7 +1,8 @@
 """A run of a trainer: its folder and lock, the signals that stop it, its checkpoints.
 
-Both trainers work inside `open_run`, so that a run ends in one of three ways: finished; stopped by a signal, saved, and
-with the command that resumes it on the screen; or with one error line and the last good checkpoint.
+Both trainers work inside `open_run`, so that a run ends in one of three ways: finished; stopped by
+a signal, saved, and with the command that resumes it on the screen; or with one error line and the
+last good checkpoint.
 """
 
 import contextlib
@@ -70,9 +71,9 @@ def runs_of(root, name):
 def new_run_dir(root, name, seed, save_dir='', resume=False):
     """-> Path of a run's folder: `save_dir`, or else <root>/<name>/seed<seed>.
 
-    Where the latter holds a run already, -run2, -run3, … is appended, so that no command overwrites another's results;
-    with `resume`, it is the newest of these. Raises ValueError if `save_dir` holds a run already and is not to be
-    resumed.
+    Where the latter holds a run already, -run2, -run3, … is appended, so that no command overwrites
+    another's results; with `resume`, it is the newest of these. Raises ValueError if `save_dir`
+    holds a run already and is not to be resumed.
     """
     if save_dir:
         if not resume and (Path(save_dir) / 'config.json').exists():
@@ -91,8 +92,8 @@ def new_run_dir(root, name, seed, save_dir='', resume=False):
 
 
 def check_unchanged(saved, now):
-    """Raise ValueError if the flags of a resumed run (`now`, a dict) differ from the `saved` ones, naming those that
-    do; `FREE_FLAGS` may differ."""
+    """Raise ValueError if the flags of a resumed run (`now`, a dict) differ from the `saved` ones,
+    naming those that do; `FREE_FLAGS` may differ."""
     changed = [
         f'--{name} was {value}, is {now.get(name)}'
         for name, value in saved.items()
@@ -103,8 +104,8 @@ def check_unchanged(saved, now):
 
 
 def write_config(folder, *configs, **extra):
-    """Write config.json: the command line, every flag of the dataclasses `configs`, package versions, the git commit
-    (None outside a clone) and `extra`."""
+    """Write config.json: the command line, every flag of the dataclasses `configs`, package
+    versions, the git commit (None outside a clone) and `extra`."""
     versions = {'python': platform.python_version()}
     for name in ('torch', 'numpy', 'ogbench', 'mujoco', 'gymnasium', 'mamba-ssm'):
         try:
@@ -128,7 +129,8 @@ def write_config(folder, *configs, **extra):
 
 
 def _as_flags(configs):
-    """-> {name: value} of the fields of all dataclasses together; of a name in two of them, the later one counts."""
+    """-> {name: value} of the fields of all dataclasses together; of a name in two of them, the
+    later one counts."""
     flags = {}
     for config in configs:
         flags |= dataclasses.asdict(config)
@@ -137,13 +139,14 @@ def _as_flags(configs):
 
 # ----------------------------------------------------------------------------------------------------- runs
 class Stopped(BaseException):
-    """The user asked to stop, and the work in progress has been finished or dropped. Like KeyboardInterrupt this is not
-    an Exception, so that no `except Exception` swallows it."""
+    """The user asked to stop, and the work in progress has been finished or dropped. Like
+    KeyboardInterrupt this is not an Exception, so that no `except Exception` swallows it."""
 
 
 class Stop:
-    """Context that catches Ctrl-C (SIGINT) and SIGTERM: after one of them, `check` raises `Stopped` when the training
-    next calls it. Inside `interruptible` the signal itself does. A second signal ends the process on the spot."""
+    """Context that catches Ctrl-C (SIGINT) and SIGTERM: after one of them, `check` raises `Stopped`
+    when the training next calls it. Inside `interruptible` the signal itself does. A second signal
+    ends the process on the spot."""
 
     def __init__(self):
         self.signal = None  # number of the one that came
@@ -189,15 +192,15 @@ class Stop:
 def open_run(kind, script, *configs):
     """Context of one training -> `Run`.
 
-    kind: 'offline', 'online' or 'labeling'; script: path of what runs; configs: dataclasses of its flags, a
-    `RunConfig` first.
+    kind: 'offline', 'online' or 'labeling'; script: path of what runs; configs: dataclasses of its
+    flags, a `RunConfig` first.
 
-    The folder is locked, signals are caught, and `Stopped` ends the program with exit code 130 or 143, after printing
-    the command that resumes the run. With --resume, `run.saved` is the checkpoint to continue from, or None where the
-    run was killed before it saved one.
+    The folder is locked, signals are caught, and `Stopped` ends the program with exit code 130 or
+    143, after printing the command that resumes the run. With --resume, `run.saved` is the
+    checkpoint to continue from, or None where the run was killed before it saved one.
 
-    Raises ValueError if another process works in the folder or the flags contradict the checkpoint, FileNotFoundError
-    if there is no run to resume.
+    Raises ValueError if another process works in the folder or the flags contradict the checkpoint,
+    FileNotFoundError if there is no run to resume.
     """
     config = configs[0]
     check_trackers(name for name in INSTALL if getattr(config, name))
@@ -239,8 +242,9 @@ class Run:
     def start_logging(self, csv_name, step, data, **extra):
         """Write config.json and open the CSV, rows after `step` dropped -> MetricsLog.
 
-        `data` describes what is trained on; ValueError if that of a resumed run is another. A resumed run also restores
-        the random generators and the number of threads, because the order of sums depends on the latter.
+        `data` describes what is trained on; ValueError if that of a resumed run is another. A
+        resumed run also restores the random generators and the number of threads, because the order
+        of sums depends on the latter.
         """
         if self.saved:
             fingerprint = self.saved['fingerprint']
@@ -265,7 +269,8 @@ class Run:
         return self.log
 
     def save(self, content, name='last.pth'):
-        """Write the dict `content` as a checkpoint, together with all that --resume compares and restores."""
+        """Write the dict `content` as a checkpoint, together with all that --resume compares and
+        restores."""
         save_checkpoint(self.folder / name, {
             'kind': self.kind,
             'flags': self.flags,
@@ -280,10 +285,12 @@ class Run:
         """Stop a run whose losses or gradients are not finite.
 
         Args:
-            info: {name: float} of the update. rows: {name: int array}, where the batch lies in the data; written to a file.
+            info: {name: float} of the update. rows: {name: int array}, where the batch lies in the
+                data; written to a file.
 
         Raises:
-            FloatingPointError: that names the term, the update, that file and the checkpoint to go back to.
+            FloatingPointError: that names the term, the update, that file and the checkpoint to go
+                back to.
         """
         bad = [name for name, value in info.items() if not math.isfinite(float(value))]
         wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # the terms come before their total
@@ -298,7 +305,8 @@ class Run:
 
 
 def resume_command(script, folder, configs):
-    """-> the command line, quoted for the shell, that continues the run in `folder` from the working directory."""
+    """-> the command line, quoted for the shell, that continues the run in `folder` from the
+    working directory."""
     flags = []
     for config in configs:
         for field in dataclasses.fields(config):

@@ -11,7 +11,8 @@ import torch
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
-from online_agent import OnlineAgent, OnlineConfig, build_map
+from online_agent import OnlineAgent, OnlineConfig
+from tasks import build_map
 from trajectories import ReplayBuffer, TrajectoryDataset
 
 os.environ['OMP_NUM_THREADS'] = '1'  # for programs that tests start: the order of sums depends on it

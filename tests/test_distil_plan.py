@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from observing.observation_models import FULL_STATE
-from online_agent import OnlineAgent, build_map
+from online_agent import OnlineAgent
 from planning.graph_planner import GraphPlanner
 from planning.planners import ProposerPlanner
 from support.files import load_checkpoint, save_checkpoint
+from tasks import build_map
 from trajectories import TrajectoryDataset
 
 DATASET = 'pointmaze-medium-navigate-v0'

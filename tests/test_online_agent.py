@@ -7,8 +7,9 @@ import pytest
 import shrink_checkpoint
 import torch
 
-from online_agent import OnlineAgent, build_map
+from online_agent import OnlineAgent
 from support.files import load_checkpoint, save_checkpoint
+from tasks import build_map
 
 DIM, ACTION_DIM, D = 5, 3, 32
 
