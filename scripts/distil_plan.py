@@ -5,8 +5,8 @@
 
 The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner, and `plan` is set to False. Nothing
 else in the checkpoint changes. The policy reads the direction of a proposal. The loss is therefore 1 - cos
-between the directions of its decoded goal features and of the waypoint. `--objective embedding` regresses on the
-waypoint in the embedding of V, as the offline half does.
+between the directions of its decoded goal features and of the waypoint. `--objective embedding` regresses on
+the waypoint in the embedding of V, as the offline half does.
 
 Half of the goals are drawn from all data, for long routes. The other half are drawn near the state, for the
 last steps and for goals behind a wall: two states drawn from all data are rarely near each other.

@@ -9,8 +9,8 @@
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 A checkpoint labels any file of the same robot. The labels of scripts/label_with_simulator.py need the file of
-the episodes that they were inferred for. True actions must be in [-1, 1], as in OGBench's files. OPSO itself does
-not train on them.
+the episodes that they were inferred for. True actions must be in [-1, 1], as in OGBench's files. OPSO itself
+does not train on them.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
     python scripts/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
     python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
-The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they average.
-Matrices are stored in half precision.
+The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they
+average. Matrices are stored in half precision.
 """
 
 import argparse
