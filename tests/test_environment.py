@@ -10,7 +10,10 @@ import torch
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import episode_seed, make_env, reset_env
 from online_agent import OnlineAgent, OnlineConfig
+from online_trainer import OnlineTrainConfig
 from rollouts import Collector, evaluate, run_episodes
+from tasks import build_map
+from trajectories import TrajectoryDataset
 
 DATASET = 'antmaze-medium-navigate-v0'
 LIMIT = 12
@@ -60,12 +63,21 @@ def envs():
 
 
 @pytest.fixture(scope='module')
-def mamba_agent():
-    """A small untrained agent whose actions depend on its memory."""
+def recurrent_agent():
+    """Return a small untrained agent whose actions depend on earlier observations.
+
+    It adds noise when it is stuck, and its encoder predicts dropped observations.
+    """
     torch.manual_seed(0)
     sizes = dict(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32)
     offline = OfflineAgent(29, OfflineConfig(transition_steps=4, **sizes))
-    return OnlineAgent(offline, -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32, memory=True))
+    config = OnlineConfig(idm_hidden_dim=32, stuck_noise=0.5)
+
+    # a map of random states
+    observations = np.random.default_rng(0).standard_normal((60, 29)).astype(np.float32)
+    data = TrajectoryDataset(observations, np.array([0, 30]), np.array([29, 59]))
+    data_map = build_map(offline, config, data)
+    return OnlineAgent(offline, -np.ones(8), np.ones(8), config, data_map)
 
 
 def run(envs, jobs, agent=None, **options):
