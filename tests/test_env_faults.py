@@ -43,9 +43,11 @@ class CountingEnv:
 
 def raise_at(*episode_steps):
     """Return a fault that raises in the given pairs of episode and step."""
+
     def fault(*episode_step):
         if episode_step in episode_steps:
             raise RuntimeError('boom')
+
     return fault
 
 
@@ -56,7 +58,7 @@ def idle(constant_agent):
 
 @pytest.fixture
 def episodes_of(idle):
-    """episodes_of(fault, count, n_envs) returns (episodes, log of the environments)."""
+    """episodes_of(fault, count, n_envs) -> (episodes, log of the environments)"""
 
     def run(fault, count, n_envs=1):
         log = []
@@ -115,11 +117,12 @@ def test_evaluation_counts_a_fault_as_failure(idle):
 
 def test_collector_reports_faults_of_a_round(idle, monkeypatch):
     config = OnlineTrainConfig(
-        max_episodes=3, num_envs=1, random_steps=12, epsilon_start=0, epsilon_end=0, action_noise_start=0,
+        max_episodes=9, num_envs=1, random_steps=12, epsilon_start=0, epsilon_end=0, action_noise_start=0,
         action_noise_end=0)
     exploration = types.SimpleNamespace(biased=np.zeros(1, bool))
     monkeypatch.setattr(idle, 'explorer', lambda epsilon, rng: exploration, raising=False)
-    monkeypatch.setattr(idle, 'act', lambda observations, goals, state, *_: (np.zeros((1, 2), np.float32), None))
+    act = idle.act
+    monkeypatch.setattr(idle, 'act', lambda observations, goals, state, *_: act(observations, goals, state))
 
     log = []
     collector = Collector(config, open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 4)))), idle)
