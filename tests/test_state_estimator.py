@@ -167,7 +167,7 @@ def test_encoder_with_memory_predicts_oscillations_better_than_mlp(make_agent, m
     assert errors['mamba'] < 0.7 * errors['mlp']
 
 
-# ------------------------------------------------------------------------------------------------ online agent
+# ---------------------------------------------------------------------------------------------- online agent
 def test_batches_use_estimated_states(make_online, dropout_agent, dropout_data, make_replay):
     data = dropout_data()
     agent = make_online(offline=dropout_agent, data=data)
@@ -188,7 +188,7 @@ def test_batches_use_estimated_states(make_online, dropout_agent, dropout_data, 
 
 
 def test_actions_follow_the_chosen_estimator(make_online, dropout_agent, dropout_data):
-    """The encoder predicts another state in place of a repeated observation, the last reading the same one."""
+    """The encoder replaces a repeated observation by a prediction, the last reading does not."""
     data = dropout_data()
     observation, goal = data.observations[:1], data.observations[30:31]
     is_same = {}
