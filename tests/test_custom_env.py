@@ -242,7 +242,7 @@ def test_a_video_of_ones_own_environment_needs_no_gl(give, tmp_path, monkeypatch
     videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL_STATE, 96, 2)
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
-    with pytest.raises(OSError, match='gives no picture'):
+    with pytest.raises(OSError, match='returned no array'):
         videos.render(tmp_path / 'job.npz')
 
 
