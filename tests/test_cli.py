@@ -51,7 +51,7 @@ def no_curves(monkeypatch):
     """Drawing takes most of the time of such short runs."""
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
-    monkeypatch.setattr(pictures, 'draw_knowledge', lambda *args: None)
+    monkeypatch.setattr(pictures, 'draw_agent', lambda *args: None)
     monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *args: None)
 
 
