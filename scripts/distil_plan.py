@@ -5,10 +5,10 @@
 
 The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner. Nothing else in the checkpoint is
 trained. The policy reads the direction of a proposal, so the loss is 1 - cos between the directions of its
-decoded goal features and of the waypoint. Half of the goals are drawn from all data, for long routes. The other
-half are drawn near the state, for the last steps and for goals behind a wall, since two states drawn from all
-data are hardly ever near each other. `--objective embedding` regresses on the waypoint in the embedding of V, as
-the offline half does.
+decoded goal features and of the waypoint. Half of the goals are drawn from all data, for long routes. The
+other half are drawn near the state, for the last steps and for goals behind a wall, since two states drawn
+from all data are hardly ever near each other. `--objective embedding` regresses on the waypoint in the
+embedding of V, as the offline half does.
 """
 
 import dataclasses
