@@ -14,7 +14,8 @@ from support.metrics import read_csv
 
 FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launch.ROOT / 'datasets'),
          '--max_trajectories', '4', '--batch_size', '2', '--context_length', '10', '--d_model', '32',
-         '--headdim', '16', '--hidden_dim', '32', '--device', 'cpu', '--no-maze_figures', '--val_interval', '2']
+         '--headdim', '16', '--hidden_dim', '32', '--device', 'cpu', '--no-maze_figures',
+         '--val_interval', '2']
 
 
 def test_launch_trains_seeds_and_aggregates_them(tmp_path, capsys):
@@ -55,7 +56,7 @@ def test_aggregate_equals_a_computation_by_hand():
     assert (line.step, line.n) == (11.5, 4)
     assert (line.statistics['mean'], line.statistics['iqm']) == (2.5, pytest.approx(0.5))
     assert 0 <= line.statistics['low'] < 0.5 and 4 < line.statistics['high'] <= 9
-    assert launch.judged([x, line]) == ['evaluation/s']
+    assert launch.result_columns([x, line]) == ['evaluation/s']
 
 
 def test_run_all_shares_the_cores(tmp_path, monkeypatch):

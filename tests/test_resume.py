@@ -33,7 +33,8 @@ if not hasattr(os, 'fork'):
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
-                      '--transition_steps 5 --batch_size 4 --num_updates 40 --val_interval 6 --log_interval 4')
+                      '--transition_steps 5 --batch_size 4 --num_updates 40 --val_interval 6 '
+                      '--log_interval 4')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 '
                      '--initial_updates 12 --max_steps 450 --update_ratio 0.2 --eval_interval 150 '
                      '--eval_episodes 1 --final_eval_episodes 2')

@@ -416,7 +416,7 @@ def test_slowness_limits_the_time_scale_to_the_longest_trajectory():
     """A dimension that hardly changes would otherwise have a time scale of a million steps."""
     rng = np.random.default_rng(0)
     position = np.cumsum(rng.standard_normal((20, 200)), 1)
-    nearly = 1000 * np.arange(20)[:, None] + 1e-2 * place
+    nearly = 1000 * np.arange(20)[:, None] + 1e-2 * position
     slowness = make_trajectories(nearly=nearly, position=position).slowness()
     assert slowness[0] == 1 and slowness[1] > 0.01
 
