@@ -449,8 +449,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         train = TrajectoryDataset(observations, starts, ends, **sampling)
     else:
         if len(starts) < 2:
-            raise ValueError(f'{train_path}: only one trajectory is used and there is no -val file beside it; '
-                             'use more trajectories or add that file to validate on')
+            raise ValueError(f'{train_path}: only one trajectory is used and there is no -val file '
+                             'beside it; use more trajectories or add that file')
         held = max(1, len(starts) // 10)
         row = starts[-held]
         train = TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling)
