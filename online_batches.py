@@ -18,7 +18,7 @@ from labeling.corrective_data import find_corrective_transitions
 from observing.state_estimator import ImputedStates
 from offline_agent import Latents
 from planning.objects import find_moves
-from utils import RowQueue, TensorBatch
+from trajectories import RowQueue, TensorBatch
 
 CACHE_BYTES = 512 << 20  # a store that would be larger computes the latents of each batch anew
 ROWS_AT_ONCE = 8192
@@ -54,9 +54,6 @@ class OnlineBatch(TensorBatch):
     def shows_progress(self):
         """Is there something to weigh imitation by?"""
         return self.progress_states is not None or self.steps_to_subgoal is not None
-
-    def __getitem__(self, rows):
-        raise TypeError('an OnlineBatch is used whole')
 
 
 class LatentStore:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from model import EncoderState
-from utils import RowQueue
+from trajectories import RowQueue
 
 WINDOWS_AT_ONCE = 64
 

@@ -23,10 +23,10 @@ import torch  # noqa: E402
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
-from ogbench_utils import load_trajectories  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.npz import load_trajectories  # noqa: E402
 
 REMEMBERED = (1, 2, 5, 10, 20, 50, 100)
 STATES = 2000

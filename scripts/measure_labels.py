@@ -26,12 +26,12 @@ import torch  # noqa: E402
 
 from labeling.labeler import explained  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
-from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.npz import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from trajectories import TrajectoryDataset  # noqa: E402
 
 

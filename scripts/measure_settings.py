@@ -25,9 +25,10 @@ from torch import nn  # noqa: E402
 
 from model import mlp  # noqa: E402
 from observing.observation_models import ObservationModel  # noqa: E402
-from ogbench_utils import load_actions, load_trajectories, make_env  # noqa: E402
+from ogbench_utils import make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
+from support.npz import load_actions, load_trajectories  # noqa: E402
 
 CONTEXTS = (1, 10, 100)
 STATES = 2000
