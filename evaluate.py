@@ -75,7 +75,7 @@ class Acting:
         for name in ('plan', 'stuck_noise'):
             if getattr(self, name) and agent.state_map is None:
                 raise ValueError(f'--{name}: {path} has no map of the data, it is of an older version; '
-                                 f'python scripts/add_map.py --checkpoint {path} adds one')
+                                 f'python scripts/checkpoints/add_map.py --checkpoint {path} adds one')
 
 
 def run(config):

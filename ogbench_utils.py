@@ -182,7 +182,7 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     raise FileNotFoundError(
         f'{name}.npz is not in {", ".join(map(str, folders))} and cannot be downloaded ({failure}); '
         f'give --dataset_path FILE or --dataset_url BASE_URL, take the bundled {BUNDLED_NAME}, '
-        f'or collect it: python scripts/collect_dataset.py --dataset {name}')
+        f'or collect it: python scripts/data/collect_dataset.py --dataset {name}')
 
 
 def _validation_path(path):
@@ -277,7 +277,7 @@ def list_datasets(data_dir):
                 _list_dataset(name, data_dir)
 
     print('\nto get one: python ogbench_utils.py download NAME, or '
-          'python scripts/collect_dataset.py --dataset NAME\n'
+          'python scripts/data/collect_dataset.py --dataset NAME\n'
           'OGBench\'s visual, powderworld and singletask datasets are not for OPSO, '
           'which learns from states and goals')
 

@@ -11,7 +11,7 @@ picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels
 `expert-noise-<noise>[-<which>]` makes the table of the demonstrators, and with `true-actions` and HIQL one of what
 labels cost. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture.
 `parts-<what is other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what
-it takes of the arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>`
+it takes of the arithmetic (`python scripts/benchmarks/benchmark.py --only parts --json results/parts.json`). `few-<who explores>`
 makes one of exploration, paired with `few-random`. Every other experiment is a row of the ablations, paired by seed
 with `main`, and one of results/before/ with what `main` was at its time (`network-labels`, `full-actions`,
 `older-weights`, or `no-plan` if it did not plan); the last table there has the evaluations while training. What is
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from any folder
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'analysis')]  # run from any folder
 
 from plot_runs import read_metric  # noqa: E402
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that spawned workers find the modules
+sys.path.insert(0, str(ROOT / 'scripts' / 'data'))  # by path, so that spawned workers find the modules
 
 import collect_dataset  # noqa: E402
 import collect_manipulation  # noqa: E402

@@ -280,7 +280,7 @@ def test_find_dataset_error_names_places_reason_and_ways_out(places):
         find_dataset(NAME, data_dir=data_dir, dataset_url='http://mirror.invalid/x/')
     for words in (str(data_dir), str(home), f'http://mirror.invalid/x/{NAME}', ogbench_utils.OGBENCH_URL,
                   'Name or service not known', '--dataset_path', '--dataset_url', BUNDLED_NAME,
-                  f'python scripts/collect_dataset.py --dataset {NAME}'):
+                  f'python scripts/data/collect_dataset.py --dataset {NAME}'):
         assert words in str(caught.value)
     assert '\n' not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""scripts/distil_plan.py: a proposer that heads where the plan does, and what it says about bad input."""
+"""scripts/checkpoints/distil_plan.py: a proposer that heads where the plan does, and what it says about bad input."""
 
 import add_map
 import distil_plan

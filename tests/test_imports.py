@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
-    for folder in (ROOT, ROOT / 'support', ROOT / 'scripts')
+    for folder in (ROOT, ROOT / 'support', ROOT / 'scripts', *ROOT.glob('scripts/*/'))
     for path in sorted(folder.glob('*.py'))
 }
 SUPPORT = {name for name in FILES if name.startswith('support.')}

@@ -20,7 +20,7 @@ DATA = '`antmaze-medium-navigate` (our expert)'
 
 
 def script(name, *flags, cwd=None):
-    done = subprocess.run([sys.executable, str(ROOT / 'scripts' / f'{name}.py'), *map(str, flags)], cwd=cwd,
+    done = subprocess.run([sys.executable, str(next(ROOT.glob(f'scripts/**/{name}.py'))), *map(str, flags)], cwd=cwd,
                           capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 

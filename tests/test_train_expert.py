@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'scripts'))
+sys.path[:0] = [str(ROOT / 'scripts' / name) for name in ('data', 'experts')]
 
 import train_expert  # noqa: E402
 from collect_maze import expert_inputs, load_expert  # noqa: E402

@@ -22,7 +22,7 @@ from ogbench_utils import make_env
 STITCH_CELLS = 4  # from start to goal
 EXPLORE_INTERVAL = 10  # steps with one direction
 EXPERT_KEYS = ('w1', 'b1', 'w2', 'b2', 'w_mean', 'b_mean')
-DATASETS_DIR = Path(__file__).resolve().parents[1] / 'datasets'
+DATASETS_DIR = Path(__file__).resolve().parents[2] / 'datasets'
 EXPERTS = {'ant': 'ant_expert.npz', 'humanoid': 'humanoid_expert.npz'}
 
 

@@ -1,7 +1,7 @@
 """Give an online checkpoint the map of its data, on which it plans (planning/planner.py): for checkpoints from before there were
 maps, or to try another map. Nothing in it is retrained.
 
-    python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth
+    python scripts/checkpoints/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output planning.pth
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402

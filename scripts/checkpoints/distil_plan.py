@@ -1,7 +1,7 @@
 """Teach the plan back to the proposer: f_P(z, z_g) learns to lead where the map of the data would, so that acting needs
 neither the map nor Dijkstra. Nothing else in the checkpoint is retrained.
 
-    python scripts/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
+    python scripts/checkpoints/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
 Of a proposal, acting reads the direction of its place. So the loss is 1 - cos between the direction of l(f_P(z, z_g)) and
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
 
@@ -201,7 +201,7 @@ def run(config):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
     if agent.state_map is None:
         raise ValueError(f'{config.checkpoint} has no map of the data, it is of an older version; '
-                         f'python scripts/add_map.py --checkpoint {config.checkpoint} adds one')
+                         f'python scripts/checkpoints/add_map.py --checkpoint {config.checkpoint} adds one')
     if agent.moves_things:
         raise ValueError(f'{config.checkpoint} plans with things that it moves; only the ways of a map can be taught')
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,

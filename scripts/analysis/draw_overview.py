@@ -1,6 +1,6 @@
 """Draw assets/overview.png, the README's picture of OPSO: what is learned offline, what is learned online.
 
-    python scripts/draw_overview.py
+    python scripts/analysis/draw_overview.py
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from PIL import Image  # matplotlib brings it
 
-OUTPUT = Path(__file__).resolve().parent.parent / 'assets' / 'overview.png'
+OUTPUT = Path(__file__).resolve().parents[2] / 'assets' / 'overview.png'
 # Okabe-Ito colours; labels and dashes say the same, so that a grey print loses nothing
 BLUE, GREEN, ORANGE, RED, PURPLE, GREY = '#0072B2', '#009E73', '#E69F00', '#D55E00', '#CC79A7', '#777777'
 INK = '#222222'

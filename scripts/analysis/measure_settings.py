@@ -1,9 +1,9 @@
 """Can memory matter in a setting of --observe? R2 of the next state, and of the demonstrator's action, told by what is
 seen: by a network that sees the last reading only, and by a GRU that sees the last 1, 10 and 100.
 
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 100 --num_val_episodes 10 \\
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 100 --num_val_episodes 10 \\
         --output_dir with_actions --seed 77 --no-state_only
-    python scripts/measure_settings.py --actions_path with_actions/antmaze-medium-navigate-v0.npz
+    python scripts/analysis/measure_settings.py --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 A cheap diagnosis, before any agent is trained: it takes a minute a setting. Beside the file lies its -val file, whose
 trajectories are foretold. OPSO itself never reads actions of data.
@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch

@@ -1,7 +1,7 @@
 """Compare runs and seeds from their CSVs alone: a figure with mean and interval, and a table.
 
-    python scripts/plot_runs.py "online_checkpoints/*/seed*"
-    python scripts/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.png
+    python scripts/analysis/plot_runs.py "online_checkpoints/*/seed*"
+    python scripts/analysis/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.png
 
 Each argument is a pattern of run folders or CSV files, with LABEL= before it, or else grouped by the folder above.
 """
@@ -11,7 +11,7 @@ import glob
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.figures import plot_bands  # noqa: E402
 from support.flags import run_main  # noqa: E402

@@ -1,8 +1,9 @@
 """Collect trajectories from OGBench's environments by its protocols, in its npz layout.
 
-    python scripts/collect_dataset.py --dataset pointmaze-medium-navigate-v0 --num_workers 2 python
-    scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 500 --num_val_episodes 50
-    python scripts/collect_dataset.py --dataset cube-single-play-v0 --num_workers 2
+    python scripts/data/collect_dataset.py --dataset pointmaze-medium-navigate-v0 --num_workers 2
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 500 \\
+        --num_val_episodes 50
+    python scripts/data/collect_dataset.py --dataset cube-single-play-v0 --num_workers 2
 
 collect_maze.py and collect_manipulation.py define the episodes. By default the number of episodes, their rows
 and the noise are those of the official dataset of that name.
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from collect_manipulation import ManipulationCollector  # noqa: E402

@@ -1,6 +1,7 @@
 """Make a small checkpoint for evaluation out of one that can be trained further.
 
-    python scripts/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
+    python scripts/checkpoints/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth \\
+        --output small.pth
 
 Replay, optimiser and random generators are dropped, averaged networks replace the trained ones, and matrices
 are stored in half precision. `python evaluate.py --checkpoint last.pth --compare small.pth` measures the loss
@@ -11,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.files import load_checkpoint, save_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402

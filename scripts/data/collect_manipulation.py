@@ -4,10 +4,10 @@ The protocols and the oracles are those of OGBench (Park et al. 2025, arXiv 2410
 a random scene. The environment draws random targets one after the other (a cube to move, a button to press, a
 drawer or a window to slide), and an oracle reaches them:
 
-    kind   oracle                           noise play   follows a plan of keyframes      on the plan, smooth
-    in time, 0.1 of the scale of each dimension noisy  computes each step separately    on the action, its std
-    drawn from U(0, 0.1) for the episode (3 and 10
-                                            times that for yaw and gripper); some actions are random
+    kind   oracle                           noise
+    play   follows a plan of keyframes      on the plan, smooth in time, 0.1 of the scale of each dimension
+    noisy  computes each step separately    on the action, its std drawn from U(0, 0.1) for the episode (3 and
+                                            10 times that for yaw and gripper); some actions are random
 
 In the play of several cubes, the probability of stacking is drawn for each episode (`STACKING`).
 """

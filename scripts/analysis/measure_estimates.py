@@ -1,7 +1,7 @@
 """How well does a checkpoint foretell readings that got lost? R2 of the true states, by how many readings it remembers.
 
     python offline_trainer.py --dataset antmaze-medium-navigate-v0 --observe dropped:0.5 --save_dir lossy
-    python scripts/measure_estimates.py --checkpoint lossy/last.pth \\
+    python scripts/analysis/measure_estimates.py --checkpoint lossy/last.pth \\
         --states_path datasets/antmaze-medium-navigate-v0-val.npz
 
 A diagnosis on states of which nothing is lost: it tells in a minute whether memory can matter in a setting. R2 is the
@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch

@@ -1,11 +1,11 @@
 """How good are labels, of a checkpoint or of scripts/label_with_simulator.py? The share of the variance of true actions (R2) that they
 explain.
 
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 --num_val_episodes 1 \\
         --output_dir with_actions --seed 77 --no-state_only
-    python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
+    python scripts/analysis/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
-    python scripts/measure_labels.py --rehearsed_path actions.npz \\
+    python scripts/analysis/measure_labels.py --rehearsed_path actions.npz \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 Of a checkpoint, any file of the same robot will do; of scripts/label_with_simulator.py, it must be the same episodes.
@@ -16,7 +16,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch

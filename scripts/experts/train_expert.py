@@ -1,8 +1,7 @@
-"""Train the teacher of an expert for data collection: a robot that walks in a given direction and gets up
-after falls.
+"""Train the teacher of an expert: a robot that walks in a given direction and gets up after falls.
 
-    python scripts/train_expert.py --robot humanoid --num_decisions 1500000
-    python scripts/train_expert.py --robot humanoid --num_decisions 3000000 --resume
+    python scripts/experts/train_expert.py --robot humanoid --num_decisions 1500000
+    python scripts/experts/train_expert.py --robot humanoid --num_decisions 3000000 --resume
 
 This script is a tool, not a part of OPSO. It needs requirements-expert.txt (JAX for CPUs is sufficient).
 
@@ -16,7 +15,7 @@ the direction.
 
 OGBench's own reward, stand * (1 + 100 dxy . direction), is nearly zero on the ground, where every episode of
 the humanoid begins. This reward adds the height of the head, so that getting up has a gradient. The
-evaluation is OGBench's: success in the maze (`scripts/evaluate_expert.py`).
+evaluation is OGBench's: success in the maze (`scripts/experts/evaluate_expert.py`).
 
 Only time ends an episode. A walk that is cut short after a fall is bootstrapped from the value of lying
 there. One policy and one critic therefore learn to walk (robots that begin upright) and to get up (robots
@@ -37,7 +36,7 @@ os.environ.setdefault('XLA_FLAGS',
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from ogbench_utils import make_env  # noqa: E402

@@ -1,6 +1,6 @@
 """Distil the teacher of train_expert.py into the expert that collects data, which does not observe its yaw.
 
-    python scripts/distil_expert.py --robot humanoid --output datasets/humanoid_expert.npz
+    python scripts/experts/distil_expert.py --robot humanoid --output datasets/humanoid_expert.npz
 
 The humanoid's state has velocities in the frame of the world, but no yaw. The expert observes the state (67
 dimensions) with its velocities rotated into the frame of the direction, and infers its yaw from walking. It
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from any folder
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'data')]  # run from any folder
 
 from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import MazeCollector, expert_inputs  # noqa: E402

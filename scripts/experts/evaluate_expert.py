@@ -1,6 +1,6 @@
 """Evaluate the expert that collected the data, which follows the shortest path on the maze's map.
 
-    python scripts/evaluate_expert.py --dataset antmaze-medium-navigate-v0 --noise 0 --seed 12345
+    python scripts/experts/evaluate_expert.py --dataset antmaze-medium-navigate-v0 --noise 0 --seed 12345
 
 The protocol is OGBench's, on the same episodes as `evaluate.py` with this seed. With --noise 0.2 the expert
 walks as in the navigate and stitch data: its success is that of a perfect imitator of these states.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from any folder
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'data')]  # run from any folder
 
 from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
