@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 
 

@@ -243,7 +243,7 @@ def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypat
     videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL_STATE, 96, 2)
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
-    with pytest.raises(OSError, match='gives no picture'):
+    with pytest.raises(OSError, match='returned no array'):
         videos.render(tmp_path / 'job.npz')
 
 
