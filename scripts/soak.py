@@ -1,13 +1,13 @@
-"""Long checks that no test has the time for: trainings killed fifty times, and memory over long trainings.
+"""Checks that take too long for tests: trainings that are killed and resumed, and their memory.
 
     python scripts/soak.py kills --count 50
     python scripts/soak.py memory
     python scripts/soak.py size
 
-`kills`: both trainings are killed with SIGKILL at random moments, often while they save, and resumed until they end;
-after each kill last.pth must load, and the end must equal that of an undisturbed run bit for bit. `memory`: resident
-memory over 2,000 offline updates and 20,000 online environment steps, with all that a user's run does. `size`: peak
-memory of both halves on made-up files of the size of the two largest official ones.
+kills   kill both trainings with SIGKILL at random moments, often while they save, and resume them. After
+        each kill last.pth must load. The end must equal that of an undisturbed run bit for bit.
+memory  resident memory over 2,000 offline updates and 20,000 online environment steps
+size    peak memory of both halves on synthetic files of the size of the two largest official ones
 """
 
 import argparse
@@ -32,31 +32,37 @@ from support.files import load_checkpoint  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 
 DATA = ['--dataset', 'antmaze-medium-navigate-mini-v0']
-TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64', '--context_length', '20',
-        '--batch_size', '8', '--max_trajectories', '20']
+TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64',
+        '--context_length', '20', '--batch_size', '8', '--max_trajectories', '20']
 COMMANDS = {
-    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '10', '--val_batches',
-                '2', '--no-maze_figures'],
+    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '10',
+                '--no-maze_figures'],
     'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '30000',
                '--initial_updates', '150', '--update_ratio', '0.05', '--batch_size', '4',
-               '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1', '--num_envs', '1']}
+               '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1',
+               '--num_envs', '1'],
+}
 
 
 def start(kind, folder, *flags):
+    """Start a training in `folder`."""
     script, *rest = COMMANDS[kind]
-    offline = ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')] if kind == 'online' else []
-    return subprocess.Popen([sys.executable, str(ROOT / script), *rest, *offline, '--save_dir', str(folder), *flags],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent, text=True)
+    if kind == 'online':
+        rest += ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')]
+    command = [sys.executable, str(ROOT / script), *rest, '--save_dir', str(folder), *flags]
+    return subprocess.Popen(command, cwd=folder.parent, text=True, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE)
 
 
 def finish(process):
+    """Wait for a training; end the program if it failed."""
     error = process.communicate()[1]
     if process.returncode:
         sys.exit(f'the training failed: {error[-2000:]}')
 
 
 def same(a, b):
-    """Bitwise equality of nested dicts and lists of tensors and builtins."""
+    """Return whether nested dicts and lists of tensors and builtins are bitwise equal."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -67,66 +73,83 @@ def same(a, b):
 
 
 def timeless(path):
+    """Return the rows of a CSV without their columns of time."""
     return [{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(path)]
 
 
 def kills(kind, count, folder):
-    """`count` kills of one training -> None; ends the program where a promise is broken."""
-    whole, broken = folder / f'{kind}-whole', folder / f'{kind}-killed'
-    csv = {'offline': 'train', 'online': 'online'}[kind]
+    """Kill one training `count` times; end the program if it then differs from an undisturbed one."""
+    whole = folder / f'{kind}-whole'
+    killed = folder / f'{kind}-killed'
+    csv = {'offline': 'train.csv', 'online': 'online.csv'}[kind]
+
     begin = time.time()
     finish(start(kind, whole))
-    seconds, done, saved = time.time() - begin, 0, 0
+    seconds = time.time() - begin
     print(f'{kind}: undisturbed in {seconds:.0f} s', flush=True)
-    process = start(kind, broken)
-    for done in range(1, count + 1):
-        while not (broken / 'config.json').exists() and process.poll() is None:
+
+    done = 0
+    process = start(kind, killed)
+    for number in range(1, count + 1):
+        while not (killed / 'config.json').exists() and process.poll() is None:
             time.sleep(0.05)
-        before = (broken / 'last.pth').stat().st_mtime if (broken / 'last.pth').exists() else 0
-        limit = time.time() + 120
-        while done % 2 and process.poll() is None and time.time() < limit:  # until it saves again, every other time:
-            # the rest hit anywhere, the start as well, and two kills together make some progress
-            if (broken / 'last.pth').exists() and (broken / 'last.pth').stat().st_mtime > before:
-                break
-            time.sleep(0.005)
+        if number % 2:  # the other kills may come before a save; two together make progress
+            wait_for_save(process, killed / 'last.pth')
         time.sleep(random.uniform(0, 1.5 * seconds / count))
         if process.poll() is not None:
-            done -= 1
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        saved += load_checkpoint(broken / 'last.pth', kind)['agent']['step'] > 0
-        process = start(kind, broken, '--resume')
+        done = number
+        load_checkpoint(killed / 'last.pth', kind)
+        process = start(kind, killed, '--resume')
     finish(process)
+
     for name in ('last.pth', 'best_model.pth'):
-        contents = [load_checkpoint(run / name) for run in (whole, broken)]
+        contents = [load_checkpoint(run / name) for run in (whole, killed)]
         for content in contents:
             del content['flags']
             content['random'].pop('numpy')
         if not same(*contents):
             sys.exit(f'{kind}: {name} differs after {done} kills')
-    if timeless(whole / f'{csv}.csv') != timeless(broken / f'{csv}.csv'):
-        sys.exit(f'{kind}: {csv}.csv differs after {done} kills')
-    print(f'{kind}: {done} kills, last.pth loaded after every one; checkpoints and CSV equal those of the undisturbed '
-          'run bit for bit', flush=True)
+    if timeless(whole / csv) != timeless(killed / csv):
+        sys.exit(f'{kind}: {csv} differs after {done} kills')
+    print(f'{kind}: {done} kills, last.pth loaded after each; checkpoints and CSV equal those of the '
+          'undisturbed run bit for bit', flush=True)
+
+
+def wait_for_save(process, path, seconds=120):
+    """Wait until a training saves its checkpoint again, at most `seconds`."""
+    before = path.stat().st_mtime if path.exists() else 0
+    limit = time.time() + seconds
+    while process.poll() is None and time.time() < limit:
+        if path.exists() and path.stat().st_mtime > before:
+            return
+        time.sleep(0.005)
 
 
 def resident(pid):
-    """Resident memory of a process in MB (Linux)."""
-    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text(encoding='utf-8'))[1]) / 1024
+    """Return the resident memory of a process in MB (Linux)."""
+    status = Path(f'/proc/{pid}/status').read_text(encoding='utf-8')
+    return int(re.search(r'VmRSS:\s+(\d+)', status)[1]) / 1024
 
 
 def memory(kind, flags, folder):
-    """Resident memory at each row of the CSV of a training with default sizes, printed as a table."""
-    script, csv = (('offline_trainer.py', 'train.csv'), ('online_trainer.py', 'online.csv'))[kind == 'online']
+    """Print the resident memory of a training with default sizes at each row of its CSV."""
+    script, csv = {
+        'offline': ('offline_trainer.py', 'train.csv'),
+        'online': ('online_trainer.py', 'online.csv'),
+    }[kind]
     run = folder / kind
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    seen, measured = 0, []
+    command = [sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+
+    count = 0  # rows that were read
+    measured = []  # (step, MB)
     while process.poll() is None:
         rows = read_csv(run / csv) if (run / csv).exists() else []
-        if len(rows) > seen:
-            seen = len(rows)
+        if len(rows) > count:
+            count = len(rows)
             time.sleep(0.5)
             if process.poll() is None:
                 measured.append((int(rows[-1]['step']), resident(process.pid)))
@@ -138,8 +161,10 @@ def memory(kind, flags, folder):
 
 
 def write_walks(path, trajectories, rows, dimensions):
-    """A dataset of random walks in the plane that stay in a maze's range, with limbs that swing; uncompressed, written
-    trajectory by trajectory."""
+    """Write an uncompressed dataset of random walks in a square, with noise in the other dimensions.
+
+    It is written trajectory by trajectory, so that it need not fit in memory.
+    """
     rng = np.random.default_rng(0)
     observations = np.lib.format.open_memmap(path.with_suffix('.npy'), 'w+', np.float32,
                                              (trajectories * rows, dimensions))
@@ -156,9 +181,10 @@ def write_walks(path, trajectories, rows, dimensions):
 
 
 def peak(script, *flags, folder):
-    """Peak resident memory in MB of a script run to its end (Linux)."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, cwd=folder)
+    """Run a script to its end and return its peak resident memory in MB (Linux)."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE)
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -167,26 +193,27 @@ def peak(script, *flags, folder):
 
 
 def size(name, trajectories, rows, dimensions, folder):
-    """Peak memory of both halves beside the bounds, 1.5 and 2 times the states' own bytes plus 700 MB."""
+    """Check the peak memory of both halves: at most 1.5 and 2 times the bytes of the states plus 700 MB."""
     path = folder / f'{name}.npz'
     write_walks(path, trajectories, rows, dimensions)
     write_walks(folder / f'{name}-val.npz', trajectories // 10, rows, dimensions)
     states = trajectories * rows * dimensions * 4 / 2**20
     offline = folder / name / 'offline'
 
-    def show(half, megabytes, factor):
+    def check(half, megabytes, factor):
         bound = factor * states + 700
-        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, at most {bound:.0f} wanted',
+        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, bound {bound:.0f} MB',
               flush=True)
         if megabytes > bound:
-            sys.exit('too much')
+            sys.exit(f'{name}, {half}: the peak exceeds the bound')
 
-    show('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path, '--num_updates', 40,
-                         '--val_interval', 20, '--save_dir', offline, folder=folder), 1.5)
-    show('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
-                        '--max_steps', 12_000, '--random_steps', 10_000,
-                        '--initial_updates', 30, '--update_ratio', 0, '--final_eval_episodes', 1,
-                        '--save_dir', folder / name / 'online', folder=folder), 2.0)
+    check('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path,
+                          '--num_updates', 40, '--val_interval', 20, '--save_dir', offline,
+                          folder=folder), 1.5)
+    check('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
+                         '--max_steps', 12_000, '--random_steps', 10_000, '--initial_updates', 30,
+                         '--update_ratio', 0, '--final_eval_episodes', 1,
+                         '--save_dir', folder / name / 'online', folder=folder), 2.0)
     shutil.rmtree(folder / name)
     path.unlink()
 
@@ -206,11 +233,12 @@ def main():
             for name in ('antmaze-medium-explore-v0', 'humanoidmaze-medium-navigate-v0'):
                 size(name, *official_shape(name), folder)
         else:
-            memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
-            memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
-                              '--random_steps', '2000',
-                              '--initial_updates', '400', '--num_envs', '2',
-                              '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
+            offline = ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500']
+            online = ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
+                      '--random_steps', '2000', '--initial_updates', '400', '--num_envs', '2',
+                      '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1']
+            memory('offline', offline, folder)
+            memory('online', online, folder)
 
 
 if __name__ == '__main__':
