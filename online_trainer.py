@@ -1,5 +1,4 @@
-"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of episodes, updates
-and evaluation.
+"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of acting and updates.
 
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
@@ -22,7 +21,7 @@ from figures.videos import record
 from mamba import choose_backend
 from observing.observation_models import ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
-from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
+from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
@@ -31,6 +30,7 @@ from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
+from support.npz import fingerprint_of_actions, load_actions
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
 from trajectories import ReplayBuffer, load_recorded

@@ -1,13 +1,13 @@
-"""Checks that take too long for tests: trainings that are killed and resumed, and their memory.
+"""Checks that are too long for tests: trainings killed fifty times, and memory over long trainings.
 
     python scripts/soak.py kills --count 50
     python scripts/soak.py memory
     python scripts/soak.py size
 
-kills   kill both trainings with SIGKILL at random moments, often while they save, and resume them. After
-        each kill last.pth must load. The end must equal that of an undisturbed run bit for bit.
-memory  resident memory over 2,000 offline updates and 20,000 online environment steps
-size    peak memory of both halves on synthetic files of the size of the two largest official ones
+`kills` kills both trainings with SIGKILL at random moments, often during a save, and resumes them until they
+end. After each kill last.pth must load, and the result must equal that of an uninterrupted run to the bit.
+`memory` measures the resident memory over 2,000 offline updates and 20,000 online environment steps. `size`
+measures the peak memory of both trainings on synthetic files of the size of the two largest official ones.
 """
 
 import argparse
@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
 from ogbench_utils import official_shape  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
@@ -40,18 +41,17 @@ COMMANDS = {
     'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '30000',
                '--initial_updates', '150', '--update_ratio', '0.05', '--batch_size', '4',
                '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1',
-               '--num_envs', '1'],
-}
+               '--num_envs', '1']}
 
 
 def start(kind, folder, *flags):
-    """Start a training in `folder`."""
+    """Start a training in a process."""
     script, *rest = COMMANDS[kind]
+    words = [sys.executable, str(ROOT / script), *rest, '--save_dir', str(folder), *flags]
     if kind == 'online':
-        rest += ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')]
-    command = [sys.executable, str(ROOT / script), *rest, '--save_dir', str(folder), *flags]
-    return subprocess.Popen(command, cwd=folder.parent, text=True, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE)
+        words += ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent,
+                            text=True)
 
 
 def finish(process):
@@ -62,7 +62,7 @@ def finish(process):
 
 
 def same(a, b):
-    """Return whether nested dicts and lists of tensors and builtins are bitwise equal."""
+    """Return whether nested dicts and lists of tensors and builtins are equal to the bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -73,57 +73,61 @@ def same(a, b):
 
 
 def timeless(path):
-    """Return the rows of a CSV without their columns of time."""
+    """Return the rows of a CSV without their times."""
     return [{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(path)]
 
 
 def kills(kind, count, folder):
-    """Kill one training `count` times; end the program if it then differs from an undisturbed one."""
+    """Kill one training `count` times; end the program if its result differs from an uninterrupted run."""
     whole = folder / f'{kind}-whole'
-    killed = folder / f'{kind}-killed'
-    csv = {'offline': 'train.csv', 'online': 'online.csv'}[kind]
+    broken = folder / f'{kind}-killed'
+    last = broken / 'last.pth'
+    csv = {'offline': 'train', 'online': 'online'}[kind]
 
     begin = time.time()
     finish(start(kind, whole))
     seconds = time.time() - begin
-    print(f'{kind}: undisturbed in {seconds:.0f} s', flush=True)
+    print(f'{kind}: uninterrupted in {seconds:.0f} s', flush=True)
 
+    process = start(kind, broken)
     done = 0
-    process = start(kind, killed)
-    for number in range(1, count + 1):
-        while not (killed / 'config.json').exists() and process.poll() is None:
+    while done < count:
+        while not (broken / 'config.json').exists() and process.poll() is None:
             time.sleep(0.05)
-        if number % 2:  # the other kills may come before a save; two together make progress
-            wait_for_save(process, killed / 'last.pth')
+
+        # every other kill follows a save, so that the run makes progress; the rest may hit the start as well
+        if done % 2 == 0:
+            wait_for_save(process, last)
         time.sleep(random.uniform(0, 1.5 * seconds / count))
         if process.poll() is not None:
             break
+
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        done = number
-        load_checkpoint(killed / 'last.pth', kind)
-        process = start(kind, killed, '--resume')
+        done += 1
+        load_checkpoint(last, kind)
+        process = start(kind, broken, '--resume')
     finish(process)
 
     for name in ('last.pth', 'best_model.pth'):
-        contents = [load_checkpoint(run / name) for run in (whole, killed)]
+        contents = [load_checkpoint(run / name) for run in (whole, broken)]
         for content in contents:
             del content['flags']
             content['random'].pop('numpy')
         if not same(*contents):
             sys.exit(f'{kind}: {name} differs after {done} kills')
-    if timeless(whole / csv) != timeless(killed / csv):
-        sys.exit(f'{kind}: {csv} differs after {done} kills')
+    if timeless(whole / f'{csv}.csv') != timeless(broken / f'{csv}.csv'):
+        sys.exit(f'{kind}: {csv}.csv differs after {done} kills')
     print(f'{kind}: {done} kills, last.pth loaded after each; checkpoints and CSV equal those of the '
-          'undisturbed run bit for bit', flush=True)
+          'uninterrupted run to the bit', flush=True)
 
 
-def wait_for_save(process, path, seconds=120):
-    """Wait until a training saves its checkpoint again, at most `seconds`."""
-    before = path.stat().st_mtime if path.exists() else 0
-    limit = time.time() + seconds
+def wait_for_save(process, path, timeout=120):
+    """Wait until a training saves `path` again, ends, or `timeout` seconds have passed."""
+    old_time = path.stat().st_mtime if path.exists() else 0
+    limit = time.time() + timeout
     while process.poll() is None and time.time() < limit:
-        if path.exists() and path.stat().st_mtime > before:
+        if path.exists() and path.stat().st_mtime > old_time:
             return
         time.sleep(0.005)
 
@@ -135,21 +139,18 @@ def resident(pid):
 
 
 def memory(kind, flags, folder):
-    """Print the resident memory of a training with default sizes at each row of its CSV."""
-    script, csv = {
-        'offline': ('offline_trainer.py', 'train.csv'),
-        'online': ('online_trainer.py', 'online.csv'),
-    }[kind]
+    """Print the resident memory at each row of the CSV of a training with default sizes."""
+    script = f'{kind}_trainer.py'
+    csv = {'offline': 'train.csv', 'online': 'online.csv'}[kind]
     run = folder / kind
-    command = [sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-
-    count = 0  # rows that were read
-    measured = []  # (step, MB)
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    num_rows = 0
+    measured = []
     while process.poll() is None:
         rows = read_csv(run / csv) if (run / csv).exists() else []
-        if len(rows) > count:
-            count = len(rows)
+        if len(rows) > num_rows:
+            num_rows = len(rows)
             time.sleep(0.5)
             if process.poll() is None:
                 measured.append((int(rows[-1]['step']), resident(process.pid)))
@@ -161,9 +162,9 @@ def memory(kind, flags, folder):
 
 
 def write_walks(path, trajectories, rows, dimensions):
-    """Write an uncompressed dataset of random walks in a square, with noise in the other dimensions.
+    """Write a dataset of random walks in the range of a maze, with random other dimensions.
 
-    It is written trajectory by trajectory, so that it need not fit in memory.
+    It is uncompressed and written trajectory by trajectory.
     """
     rng = np.random.default_rng(0)
     observations = np.lib.format.open_memmap(path.with_suffix('.npy'), 'w+', np.float32,
@@ -181,10 +182,10 @@ def write_walks(path, trajectories, rows, dimensions):
 
 
 def peak(script, *flags, folder):
-    """Run a script to its end and return its peak resident memory in MB (Linux)."""
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE)
+    """Run a script and return its peak resident memory in MB (Linux)."""
+    words = [sys.executable, str(ROOT / script), *map(str, flags)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               cwd=folder)
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -193,27 +194,26 @@ def peak(script, *flags, folder):
 
 
 def size(name, trajectories, rows, dimensions, folder):
-    """Check the peak memory of both halves: at most 1.5 and 2 times the bytes of the states plus 700 MB."""
+    """Print the peak memory of both trainings; the limits are 1.5 and 2 times the states plus 700 MB."""
     path = folder / f'{name}.npz'
     write_walks(path, trajectories, rows, dimensions)
     write_walks(folder / f'{name}-val.npz', trajectories // 10, rows, dimensions)
     states = trajectories * rows * dimensions * 4 / 2**20
     offline = folder / name / 'offline'
 
-    def check(half, megabytes, factor):
+    def show(half, megabytes, factor):
         bound = factor * states + 700
-        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, bound {bound:.0f} MB',
+        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, limit {bound:.0f} MB',
               flush=True)
         if megabytes > bound:
-            sys.exit(f'{name}, {half}: the peak exceeds the bound')
+            sys.exit('the peak is above the limit')
 
-    check('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path,
-                          '--num_updates', 40, '--val_interval', 20, '--save_dir', offline,
-                          folder=folder), 1.5)
-    check('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
-                         '--max_steps', 12_000, '--random_steps', 10_000, '--initial_updates', 30,
-                         '--update_ratio', 0, '--final_eval_episodes', 1,
-                         '--save_dir', folder / name / 'online', folder=folder), 2.0)
+    show('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path, '--num_updates', 40,
+                         '--val_interval', 20, '--save_dir', offline, folder=folder), 1.5)
+    show('online', peak('online_trainer.py', '--dataset', name, '--offline_checkpoint', offline / 'last.pth',
+                        '--max_steps', 12_000, '--random_steps', 10_000,
+                        '--initial_updates', 30, '--update_ratio', 0, '--final_eval_episodes', 1,
+                        '--save_dir', folder / name / 'online', folder=folder), 2.0)
     shutil.rmtree(folder / name)
     path.unlink()
 
@@ -233,12 +233,13 @@ def main():
             for name in ('antmaze-medium-explore-v0', 'humanoidmaze-medium-navigate-v0'):
                 size(name, *official_shape(name), folder)
         else:
-            offline = ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500']
-            online = ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
-                      '--random_steps', '2000', '--initial_updates', '400', '--num_envs', '2',
-                      '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1']
-            memory('offline', offline, folder)
-            memory('online', online, folder)
+            checkpoint = str(folder / 'offline' / 'last.pth')
+            memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'],
+                   folder)
+            memory('online', ['--offline_checkpoint', checkpoint, '--max_steps', '20000',
+                              '--random_steps', '2000',
+                              '--initial_updates', '400', '--num_envs', '2', '--eval_interval', '10000',
+                              '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
 
 
 if __name__ == '__main__':

@@ -106,7 +106,7 @@ def trained(tmp_path_factory):
     output += command('online_trainer.py', *next_command[2:], *TINY_ONLINE)
     online = cwd / 'online_checkpoints' / 'docs.own_robot.make_env' / 'seed0'
     output += command('evaluate.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2')
-    output += command('scripts/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
+    output += command('scripts/analysis/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
                       '--episodes_per_task', '2', '--output', str(cwd / 'drawn'))
     return online, output
 

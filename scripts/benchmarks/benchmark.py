@@ -1,7 +1,7 @@
 """Measure the speed of OPSO as ratios to named peers, which run in turns with it in the same process.
 
-    python scripts/benchmark.py --markdown              # table of docs/speed.md; 5 minutes on two cores
-    python scripts/benchmark.py --quick --only layer    # a few seconds
+    python scripts/benchmarks/benchmark.py --markdown              # table of docs/speed.md; 5 minutes on two cores
+    python scripts/benchmarks/benchmark.py --quick --only layer    # a few seconds
 
 Times are medians over rounds. Each round runs all compared functions once, so that other load on the machine
 affects them alike. OPSO and peers use OPSO's matrix kernels (support/kernels.py).
