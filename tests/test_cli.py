@@ -263,8 +263,8 @@ def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, as
 
 # --------------------------------------------------------------------------------------------- other families
 def test_commands_work_for_the_humanoid(folder, no_curves, short_episodes, capsys):
-    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random', '--num_episodes', 3,
-            '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
+    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random',
+            '--num_episodes', 3, '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
     offline_trainer.main(['--dataset', HUMANOID, *OFFLINE, '--num_updates', '2'])
     assert '3 trajectories, 180 states of 69 dimensions' in capsys.readouterr().out
     online_trainer.main(['--dataset', HUMANOID, *ONLINE, '--random_steps', '60', '--max_steps', '120',

@@ -1,6 +1,6 @@
 """Measure the speed of OPSO as ratios to named peers, which run in turns with it in the same process.
 
-    python scripts/benchmarks/benchmark.py --markdown              # table of docs/speed.md; 5 minutes on two cores
+    python scripts/benchmarks/benchmark.py --markdown              # table of docs/speed.md, 5 minutes
     python scripts/benchmarks/benchmark.py --quick --only layer    # a few seconds
 
 Times are medians over rounds. Each round runs all compared functions once, so that other load on the machine
