@@ -46,7 +46,8 @@ class OnlineConfig:
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1, basic=True)
     idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
     lr: float = flag(1e-3, "Adam's learning rate", above=0)
-    lr_decay_updates: int = flag(0, 'updates over whose second half the rate decays to 1 %; 0 disables it', least=0)
+    lr_decay_updates: int = flag(0, 'updates over whose second half the rate decays to 1/100; 0 disables it',
+                                 least=0)
     ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0, most=1)
     small_action_prior: float = flag(0.2, 'scale of a prior for small actions in manipulation labels; 0 disables it',
                                      least=0)
@@ -153,7 +154,11 @@ class OnlineAgent:
         if not self.config.plan:
             return proposer
         planner = ObjectPlanner if self.offline.has_objects else GraphPlanner
-        return FallbackPlanner(planner(self.data_map, self.encoder.goal_features), proposer)
+        return FallbackPlanner(planner(self.data_map, self._goal_features), proposer)
+
+    def _goal_features(self, states):
+        """Return the goal features of raw states (..., S), a tensor on any device."""
+        return self.encoder.goal_features(states.to(self.device))
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):

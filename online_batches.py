@@ -1,5 +1,4 @@
-"""Batches of the online half: steps of the offline data, labeled with actions, and the latents that
-the losses read.
+"""Batches of the online half: labeled steps of the offline data, with the latents that losses read.
 
     offline data ->  StateStore -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
     agent's steps -> StateStore -> OnlineBatches.online_steps -> Labeler.fit
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from labeling.corrective_data import find_corrective_transitions
 from observing.state_estimator import ImputedStates
-from utils import TensorBatch
+from trajectories import TensorBatch
 
 CACHE_BYTES = 512 << 20  # latents that would take more are computed for each batch
 ENCODED_ROWS = 8192  # rows that are encoded or labeled at a time

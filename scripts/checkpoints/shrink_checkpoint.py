@@ -1,6 +1,6 @@
 """Shrink an online checkpoint to what acting needs. A shrunk checkpoint cannot be resumed.
 
-    python scripts/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
+    python scripts/checkpoints/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
     python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
 The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.files import load_checkpoint, save_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402

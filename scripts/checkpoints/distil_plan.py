@@ -1,6 +1,6 @@
 """Distil the plan into the proposer, so that acting needs no graph of the data.
 
-    python scripts/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
+    python scripts/checkpoints/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
 The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner, and `plan` is set to False. Nothing
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
 

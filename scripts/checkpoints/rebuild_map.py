@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
