@@ -1,4 +1,4 @@
-"""scripts/checkpoints/distil_plan.py and rebuild_map.py: distilled directions, lessons, and errors on bad input."""
+"""scripts/checkpoints: distilled directions, lessons, rebuilt maps, and errors on bad input."""
 
 import dataclasses
 

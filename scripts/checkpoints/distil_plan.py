@@ -1,6 +1,7 @@
 """Distil the plan into the proposer, so that acting needs no graph of the data.
 
-    python scripts/checkpoints/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
+    python scripts/checkpoints/distil_plan.py \\
+        --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
 The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner, and `plan` is set to False. Nothing

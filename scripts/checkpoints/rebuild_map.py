@@ -1,7 +1,7 @@
 """Rebuild the map on which an agent plans, with other nodes or waypoints. Nothing is trained.
 
-    python scripts/rebuild_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --nodes 500 \\
-        --output rebuilt.pth
+    python scripts/checkpoints/rebuild_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth \\
+        --nodes 500 --output rebuilt.pth
     python evaluate.py --checkpoint rebuilt.pth --compare online_checkpoints/NAME/seed0/last.pth
 """
 

@@ -1,6 +1,7 @@
 """Shrink an online checkpoint to what acting needs. A shrunk checkpoint cannot be resumed.
 
-    python scripts/checkpoints/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
+    python scripts/checkpoints/shrink_checkpoint.py \\
+        --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
     python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
 The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they
