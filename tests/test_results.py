@@ -93,7 +93,7 @@ def test_rows_of_the_csv():
     for row in rows:
         tasks = [getattr(row, f'task{k}') for k in range(1, 6)]
         assert {0 <= task <= 1 for task in tasks} == {True}, row.key
-        assert np.mean(tasks) == pytest.approx(row.success), row.key
+        assert np.mean(tasks) == pytest.approx(row.success, abs=1e-4), row.key
         assert re.fullmatch('[0-9a-f]{7}', row.commit), row.key
 
 
@@ -112,11 +112,19 @@ def test_flags_of_the_csv_are_those_of_the_code_of_today():
     assert len(flags) > 15 and not flags & {f'--{name}' for name in old}
 
 
-def test_rows_are_written_and_read_alike(tmp_path):
+def test_runs_csv_is_read_as_written(tmp_path):
     path = tmp_path / 'runs.csv'
-    rows = [make_run('main', ANT, 0, 1 / 3, online_flags='--progress_steps 5'), make_run('b', LARGE, 1, 0.5)]
+    rows = [make_run('main', ANT, 0, 0.3333, online_flags='--progress_steps 5'), make_run('b', LARGE, 1, 0.5)]
     write_rows(path, rows)
     assert read_rows(path) == rows
+
+
+def test_fractions_are_written_with_4_digits(tmp_path):
+    path = tmp_path / 'runs.csv'
+    write_rows(path, [make_run('main', ANT, 0, 1 / 3), make_run('main', ANT, 1, 0.1 + 0.7)])
+    assert [row.success for row in read_rows(path)] == [0.3333, 0.8]
+    for name in ('runs.csv', 'baselines.csv'):
+        assert not re.findall(r'\.\d{5,}', (ROOT / 'results' / name).read_text(encoding='utf-8')), name
 
 
 def test_a_damaged_csv_is_refused_in_one_line(page):
@@ -169,6 +177,26 @@ def test_adding_a_run(folders, tmp_path):
     assert script(add_result, '--csv', path, 'fewer', folders[0], folders[2])[0] == 0
     fewer, main = read_rows(path)
     assert main == row and fewer.environment_steps == 4000 and fewer.simulator_flags == ''
+
+
+def give_online_flags(folders, words):
+    """Replace the command line of the online run."""
+    path = folders[-1] / 'config.json'
+    config = json.loads(path.read_text()) | {'argv': ['online_trainer.py', *words]}
+    path.write_text(json.dumps(config))
+
+
+def test_add_result_expands_files_of_flags(folders, tmp_path):
+    path = tmp_path / 'runs.csv'
+    give_online_flags(folders, ['@configs/puzzle.args', '--seed', '3', '--progress_steps', '5'])
+    assert script(add_result, '--csv', path, 'main', *folders)[0] == 0
+    row, = read_rows(path)
+    main, = {run.online_flags for run in read_rows(RUNS) if run.key[:2] == ('main', 'puzzle-3x3-play-v0')}
+    assert row.online_flags == f'{main} --progress_steps 5', 'without --max_steps, which is a budget'
+
+    give_online_flags(folders, ['@configs/nothing.args'])
+    code, _, error = script(add_result, '--csv', path, 'main', *folders)
+    assert code == 2 and error.count('\n') == 1 and 'nothing.args: no such file of flags' in error
 
 
 def test_adding_an_expert(tmp_path):
