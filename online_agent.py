@@ -153,7 +153,11 @@ class OnlineAgent:
         if not self.config.plan:
             return proposer
         planner = ObjectPlanner if self.offline.has_objects else GraphPlanner
-        return FallbackPlanner(planner(self.data_map, self.encoder.goal_features), proposer)
+        return FallbackPlanner(planner(self.data_map, self._goal_features), proposer)
+
+    def _goal_features(self, states):
+        """Return the goal features of raw states (..., S), a tensor on any device."""
+        return self.encoder.goal_features(states.to(self.device))
 
     # ------------------------------------------------------------------------------------------------ acting
     def initial_state(self, batch_size):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from labeling.corrective_data import find_corrective_transitions
 from observing.state_estimator import ImputedStates
-from utils import TensorBatch
+from trajectories import TensorBatch
 
 CACHE_BYTES = 512 << 20  # latents that would take more are computed for each batch
 ENCODED_ROWS = 8192  # rows that are encoded or labeled at a time

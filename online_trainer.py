@@ -22,15 +22,16 @@ from figures.videos import record
 from mamba import choose_backend
 from observing.observation_models import ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
-from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
+from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Curves, Panel, plot_curves
+from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
 from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
+from support.npz import fingerprint_of_actions, load_actions
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
 from trajectories import ReplayBuffer, load_recorded
@@ -80,11 +81,11 @@ ENOUGH_R2 = 0.85  # of held-out steps; above, no run of the ant improved with mo
 def success_panel(tasks):
     """Return the panel of success, with a curve for each task."""
     by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
-    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task, limits=(-0.03, 1.03))
+    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task, limits=SUCCESS_LIMITS)
 
 
 PANELS = (  # after the panel of success; optional panels need more than one round
-    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=(-0.03, 1.03)),
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=SUCCESS_LIMITS),
     Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
     Panel('episode length', {'mean': 'collect/length'}, optional=True),
     Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'}, optional=True),

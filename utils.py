@@ -1,7 +1,5 @@
 """Small tools that both halves of OPSO share: schedules, averages of metrics, bounds of actions."""
 
-import dataclasses
-
 import numpy as np
 import torch
 
@@ -51,31 +49,6 @@ def mean_of(infos, prefix=''):
     return means
 
 
-@dataclasses.dataclass
-class TensorBatch:
-    """A dataclass of tensors (or None) with one row per sample."""
-
-    def to(self, device):
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device))
-
-    def __getitem__(self, rows):
-        """The same batch with some of its rows only (a slice)."""
-        return self._map(lambda tensor: tensor[rows])
-
-    def row_numbers(self):
-        """{name: int array} of the fields that say where the samples lie in their data."""
-        names = [field.name for field in dataclasses.fields(self) if field.name.endswith('rows')]
-        return {name: getattr(self, name).cpu().numpy() for name in names}
-
-    def _map(self, function):
-        mapped = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            mapped[field.name] = function(value) if isinstance(value, torch.Tensor) else value
-        return type(self)(**mapped)
-
-
 def unnormalize_actions(actions, low, high):
     """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, never
     beyond; float32."""
@@ -89,29 +62,3 @@ def normalize_actions(actions, low, high):
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return ((actions - middle) / half_width).astype(np.float32)
-
-
-class RowQueue:
-    """Rows that come at the end and go at the front, without a copy of all of them each time.
-    `rows` is a view of those that are there; `empty(n)` makes an array or tensor with room for
-    n."""
-
-    def __init__(self, empty):
-        self.empty = empty
-        self.storage = empty(0)
-        self.first = 0  # where in the storage the rows begin
-        self.rows = self.storage
-
-    def extend(self, n, dropped=0):
-        """Drop rows at the front, make room for n more at the end -> the view of these, to be
-        filled."""
-        kept = self.rows[dropped:]
-        self.first += dropped
-
-        if self.first + len(kept) + n > len(self.storage):
-            spare = len(kept) // 4  # none at first: what is filled once takes no more than it needs
-            self.storage = self.empty(len(kept) + n + spare)
-            self.storage[:len(kept)] = kept
-            self.first = 0
-        self.rows = self.storage[self.first:self.first + len(kept) + n]
-        return self.rows[len(kept):]

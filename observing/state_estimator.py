@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from model import EncoderState
-from utils import RowQueue
+from trajectories import RowQueue
 
 WINDOWS_PER_BATCH = 64  # windows that the encoder processes at once
 

@@ -210,6 +210,7 @@ class GraphPlanState(NamedTuple):
     """Plans of B episodes on a graph of K nodes."""
 
     goals: np.ndarray  # (B, S) float32, raw; NaN before the first step
+    goal_features: np.ndarray  # (B, S) of these goals
     routes: np.ndarray  # (B, K + 1) int32, `GraphPlanner.route` to each goal
     targets: np.ndarray  # (B,) int, node that each episode heads for, AT_GOAL or NO_PATH
     committed: np.ndarray  # (B,) int, steps for which the episode has kept its target against the route
@@ -226,6 +227,7 @@ class GraphPlanner:
     def __init__(self, graph, goal_features):
         self.graph = graph
         self.goal_features = goal_features
+        self._node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
 
         # look-up of the node of a state
         self._active = active_dims(graph.scale)
@@ -243,8 +245,10 @@ class GraphPlanner:
     # ---------------------------------------------------------------------------------- interface of planners
     def initial_state(self, batch_size):
         """Return the GraphPlanState of `batch_size` episodes before their first step."""
+        unknown = np.full((batch_size, self.graph.states.shape[1]), np.nan, np.float32)
         return GraphPlanState(
-            goals=np.full((batch_size, self.graph.states.shape[1]), np.nan, np.float32),
+            goals=unknown,
+            goal_features=unknown,
             routes=np.full((batch_size, len(self.graph) + 1), NO_PATH, np.int32),
             targets=np.full(batch_size, NO_PATH),
             committed=np.zeros(batch_size, int),
@@ -258,7 +262,7 @@ class GraphPlanner:
         )
 
     def step(self, states, goals, state):
-        """Return the next waypoints and the new GraphPlanState.
+        """Return Subgoals at the next waypoints, and the new GraphPlanState.
 
         An edge spans a hop, and an episode that follows it crosses other nodes. In sparse graphs the path
         from such a node may lead back to the start of the edge, and the episode would oscillate. The episode
@@ -269,17 +273,14 @@ class GraphPlanner:
             states, goals: (B, S) raw torch tensors.
             state: GraphPlanState of the previous step.
         """
-        device = states.device
-        states, goals = (tensor.cpu().numpy() for tensor in (states, goals))
-
         # routes to new goals, whose episodes have no target yet
-        is_new = (goals != state.goals).any(1)
+        is_new = (goals.cpu().numpy() != state.goals).any(1)
         if is_new.any():
-            state = self.reset(state, is_new)._replace(goals=goals.copy(), routes=self.routes(goals))
+            state = self._set_goals(self.reset(state, is_new), goals)
 
         # next node on the route from the node of each state
         rows = np.arange(len(states))
-        proposed = state.routes[rows, self.locate(states)]
+        proposed = state.routes[rows, self.locate(states.cpu().numpy())]
 
         # keep the previous target if the route leads back to where it was chosen
         leads_back = (proposed >= 0) & (state.routes[rows, proposed] == state.targets)
@@ -287,17 +288,22 @@ class GraphPlanner:
         targets = np.where(keeps, state.targets, proposed)
         committed = np.where(keeps, state.committed + 1, 0)
 
-        # the goal itself, or the state of the target node; an arbitrary state in rows without a path
+        # the goal itself, or the state of the target node; an arbitrary one in rows without a path
         at_goal = (targets == AT_GOAL)[:, None]
-        waypoints = np.where(at_goal, goals, self.graph.states[np.maximum(targets, 0)])
-        waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=device)
+        features = np.where(at_goal, state.goal_features, self._node_features[np.maximum(targets, 0)])
 
         subgoals = Subgoals(
-            features=self.goal_features(waypoints),
+            features=torch.as_tensor(features, device=states.device),
             found=targets != NO_PATH,
-            retreat=torch.full_like(waypoints, torch.nan),
+            retreat=torch.full_like(states, torch.nan),
         )
         return subgoals, state._replace(targets=targets, committed=committed)
+
+    def _set_goals(self, state, goals):
+        """Return the GraphPlanState with routes to raw goals (B, S), a torch tensor."""
+        array = goals.cpu().numpy()
+        features = self.goal_features(goals).cpu().numpy()
+        return state._replace(goals=array.copy(), goal_features=features, routes=self.routes(array))
 
     # ---------------------------------------------------------------------------------------- nodes and paths
     def locate(self, states):

@@ -2,7 +2,7 @@
 
     python scripts/add_result.py main OFFLINE_FOLDER ONLINE_FOLDER
     python scripts/add_result.py main OFFLINE_FOLDER SIMULATOR_LABELS_FOLDER ONLINE_FOLDER
-    python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/evaluate_expert.py)
+    python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/experts/evaluate_expert.py)
 
 The online folder holds the evaluation.json of evaluate.py. The config.json of a folder names its half. Files of
 flags (`@configs/puzzle.args`) are read from this repository, and their flags enter the row.

@@ -30,11 +30,12 @@ from labeling.simulator_labels import (  # noqa: E402
     Probes,
     Simulator,
 )
-from ogbench_utils import check_name, load_physics, make_env  # noqa: E402
+from ogbench_utils import check_name, make_env  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.npz import load_physics  # noqa: E402
 from support.runs import RunConfig, open_run  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from utils import normalize_actions, unnormalize_actions  # noqa: E402

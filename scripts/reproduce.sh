@@ -18,7 +18,7 @@ PYTHON=${PYTHON:-python}
 only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
 collect() { # dataset, episodes, validation episodes, more flags; without these, as many as the official one has
-    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
+    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/data/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
         ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1 ${4:-} ${collect_flags:-}
 }
 
@@ -94,10 +94,10 @@ make_expert() {
     weights=datasets/$2 folder=$RUNS/experts/$1
     wanted make-expert "$1" 0 && [ ! -f "$weights" ] || return 0
     # shellcheck disable=SC2086
-    "$PYTHON" scripts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
+    "$PYTHON" scripts/experts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
         $([ ! -f "$folder/teacher.npz" ] || echo --resume)
     for resume in '' --resume; do
-        "$PYTHON" scripts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
+        "$PYTHON" scripts/experts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
             --output "$folder/expert.npz" --num_steps "$5" --warm_steps "$(($5 / 5))" $resume
     done
     cp "$folder/expert.npz" "$weights"
@@ -107,7 +107,7 @@ expert() { # dataset, noise, episodes per task, which ant if not the one of our 
     experiment=expert-noise-$2${4:+-$4}
     folder=$RUNS/$experiment/$1/seed0
     wanted "$experiment" "$1" 0 && ! has_row "$experiment" "$1" 0 || return 0
-    "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
+    "$PYTHON" scripts/experts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
         ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$folder/evaluation.json"
     add_row "$experiment" "$folder"
 }

@@ -21,6 +21,7 @@ import online_trainer
 from figures import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
+from support import download
 from support.flags import run_main
 from support.metrics import read_csv
 from support.runs import check_unchanged, new_run_dir
@@ -51,7 +52,7 @@ def no_curves(monkeypatch):
     """Drawing takes most of the time of such short runs."""
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
-    monkeypatch.setattr(pictures, 'draw_knowledge', lambda *args: None)
+    monkeypatch.setattr(pictures, 'draw_agent', lambda *args: None)
     monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *args: None)
 
 
@@ -252,7 +253,7 @@ def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, as
 
 
 def test_humanoid(folder, no_curves, short_episodes, capsys):
-    command('scripts/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random', '--num_episodes', 3,
+    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random', '--num_episodes', 3,
             '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
     offline_trainer.main(['--dataset', HUMANOID, *OFFLINE, '--num_updates', '2'])
     assert '3 trajectories, 180 states of 69 dimensions' in capsys.readouterr().out
@@ -324,7 +325,7 @@ def test_flags_take_underscores_and_dashes(monkeypatch, script):
     (online_trainer, (online_trainer.TrainConfig, OnlineConfig)), (evaluate, (evaluate.EvaluateConfig,))])
 def test_help_lists_every_flag_with_its_default(capsys, script, configs):
     with pytest.raises(SystemExit) as end:
-        script.main(['--help'])
+        script.main(['--help_all'])
     text = ''.join(capsys.readouterr().out.split())  # lines are broken anywhere
     assert end.value.code == 0
     for field in (field for config in configs for field in dataclasses.fields(config)):
@@ -393,7 +394,7 @@ def test_without_a_network_the_bundled_set_stands_in(folder, no_curves, monkeypa
     def no_network(request, timeout):
         raise URLError(TimeoutError('timed out'))
 
-    monkeypatch.setattr(ogbench_utils, 'urlopen', no_network)
+    monkeypatch.setattr(download, 'urlopen', no_network)
     for variable in ('HOME', 'USERPROFILE'):
         monkeypatch.setenv(variable, str(folder))
     offline_trainer.main(['--dataset', ANT, '--max_trajectories', '2', *OFFLINE, '--num_updates', '1'])

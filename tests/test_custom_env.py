@@ -106,7 +106,7 @@ def trained(tmp_path_factory):
     output += command('online_trainer.py', *next_command[2:], *TINY_ONLINE)
     online = cwd / 'online_checkpoints' / 'docs.own_robot.make_env' / 'seed0'
     output += command('evaluate.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2')
-    output += command('scripts/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
+    output += command('scripts/analysis/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
                       '--episodes_per_task', '2', '--output', str(cwd / 'drawn'))
     return online, output
 
@@ -243,7 +243,7 @@ def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypat
     videos.write_job(tmp_path / 'job.npz', name, episode.finish(2), tmp_path / 'task1', FULL_STATE, 96, 2)
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
-    with pytest.raises(OSError, match='gives no picture'):
+    with pytest.raises(OSError, match='returned no array'):
         videos.render(tmp_path / 'job.npz')
 
 

@@ -1,4 +1,4 @@
-"""scripts/distil_plan.py and add_map.py: distilled directions, lessons, and errors on bad input."""
+"""scripts/checkpoints/distil_plan.py and add_map.py: distilled directions, lessons, and errors on bad input."""
 
 import dataclasses
 

@@ -111,7 +111,7 @@ def test_noise_of_who_rests_can_be_told_to_each_of_two(checkpoints, monkeypatch)
 
 
 def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
-    monkeypatch.setattr('videos.find_gl', lambda: (None, {'egl': 'not there'}))
+    monkeypatch.setattr('figures.videos.find_gl', lambda: (None, {'egl': 'not there'}))
     assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
 
 

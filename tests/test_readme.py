@@ -46,7 +46,8 @@ def given_flags(words):
 
 
 def help_of(script, first=()):
-    done = subprocess.run([sys.executable, str(ROOT / script), *first, '--help'], capture_output=True, text=True)
+    word = '--help_all' if 'parse_flags' in (ROOT / script).read_text(encoding='utf-8') else '--help'
+    done = subprocess.run([sys.executable, str(ROOT / script), *first, word], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -80,8 +81,9 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize('name', PAGES)
 def test_flags_named_in_the_text_exist(name):
     known = ''.join(help_of(script) for script in (
-        'offline_trainer.py', 'online_trainer.py', 'scripts/label_with_simulator.py', 'evaluate.py', 'scripts/collect_dataset.py'))
-    own = ''.join(path.read_text(encoding='utf-8') for path in ROOT.glob('scripts/*.*'))
+        'offline_trainer.py', 'online_trainer.py', 'scripts/label_with_simulator.py', 'evaluate.py', 'scripts/data/collect_dataset.py'))
+    own = ''.join(path.read_text(encoding='utf-8') for path in
+                  [*ROOT.glob('scripts/*.*'), *ROOT.glob('scripts/*/*.py')])
     elsewhere = {'--help', '--resume', '--timeout', '--nproc_per_node'}
     flags = set(re.findall(r'`(--[\w-]+)', PAGES[name])) - elsewhere
     known_flags = set(re.findall(r'--[\w-]+', known + own))

@@ -18,7 +18,7 @@ from online_batches import OnlineBatches
 from support.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that spawned workers of the collector find it
+sys.path.insert(0, str(ROOT / 'scripts' / 'data'))  # by path, so that spawned workers of the collector find it
 
 import collect_dataset  # noqa: E402
 import label_with_simulator  # noqa: E402

@@ -229,14 +229,14 @@ def test_parallel_first_downloads_do_not_disturb_each_other(tmp_path):
     code = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import ogbench_utils
-fetch = ogbench_utils._fetch
+from support import download
+fetch = download._fetch
 def slow(url, part):
     print('fetched', flush=True)
     time.sleep(1)
     return fetch(url, part)
-ogbench_utils._fetch = slow
-ogbench_utils.download({source.name!r}, 'here', [{source.parent.as_uri()!r}])
+download._fetch = slow
+download.download({source.name!r}, 'here', [{source.parent.as_uri()!r}])
 """
     children = [subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
                 for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Videos: the same episode as the evaluated one, and no GL library can hurt the program."""
+"""Test videos: they replay the evaluated episode, and a failing GL library does not stop the program."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ ANT = 'antmaze-medium-navigate-v0'
 
 @pytest.fixture
 def episode():
-    """Eighteen random steps of task 2."""
+    """Return an episode of 18 random steps of task 2."""
     env = make_env(ANT)
     rng = np.random.default_rng(0)
     observation, goal = reset_env(env, 2, 5)
@@ -32,7 +32,7 @@ def episode():
 
 @pytest.fixture
 def no_gl(monkeypatch):
-    """Rendering returns an empty picture, so that no GL library is needed."""
+    """Make rendering return an empty frame, so that no GL library is needed."""
 
     def make(dataset, **options):
         env = make_env(dataset, **options)
@@ -43,16 +43,18 @@ def no_gl(monkeypatch):
 
 
 def job_of(episode, folder):
+    """Write the job file of an episode and return its path."""
     path = folder / 'job.npz'
     videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL_STATE, size=200, every=4)
     return path
 
 
 def outcome(picture):
+    """Return the colour of the pixel where the outcome is written."""
     return picture.convert('RGB').getpixel((picture.width - 74, picture.height - 6))
 
 
-def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
+def test_render_shows_the_outcome_in_the_last_frames(episode, no_gl, tmp_path, monkeypatch):
     monkeypatch.setattr(videos.shutil, 'which', lambda name: None)
     path = videos.render(job_of(episode, tmp_path))
     assert path == tmp_path / 'video' / 'task2.gif'
@@ -60,7 +62,7 @@ def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
         assert gif.size == (200, 224) and gif.n_frames >= 6
         first = outcome(gif)
         gif.seek(gif.n_frames - 1)
-        assert first == (0, 0, 0) and outcome(gif) != first, 'the outcome is told at the end, not before'
+        assert first == (0, 0, 0) and outcome(gif) != first, 'the outcome is only in the last frames'
         failure = outcome(gif)
 
     episode.success = 1.0
@@ -69,13 +71,13 @@ def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
         assert outcome(gif) != failure
 
 
-def test_video_of_another_episode_is_refused(episode, no_gl, tmp_path):
+def test_render_refuses_an_episode_that_differs_from_the_evaluated_one(episode, no_gl, tmp_path):
     episode.observations[9, 3] += 0.01
     with pytest.raises(OSError, match='step 9 '):
         videos.render(job_of(episode, tmp_path))
 
 
-def test_ffmpeg_is_used_where_it_is(tmp_path, monkeypatch):
+def test_write_video_uses_ffmpeg_and_falls_back_to_gif(tmp_path, monkeypatch):
     if os.name == 'nt':
         pytest.skip('the stand-in for ffmpeg is a shell script')
     program = tmp_path / 'ffmpeg'
@@ -90,29 +92,40 @@ def test_ffmpeg_is_used_where_it_is(tmp_path, monkeypatch):
     assert path.suffix == '.gif' and not path.with_suffix('.mp4').exists()
 
 
-def test_a_gl_library_that_does_not_work_is_passed_over(monkeypatch):
-    """For real: MuJoCo refuses the name when it is imported."""
+def test_find_gl_skips_a_library_that_fails(monkeypatch):
+    """MuJoCo rejects the name when the subprocess imports it."""
     monkeypatch.setenv('MUJOCO_GL', 'nonsense')
     name, failures = videos.find_gl()
-    assert 'nonsense' in failures and name != 'nonsense'
-    assert os.environ['MUJOCO_GL'] == 'nonsense', 'this process is left as it is'
+    assert 'MUJOCO_GL' in failures['nonsense'] and name != 'nonsense'
+    assert os.environ['MUJOCO_GL'] == 'nonsense', 'the environment of this process is unchanged'
 
 
-def test_without_gl_it_is_said_what_to_install(episode, tmp_path, monkeypatch, capsys):
+def test_subprocess_imports_the_project_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    done = videos._run('', 'render', 'absent.npz')
+    assert 'absent.npz' in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+def test_record_without_gl_prints_what_to_install(episode, tmp_path, monkeypatch, capsys):
     codes = {'egl': -11, 'osmesa': 1}  # a segmentation fault, an error
     monkeypatch.delenv('MUJOCO_GL', raising=False)
     monkeypatch.setattr(videos.sys, 'platform', 'linux')
-    monkeypatch.setattr(videos, '_run', lambda gl, *args, timeout=None: subprocess.CompletedProcess(
-        args, codes[gl], '', 'Traceback\nno such library' if codes[gl] == 1 else ''))
+
+    def fail(gl, *args, timeout=None):
+        message = 'Traceback\nno such library' if codes[gl] == 1 else ''
+        return subprocess.CompletedProcess(args, codes[gl], '', message)
+
+    monkeypatch.setattr(videos, '_run', fail)
     assert videos.record(ANT, [episode], tmp_path) == []
     message = capsys.readouterr().err
     assert len(message.strip().splitlines()) == 1
-    assert all(word in message for word in ('egl: the process ended with code -11', 'no such library', 'libegl1',
-                                            'libosmesa6'))
+    for part in ('egl: the process ended with code -11', 'no such library', 'libegl1', 'libosmesa6'):
+        assert part in message
     assert not list(tmp_path.iterdir())
 
 
-def test_rendering_for_real(episode, tmp_path, capsys):
+def test_record_renders_with_mujoco(episode, tmp_path, capsys):
     if videos.find_gl()[0] is None:
         pytest.skip('no GL library renders here')
     path, = videos.record(ANT, [episode, episode], tmp_path)

@@ -1,12 +1,12 @@
 """Measure labels: R2 between the labels of a dataset and its true actions.
 
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10
     --num_val_episodes 1 \\
         --output_dir with_actions --seed 77 --no-state_only
-    python scripts/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
+    python scripts/analysis/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
     \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
-    python scripts/measure_labels.py --labels_path actions.npz \\
+    python scripts/analysis/measure_labels.py --labels_path actions.npz \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 A checkpoint labels any file of the same robot. The labels of scripts/label_with_simulator.py need the file of
@@ -18,7 +18,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
@@ -28,12 +28,12 @@ import torch  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
-from ogbench_utils import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import label_rows  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.npz import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from trajectories import TrajectoryDataset  # noqa: E402
 
 

@@ -2,7 +2,7 @@
 
 Without a maze, values and latents are drawn along trajectories, and values along evaluation episodes.
 
-    python scripts/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
+    python scripts/analysis/draw_maze.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image  # matplotlib brings it
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from figures.maze_figures import Probe, draw_agent, draw_episode, draw_plan  # noqa: E402
 from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402

@@ -1,7 +1,7 @@
 """Measure how well a checkpoint predicts dropped observations: R2 of the true states, by context length.
 
     python offline_trainer.py --dataset antmaze-medium-navigate-v0 --observe dropped:0.5 --save_dir lossy
-    python scripts/measure_estimates.py --checkpoint lossy/last.pth \\
+    python scripts/analysis/measure_estimates.py --checkpoint lossy/last.pth \\
         --states_path datasets/antmaze-medium-navigate-v0-val.npz
 
 The states of --states_path are complete; the script drops observations of them. R2 is the explained fraction
@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
@@ -23,10 +23,10 @@ import torch  # noqa: E402
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from offline_agent import OfflineAgent  # noqa: E402
-from ogbench_utils import load_trajectories  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.npz import load_trajectories  # noqa: E402
 
 CONTEXTS = (1, 2, 5, 10, 20, 50, 100)  # observations before a predicted state
 NUM_STATES = 2000  # predicted states

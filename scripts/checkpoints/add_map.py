@@ -1,6 +1,6 @@
 """Replace the map of an online checkpoint, on which the agent plans. Nothing in the checkpoint is trained.
 
-    python scripts/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --nodes 500 --output new.pth
+    python scripts/checkpoints/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --nodes 500 --output new.pth
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent, build_map  # noqa: E402

@@ -1,8 +1,8 @@
 """Measure whether memory can help in a setting of --observe: R2 of next states and of demonstrated actions.
 
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 100 \\
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 100 \\
         --num_val_episodes 10 --output_dir with_actions --seed 77 --no-state_only
-    python scripts/measure_settings.py --actions_path with_actions/antmaze-medium-navigate-v0.npz
+    python scripts/analysis/measure_settings.py --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 Two networks predict the next state and the action: an MLP from the last observation, and a GRU from the last
 1, 10 and 100. A setting takes about a minute. The -val file beside --actions_path has the test trajectories.
@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
@@ -25,9 +25,10 @@ from torch import nn  # noqa: E402
 
 from model import mlp  # noqa: E402
 from observing.observation_models import ObservationModel  # noqa: E402
-from ogbench_utils import load_actions, load_trajectories, make_env  # noqa: E402
+from ogbench_utils import make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
+from support.npz import load_actions, load_trajectories  # noqa: E402
 
 CONTEXTS = (1, 10, 100)  # observations that the GRU reads in the test
 NUM_STATES = 2000  # states of the test

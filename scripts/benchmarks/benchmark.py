@@ -1,7 +1,7 @@
 """How fast OPSO is, as ratios to named peers that run in the same process, in turns with it.
 
-    python scripts/benchmark.py --markdown              # the table of the README, under five minutes on two cores
-    python scripts/benchmark.py --quick --only layer    # a few seconds
+    python scripts/benchmarks/benchmark.py --markdown              # the table of the README, under five minutes on two cores
+    python scripts/benchmarks/benchmark.py --quick --only layer    # a few seconds
 
 Every time is the median over rounds; in each round everything that is compared runs once, so that whatever else the
 machine does falls on all alike. All run with the settings OPSO runs with, its matrix kernels included

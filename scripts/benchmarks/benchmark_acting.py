@@ -111,13 +111,14 @@ def evaluation(options):
 
 
 LOADERS = {
-    'ours': 'ogbench_utils.load_trajectories(sys.argv[1])',
+    'ours': 'npz.load_trajectories(sys.argv[1])',
     'ogbench': 'ogbench.make_env_and_datasets({name!r}, dataset_dir=os.path.dirname(sys.argv[1]), dataset_only=True)',
 }
 LOAD = """
 import os, sys, time, tracemalloc
 sys.path.insert(0, {root!r})
-import ogbench, ogbench_utils
+import ogbench
+from support import npz
 if {traced}:
     tracemalloc.start()
 begin = time.perf_counter()

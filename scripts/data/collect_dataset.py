@@ -1,11 +1,12 @@
-"""Collect trajectories in OGBench's npz layout from OGBench's own environments, by its protocols.
+"""Collect trajectories from OGBench's environments by its protocols, in its npz layout.
 
-    python scripts/collect_dataset.py --dataset pointmaze-medium-navigate-v0 --num_workers 2
-    python scripts/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 500 --num_val_episodes 50
-    python scripts/collect_dataset.py --dataset cube-single-play-v0 --num_workers 2
+    python scripts/data/collect_dataset.py --dataset pointmaze-medium-navigate-v0 --num_workers 2
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 500 \\
+        --num_val_episodes 50
+    python scripts/data/collect_dataset.py --dataset cube-single-play-v0 --num_workers 2
 
-What happens in an episode is in collect_maze.py and collect_manipulation.py; here are the flags, the processes and the
-files. Episodes, rows and noise are by default those of the official dataset of that name.
+collect_maze.py and collect_manipulation.py define the episodes. By default the number of episodes, their rows
+and the noise are those of the official dataset of that name.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from collect_manipulation import ManipulationCollector  # noqa: E402
@@ -40,34 +41,34 @@ FAMILIES = {
     'puzzle': ManipulationCollector,
 }
 MINIMA = {'num_episodes': 1, 'num_val_episodes': 0, 'max_episode_steps': 2, 'noise': 0, 'seed': 0,
-          'num_workers': 1}
+          'num_workers': 1}  # of flags
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """All that an episode depends on, besides its split and number."""
+    """Parameters of all episodes; an episode depends on these, its split and its number."""
 
     dataset: str
     policy: str  # 'expert' or 'random'
-    expert_path: str | None  # None for who needs no expert
+    expert_path: str | None  # None if no expert is needed
     noise: float  # standard deviation, added to the expert's actions
     rows: int
     state_only: bool
     seed: int
-    physics: bool = False  # with `state_only`: keep qpos and qvel
+    physics: bool = False  # keep qpos and qvel despite `state_only`
 
     @property
     def family(self):
-        """'antmaze', 'cube', …"""
+        """Family of the environment: 'antmaze', 'cube', …"""
         return self.dataset.split('-')[0]
 
     @property
     def kind(self):
-        """'navigate', 'play', …"""
+        """Kind of data: 'navigate', 'play', …"""
         return self.dataset.split('-')[-2]
 
-    def kept(self, arrays):
-        """Of the arrays of an episode, {name: array}, those that the file shall have."""
+    def select(self, arrays):
+        """Return the arrays of an episode, {name: array}, that are saved."""
         if not self.state_only:
             return arrays
         names = ('observations', 'qpos', 'qvel') if self.physics else ('observations',)
@@ -75,7 +76,7 @@ class CollectConfig:
 
 
 def official_noise(dataset):
-    """Standard deviation of the noise on the expert's actions in OGBench's dataset of that name."""
+    """Return the standard deviation of the action noise in OGBench's dataset of that name."""
     family = dataset.split('-')[0]
     if family in ('cube', 'scene', 'puzzle'):
         return 0.1
@@ -84,47 +85,57 @@ def official_noise(dataset):
     return 0.5 if family == 'pointmaze' else 0.2
 
 
-@functools.lru_cache(maxsize=1)  # a worker builds its environment once
-def collector_of(config):
+@functools.lru_cache(maxsize=1)
+def make_collector(config):
+    """Make the collector of a worker, once."""
     return FAMILIES[config.family](config)
 
 
 def collect_episode(task):
-    """Run by a worker. `task` is (config, split, number)."""
+    """Collect one episode in a worker; `task` is (config, split, number)."""
     config, split, number = task
-    return collector_of(config).episode(split, number)
+    return make_collector(config).episode(split, number)
 
 
 def collect(config, episodes, num_workers):
-    """Collect `episodes` = (training, validation) in `num_workers` processes; their number changes no value.
+    """Collect both splits in processes; the number of processes changes no value.
 
-    Returns two dicts of arrays (N, ...) and bool `terminals` (N,), N = episodes x rows.
+    Args:
+        config: CollectConfig.
+        episodes: numbers of training and of validation episodes.
+        num_workers: number of processes.
+
+    Returns:
+        Two dicts of arrays (N, ...), with bool `terminals` (N,); N = episodes x rows.
     """
-    os.environ['OMP_NUM_THREADS'] = '1'  # read by the workers: threads would fight for cores and reorder sums
+    os.environ['OMP_NUM_THREADS'] = '1'  # of the workers: threads would compete for cores and reorder sums
     tasks = [(config, split, number) for split, count in enumerate(episodes) for number in range(count)]
+
+    # arrays are allocated at the first episode and filled in place: joining lists would double the memory
     terminals = np.arange(config.rows) == config.rows - 1
     datasets = [{'terminals': np.tile(terminals, count)} for count in episodes]
     executor = ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context('spawn'),
-        initializer=signal.signal,  # Ctrl-C reaches the workers too: let the parent alone answer it
+        initializer=signal.signal,  # the workers ignore Ctrl-C, which the parent handles
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
     try:
         results = tqdm(executor.map(collect_episode, tasks), total=len(tasks), unit='episode')
         for episode, (_, split, number) in zip(results, tasks, strict=False):
-            arrays, first = datasets[split], number * config.rows
+            arrays = datasets[split]
+            first = number * config.rows
             for key, value in episode.items():
-                if key not in arrays:  # filled in place: joining a list would need the memory twice
+                if key not in arrays:
                     arrays[key] = np.empty((episodes[split] * config.rows, value.shape[1]), value.dtype)
-                arrays[key][first : first + config.rows] = value
+                arrays[key][first:first + config.rows] = value
     finally:
         executor.shutdown(cancel_futures=True)
     return datasets
 
 
 def save_npz(path, arrays):
-    """Write a compressed npz. Nothing appears at `path` before it is complete."""
+    """Write a compressed npz; `path` does not exist before it is complete."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
@@ -135,39 +146,41 @@ def save_npz(path, arrays):
 
 
 def parse_args(argv=None):
-    """Parse the command line; flags take underscores or dashes."""
+    """Parse the command line; flags have underscores or dashes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
 
     def add(name, **kwargs):
         parser.add_argument(*dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}']), **kwargs)
 
-    add('dataset', required=True, help='such as antmaze-medium-navigate-v0: names environment, protocol and output')
+    add('dataset', required=True,
+        help='such as antmaze-medium-navigate-v0; sets environment, protocol and output')
     add('num_episodes', type=int, help="training episodes (default: OGBench's)")
-    add('num_val_episodes', type=int, help='validation episodes (default: one tenth of those)')
+    add('num_val_episodes', type=int, help='validation episodes (default: a tenth of --num_episodes)')
     add('max_episode_steps', type=int, help="rows of an episode (default: OGBench's)")
     add('noise', type=float, help="std of the noise on the expert's actions (default: OGBench's)")
-    add('policy', choices=('expert', 'random'), default='expert', help='who acts in a maze (default: %(default)s)')
+    add('policy', choices=('expert', 'random'), default='expert',
+        help='policy in a maze (default: %(default)s)')
     add('expert_path', help='weights of the expert in a maze (default: those in datasets/)')
     add('output_dir', default='datasets', help='folder of the two files (default: %(default)s)')
     add('output_name', help='name of the files without .npz (default: the dataset)')
     add('state_only', action=argparse.BooleanOptionalAction, default=True,
-        help='save observations and terminals only; --no-state_only adds actions, qpos, qvel and states of buttons')
-    add('physics', action='store_true', help='with --state_only: add qpos and qvel, to which scripts/label_with_simulator.py sets the '
-                                             'simulator')
+        help='save observations and terminals only, without actions, qpos, qvel and button states')
+    add('physics', action='store_true',
+        help='save qpos and qvel too, which scripts/label_with_simulator.py needs')
     add('overwrite', action='store_true', help='replace existing files')
-    add('seed', type=int, default=0, help='default: %(default)s')
-    add('num_workers', type=int, default=1, help='processes, one core each (default: %(default)s)')
+    add('seed', type=int, default=0, help='seed of all episodes (default: %(default)s)')
+    add('num_workers', type=int, default=1, help='processes of one core each (default: %(default)s)')
     return parser.parse_args(argv)
 
 
-def fill_in(args):
-    """What was not given is as in OGBench's dataset. ValueError where it has none of that name."""
+def fill_defaults(args):
+    """Set missing flags as in OGBench's dataset; raise ValueError if OGBench has none of that name."""
     if args.num_episodes is None or args.max_episode_steps is None:
         try:
             episodes, rows, _ = official_shape(args.dataset)
         except KeyError:
-            raise ValueError(f'--dataset {args.dataset}: OGBench has no such dataset whose size could be taken; give '
-                             '--num_episodes and --max_episode_steps') from None
+            raise ValueError(f'--dataset {args.dataset}: OGBench has no such dataset with a known size; '
+                             'give --num_episodes and --max_episode_steps') from None
         args.num_episodes = episodes if args.num_episodes is None else args.num_episodes
         args.max_episode_steps = rows if args.max_episode_steps is None else args.max_episode_steps
     if args.num_val_episodes is None:
@@ -177,9 +190,13 @@ def fill_in(args):
 
 
 def check_args(args):
-    """Fill in OGBench's defaults and return (config, (training, validation) episodes, the two paths).
+    """Set defaults and check all flags.
 
-    ValueError for a value that cannot work, before any time is spent.
+    Returns:
+        CollectConfig, (training episodes, validation episodes), paths of the two files.
+
+    Raises:
+        ValueError: a value cannot work.
     """
     parse_name(args.dataset)
     family = args.dataset.split('-')[0]
@@ -192,7 +209,7 @@ def check_args(args):
     if weights:
         load_expert(weights)
 
-    fill_in(args)
+    fill_defaults(args)
     for flag, minimum in MINIMA.items():
         if not minimum <= getattr(args, flag) < float('inf'):
             raise ValueError(f'--{flag} {getattr(args, flag)}: must be a number of at least {minimum}')
@@ -200,6 +217,7 @@ def check_args(args):
     for path in paths:
         if path.exists() and not args.overwrite:
             raise ValueError(f'{path} exists: pass --overwrite to replace it, or another --output_name')
+
     config = CollectConfig(dataset=args.dataset, policy=args.policy, expert_path=weights, noise=args.noise,
                            rows=args.max_episode_steps, state_only=args.state_only, seed=args.seed,
                            physics=args.physics)
@@ -207,7 +225,7 @@ def check_args(args):
 
 
 def main(argv=None):
-    """Collect and save both splits. Returns the exit code."""
+    """Collect and save both splits; return the exit code."""
     args = parse_args(argv)
     try:
         config, episodes, paths = check_args(args)
@@ -229,5 +247,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill ends the workers as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the workers as Ctrl-C does
     sys.exit(main())

@@ -1,15 +1,15 @@
-"""How OGBench's data of its robot arm are made, one episode at a time; run by collect_dataset.py.
+"""Episodes of OGBench's data of its robot arm, for collect_dataset.py.
 
-The protocols are those of OGBench (Park et al. 2025, arXiv 2410.20092), acted by the oracles that it brings. An
-episode begins in a random scene. The environment draws a random target (a cube to move, a button to press, a drawer or
-window to slide), an oracle goes for it, then comes the next one:
+The protocols and the oracles are those of OGBench (Park et al. 2025, arXiv 2410.20092). An episode begins in
+a random scene. The environment draws random targets one after the other (a cube to move, a button to press, a
+drawer or a window to slide), and an oracle reaches them:
 
-    kind   oracle                             noise
-    play   follows a plan made of keyframes   on the plan, smooth in time, 0.1 of the scale of each dimension
-    noisy  decides anew in every step         on the action, its deviation drawn from U(0, 0.1) for the episode (3 and
-                                              10 times that for yaw and gripper); and some actions are random
+    kind   oracle                           noise
+    play   follows a plan of keyframes      on the plan, smooth in time, 0.1 of the scale of each dimension
+    noisy  computes each step separately    on the action, its std drawn from U(0, 0.1) for the episode (3 and
+                                            10 times that for yaw and gripper); some actions are random
 
-In the play of several cubes, how likely a cube shall go onto another is drawn for each episode (`STACKING`).
+In the play of several cubes, the probability of stacking is drawn for each episode (`STACKING`).
 """
 
 import numpy as np
@@ -25,15 +25,15 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from ogbench_utils import make_env
 
 STACKING = {'single': (0, 0), 'double': (0, 0.25), 'triple': (0.05, 0.35), 'quadruple': (0.1, 0.5),
-            'octuple': (0, 0.35)}
+            'octuple': (0, 0.35)}  # range of the probability that a cube goes onto another
 SMOOTHING = 0.5  # of the noise on a plan, in steps
-MIN_NORM = 0.4  # of an action, by which an oracle without a plan moves
-RANDOM_ACTIONS = {'cube': 0.1, 'scene': 0.1, 'puzzle': 0.2}  # their share in `noisy` data
+MIN_NORM = 0.4  # of the actions of an oracle without a plan
+RANDOM_ACTIONS = {'cube': 0.1, 'scene': 0.1, 'puzzle': 0.2}  # their fraction in `noisy` data
 NOISE_SCALE = np.array([1, 1, 1, 3, 10])  # of `noisy` data: x, y, z, yaw, gripper
 
 
 def make_oracles(config, env):
-    """-> {what the target is: the oracle for it}, for the kind of data that `config` says."""
+    """Return {kind of target: oracle} for the kind of data of `config`."""
     if config.kind == 'play':
         kinds = {'cube': CubePlanOracle, 'button': ButtonPlanOracle, 'drawer': DrawerPlanOracle,
                  'window': WindowPlanOracle}
@@ -54,21 +54,27 @@ def make_oracles(config, env):
 
 
 class ManipulationCollector:
-    """One environment and its oracles. What `episode` returns depends on its arguments and the config only."""
+    """One environment and its oracles. An episode depends on its arguments and the config only."""
 
     def __init__(self, config):
         self.config = config
-        # unwrapped: the time limit would cut episodes, the environment checker only costs time
+        # unwrapped, without the time limit, which would cut episodes
         self.env = make_env(config.dataset, terminate_at_goal=False, mode='data_collection',
                             disable_env_checker=True).unwrapped
         self.oracles = make_oracles(config, self.env)
 
     def episode(self, split, number):
-        """Play one episode. Row t of each array holds the state at t or the action taken there.
+        """Collect one episode. Row t of each array has the state at t, or the action taken there.
 
-        Returns float32 observations (rows, S) and, as far as the config keeps them, actions (rows, 5), qpos
-        (rows, Q), qvel (rows, U) and, where there are buttons, int64 button_states (rows, B). An episode in which the
-        cube of `scene` gets where it cannot be seen is played anew, as OGBench does.
+        As in OGBench, an episode of `scene` is repeated if its cube leaves the view of the camera.
+
+        Args:
+            split: 0 for training, 1 for validation.
+            number: of the episode in its split.
+
+        Returns:
+            dict of float32 arrays: observations (rows, S) and, if the config saves them, actions (rows, 5),
+            qpos (rows, Q), qvel (rows, U) and int64 button_states (rows, B), if there are buttons.
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, split, number]))
         global_seed, env_seed = rng.integers(2**31, size=2).tolist()
@@ -77,15 +83,15 @@ class ManipulationCollector:
             rows = self.play(rng, env_seed)
             if not self.config.dataset.startswith('scene') or cube_is_visible(rows['qpos']):
                 break
-            env_seed = None  # the environment's generator goes on
+            env_seed = None  # the environment's generator continues
 
-        return self.config.kept(rows)
+        return self.config.select(rows)
 
     def play(self, rng, env_seed):
-        """One episode, whatever happens in it -> arrays as `episode`."""
+        """Play one episode and return all its arrays, as `episode` does."""
         observation, info = self.env.reset(seed=env_seed)
         p_stack = self.stacking_probability(rng)
-        noise = rng.uniform(0, self.config.noise)  # of `noisy` data
+        noise = rng.uniform(0, self.config.noise)  # for `noisy` data
         oracle = self.oracles[info['privileged/target_task']]
         oracle.reset(observation, info)
 
@@ -110,12 +116,12 @@ class ManipulationCollector:
         return arrays
 
     def stacking_probability(self, rng):
-        """How likely it is in an episode that a cube shall go onto another one."""
+        """Draw the probability that a cube goes onto another one."""
         size = self.config.dataset.split('-')[1]
         return rng.uniform(*STACKING[size]) if size in STACKING else 0.5
 
     def action(self, rng, oracle, observation, info, noise):
-        """What the oracle does (5,), in [-1, 1]; in `noisy` data with noise of that standard deviation."""
+        """Return the action (5,) in [-1, 1] of the oracle; `noise` is its std in `noisy` data."""
         noisy = self.config.kind == 'noisy'
         if noisy and rng.random() < RANDOM_ACTIONS[self.config.family]:
             return rng.uniform(-1, 1, len(NOISE_SCALE))
@@ -127,8 +133,11 @@ class ManipulationCollector:
 
 
 def cube_is_visible(qpos):
-    """qpos (rows, Q) of `scene` -> bool: the cube is never too far right, nor too far left unless it lies in the
-    drawer. Else a goal could not be told from its picture."""
-    y, z = qpos[:, 15], qpos[:, 16]
+    """Return whether the cube of `scene` stays in the view of the camera, given qpos (rows, Q).
+
+    The cube may lie further left if it lies in the drawer.
+    """
+    y = qpos[:, 15]
+    z = qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return bool(np.all((y < 0.29) & ((y > -0.3) | in_drawer)))

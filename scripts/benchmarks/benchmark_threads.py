@@ -2,7 +2,7 @@
 
 OpenMP reads its settings once, when torch is loaded, so each arrangement runs in a process of its own:
 
-    python scripts/benchmark_threads.py offline 2      # updates a second with two threads
+    python scripts/benchmarks/benchmark_threads.py offline 2      # updates a second with two threads
 """
 
 import contextlib

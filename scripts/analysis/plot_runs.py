@@ -1,7 +1,7 @@
 """Compare groups of runs by their CSV files: a figure with means and intervals, and a table.
 
-    python scripts/plot_runs.py "online_checkpoints/*/seed*"
-    python scripts/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.pdf
+    python scripts/analysis/plot_runs.py "online_checkpoints/*/seed*"
+    python scripts/analysis/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.pdf
 
 Each argument is a pattern of run folders or CSV files. LABEL= before it names its group,
 which by default has the name of the parent folder.
@@ -12,7 +12,7 @@ import glob
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.figures import plot_bands  # noqa: E402
 from support.flags import run_main  # noqa: E402

@@ -1,14 +1,14 @@
 """Distil the plan into the proposer, so that acting needs no graph of the data.
 
-    python scripts/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
+    python scripts/checkpoints/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
 The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner. Nothing else in the checkpoint is
-trained. The policy reads the direction of a proposal, so the loss is 1 - cos between the directions of its decoded
-goal features and of the waypoint. Half of the goals are drawn from all data, for long routes. The other half are
-drawn near the state, for the last steps and for goals behind a wall, since two states drawn from all data are
-hardly ever near each other. `--objective embedding` regresses on the waypoint in the embedding of V instead, as the
-offline half does.
+trained. The policy reads the direction of a proposal, so the loss is 1 - cos between the directions of its
+decoded goal features and of the waypoint. Half of the goals are drawn from all data, for long routes. The
+other half are drawn near the state, for the last steps and for goals behind a wall, since two states drawn
+from all data are hardly ever near each other. `--objective embedding` regresses on the waypoint in the
+embedding of V, as the offline half does.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
 
@@ -109,8 +109,8 @@ class Teacher:
         self.first = np.searchsorted(self.nodes, np.arange(size))
         self.count = np.bincount(self.nodes, minlength=size)
         if not len(self.rows) or not (self.routes >= 0).any():
-            raise ValueError('no path of the map connects states of the data: there is nothing to distil; name '
-                             'the data of the map with --dataset_path')
+            raise ValueError('no path of the map connects states of the data: there is nothing to distil; '
+                             'name the data of the map with --dataset_path')
 
         # nearest nodes among those with rows: all nodes, unless the map was built from other data
         visited = np.flatnonzero(self.count)
@@ -207,7 +207,7 @@ def measure(agent, lesson):
 def run(config):
     """Write a checkpoint with the distilled proposer and return its path."""
     if not config.checkpoint or not config.output:
-        raise ValueError('--checkpoint (last.pth or best_model.pth of an online run) and --output are required')
+        raise ValueError('--checkpoint, last.pth or best_model.pth of a run, and --output are required')
     check_ranges(config)
     set_seed(config.seed)
     prepare_cpu(torch.device('cpu'))
@@ -216,8 +216,8 @@ def run(config):
     with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
     if agent.offline.has_objects:
-        raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph of states can '
-                         'be distilled; choose a checkpoint of a locomotion task with --checkpoint')
+        raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph of states '
+                         'can be distilled; choose a checkpoint of a locomotion task with --checkpoint')
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
                                  observation_model=observation_model_of(checkpoint),
                                  **agent.offline.config.sampling())

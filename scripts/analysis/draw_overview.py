@@ -1,7 +1,7 @@
 """Draw the overview of OPSO in the README: what is learned from states, and how the agent acts.
 
-    python scripts/draw_overview.py
-    python scripts/draw_overview.py --output overview.pdf
+    python scripts/analysis/draw_overview.py
+    python scripts/analysis/draw_overview.py --output overview.pdf
 """
 
 import argparse
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from PIL import Image  # matplotlib requires it
 
-OUTPUT = Path(__file__).resolve().parent.parent / 'assets' / 'overview.png'
+OUTPUT = Path(__file__).resolve().parents[2] / 'assets' / 'overview.png'
 WIDTH, HEIGHT = 16.0, 9.0  # drawing units of half an inch
 DPI = 200  # twice the size at which the README shows it
 

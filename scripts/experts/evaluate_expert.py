@@ -1,9 +1,9 @@
-"""How good is the expert that collected the data? It knows the way, from the maze's map, and every action.
+"""Evaluate the expert that collected the data, which follows the shortest path on the maze's map.
 
-    python scripts/evaluate_expert.py --dataset antmaze-medium-navigate-v0 --noise 0 --seed 12345
+    python scripts/experts/evaluate_expert.py --dataset antmaze-medium-navigate-v0 --noise 0 --seed 12345
 
-By OGBench's protocol, on the same episodes as `evaluate.py` with this seed. With --noise 0.2 it walks as in the data of
-navigate and stitch: what imitates these states perfectly would solve as much.
+The protocol is OGBench's, on the same episodes as `evaluate.py` with this seed. With --noise 0.2 the expert
+walks as in the navigate and stitch data: its success is that of a perfect imitator of these states.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from any folder
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'data')]  # run from any folder
 
 from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
@@ -29,7 +29,7 @@ STANDING_HEAD = 1.2  # metres
 
 
 class Expert:
-    """Acts for `rollouts.evaluate`: toward the next cell of the shortest path, with noise on the actions."""
+    """An agent for `rollouts.evaluate` that follows the shortest path, with noise on its actions."""
 
     def __init__(self, dataset, path, noise, seed, action_scale=1.0):
         path = expert_path(dataset, path)
@@ -44,14 +44,14 @@ class Expert:
         return state
 
     def act(self, observations, goals, state):
-        """observations, goals (B, S) -> (actions (B, A), state)."""
+        """Return the actions (B, A) for observations, goals (B, S), and the state."""
         actions = [self.collector.action(self.rng, s, self.collector.direction_to(s[:2], g[:2]))
                    for s, g in zip(observations, goals, strict=True)]
         return self.action_scale * np.stack(actions).astype(np.float32), state
 
 
 def fallen(dataset, episodes):
-    """How the robots ended, and for the humanoid, which gets up, how much of the time it stood."""
+    """Return metrics of falls at the end; for the humanoid, also the fraction of time that it stood."""
     last = np.stack([episode.observations[-1] for episode in episodes])
     if dataset.startswith('antmaze'):
         quaternions = last[:, 3:7]
@@ -65,13 +65,14 @@ def fallen(dataset, episodes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--dataset', default='antmaze-medium-navigate-v0',
-                        help='of an ant or a humanoid (default: %(default)s)')
-    parser.add_argument('--noise', type=float, default=0.0, help='standard deviation on the actions (default: 0)')
-    parser.add_argument('--action_scale', type=float, default=1.0, help='do so much of its actions (default: 1)')
-    parser.add_argument('--episodes_per_task', type=int, default=20)
+                        help='dataset of an ant or a humanoid (default: %(default)s)')
+    parser.add_argument('--noise', type=float, default=0.0,
+                        help='standard deviation of the action noise (default: 0)')
+    parser.add_argument('--action_scale', type=float, default=1.0, help='factor on its actions (default: 1)')
+    parser.add_argument('--episodes_per_task', type=int, default=20, help='(default: 20)')
     parser.add_argument('--seed', type=int, default=0, help='seed of starts, goals and noise (default: 0)')
     parser.add_argument('--expert_path', help='weights of the expert (default: those in datasets/)')
-    parser.add_argument('--output', default='', help='JSON file for the numbers')
+    parser.add_argument('--output', default='', help='JSON file for the metrics')
     flags = parser.parse_args()
     if flags.dataset.split('-')[0].removesuffix('maze') not in EXPERTS:
         raise ValueError(f'--dataset {flags.dataset}: the experts are an ant and a humanoid')
