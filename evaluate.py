@@ -1,5 +1,4 @@
-"""Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step of an
-episode.
+"""Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step.
 
     python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
     --episodes_per_task 50

@@ -1,5 +1,4 @@
-"""Batches of the online half: steps of the offline data, labeled with actions, and the latents that
-the losses read.
+"""Batches of the online half: labeled steps of the offline data, with the latents that losses read.
 
     offline data ->  StateStore -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
     agent's steps -> StateStore -> OnlineBatches.online_steps -> Labeler.fit

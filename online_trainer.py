@@ -1,5 +1,4 @@
-"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of episodes, updates
-and evaluation.
+"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of acting and updates.
 
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """

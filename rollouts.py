@@ -1,5 +1,4 @@
-"""Episodes: run in lock-step over several environments, evaluated by OGBench's protocol, collected
-with exploration."""
+"""Episodes: run in lock-step, evaluated by OGBench's protocol, collected with exploration."""
 
 import dataclasses
 import time

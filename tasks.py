@@ -1,5 +1,7 @@
-"""The two kinds of task. A task decides what the policy sees of a subgoal, which steps of the data
-it imitates, and how much each step counts.
+"""The two kinds of task.
+
+A task decides what the policy sees of a subgoal, which steps of the data it imitates, and how much each
+step counts.
 
     Locomotion     the robot itself goes somewhere: unit directions to subgoal and goal; subgoals lie k steps ahead
     Manipulation   the robot moves objects: the displacements that are left; subgoals lie after the next move

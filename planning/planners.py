@@ -1,5 +1,6 @@
-"""Where to head next. A planner maps states and goals to subgoals; the agent does not know which
-planner it has.
+"""Planners: where to head next.
+
+A planner maps states and goals to subgoals, and the agent does not know which one it has.
 
     GraphPlanner     shortest paths on a graph of the data's states (graph_planner.py)
     ObjectPlanner    shortest sequences of moves of objects (object_planner.py)
