@@ -46,7 +46,8 @@ class OnlineConfig:
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1, basic=True)
     idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
     lr: float = flag(1e-3, "Adam's learning rate", above=0)
-    lr_decay_updates: int = flag(0, 'updates over whose second half the rate decays to 1 %; 0 disables it', least=0)
+    lr_decay_updates: int = flag(0, 'updates over whose second half the rate decays to 1/100; 0 disables it',
+                                 least=0)
     ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0, most=1)
     small_action_prior: float = flag(0.2, 'scale of a prior for small actions in manipulation labels; 0 disables it',
                                      least=0)

@@ -1,4 +1,4 @@
-"""The commands from end to end: tiny networks, a slice of the bundled data, OGBench's real environments."""
+"""The commands from end to end: tiny networks, a slice of the bundled data, OGBench's environments."""
 
 import dataclasses
 import json
@@ -32,24 +32,26 @@ LOSSES = ('critic', 'value', 'state', 'reward', 'infonce', 'alignment', 'propose
 
 
 def as_flags(**values):
+    """Return the list of words `--name value` of a command line."""
     return [word for name, value in values.items() for word in (f'--{name}', str(value))]
 
 
 OFFLINE = as_flags(d_model=32, headdim=16, d_state=8, hidden_dim=32, context_length=20, transition_steps=5,
-                   batch_size=4, num_updates=6, val_interval=3, log_interval=2, val_batches=2)
-ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200, labeler_updates=2, initial_updates=2,
-                  max_steps=400, value_interval=2, eval_interval=0, eval_episodes=1, final_eval_episodes=1)
+                   batch_size=4, num_updates=6, val_interval=3, log_interval=2)
+ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200, initial_updates=2,
+                  max_steps=400, eval_interval=0, eval_episodes=1, final_eval_episodes=1)
 
 
 @pytest.fixture
 def short_episodes(monkeypatch, make_short_env):
+    """End every episode after 30 steps."""
     for script in (online_trainer, evaluate):
         monkeypatch.setattr(script, 'make_env', make_short_env)
 
 
 @pytest.fixture
 def no_curves(monkeypatch):
-    """Drawing takes most of the time of such short runs."""
+    """Draw nothing: drawing would take most of the time of these short runs."""
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
     monkeypatch.setattr(pictures, 'draw_agent', lambda *args: None)
@@ -58,21 +60,22 @@ def no_curves(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def command(script, *flags, cwd, code=0):
-    """Run a script as a user does -> (stdout, stderr)."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,
-                          text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    """Run a script in a process of its own; return (stdout, stderr)."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, text=True,
+                          capture_output=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
 
 @pytest.fixture(scope='module')
 def data_path(tmp_path_factory):
-    """Four trajectories of 200 states; there is no -val file beside it."""
+    """Write four trajectories of 200 states, without a -val file beside them."""
     path = tmp_path_factory.mktemp('data') / 'slice.npz'
     bundled = ROOT / 'datasets' / f'{ogbench_utils.BUNDLED_NAME}.npz'
     observations = ogbench_utils.load_trajectories(bundled, 4)[0].reshape(4, -1, 29)[:, :200].reshape(-1, 29)
@@ -82,13 +85,15 @@ def data_path(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pipeline(tmp_path_factory, data_path):
-    """README's three commands in one folder, no flag naming a file that a command before has made."""
+    """Run README's three commands in one folder; each finds the files of the previous ones without a flag."""
     cwd = tmp_path_factory.mktemp('pipeline')
-    output = [command('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
-              command('online_trainer.py', *ONLINE, '--num_envs', 5, cwd=cwd)]
     online = cwd / 'online_checkpoints' / ANT / 'seed0'
-    output.append(command('evaluate.py', '--checkpoint', online / 'last.pth', '--episodes-per-task', 1,
-                          '--num-envs', 5, cwd=cwd))
+    output = [
+        command('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
+        command('online_trainer.py', *ONLINE, '--num_envs', 5, cwd=cwd),
+        command('evaluate.py', '--checkpoint', online / 'last.pth', '--episodes-per-task', 1, '--num-envs', 5,
+                cwd=cwd),
+    ]
     return cwd / 'offline_checkpoints' / ANT / 'seed0', online, [stdout for stdout, _ in output]
 
 
@@ -97,24 +102,27 @@ def load(path):
 
 
 def learned(path):
-    """What a checkpoint holds, without the flags of the last command."""
+    """Return the content of a checkpoint without the flags of the last command."""
     content = load(path)
     del content['flags']
     return content
 
 
 def timeless(rows):
+    """Return CSV rows without their columns of time."""
     return [{name: value for name, value in row.items() if not name.startswith('time')} for row in rows]
 
 
 def assert_is_plot(path):
+    """Check that a file is a complete PNG with more than empty axes."""
     content = path.read_bytes()
     assert content.startswith(b'\x89PNG\r\n\x1a\n') and content.endswith(b'IEND\xaeB`\x82')
     assert min(int.from_bytes(content[i:i + 4], 'big') for i in (16, 20)) > 350  # width and height in pixels
-    assert len(content) > 20_000  # empty axes are smaller
+    assert len(content) > 20_000  # bytes; empty axes have fewer
 
 
 def read_config(path, script, argv):
+    """Return config.json after checking the command line and the versions in it."""
     config = json.loads(path.read_text())
     assert Path(config['argv'][0]).name == script and config['argv'][1:] == argv
     assert config['versions']['torch'] == torch.__version__ and config['versions']['ogbench']
@@ -122,10 +130,8 @@ def read_config(path, script, argv):
     return config
 
 
-# The three commands
-
-
-def test_offline_run_leaves_what_it_promises(pipeline, data_path):
+# ----------------------------------------------------------------------------------------- the three commands
+def test_offline_trainer_writes_checkpoints_csv_config_and_figures(pipeline, data_path):
     folder, _, (output, *_) = pipeline
     assert sorted(path.name for path in folder.iterdir()) == [
         '.lock', 'best_model.pth', 'config.json', 'last.pth', 'maze_latents.png', 'maze_proposals.png',
@@ -142,9 +148,12 @@ def test_offline_run_leaves_what_it_promises(pipeline, data_path):
     last, best = load(folder / 'last.pth'), load(folder / 'best_model.pth')
     assert last['agent']['step'] == 6 and last['kind'] == 'offline'
     assert best['agent']['step'] == min(validated, key=lambda row: row['validation/total_loss'])['step']
-    config = read_config(folder / 'config.json', 'offline_trainer.py', ['--dataset_path', str(data_path), *OFFLINE])
-    assert config['flags'].items() >= {'d_model': 32, 'num_updates': 6, 'dataset': ANT, 'expectile': 0.9}.items()
-    names = [field.name for cls in (offline_trainer.TrainConfig, OfflineConfig) for field in dataclasses.fields(cls)]
+    argv = ['--dataset_path', str(data_path), *OFFLINE]
+    config = read_config(folder / 'config.json', 'offline_trainer.py', argv)
+    expected = {'d_model': 32, 'num_updates': 6, 'dataset': ANT, 'expectile': 0.9}
+    assert config['flags'].items() >= expected.items()
+    names = [field.name for cls in (offline_trainer.OfflineTrainConfig, OfflineConfig)
+             for field in dataclasses.fields(cls)]
     assert sorted(config['flags']) == sorted(names)
     for name in ('training_curves', 'maze_values', 'maze_proposals', 'maze_latents'):
         assert_is_plot(folder / f'{name}.png')
@@ -152,20 +161,21 @@ def test_offline_run_leaves_what_it_promises(pipeline, data_path):
     assert str(folder / 'last.pth') in output
 
 
-def test_online_run_leaves_what_it_promises(pipeline):
+def test_online_trainer_writes_checkpoints_csvs_config_and_figures(pipeline):
     offline, folder, (_, output, _) = pipeline
-    assert 'of own steps that were held out; below 0.85, more --random_steps usually help' in output
+    assert 'on held-out steps' in output and 'below 0.85, more --random_steps usually help' in output
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith('evaluation')) == [
-        '.lock',
-        'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv', 'online_training_curves.png',
-        'updates.csv']
+        '.lock', 'best_model.pth', 'config.json', 'last.pth', 'maze_paths.png', 'online.csv',
+        'online_training_curves.png', 'updates.csv']
     rows = read_csv(folder / 'online.csv')
     assert [row['step'] for row in rows] == [200, 400]
     for row in rows:
         assert row.keys() >= {
             *(f'collect/{name}' for name in ('success', 'reward', 'length', 'epsilon', 'action_noise',
                                              'goal_biased_rate')),
-            *(f'training/{name}_loss' for name in ('inverse_dynamics', 'critic', 'value', 'proposer')), 'labeler/r2'}
+            *(f'training/{name}_loss' for name in ('inverse_dynamics', 'feature_decoder', 'baseline',
+                                                     'total')),
+            'labeler/r2'}
         assert all(np.isfinite(list(row.values())))
     assert (rows[0]['collect/epsilon'], rows[0]['collect/action_noise']) == (0.3, 0.2)
     assert 0.05 < rows[1]['collect/epsilon'] < 0.3 and rows[0]['collect/goal_biased_rate'] == 0
@@ -176,17 +186,19 @@ def test_online_run_leaves_what_it_promises(pipeline):
     assert last['kind'] == 'online' and last['agent']['step'] == 2 + round(0.2 * 200)
     replay, ends = last['replay'], last['replay']['ends']
     assert len(replay['observations']) == len(replay['actions']) == 400 + len(ends) == ends[-1] + 1
-    assert last['collector']['steps'] == 400 and last['collector']['episodes'] == len(ends) == rows[1]['episodes']
+    assert last['collector']['steps'] == 400
+    assert last['collector']['episodes'] == len(ends) == rows[1]['episodes']
     assert load(folder / 'best_model.pth')['success'] == rows[1]['evaluation/overall_success']
     config = read_config(folder / 'config.json', 'online_trainer.py', [*ONLINE, '--num_envs', '5'])
-    assert config['flags'].items() >= {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.2}.items()
+    expected = {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.2}
+    assert config['flags'].items() >= expected.items()
     assert config['offline_checkpoint'] == str(offline / 'last.pth')
     for name in ('online_training_curves', 'maze_paths', 'evaluation_paths'):
         assert_is_plot(folder / f'{name}.png')
     assert f'offline checkpoint: {offline / "last.pth"} (6 updates)' in output
 
 
-def test_evaluation_is_printed_and_written(pipeline):
+def test_evaluate_prints_and_writes_success_with_intervals(pipeline):
     _, folder, (*_, output) = pipeline
     metrics = json.loads((folder / 'evaluation.json').read_text())
     assert metrics['checkpoint'] == str(folder / 'last.pth') and metrics['episodes_per_task'] == 1
@@ -197,7 +209,7 @@ def test_evaluation_is_printed_and_written(pipeline):
     assert 1 <= metrics['evaluation/episode_length'] <= 1000
 
 
-def test_online_takes_the_newest_offline_run_of_the_dataset(pipeline, folder, no_curves, short_episodes, capsys):
+def test_online_trainer_uses_the_newest_offline_run(pipeline, folder, no_curves, short_episodes, capsys):
     runs = [Path('offline_checkpoints', *names, 'last.pth') for names in (
         (ANT, 'seed0'), (ANT, 'seed0-run2'), (ANT, 'seed1'), ('antmaze-large-navigate-v0', 'seed0'))]
     for run, age in zip(runs, (300, 100, 200, 0), strict=True):
@@ -210,9 +222,7 @@ def test_online_takes_the_newest_offline_run_of_the_dataset(pipeline, folder, no
     assert config['offline_checkpoint'] == str(folder / runs[1])
 
 
-# Resume
-
-
+# ----------------------------------------------------------------------------------------------------- resume
 def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_same):
     flags = [*OFFLINE, '--dataset_path', str(data_path)]
     offline_trainer.main([*flags, '--num_updates', '3'])
@@ -223,18 +233,20 @@ def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_
     assert_same(learned(halfway / 'last.pth'), learned(pipeline[0] / 'last.pth'))
     assert_same(learned(halfway / 'best_model.pth'), learned(pipeline[0] / 'best_model.pth'))
     assert timeless(read_csv(halfway / 'train.csv')) == timeless(read_csv(pipeline[0] / 'train.csv'))
-    offline_trainer.main(flags)  # without --resume: a folder of its own, and from the beginning
+
+    offline_trainer.main(flags)  # without --resume: a new folder, from the beginning
     assert sorted(path.name for path in halfway.parent.iterdir()) == ['seed0', 'seed0-run2']
     assert_same(learned(halfway.with_name('seed0-run2') / 'last.pth'), learned(pipeline[0] / 'last.pth'))
 
 
-@pytest.mark.parametrize('memory', ['--no-memory', '--memory'])
-def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same, memory):
-    """Three rounds of 200 random and twice 2 x 30 steps; interrupted after the first and the second. Only the
-    evaluations that end the parts are additional, and `best` remembers them."""
+def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same):
+    """Interrupt a run of 200 random steps and two rounds of 2 x 30 steps after its first and second round.
+
+    The interrupted run differs in the evaluations that end its parts only, which `best` includes.
+    """
     offline_trainer.main([*OFFLINE, '--dataset_path', str(data_path)])
     whole, parts = Path('whole'), Path('parts')
-    flags = [*ONLINE, '--update_ratio', '0.1', memory, '--save_dir']
+    flags = [*ONLINE, '--update_ratio', '0.1', '--save_dir']
     online_trainer.main([*flags, str(whole), '--max_steps', '320'])
     for steps, *resume in (('200',), ('260', '--resume'), ('320', '--resume')):
         online_trainer.main([*flags, str(parts), '--max_steps', steps, *resume])
@@ -249,12 +261,10 @@ def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, as
         assert all(name.startswith('evaluation/') for name in other.keys() - row.keys())
 
 
-# The other robot
-
-
-def test_humanoid(folder, no_curves, short_episodes, capsys):
-    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random', '--num_episodes', 3,
-            '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
+# --------------------------------------------------------------------------------------------- other families
+def test_commands_work_for_the_humanoid(folder, no_curves, short_episodes, capsys):
+    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random',
+            '--num_episodes', 3, '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
     offline_trainer.main(['--dataset', HUMANOID, *OFFLINE, '--num_updates', '2'])
     assert '3 trajectories, 180 states of 69 dimensions' in capsys.readouterr().out
     online_trainer.main(['--dataset', HUMANOID, *ONLINE, '--random_steps', '60', '--max_steps', '120',
@@ -271,19 +281,18 @@ def test_humanoid(folder, no_curves, short_episodes, capsys):
     assert metrics['evaluation/episode_length'] == 30 and metrics['evaluation/overall_success'] == 0
 
 
-# Other families
+MAZE_FIGURES = ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths', 'evaluation_paths']
+MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']
 
 
-@pytest.mark.parametrize('name, dimensions, pictures_of', [
-    ('pointmaze-medium-navigate-v0', 2, ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths',
-                                         'evaluation_paths']),
-    ('antsoccer-arena-navigate-v0', 42, ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths',
-                                         'evaluation_paths']),
-    ('cube-single-play-v0', 28, ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']),
-    ('puzzle-3x3-play-v0', 55, ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']),
+@pytest.mark.parametrize('name, dimensions, figures', [
+    ('pointmaze-medium-navigate-v0', 2, MAZE_FIGURES),
+    ('antsoccer-arena-navigate-v0', 42, MAZE_FIGURES),
+    ('cube-single-play-v0', 28, MANIPULATION_FIGURES),
+    ('puzzle-3x3-play-v0', 55, MANIPULATION_FIGURES),
 ])
-def test_other_families(folder, short_episodes, capsys, name, dimensions, pictures_of):
-    """From states of random motion to an evaluation, with the plan; each environment brings its own pictures."""
+def test_commands_work_for_other_families(folder, short_episodes, capsys, name, dimensions, figures):
+    """Train on states of random motion and evaluate with a plan; the figures depend on the environment."""
     env = ogbench_utils.make_env(name)
     states = []
     for episode in range(3):
@@ -296,19 +305,19 @@ def test_other_families(folder, short_episodes, capsys, name, dimensions, pictur
     run = Path('online_checkpoints', name, 'seed0')
     evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
     output = capsys.readouterr().out
-    assert f'120 states of {dimensions} dimensions' in output and 'plans on it' in output
+    assert f'120 states of {dimensions} dimensions' in output
+    assert 'map of the data: ' in output and '; used for planning' in output
     metrics = json.loads((run / 'evaluation.json').read_text())
     assert metrics['plan'] and metrics.keys() >= {f'evaluation/task{task}_success' for task in range(1, 6)}
 
-    drawn = {path.stem for half in ('offline', 'online') for path in Path(f'{half}_checkpoints').rglob('*.png')}
-    assert drawn == {'training_curves', 'online_training_curves', *pictures_of}
+    folders = (Path('offline_checkpoints'), Path('online_checkpoints'))
+    drawn = {path.stem for runs in folders for path in runs.rglob('*.png')}
+    assert drawn == {'training_curves', 'online_training_curves', *figures}
 
 
-# Flags
-
-
+# ------------------------------------------------------------------------------------------------------ flags
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])
-def test_flags_take_underscores_and_dashes(monkeypatch, script):
+def test_flags_accept_underscores_and_dashes(monkeypatch, script):
     got = []
     monkeypatch.setattr(script, 'train', lambda *configs: got.append(configs))
     script.main(['--dataset_path', 'a.npz', '--batch_size', '3', '--lr', '0.5', '--resume'])
@@ -321,8 +330,10 @@ def test_flags_take_underscores_and_dashes(monkeypatch, script):
 
 
 @pytest.mark.parametrize('script, configs', [
-    (offline_trainer, (offline_trainer.TrainConfig, OfflineConfig)),
-    (online_trainer, (online_trainer.TrainConfig, OnlineConfig)), (evaluate, (evaluate.EvaluateConfig,))])
+    (offline_trainer, (offline_trainer.OfflineTrainConfig, OfflineConfig)),
+    (online_trainer, (online_trainer.OnlineTrainConfig, OnlineConfig)),
+    (evaluate, (evaluate.EvaluateConfig,)),
+])
 def test_help_lists_every_flag_with_its_default(capsys, script, configs):
     with pytest.raises(SystemExit) as end:
         script.main(['--help_all'])
@@ -335,18 +346,20 @@ def test_help_lists_every_flag_with_its_default(capsys, script, configs):
 
 
 @pytest.mark.parametrize('flags, words', [
-    (['--num_updates_', '3'], 'unrecognized arguments: --num_updates_'), (['--seed', 'x'], 'invalid int value'),
-    (['--mamba_backend', 'cuda'], 'invalid choice'), (['--num_update', '3'], 'unrecognized arguments')])
+    (['--num_updates_', '3'], 'unrecognized arguments: --num_updates_'),
+    (['--seed', 'x'], 'invalid int value'),
+    (['--mamba_backend', 'cuda'], 'invalid choice'),
+    (['--num_update', '3'], 'unrecognized arguments'),
+])
 def test_bad_flags_end_with_usage(capsys, flags, words):
     with pytest.raises(SystemExit) as end:
         offline_trainer.main(flags)
     assert end.value.code == 2 and words in capsys.readouterr().err
 
 
-# Errors
-
-
+# ----------------------------------------------------------------------------------------------------- errors
 def assert_one_line(stderr, *words):
+    """Check that stderr is one error line that contains all words."""
     assert stderr.startswith('error: ') and stderr.count('\n') == 1, stderr
     for word in words:
         assert str(word) in stderr
@@ -364,7 +377,7 @@ def test_user_errors_are_one_line(tmp_path, script, flags, words):
 
 
 def test_other_user_errors_are_one_line(pipeline, folder, data_path, capsys):
-    """Inside this process, for the time that it saves; `run_main` is what the scripts call."""
+    """Call `run_main`, as the scripts do, inside this process, which saves time."""
     offline, online = (run / 'last.pth' for run in pipeline[:2])
     Path('text.pth').write_text('hello')
     cases = [
@@ -390,7 +403,7 @@ def test_other_user_errors_are_one_line(pipeline, folder, data_path, capsys):
     assert [path.name for path in folder.iterdir()] == ['text.pth']
 
 
-def test_without_a_network_the_bundled_set_stands_in(folder, no_curves, monkeypatch, capsys):
+def test_offline_trainer_falls_back_to_bundled_data_without_a_network(folder, no_curves, monkeypatch, capsys):
     def no_network(request, timeout):
         raise URLError(TimeoutError('timed out'))
 
@@ -402,15 +415,13 @@ def test_without_a_network_the_bundled_set_stands_in(folder, no_curves, monkeypa
     assert f'{ogbench_utils.BUNDLED_NAME}.npz: the bundled' in output and f'NOT the official {ANT}' in output
 
 
-def test_a_run_folder_is_not_overwritten_and_resume_keeps_its_flags(tmp_path):
-    @dataclasses.dataclass
-    class Flags:
-        d_model: int = 32
-        lr: float = 0.1
-
-    check_unchanged({'d_model': 32, 'lr': 0.1}, dataclasses.asdict(Flags()))
+def test_check_unchanged_names_flags_that_differ():
+    check_unchanged({'d_model': 32, 'lr': 0.1}, {'d_model': 32, 'lr': 0.1})
     with pytest.raises(ValueError, match='--d_model was 64, is 32'):
-        check_unchanged({'d_model': 64, 'lr': 0.1}, dataclasses.asdict(Flags()))
+        check_unchanged({'d_model': 64, 'lr': 0.1}, {'d_model': 32, 'lr': 0.1})
+
+
+def test_new_run_dir_never_returns_a_used_folder_unless_resumed(tmp_path):
     assert new_run_dir('root', 'data', 0, tmp_path) == tmp_path
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='holds a run already.*--resume'):

@@ -1,5 +1,7 @@
 """Test maze figures: geometry against OGBench's, and metrics in titles against agents of known quality."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from figures.maze_figures import (
 )
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from planning.graph_planner import JumpModel, StateMap
+from planning.graph_planner import GraphPlanner, JumpModel, StateGraph
 from rollouts import Episode
 from support.figures import FAILURE, GOOD, TASK_COLORS
 from trajectories import TrajectoryDataset
@@ -237,10 +239,10 @@ def test_draw_plan_leads_from_start_to_goal_through_free_cells(maze, figure):
         walks.append(states)
     ends = np.cumsum([len(walk) for walk in walks]) - 1
     data = TrajectoryDataset(np.concatenate(walks), np.append(0, ends[:-1] + 1), ends)
-    places_only = np.eye(29)[:2].sum(0)
-    state_map = StateMap.from_data(data, np.zeros(29), places_only, hop=4, nodes=400)
+    position_scale = np.eye(29)[:2].sum(0)
+    graph = StateGraph.from_data(data, np.zeros(29), position_scale, hop=4, nodes=400)
 
-    draw_plan(maze, state_map, 'x.png', 'title')
+    draw_plan(maze, GraphPlanner(graph, lambda states: states), 'x.png', 'title')
     assert [title.split()[-1] for title in titles(figure())[:5]] == ['hops'] * 5
     for task, axis in enumerate(figure().axes[:5]):
         way = next(line for line in axis.lines if line.get_color() == maze_figures.PLAN_COLOR).get_xydata()
@@ -251,14 +253,15 @@ def test_draw_plan_leads_from_start_to_goal_through_free_cells(maze, figure):
     def lines(axis):
         return [len(drawn.get_segments()) for drawn in axis.collections if hasattr(drawn, 'get_segments')]
 
-    assert lines(figure().axes[0]) == [len(state_map.sources), 0]
+    assert lines(figure().axes[0]) == [len(graph.sources), 0]
     ends = np.array([20, 21], np.int32)
-    one_gate = np.zeros(2, np.int32)
+    one_source = np.zeros(2, np.int32)
     probs = np.array([0.25, 0.75], np.float32)
-    state_map.jump_model = JumpModel(np.array([3, 4], np.int32), one_gate, one_gate, ends, probs)
-    draw_plan(maze, state_map, 'x.png', 'title')
-    assert lines(figure().axes[0]) == [len(state_map.sources), 2]
+    jumps = JumpModel(np.array([3, 4], np.int32), one_source, one_source, ends, probs)
+    with_jumps = GraphPlanner(dataclasses.replace(graph, jumps=jumps), lambda states: states)
+    draw_plan(maze, with_jumps, 'x.png', 'title')
+    assert lines(figure().axes[0]) == [len(graph.sources), 2]
     jumps = figure().axes[0].collections[1].get_segments()
-    xy = maze.positions(state_map.states)
+    xy = maze.positions(graph.states)
     for jump, end in zip(jumps, ends, strict=True):
         assert np.allclose(jump, [xy[[3, 4]].mean(0), xy[end]])

@@ -1,4 +1,4 @@
-"""Sections of the benchmark that need latents, environments or files; `benchmark.py` runs them."""
+"""Sections of the benchmark on acting, online updates, evaluation and loading; `benchmark.py` runs them."""
 
 import functools
 import subprocess
@@ -14,7 +14,7 @@ from online_batches import StateStore
 
 
 def acting(options):
-    """Time one step of acting, with the plan and by proposals, beside one step of the ant."""
+    """Time one step of acting, with the graph and with the proposer, and one step of the ant."""
     from ogbench_utils import make_env, reset_env
 
     env = make_env(ENV)
@@ -24,23 +24,25 @@ def acting(options):
     functions = {'ant': lambda: env.step(action)} | {f'act {n}': act_step(agent, n) for n in (1, 8, 64)}
     times = interleaved(functions, options.rounds(20), calls=10)
     sizes = ', '.join(f'{n}: {1e3 * times[f"act {n}"]:.2f} ms' for n in (1, 8, 64))
-    share = times['act 8'] / 8 / times['ant']
+    fraction = times['act 8'] / 8 / times['ant']
     yield Row('act, batch of 8', times['act 8'], {'one step of the ant': times['ant']}, 'below one ant step',
-              f'{sizes}; {share:.0%} of the 8 steps that it decides; {len(agent.data_map):,} nodes')
+              f'{sizes}; {fraction:.0%} of the time of 8 environment steps; {len(agent.data_map):,} nodes')
 
     proposing, _, _ = make_online()
     proposing.planner = proposing.planner.second
-    times = interleaved({'plan': act_step(agent, 8), 'proposer': act_step(proposing, 8)}, options.rounds(20), calls=10)
-    yield Row('act, batch of 8, with the plan', times['plan'], {"by the proposer's subgoals": times['proposer']},
-              'at least 0.67x', 'the first step to a new goal also searches the graph')
+    functions = {'plan': act_step(agent, 8), 'proposer': act_step(proposing, 8)}
+    times = interleaved(functions, options.rounds(20), calls=10)
+    yield Row('act, batch of 8, with the graph', times['plan'],
+              {"with the proposer's subgoals": times['proposer']}, 'at least 0.67x',
+              'the first step toward a new goal also searches the graph')
 
     for context in (10, 100, 1000):
         encoder = make_online(context_length=context)[0].encoder
         window = torch.randn(8, context, STATES)
-        times = interleaved({'step': encoder_step(encoder, 8), 'window': lambda e=encoder, w=window: encode(e, w)},
-                            options.rounds(20), calls=3)
-        yield Row(f"one step of the encoder's memory, batch of 8, context {context}", times['step'],
-                  {'encoding the window at each step': times['window']}, 'flat in the context')
+        functions = {'step': encoder_step(encoder, 8), 'window': functools.partial(encode, encoder, window)}
+        times = interleaved(functions, options.rounds(20), calls=3)
+        yield Row(f'one recurrent step of the encoder, batch of 8, context {context}', times['step'],
+                  {'encoding the window at each step': times['window']}, 'constant in the context')
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def act_step(agent, n):
 
 
 def online(options):
-    """Time online updates with cached latents, and with latents computed for every batch."""
+    """Time online updates with cached latents and with latents computed for each batch."""
     agent, data, replay = make_online()
     cached = agent.open_batches(data, replay)
     computed = agent.open_batches(data, replay)
@@ -90,7 +92,7 @@ def online(options):
 
 
 def evaluation(options):
-    """Time environment steps of lock-step episodes, beside one environment at a time."""
+    """Time environment steps of lock-step episodes and of one environment at a time."""
     from environments.safe_env import open_envs
     from rollouts import run_episodes
 
@@ -103,7 +105,8 @@ def evaluation(options):
     def run(envs):
         return [episode for episode in run_episodes(envs, jobs, agent, max_steps=steps)]
 
-    times = interleaved({'ours': lambda: run(side_by_side), 'one': lambda: run(alone)}, options.rounds(5), warmup=0)
+    functions = {'ours': lambda: run(side_by_side), 'one': lambda: run(alone)}
+    times = interleaved(functions, options.rounds(5), warmup=0)
     minutes = 1e5 / 60 * times['ours'] / steps
     yield Row('evaluation of 8 environments, per step', times['ours'] / steps,
               {'one environment at a time': times['one'] / steps}, '1.7x',
@@ -112,7 +115,8 @@ def evaluation(options):
 
 LOADERS = {
     'ours': 'npz.load_trajectories(sys.argv[1])',
-    'ogbench': 'ogbench.make_env_and_datasets({name!r}, dataset_dir=os.path.dirname(sys.argv[1]), dataset_only=True)',
+    'ogbench': ('ogbench.make_env_and_datasets({name!r}, dataset_dir=os.path.dirname(sys.argv[1]), '
+                'dataset_only=True)'),
 }
 LOAD = """
 import os, sys, time, tracemalloc
@@ -128,13 +132,14 @@ print(tracemalloc.get_traced_memory()[1] / 1e6 if {traced} else time.perf_counte
 
 
 def loading(options):
-    """Time loading in fresh processes, after the imports, and in one more measure the peak memory."""
+    """Time loading in fresh processes, without the imports, and measure its peak memory in another one."""
     count, rows = (200, 1001) if options.quick else (1000, 1001)
 
     def measure(name, traced):
         code = LOAD.format(root=str(ROOT), load=LOADERS[name].format(name=ENV), traced=traced)
-        return float(subprocess.run([sys.executable, '-c', code, str(path)], stdout=subprocess.PIPE, text=True,
-                                    check=True).stdout.split()[-1])
+        command = [sys.executable, '-c', code, str(path)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return float(done.stdout.split()[-1])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'{ENV}.npz'
@@ -144,16 +149,19 @@ def loading(options):
         for name in (*LOADERS,) * options.rounds(3):
             seconds[name].append(measure(name, False))
         megabytes = {name: measure(name, True) for name in LOADERS}
+
     ours, theirs = (float(np.median(seconds[name])) for name in LOADERS)
-    yield Row(f'loading {count:,} trajectories of {rows:,} states', ours, {'ogbench.make_env_and_datasets': theirs},
-              '2x, half the memory', f"{megabytes['ours']:.0f} MB at most, against {megabytes['ogbench']:.0f} MB")
+    yield Row(f'loading {count:,} trajectories of {rows:,} states', ours,
+              {'ogbench.make_env_and_datasets': theirs}, '2x, half the memory',
+              f"peak memory {megabytes['ours']:.0f} MB, with ogbench {megabytes['ogbench']:.0f} MB")
 
 
 def write_dataset(path, count, rows):
-    """Write a file in OGBench's layout that repeats the bundled states, so that it compresses like real data."""
+    """Write a file in OGBench's layout that repeats the bundled states, which compress like real data."""
     with np.load(ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz', allow_pickle=False) as bundled:
         observations = np.resize(bundled['observations'], (count * rows, STATES)).astype(np.float32)
     terminals = np.zeros((count, rows), bool)
     terminals[:, -1] = True
-    np.savez_compressed(path, observations=observations, terminals=terminals.ravel(), qpos=observations[:, :15],
-                        qvel=observations[:, 15:], actions=np.tanh(observations[:, :ACTIONS]))
+    np.savez_compressed(path, observations=observations, terminals=terminals.ravel(),
+                        qpos=observations[:, :15], qvel=observations[:, 15:],
+                        actions=np.tanh(observations[:, :ACTIONS]))

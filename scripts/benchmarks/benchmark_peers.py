@@ -1,6 +1,7 @@
 """Peers of the benchmark: other layers of the same width, and training on one transition per window.
 
-Each maker of a layer returns None if its package is missing. All layers map (B, L, d_model) to the same shape.
+Functions that make a layer return None if its package is missing. All layers map (B, L, d_model) to the
+same shape.
 """
 
 import importlib.util
@@ -16,8 +17,10 @@ from utils import soft_update
 
 
 def transformers_mamba2(d_model, chunk_size=32):
-    """Return transformers' Mamba2Mixer in plain PyTorch with the sizes of our layer: the same function. Its default
-    chunks of 256 are several times slower at L = 100."""
+    """Return transformers' Mamba2Mixer in plain PyTorch: the same function as our layer.
+
+    Its default chunks of 256 are several times slower at L = 100.
+    """
     if not importlib.util.find_spec('transformers'):
         return None
     from transformers.models.mamba2 import modeling_mamba2
@@ -31,7 +34,7 @@ def transformers_mamba2(d_model, chunk_size=32):
 
 
 def mambapy_mamba1(d_model):
-    """Return mambapy's Mamba-1 block, its parallel scan in plain PyTorch."""
+    """Return mambapy's Mamba-1 block, whose parallel scan is plain PyTorch."""
     if not importlib.util.find_spec('mambapy'):
         return None
     from mambapy.mamba import MambaBlock, MambaConfig
@@ -39,13 +42,14 @@ def mambapy_mamba1(d_model):
 
 
 class GRU(nn.GRU):
-    """`nn.GRU(128, 256)`, a recurrent network of Mamba's inner width."""
+    """An `nn.GRU` that returns its outputs only."""
 
     def forward(self, u):
         return super().forward(u)[0]
 
 
 def gru(d_model):
+    """Return a GRU of Mamba's inner width."""
     return GRU(d_model, 2 * d_model, batch_first=True)
 
 
@@ -53,7 +57,8 @@ class CausalTransformer(nn.TransformerEncoderLayer):
     """A pre-norm causal Transformer layer with 4 heads."""
 
     def __init__(self, d_model):
-        super().__init__(d_model, 4, 4 * d_model, dropout=0.0, activation='gelu', batch_first=True, norm_first=True)
+        super().__init__(d_model, 4, 4 * d_model, dropout=0.0, activation='gelu', batch_first=True,
+                         norm_first=True)
 
     def forward(self, u):
         mask = nn.Transformer.generate_square_subsequent_mask(u.shape[1], u.device)
@@ -61,15 +66,22 @@ class CausalTransformer(nn.TransformerEncoderLayer):
 
 
 class OneTransitionPerWindow:
-    """Training on one transition per window of `context_length` states, its last, as the original OPSO did: states, next
-    states and goals are windows that are encoded one after the other. Networks and losses are ours.
+    """Training on one transition per window of `context_length` states, its last, as in the original OPSO.
+
+    States, next states and goals are windows that are encoded separately. Networks and losses are ours.
     """
 
     def __init__(self, observation_dim, config):
-        self.config, d, h = config, config.d_model, config.hidden_dim
+        self.config = config
+        d = config.d_model
+        h = config.hidden_dim
         self.nets = nn.ModuleDict({
-            'encoder': Encoder(observation_dim, d, config.n_layers), 'critic': GoalValue(d, h, n_inputs=3),
-            'value': GoalValue(d, h), 'next_state': mlp([d, h, observation_dim]), 'reward': mlp([2 * d, h, 1])})
+            'encoder': Encoder(observation_dim, d, config.n_layers),
+            'critic': GoalValue(d, h, n_inputs=3),
+            'value': GoalValue(d, h),
+            'next_state': mlp([d, h, observation_dim]),
+            'reward': mlp([2 * d, h, 1]),
+        })
         self.target = GoalValue(d, h, n_inputs=3).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr)
 

@@ -28,21 +28,30 @@ class Row:
     peers: dict
     goal: str = ''
     note: str = ''
-    shares: dict = dataclasses.field(default_factory=dict)  # fraction of the arithmetic that each part takes
+    shares: dict = dataclasses.field(default_factory=dict)  # fraction of the arithmetic of each part
 
 
 def interleaved(functions, rounds, device='cpu', warmup=1, calls=1):
-    """Time functions in turns of `calls`: {name: function or None} -> {name: median seconds of a call or None}."""
+    """Time functions in turns.
+
+    Args:
+        functions: {name: function, or None for a missing package}.
+        rounds: turns of each function that count, after `warmup` turns that do not.
+        calls: calls of a function in one turn.
+
+    Returns:
+        {name: median seconds of a call, or None}.
+    """
     times = {name: [] for name, function in functions.items() if function}
     for i in range(warmup + rounds):
-        for name, taken in times.items():
+        for name, seconds in times.items():
             begin = time.perf_counter()
             for _ in range(calls):
                 functions[name]()
             if device == 'cuda':
                 torch.cuda.synchronize()
             if i >= warmup:
-                taken.append((time.perf_counter() - begin) / calls)
+                seconds.append((time.perf_counter() - begin) / calls)
     return {name: float(np.median(times[name])) if name in times else None for name in functions}
 
 
@@ -68,8 +77,11 @@ def make_online(**changes):
     """Return an OnlineAgent with a graph of synthetic data, the data, and a replay of random episodes."""
     offline, data = make_offline(**changes)
     config = OnlineConfig()
-    agent = OnlineAgent(offline, -np.ones(ACTIONS), np.ones(ACTIONS), config, build_map(offline, config, data))
-    replay, rng = ReplayBuffer(STATES, ACTIONS, **offline.config.sampling()), np.random.default_rng(0)
+    data_map = build_map(offline, config, data)
+    agent = OnlineAgent(offline, -np.ones(ACTIONS), np.ones(ACTIONS), config, data_map)
+
+    replay = ReplayBuffer(STATES, ACTIONS, **offline.config.sampling())
+    rng = np.random.default_rng(0)
     for _ in range(10):
         actions = rng.uniform(-1, 1, (500, ACTIONS)).astype(np.float32)
         replay.add(rng.standard_normal((501, STATES), np.float32), actions)
