@@ -4,8 +4,8 @@
     python scripts/add_result.py main OFFLINE_FOLDER SIMULATOR_LABELS_FOLDER ONLINE_FOLDER
     python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/experts/evaluate_expert.py)
 
-The online folder holds the evaluation.json of evaluate.py. The config.json of a folder names its half. Files of
-flags (`@configs/puzzle.args`) are read from this repository, and their flags enter the row.
+The online folder holds the evaluation.json of evaluate.py. The config.json of a folder names its half. Files
+of flags (`@configs/puzzle.args`) are read from this repository, and their flags enter the row.
 `python scripts/make_tables.py` then rewrites the tables.
 """
 
@@ -168,7 +168,8 @@ def main():
     run = read_run(flags.experiment, flags.folders)
     replaced = add_run(flags.csv, run)
     action = 'replaced in' if replaced else 'added to'
-    print(f'{run.experiment}, {run.dataset}, seed {run.seed}: {100 * run.success:.1f} %, {action} {flags.csv}')
+    name = f'{run.experiment}, {run.dataset}, seed {run.seed}'
+    print(f'{name}: {100 * run.success:.1f} %, {action} {flags.csv}')
 
 
 if __name__ == '__main__':

@@ -46,8 +46,8 @@ WORDS = {
         'default': 'default flags',
         'defaults': 'the defaults',
         'evaluated': '{}, evaluated with {}',
-        'caption': 'Mean ± standard deviation over seeds of the last checkpoint; environment steps are rounded. '
-                   'Our own experts made the data of ants and humanoids; data of points and arms follow '
+        'caption': 'Mean ± standard deviation over seeds of the last checkpoint; environment steps are '
+                   'rounded. Our own experts made the data of ants and humanoids; data of points and arms follow '
                    "OGBench's protocols. HIQL and the best published results are references on the official "
                    'data, with all action labels, 1M updates and no environment steps; † evaluated '
                    'differently from OGBench, or not verified.',
@@ -79,7 +79,8 @@ SAME_DATA = ('success on the same data, % (seeds)', 'demonstrator, with the map'
 OTHERS = ('experiment', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
           'environment steps', EPISODES)
 FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP', 'hold': 'last observation'}
-LOSSES = ('data', 'dropped', *FILLERS.values(), f'GRU minus Mamba, {INTERVAL}', 'seeds', 'environment steps', EPISODES)
+LOSSES = ('data', 'dropped', *FILLERS.values(), f'GRU minus Mamba, {INTERVAL}', 'seeds',
+          'environment steps', EPISODES)
 PARTS = ('change', 'share of an update', 'data', 'with the map, %', f'difference, {INTERVAL}',
          'without the map, %', 'difference, 95 % interval')
 PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': 'no alignment',
@@ -264,7 +265,8 @@ def family_table(datasets, words, published):
     for name, runs in datasets.items():
         reference = published.get(name, {'HIQL': '–', 'best': '–', 'source': ''})
         best = f'{reference["best"]} {reference["source"]}'.strip()
-        rows.append([code(name), f'**{mean_text(runs)}**', str(len(runs)), steps[name], reference['HIQL'], best])
+        success = f'**{mean_text(runs)}**'
+        rows.append([code(name), success, str(len(runs)), steps[name], reference['HIQL'], best])
 
     header = list(words['header'])
     if len(set(steps.values())) == 1:
@@ -384,7 +386,7 @@ def by_steps(results):
 
 
 def budget_table(budgets, hiql):
-    """Return success by steps, a row for each dataset, and below it one of HIQL with labels of equal steps."""
+    """Return success by steps: a row for each dataset, below it one of HIQL with labels of equal steps."""
     if not budgets:
         return ''
     steps = sorted({count for own in budgets.values() for count in own})
@@ -451,7 +453,7 @@ def by_losses(results):
 
 
 def losses_rows(results):
-    """Return cells of the table of dropped observations; the difference of GRU and Mamba is paired by seed."""
+    """Return cells of the table of dropped observations, GRU and Mamba paired by seed."""
     rows = []
     for name, fillers in by_losses(results).items():
         for share in sorted({share for own in fillers.values() for share in own}):

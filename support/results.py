@@ -145,7 +145,8 @@ def split_flags(words):
 def method_flags(argv, root):
     """Return the method's flags of a command line as one string.
 
-    Files of flags (`@file`, relative to `root`) are replaced by their content, `--actions_path` loses its folder.
+    Files of flags (`@file`, relative to `root`) are replaced by their content; `--actions_path` loses its
+    folder.
     """
     words = []
     for word in argv[1:]:

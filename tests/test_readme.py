@@ -20,12 +20,13 @@ from trajectories import TrajectoryDataset
 ROOT = Path(__file__).resolve().parent.parent
 FRONT = ('README.md', 'README.ko.md')
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8')
-         for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/*.md')),
-                      ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
+         for path in [*(ROOT / name for name in FRONT), ROOT / 'CONTRIBUTING.md',
+                      *sorted(ROOT.glob('docs/*.md')), ROOT / 'results' / 'README.md', ROOT / 'datasets' / 'README.md']}
 SCRIPT = re.compile(r'(?:[\w/.-]+/)?(?:python3?|sh) (?:.*? )??([\w/]+\.(?:py|sh))\b(.*)')
 SUBCOMMANDS = {'ogbench_utils.py': ('list', 'check', 'download')}
 # programs with flags; those of baselines/ need other packages
-PROGRAMS = [path.relative_to(ROOT).as_posix() for path in sorted([*ROOT.glob('*.py'), *ROOT.glob('scripts/**/*.py')])
+PROGRAMS = [path.relative_to(ROOT).as_posix()
+            for path in sorted([*ROOT.glob('*.py'), *ROOT.glob('scripts/**/*.py')])
             if path.parent.name != 'baselines'
             and re.search(r'parse_flags\(__doc__|ArgumentParser\(', path.read_text(encoding='utf-8'))]
 FLAG = re.compile(r'(?<![\w-])--[a-z][\w-]*')
@@ -52,7 +53,7 @@ def commands(text):
 
 
 def given_flags(words):
-    """Return the flags among the words of a command, without those after a lone --, which another script gets."""
+    """Return the flags of a command, without those after a lone --, which another script gets."""
     words = words[:words.index('--')] if '--' in words else words
     return {word.split('=')[0] for word in words if word.startswith('--')}
 
@@ -180,8 +181,8 @@ def test_results_page_has_at_most_3000_words():
 
 def test_defaults_named_on_pages_are_the_defaults():
     text = PAGES['docs/method.md']
-    defaults = {field: getattr(OfflineConfig(), field) for field in ('expectile', 'infonce_weight', 'alignment_weight',
-                                                                     'state_weight', 'reward_weight')}
+    fields = 'expectile', 'infonce_weight', 'alignment_weight', 'state_weight', 'reward_weight'
+    defaults = {field: getattr(OfflineConfig(), field) for field in fields}
     weights = {row.split('|')[1].strip(): float(row.split('|')[3]) for row in text.splitlines()
                if re.match(r'\| (InfoNCE|alignment|next state|reward/done) \|', row)}
     assert weights == {'InfoNCE': defaults['infonce_weight'], 'alignment': defaults['alignment_weight'],

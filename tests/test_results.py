@@ -46,7 +46,7 @@ def script(module, *flags):
 def make_run(experiment, dataset, seed, success, **changes):
     """Return a row whose columns have plausible values."""
     tasks = {f'task{k}': success for k in range(1, 6)}
-    row = Run(experiment, dataset, seed, 'abc1234', '', '', '', '', 2000, 14_000, None, 10_000, None, 12345, 50,
+    row = Run(experiment, dataset, seed, 'abc1234', *4 * [''], 2000, 14_000, None, 10_000, None, 12345, 50,
               **tasks, success=success, success_without_plan=None)
     return dataclasses.replace(row, **changes)
 
@@ -129,7 +129,10 @@ def test_fractions_are_written_with_4_digits(tmp_path):
 def test_damaged_csv_is_refused_in_one_line(page):
     path = page / 'results' / 'runs.csv'
     lines = path.read_text().splitlines()
-    for damaged, words in (([*lines, 'main,x,1'], f'{path}, line 5'), (['a,b', *lines[1:]], f'{path}: its columns')):
+    for damaged, words in (
+        ([*lines, 'main,x,1'], f'{path}, line 5'),
+        (['a,b', *lines[1:]], f'{path}: its columns'),
+    ):
         path.write_text('\n'.join(damaged) + '\n')
         code, _, error = script(make_tables, '--root', page)
         assert code == 2 and error.count('\n') == 1 and words in error
@@ -139,13 +142,16 @@ def test_damaged_csv_is_refused_in_one_line(page):
 @pytest.fixture
 def folders(tmp_path):
     """Return the folders of a finished run: offline, simulator labels, online."""
-    online_flags = {'dataset': ANT, 'seed': 3, 'initial_updates': 1000, 'update_ratio': 0.5, 'random_steps': 2000}
-    given = '--max_steps 4000 --progress_steps 5 --actions_path /x/labels/actions.npz --no-slow_goals --save-dir=/x'
+    online_flags = {'dataset': ANT, 'seed': 3, 'initial_updates': 1000, 'update_ratio': 0.5,
+                    'random_steps': 2000}
+    given = ('--max_steps 4000 --progress_steps 5 --actions_path /x/labels/actions.npz --no-slow_goals '
+             '--save-dir=/x')
     evaluation = {f'evaluation/task{k}_success': 0.8 for k in range(1, 6)} | {
         'evaluation/overall_success': 0.8, 'seed': 12345, 'episodes_per_task': 20, 'stuck_noise': 1.0,
         'checkpoint': 'a.pth', 'comparison': {'checkpoint': 'a.pth', 'overall': {'difference': 0.5}}}
     files = {
-        'offline': ('offline_trainer.py --seed 3 --expectile 0.8', {}, 'train.csv', 'step,time\n100,1.0\n500,2.0\n'),
+        'offline': ('offline_trainer.py --seed 3 --expectile 0.8', {}, 'train.csv',
+                    'step,time\n100,1.0\n500,2.0\n'),
         'labels': ('scripts/label_with_simulator.py --stages 2 --save_dir /x', {}, 'labels.csv',
                    'step,time\n400000,1.0\n800000,2.0\n'),
         'online': (f'online_trainer.py {given}', online_flags, 'online.csv',
@@ -231,8 +237,8 @@ def test_add_result_refuses_an_unfinished_run_in_one_line(folders, tmp_path, cha
 
 # ------------------------------------------------------------------------------------------------ tables
 def test_tables_of_the_readmes_are_up_to_date():
-    done = subprocess.run([sys.executable, ROOT / 'scripts' / 'make_tables.py', '--check'], capture_output=True,
-                          text=True)
+    command = [sys.executable, ROOT / 'scripts' / 'make_tables.py', '--check']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -241,8 +247,8 @@ def test_make_tables_reads_the_csv(page):
     text, details = tables(page)
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     assert f'\n| {NAME} | **85.0 ± 7.1** | 2 | 96 ± 1 | 97.3 ± 1.2 [' in text
-    caption = ('**Ant and point mazes**: 30,000–40,000 environment steps; offline + online updates 2,000 + 14,000; '
-               '5 tasks × 50 episodes per seed; default flags.')
+    caption = ('**Ant and point mazes**: 30,000–40,000 environment steps; '
+               'offline + online updates 2,000 + 14,000; 5 tasks × 50 episodes per seed; default flags.')
     assert caption in text
     line = f'| `no-alignment` | {NAME} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 is paired with seed 0 of main, not with the mean of its seeds'
@@ -323,7 +329,8 @@ def test_flags_of_a_file_are_named_by_the_file(page):
              make_run('main', 'puzzle-4x4-play-v0', 0, 0.5, online_flags=' '.join([*words, '--seeds 1'])),
              make_run('main', 'scene-play-v0', 0, 0.5, online_flags=' '.join(words[1:])))
     text, _ = tables(page)
-    flags = ('`@configs/puzzle.args` (`puzzle-3x3-play`), `@configs/puzzle.args --seeds 1` (`puzzle-4x4-play`), '
+    flags = ('`@configs/puzzle.args` (`puzzle-3x3-play`), '
+             '`@configs/puzzle.args --seeds 1` (`puzzle-4x4-play`), '
              f'`{" ".join(words[1:])}` (scene).')
     assert f'; flags {flags}' in text, 'a run without one of the flags of a file is not of this file'
 
@@ -331,8 +338,8 @@ def test_flags_of_a_file_are_named_by_the_file(page):
 def test_success_by_steps(page):
     """Datasets with runs of several budgets have a row and a line, with the same seeds of `main`."""
     assert 'success_by_steps' not in tables(page)[0]
-    add_runs(page, *(make_run('main', ANT, seed, 0.5) for seed in (0, 1)), make_run('steps-2000', ANT, 0, 0.3),
-             make_run('steps-2000', LARGE, 0, 0.3))
+    add_runs(page, *(make_run('main', ANT, seed, 0.5) for seed in (0, 1)),
+             make_run('steps-2000', ANT, 0, 0.3), make_run('steps-2000', LARGE, 0, 0.3))
     text, details = tables(page)
     assert 'success_by_steps.png' in text
     assert '| success, % (seeds), after environment steps | 2,000 | 10,000 |' in details
@@ -374,7 +381,8 @@ def test_parts_are_paired_with_all_parts(page):
     assert f'| no Q | 16% | {cells}' in details, 'intervals: 12.7 times the standard error of two'
     assert 'parts-' not in details, 'they are no ablations'
 
-    add_parts(page, STITCH, {'parts-all': [(0.5, 0.5)], 'parts-no-critic': [(0.6, 0.5)], 'parts-mlp': [(0.6, 0.5)]})
+    add_parts(page, STITCH, {'parts-all': [(0.5, 0.5)], 'parts-no-critic': [(0.6, 0.5)],
+                             'parts-mlp': [(0.6, 0.5)]})
     _, details = tables(page)
     assert '| no Q | 16% | all 2 | 80.0 ± 17.3 | +6.7 ± 14 (+0, +10, +10) |' in details
     assert '| MLP instead of Mamba | – | `antmaze-medium-stitch` |' in details, 'one dataset only'
