@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from offline_agent import OfflineAgent, expectile_loss
 from support.files import load_checkpoint, save_checkpoint
-from utils import linear_schedule, mean_of, soft_update
+from utils import linear_schedule, mean_of
 
 OBJECTIVES = {  # each with the networks that it trains
     'critic': {'encoder', 'critic'},
