@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model import soft_update
 from offline_agent import OfflineAgent, expectile_loss
 from support.files import load_checkpoint, save_checkpoint
 from utils import linear_schedule, mean_of
