@@ -171,7 +171,7 @@ def test_a_goal_changed_within_an_episode_is_followed(make_watched, make_dataset
     goals = data.observations[[59, 59]].copy()
     observations = data.observations[[20, 20]]
     _, state = act(agent, observations, goals)
-    goals[1] = data.observations[21]  # in the caller's array, as the environments' loop does
+    goals[1] = data.observations[22]  # in the caller's array, as the environments' loop does
     actions, _ = agent.act(observations, goals, state)
     fresh, _ = act(agent, observations, goals)
     assert np.array_equal(actions, fresh) and (actions[0] != actions[1]).any()
