@@ -354,10 +354,12 @@ def test_a_shrunk_checkpoint_acts_like_the_whole_one(agent, batches, make_replay
     small = tmp_path / 'small.pth'
     for seed in range(5):  # networks and their averages differ
         agent.update(batches.sample(np.random.default_rng(seed)))
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'data': {}, 'agent': agent.state_dict(),
+    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': 'a', 'data': {'path': '/home/a/data.npz'},
+                                            'agent': agent.state_dict(),
                                             'replay': make_replay((40,)).state_dict()})
     monkeypatch.setattr('sys.argv', ['', '--checkpoint', str(tmp_path / 'last.pth'), '--output', str(small)])
     shrink_checkpoint.main()
+    assert load_checkpoint(small, 'online')['data']['path'] == 'data.npz', 'no path of a machine'
     loaded = OnlineAgent.from_state_dict(load_checkpoint(small, 'online')['agent'])
     actions = [act(a, states(64), states(64, seed=1))[0] for a in (agent, loaded)]
     np.testing.assert_allclose(*actions, atol=0.01)

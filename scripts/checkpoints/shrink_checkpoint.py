@@ -4,8 +4,8 @@
         --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
     python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
-The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they
-average. Matrices are stored in half precision.
+The replay, the optimiser and the generators are dropped, and of the data's path the folder. Moving averages
+replace the networks that they average. Matrices are stored in half precision.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def shrink(checkpoint):
     return {
         'kind': checkpoint['kind'],
         'dataset': checkpoint['dataset'],
-        'data': checkpoint['data'],
+        'data': checkpoint['data'] | {'path': Path(checkpoint['data']['path']).name},
         'agent': agent,
     }
 
