@@ -43,7 +43,7 @@ WORDS = {
         'updates': 'offline + online updates {}',
         'episodes': f'{TASKS} tasks × {{}} episodes per seed',
         'flags': 'flags {}',
-        'default': 'default flags',
+        'default': 'all other flags at their defaults',
         'defaults': 'the defaults',
         'evaluated': '{}, evaluated with {}',
         'caption': 'Mean ± standard deviation over seeds of the last checkpoint; environment steps are '
@@ -61,7 +61,7 @@ WORDS = {
         'updates': 'offline + online update {}',
         'episodes': f'seed마다 task {TASKS}개 × 에피소드 {{}}',
         'flags': 'flag {}',
-        'default': '기본 flag',
+        'default': '나머지 flag는 기본값',
         'defaults': '기본값',
         'evaluated': '{}, 평가할 때 {}',
         'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, environment step 수는 '
