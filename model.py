@@ -1,4 +1,4 @@
-"""The networks of OPSO, and the weight of imitation that both halves share. No losses, no files.
+"""The networks of OPSO, their moving averages, and the weight of imitation. No losses, no files.
 
     code          paper               meaning
     B, L, S, D                        batch, sequence length, observation size, latent size (d_model)
@@ -295,6 +295,12 @@ class InverseDynamics(nn.Module):
 
     def forward(self, latent, *inputs):
         return self.net(torch.cat([latent, *inputs], -1))
+
+
+@torch.no_grad()
+def soft_update(target, source, rate):
+    """Move every parameter of `target` toward that of the same module `source` by the fraction `rate`."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
 
 def imitation_weight(advantage, temperature):

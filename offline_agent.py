@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp
+from model import Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp, soft_update
 from support.flags import flag, make_config
-from utils import load_weights, soft_update
+from utils import load_weights
 
 POSITION_WEIGHT = 0.5  # goal weight, the largest being 1, above which a dimension is a position
 

@@ -1,13 +1,11 @@
 """OPSO's online half: turn the frozen encoder and the proposer into a policy, while the agent acts.
 
-    labeler             pi_1(s_t, s_{t+1}) -> a_t      one-step inverse dynamics, learned from the agent's own steps by
-                                                       Gaussian process regression
-                                                       (labeling/labeler.py)
-    inverse_dynamics    pi(f(s), s, z', z_g) -> a      the policy; imitates the offline states with the labeler's actions
-                                                       (BCO, Torabi et al. 2018, made
-                                                       goal-conditioned)
-    feature_decoder     l(z) -> goal features          decodes a z' that is no state of the data
-    baseline            b(s) -> progress               usual progress from a state; what exceeds it is imitated
+    labeler           pi_1(s_t, s_{t+1}) -> a_t   one-step inverse dynamics, fitted to the agent's own steps by
+                                                  Gaussian process regression (labeling/labeler.py)
+    inverse_dynamics  pi(f(s), s, z', z_g) -> a   the policy; imitates offline states with the labeler's actions
+                                                  (BCO, Torabi et al. 2018, made goal-conditioned)
+    feature_decoder   l(z) -> goal features       decodes a z' that is no state of the data
+    baseline          b(s) -> progress            usual progress from a state; the excess is imitated
 
 Three objects are chosen once, when the agent is made: the estimator (what state it is in), the
 planner (where to head, planning/planners.py) and the task (what the policy sees, tasks.py).
@@ -25,7 +23,7 @@ import torch
 from torch import nn
 
 from labeling.labeler import Labeler
-from model import InverseDynamics, mlp
+from model import InverseDynamics, mlp, soft_update
 from observing.state_estimator import EncoderPrediction, LastReading
 from offline_agent import OfflineAgent
 from online_batches import OnlineBatches
@@ -34,7 +32,7 @@ from planning.object_planner import ObjectPlanner
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
 from support.flags import flag, make_config
 from tasks import load_map, make_task
-from utils import load_weights, normalize_actions, soft_update, unnormalize_actions
+from utils import load_weights, normalize_actions, unnormalize_actions
 
 LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 

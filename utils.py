@@ -1,7 +1,6 @@
 """Small tools that both halves of OPSO share: schedules, averages of metrics, bounds of actions."""
 
 import numpy as np
-import torch
 
 
 def load_weights(module, state):
@@ -11,13 +10,6 @@ def load_weights(module, state):
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise ValueError(f'its networks differ in size from what its settings say: {reason}') from error
-
-
-@torch.no_grad()
-def soft_update(target, source, rate):
-    """Move every parameter of `target` toward that of the same module `source` by the fraction
-    `rate`."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
 
 def duration(seconds):

@@ -249,10 +249,8 @@ def group_dimensions(before, after, scale, weights):
     # which dimensions each move changes
     object_dims = np.flatnonzero(scale > 0)
     changes = np.abs(after - before)[:, object_dims] * scale[object_dims]
-    if len(changes):
-        is_changed = changes > SAME_POSITION_TOL * np.quantile(changes, 0.99, axis=0)
-    else:
-        is_changed = changes > 0
+    large = np.quantile(changes, 0.99, axis=0) if len(changes) else 0.0
+    is_changed = changes > SAME_POSITION_TOL * large
 
     # pairs (i, j) where j changes in most moves that change i
     is_changed = is_changed.astype(np.int64)

@@ -4,13 +4,13 @@
     python scripts/add_result.py main OFFLINE_FOLDER SIMULATOR_LABELS_FOLDER ONLINE_FOLDER
     python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/experts/evaluate_expert.py)
 
-The online folder holds the evaluation.json of evaluate.py. A folder's kind follows from its config.json.
+The online folder holds the evaluation.json of evaluate.py. The config.json of a folder names its half. Files
+of flags (`@configs/puzzle.args`) are read from this repository, and their flags enter the row.
 `python scripts/make_tables.py` then rewrites the tables.
 """
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -19,23 +19,20 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from support.flags import run_main  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
-from support.results import TASKS, Run, add_run  # noqa: E402
+from support.results import DIGITS, TASKS, Run, add_run, method_flags  # noqa: E402
 
 # the script that config.json names -> the half of the run
 HALVES = {'offline_trainer': 'offline', 'online_trainer': 'online', 'label_with_simulator': 'simulator'}
-# flags that are no part of the method: names, paths, machine, length, logging, evaluation in training
-BUDGET = {
-    'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
-    'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
-    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video',
-    'tensorboard', 'wandb', 'mamba_backend',
-}
 # what evaluate.py may change about a checkpoint, and its value where it changes nothing
 EVALUATION = {'stuck_noise': 0.0}
 
 
 def read_json(path):
-    """Read a JSON object. Raises ValueError that names the file."""
+    """Read a JSON object.
+
+    Raises:
+        ValueError: names the file.
+    """
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -45,20 +42,6 @@ def read_json(path):
     if not isinstance(content, dict):
         raise ValueError(f'{path} is damaged: not an object')
     return content
-
-
-def given_flags(argv):
-    """Return the method's flags of a command line as one string, `--actions_path` without its folder."""
-    words = []
-    name = ''
-    for word in argv[1:]:
-        if word.startswith('--'):
-            name = word[2:].split('=')[0].replace('-', '_')
-        elif name == 'actions_path':
-            word = Path(word).name
-        if name and name not in BUDGET:
-            words.append(word)
-    return shlex.join(words)
 
 
 def last_step(folder, names):
@@ -91,7 +74,7 @@ def online_updates(flags, steps):
 
 
 def evaluation_flags(metrics, online_flags):
-    """Return what evaluate.py changed about the checkpoint and its command line did not say."""
+    """Return the flags of evaluate.py that change the checkpoint and are not among its online flags."""
     words = []
     for name, default in EVALUATION.items():
         value = metrics.get(name) or default
@@ -107,7 +90,7 @@ def success_without_plan(metrics, path):
         return None
     if comparison.get('checkpoint') != metrics.get('checkpoint'):
         raise ValueError(f'{path} compares two checkpoints, but runs.csv only has one without its plan')
-    return round(metrics['evaluation/overall_success'] - comparison['overall']['difference'], 10)
+    return round(metrics['evaluation/overall_success'] - comparison['overall']['difference'], DIGITS)
 
 
 def make_run(experiment, dataset, seed, metrics, path, **training):
@@ -130,8 +113,12 @@ def make_run(experiment, dataset, seed, metrics, path, **training):
 
 
 def read_run(experiment, folders):
-    """Build the row of a finished run from its folders. Raises ValueError that names a bad file."""
-    # an expert is only evaluated, so one folder without a config.json
+    """Build the row of a finished run from its folders.
+
+    Raises:
+        ValueError: names a bad file.
+    """
+    # the folder of an expert has an evaluation and no config.json
     if len(folders) == 1 and not (folders[0] / 'config.json').is_file():
         path = folders[0] / 'evaluation.json'
         metrics = read_json(path)
@@ -153,7 +140,7 @@ def read_run(experiment, folders):
     if 'simulator' in halves:
         folder, simulator_config = halves['simulator']
         simulator = {
-            'simulator_flags': given_flags(simulator_config['argv']),
+            'simulator_flags': method_flags(simulator_config['argv'], ROOT),
             'simulator_steps': last_step(folder, sorted(file.name for file in folder.glob('*.csv'))),
         }
 
@@ -161,12 +148,12 @@ def read_run(experiment, folders):
     return make_run(
         experiment, flags['dataset'], flags['seed'], metrics, path,
         commit=(config.get('git_commit') or '')[:7],
-        offline_flags=given_flags(offline_config['argv']),
-        online_flags=given_flags(config['argv']),
+        offline_flags=method_flags(offline_config['argv'], ROOT),
+        online_flags=method_flags(config['argv'], ROOT),
         offline_updates=last_step(offline, ['train.csv']),
         online_updates=online_updates(flags, steps),
         environment_steps=steps + simulator.get('simulator_steps', 0),
-        labels_r2=round(r2[-1], 4) if r2 else None,
+        labels_r2=round(r2[-1], DIGITS) if r2 else None,
         **simulator,
     )
 
@@ -180,8 +167,9 @@ def main():
 
     run = read_run(flags.experiment, flags.folders)
     replaced = add_run(flags.csv, run)
-    words = 'replaced in' if replaced else 'added to'
-    print(f'{run.experiment}, {run.dataset}, seed {run.seed}: {100 * run.success:.1f} %, {words} {flags.csv}')
+    action = 'replaced in' if replaced else 'added to'
+    name = f'{run.experiment}, {run.dataset}, seed {run.seed}'
+    print(f'{name}: {100 * run.success:.1f} %, {action} {flags.csv}')
 
 
 if __name__ == '__main__':

@@ -1,17 +1,17 @@
-"""scripts/checkpoints/distil_plan.py and add_map.py: distilled directions, lessons, and errors on bad input."""
+"""scripts/checkpoints: distilled directions, lessons, rebuilt maps, and errors on bad input."""
 
 import dataclasses
 
-import add_map
 import distil_plan
 import numpy as np
 import pytest
+import rebuild_map
+import shrink_checkpoint
 import torch
 import torch.nn.functional as F
 
 from observing.observation_models import FULL_STATE
-from online_agent import OnlineAgent
-from planning.graph_planner import GraphPlanner
+from online_agent import OnlineAgent, OnlineConfig
 from planning.planners import ProposerPlanner
 from support.files import load_checkpoint, save_checkpoint
 from tasks import build_map
@@ -22,16 +22,16 @@ DIM = 5
 
 
 def around_the_wall():
-    """Return states (T, 5) of a walk up one corridor, over, and down the next: a wall separates its ends.
+    """Return states (T, 5) of a walk up one corridor, over, and down the next one.
 
-    The last three dimensions are noise.
+    A wall separates its ends. The last three dimensions are noise.
     """
     up = np.stack([np.zeros(40), np.arange(40) / 4], 1)
     over = np.stack([np.arange(8) / 4, np.full(8, 10.0)], 1)
     down = np.stack([np.full(41, 2.0), 10 - np.arange(41) / 4], 1)
     rng = np.random.default_rng(0)
     way = np.concatenate([up, over, down])
-    way = way + 0.03 * rng.standard_normal(way.shape)  # a robot sways: dimensions that rest would be objects
+    way = way + 0.03 * rng.standard_normal(way.shape)  # dimensions that rest would be objects
     noise = 0.1 * rng.standard_normal((len(way), DIM - 2))
     return np.concatenate([way, noise], 1).astype(np.float32)
 
@@ -46,13 +46,13 @@ def data(make_config):
     return TrajectoryDataset(np.concatenate(walks), starts, ends, **make_config().sampling())
 
 
-def make_planning(make_agent, make_online, data, nodes=60):
+def make_planning(make_agent, data, nodes=60):
     """Return an agent with a graph of the data, whose feature decoder is trained on them."""
     offline = make_agent()
     offline.set_statistics(*data.statistics(), data.slowness())
-    agent = make_online(offline=offline, data=data, waypoint_steps=4)
-    agent.data_map = build_map(offline, agent.config, data, nodes=nodes)
-    agent.planner = GraphPlanner(agent.data_map, agent.encoder.goal_features)
+    config = OnlineConfig(idm_hidden_dim=32, waypoint_steps=4)
+    data_map = build_map(offline, config, data, nodes=nodes)
+    agent = OnlineAgent(offline, -np.ones(3), np.ones(3), config, data_map)
 
     states = torch.from_numpy(data.observations)
     z = agent.encoder.encode_features(states)
@@ -68,15 +68,16 @@ def make_planning(make_agent, make_online, data, nodes=60):
 
 
 @pytest.fixture
-def planner_agent(make_agent, make_online, data):
-    return make_planning(make_agent, make_online, data)
+def planner_agent(make_agent, data):
+    return make_planning(make_agent, data)
 
 
 def directions(agent, states, goals, plan):
-    """Return the unit vectors (B, 5) of the agent's subgoals from `states` (B, 5) on the way to `goals`."""
-    decoder = agent.ema_nets['feature_decoder']
-    proposer = ProposerPlanner(agent.encoder, agent.offline.nets['proposer'], decoder)
-    planner = agent.planner if plan else proposer
+    """Return the unit vectors (B, 5) from `states` (B, 5) to their subgoals on the way to `goals`.
+
+    `plan` chooses the agent's graph planner, else its proposer.
+    """
+    planner = agent.planner.first if plan else agent.planner.second
     states, goals = torch.from_numpy(states), torch.from_numpy(goals)
     with torch.no_grad():
         subgoals, _ = planner.step(states, goals, planner.initial_state(len(states)))
@@ -85,7 +86,7 @@ def directions(agent, states, goals, plan):
 
 @pytest.mark.parametrize('objective', ['direction', 'embedding'])
 def test_distilled_proposer_follows_the_plan(planner_agent, data, objective):
-    """The goals lie in the next corridor, some of them right behind the wall."""
+    """The goals lie in the next corridor, and some of them right behind the wall."""
     states = data.observations[:38]
     goals = data.observations[88:50:-1].copy()
     planned = directions(planner_agent, states, goals, True)
@@ -119,7 +120,7 @@ def test_lessons_match_the_plans_of_acting(planner_agent, data, monkeypatch):
 
 
 def test_near_goals_lie_in_the_nearest_nodes(planner_agent, data, monkeypatch):
-    """These are 6 of 60 nodes along 22 units of corridor; other goals are drawn from all data."""
+    """Near nodes are 6 of 60 along 22 units of corridor. Other goals are drawn from all data."""
     farthest = []
     for share in (1.0, 0.0):
         lesson = draw_states(planner_agent, data, share, monkeypatch)
@@ -127,91 +128,124 @@ def test_near_goals_lie_in_the_nearest_nodes(planner_agent, data, monkeypatch):
     assert 0.5 < farthest[0] < 3 and farthest[1] > 8, farthest
 
 
-def test_lessons_exclude_pairs_without_a_path(make_agent, make_online, data):
+def test_lessons_exclude_pairs_without_a_path(make_agent, data):
     """No trajectory joins the two parts of the data."""
     far = data.observations + np.float32([50, 0, 0, 0, 0])
     ends = np.append(data.ends, data.ends + len(data))
     starts = np.append(data.starts, data.starts + len(data))
     islands = TrajectoryDataset(np.concatenate([data.observations, far]), starts, ends, context_length=12,
                                 transition_steps=4)
-    planner_agent = make_planning(make_agent, make_online, islands, nodes=80)
+    planner_agent = make_planning(make_agent, islands, nodes=80)
     lesson = distil_plan.Teacher(planner_agent, islands, near_goals=0).draw(400, np.random.default_rng(0))
     assert 120 < len(lesson.z) < 280
     assert ((lesson.states[:, 0] > 25) == (lesson.next_states[:, 0] > 25)).all()
     assert (lesson.states[:, 0] > 25).any() and (lesson.states[:, 0] < 25).any()
 
 
-def write(path, agent, data, file, **changes):
-    known = {
+def write_checkpoint(path, agent, data, file, **changes):
+    """Save a checkpoint of `agent` that records `file` as its data; `changes` replace records."""
+    recorded = {
         'dataset': DATASET,
         'path': str(file),
         'max_trajectories': 0,
         'fingerprint': data.fingerprint(),
         'observation_model': dataclasses.asdict(FULL_STATE),
     }
-    checkpoint = {'kind': 'online', 'dataset': DATASET, 'data': known | changes, 'agent': agent.state_dict()}
-    save_checkpoint(path, checkpoint)
+    content = {'dataset': DATASET, 'data': recorded | changes, 'agent': agent.state_dict()}
+    save_checkpoint(path, {'kind': 'online', **content})
 
 
-def test_distil_plan_changes_only_the_proposer_and_refuses_other_data(planner_agent, data, tmp_path, capsys):
-    files = {name: tmp_path / f'{name}.npz' for name in ('states', 'states-val')}
-    terminals = np.isin(np.arange(len(data)), data.ends)
-    for file in files.values():
-        np.savez(file, observations=data.observations, terminals=terminals)
-    write(tmp_path / 'last.pth', planner_agent, data, files['states'])
-    flags = ['--num_updates', '3', '--batch_size', '16', '--output', str(tmp_path / 'distilled.pth')]
+def load_agent(path):
+    return load_checkpoint(path, 'online')['agent']
 
-    distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
+
+@pytest.fixture
+def states_file(data, tmp_path):
+    """Write the data, with a -val file beside it, and return its path."""
+    is_end = np.isin(np.arange(len(data)), data.ends)
+    for name in ('states.npz', 'states-val.npz'):
+        np.savez(tmp_path / name, observations=data.observations, terminals=is_end)
+    return tmp_path / 'states.npz'
+
+
+@pytest.fixture
+def distil_flags(tmp_path):
+    """distil_flags(checkpoint name) -> flags of a short distillation to distilled.pth"""
+    short = ['--num_updates', '3', '--batch_size', '16', '--output', str(tmp_path / 'distilled.pth')]
+    return lambda name: ['--checkpoint', str(tmp_path / name), *short]
+
+
+def test_distil_plan_changes_only_the_proposer(planner_agent, data, states_file, distil_flags, tmp_path,
+                                               monkeypatch, capsys):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    distil_plan.main(distil_flags('last.pth'))
     assert '45 degrees' in capsys.readouterr().out
-    old, new = (load_checkpoint(tmp_path / name, 'online')['agent'] for name in ('last.pth', 'distilled.pth'))
+
+    old, new = (load_agent(tmp_path / name) for name in ('last.pth', 'distilled.pth'))
     assert old['config']['plan'] and not new['config']['plan']
-    assert all(value.equal(old['ema_nets'][name]) for name, value in new['ema_nets'].items())
-    nets = old['offline']['nets'], new['offline']['nets']
-    changed = {name.split('.')[0] for name, value in nets[1].items() if not value.equal(nets[0][name])}
+    for nets in ('nets', 'ema_nets'):
+        assert all(value.equal(old[nets][name]) for name, value in new[nets].items())
+    offline_nets = old['offline']['nets'], new['offline']['nets']
+    changed = {name.split('.')[0] for name, value in offline_nets[1].items()
+               if not value.equal(offline_nets[0][name])}
     assert changed == {'proposer'}
 
-    write(tmp_path / 'other.pth', planner_agent, data, files['states'], fingerprint='other data')
+    # a shrunk checkpoint keeps the distilled proposer
+    files = ['--checkpoint', str(tmp_path / 'distilled.pth'), '--output', str(tmp_path / 'small.pth')]
+    monkeypatch.setattr('sys.argv', ['', *files])
+    shrink_checkpoint.main()
+    small = OnlineAgent.from_state_dict(load_agent(tmp_path / 'small.pth'))
+    assert isinstance(small.planner, ProposerPlanner)
+    for name, value in small.offline.nets['proposer'].state_dict().items():
+        torch.testing.assert_close(value, offline_nets[1][f'proposer.{name}'], rtol=1e-3, atol=1e-4)
+
+
+def test_distil_plan_refuses_other_data_without_dataset_path(planner_agent, data, states_file, distil_flags,
+                                                             tmp_path, capsys):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file, fingerprint='other data')
     with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), *flags])
-    insist = ['--dataset_path', str(files['states'])]
-    distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), *insist, *flags])
+        distil_plan.main(distil_flags('last.pth'))
+    distil_plan.main([*distil_flags('last.pth'), '--dataset_path', str(states_file)])
     assert 'as asked' in capsys.readouterr().err
 
 
-def test_add_map_replaces_the_map_of_a_checkpoint(planner_agent, data, tmp_path):
-    for name in ('states', 'states-val'):
-        terminals = np.isin(np.arange(len(data)), data.ends)
-        np.savez(tmp_path / f'{name}.npz', observations=data.observations, terminals=terminals)
-    known = planner_agent.data_map
+def test_distil_plan_names_missing_flags_and_files(planner_agent, data, distil_flags, tmp_path):
+    with pytest.raises(ValueError, match='--checkpoint.*required'):
+        distil_plan.main(['--output', str(tmp_path / 'distilled.pth')])
+
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
+    with pytest.raises(FileNotFoundError, match='gone.npz.*--dataset_path'):
+        distil_plan.main(distil_flags('last.pth'))
+
+
+def test_distil_plan_refuses_plans_that_move_objects(make_agent, make_online, data, distil_flags, tmp_path):
+    offline = make_agent()
+    offline.set_statistics(*data.statistics(), data.slowness(), has_objects=True)
+    agent = make_online(offline=offline, data=data)
+    write_checkpoint(tmp_path / 'last.pth', agent, data, tmp_path / 'gone.npz')
+    with pytest.raises(ValueError, match='its plans move objects'):
+        distil_plan.main(distil_flags('last.pth'))
+
+
+# ------------------------------------------------------------------------------------------------ rebuild_map
+def test_rebuild_map_replaces_only_the_map(planner_agent, data, states_file, tmp_path, assert_same):
+    expected = str(planner_agent.data_map)
     planner_agent.config.waypoint_steps = 0
     planner_agent.data_map = build_map(planner_agent.offline, planner_agent.config, data, nodes=20)
-    assert str(planner_agent.data_map) != str(known)
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'states.npz')
-    add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--waypoint_steps', '4'])
-    saved = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
-    assert str(saved.data_map) == str(known)
-    assert saved.config.waypoint_steps == 4
+    assert str(planner_agent.data_map) != expected
 
-    write(tmp_path / 'other.pth', planner_agent, data, tmp_path / 'states.npz', fingerprint='other data')
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    old = load_agent(tmp_path / 'last.pth')
+    rebuild_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--waypoint_steps', '4'])
+    new = load_agent(tmp_path / 'last.pth')
+    rebuilt = OnlineAgent.from_state_dict(new)
+    assert str(rebuilt.data_map) == expected
+    assert rebuilt.config.waypoint_steps == 4
+    for name in ('offline', 'nets', 'ema_nets', 'optimizer', 'labeler', 'step'):
+        assert_same(old[name], new[name])
+
+
+def test_rebuild_map_refuses_other_data_without_dataset_path(planner_agent, data, states_file, tmp_path):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file, fingerprint='other data')
     with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
-        add_map.main(['--checkpoint', str(tmp_path / 'other.pth')])
-
-
-def test_distil_plan_names_bad_input(planner_agent, data, tmp_path):
-    flags = ['--output', str(tmp_path / 'distilled.pth')]
-    with pytest.raises(ValueError, match='--checkpoint.*required'):
-        distil_plan.main(flags)
-
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
-    with pytest.raises(FileNotFoundError, match='gone.npz.*--dataset_path'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
-
-
-def test_distil_plan_refuses_plans_that_move_objects(make_agent, make_online, data, tmp_path):
-    offline = make_agent()
-    offline.set_statistics(*data.statistics(), data.slowness(), True)
-    agent = make_online(offline=offline, data=data)
-    write(tmp_path / 'last.pth', agent, data, tmp_path / 'gone.npz')
-    flags = ['--output', str(tmp_path / 'distilled.pth')]
-    with pytest.raises(ValueError, match='its plans move objects'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
+        rebuild_map.main(['--checkpoint', str(tmp_path / 'last.pth')])

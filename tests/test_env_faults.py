@@ -7,6 +7,7 @@ import pytest
 
 from environments.safe_env import SafeEnv, open_envs
 from ogbench_utils import make_env, reset_env
+from online_trainer import OnlineTrainConfig
 from rollouts import Collector, evaluate, run_episodes
 
 BOX = types.SimpleNamespace(low=-np.ones(2), high=np.ones(2), shape=(2,), seed=lambda seed: None)
@@ -19,8 +20,10 @@ class CountingEnv:
     """
 
     def __init__(self, log, fault):
-        self.log, self.fault = log, fault
-        self.observation_space, self.action_space = types.SimpleNamespace(shape=(3,)), BOX
+        self.log = log
+        self.fault = fault
+        self.observation_space = types.SimpleNamespace(shape=(3,))
+        self.action_space = BOX
         self.unwrapped = types.SimpleNamespace(num_tasks=5)
         log.append('make')
 
@@ -40,9 +43,11 @@ class CountingEnv:
 
 def raise_at(*episode_steps):
     """Return a fault that raises in the given pairs of episode and step."""
+
     def fault(*episode_step):
         if episode_step in episode_steps:
             raise RuntimeError('boom')
+
     return fault
 
 
@@ -53,7 +58,7 @@ def idle(constant_agent):
 
 @pytest.fixture
 def episodes_of(idle):
-    """episodes_of(fault, count, n_envs) returns (episodes, log of the environments)."""
+    """episodes_of(fault, count, n_envs) -> (episodes, log of the environments)"""
 
     def run(fault, count, n_envs=1):
         log = []
@@ -86,9 +91,12 @@ def test_failed_reset_is_retried(episodes_of):
 
 
 def test_five_consecutive_faults_raise_the_cause(episodes_of):
+    five = raise_at(*((episode, 3) for episode in range(2, 7)))
     with pytest.raises(OSError, match='failed 5 times in a row, at last with RuntimeError: boom'):
-        episodes_of(raise_at(*((episode, 3) for episode in range(2, 7))), 9)
-    assert len(episodes_of(raise_at(*((episode, 3) for episode in range(2, 6))), 9)[0]) == 9  # four
+        episodes_of(five, 9)
+
+    four = raise_at(*((episode, 3) for episode in range(2, 6)))
+    assert len(episodes_of(four, 9)[0]) == 9
 
 
 def test_complete_episode_resets_the_count_of_faults(episodes_of):
@@ -107,19 +115,21 @@ def test_evaluation_counts_a_fault_as_failure(idle):
     assert metrics['evaluation/task2_success'] == 0 and metrics['evaluation/overall_success'] == 0.8
 
 
-def test_collector_reports_faults_of_a_round(idle):
-    config = types.SimpleNamespace(
-        seed=0, max_episodes=9, max_steps=0, num_envs=1, random_steps=12, random_range=1.5,
-        random_correlation=0, random_episode_steps=0, episode_steps=0,
-        epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
-    agent = idle
+def test_collector_reports_faults_of_a_round(idle, monkeypatch):
+    config = OnlineTrainConfig(
+        max_episodes=9, num_envs=1, random_steps=12, epsilon_start=0, epsilon_end=0, action_noise_start=0,
+        action_noise_end=0)
+    exploration = types.SimpleNamespace(biased=np.zeros(1, bool))
+    monkeypatch.setattr(idle, 'explorer', lambda epsilon, rng: exploration, raising=False)
+    act = idle.act
+    monkeypatch.setattr(idle, 'act', lambda observations, goals, state, *_: act(observations, goals, state))
+
     log = []
-    agent.act = lambda observations, goals, state, *_: (
-        np.zeros((1, 2), np.float32), types.SimpleNamespace(biased=np.zeros(1, bool)))
-    collector = Collector(config, open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 4)))), agent)
-    rows = [collector.round(types.SimpleNamespace(update=lambda n: None)).numbers for _ in range(2)]
-    assert rows[0]['collect/faults'] == 1 and 'collect/faults' not in rows[1]
-    assert rows[0]['collect/length'] == rows[1]['collect/length'] == 6  # of complete episodes
+    collector = Collector(config, open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 4)))), idle)
+    progress = types.SimpleNamespace(update=lambda n: None)
+    rounds = [collector.round(progress).metrics for _ in range(2)]
+    assert rounds[0]['collect/faults'] == 1 and 'collect/faults' not in rounds[1]
+    assert rounds[0]['collect/length'] == rounds[1]['collect/length'] == 6  # of complete episodes
     assert collector.steps == 6 + 3 + 2 + 6  # one of the twelve steps failed
 
 

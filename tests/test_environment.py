@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from observing.observation_models import ObservationModel
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import episode_seed, make_env, reset_env
 from online_agent import OnlineAgent, OnlineConfig
+from online_trainer import OnlineTrainConfig
 from rollouts import Collector, evaluate, run_episodes
+from tasks import build_map
+from trajectories import TrajectoryDataset
 
 DATASET = 'antmaze-medium-navigate-v0'
 LIMIT = 12
@@ -21,7 +25,10 @@ class ShortEnv(gymnasium.Wrapper):
 
     def __init__(self, limit=LIMIT, success=None):
         super().__init__(make_env(DATASET))
-        self.limit, self.success, self.total, self.tasks = limit, success, 0, []
+        self.limit = limit
+        self.success = success
+        self.total = 0
+        self.tasks = []
 
     def reset(self, *, seed=None, options=None):
         self.steps = 0
@@ -30,14 +37,15 @@ class ShortEnv(gymnasium.Wrapper):
 
     def step(self, action):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.steps, self.total = self.steps + 1, self.total + 1
+        self.steps += 1
+        self.total += 1
         if self.success:
             info['success'] = self.success(self.tasks[-1], self.steps)
         return observation, reward, terminated, truncated or self.steps >= self.limit, info
 
 
 class StubAgent:
-    """Act on observation, goal and the number of steps since reset; record the inputs."""
+    """Act on observation, goal and the number of steps since reset; record the inputs of `act`."""
 
     def __init__(self):
         self.inputs = []
@@ -48,10 +56,13 @@ class StubAgent:
     def reset_state(self, state, rows):
         return np.where(rows, 0, state)
 
-    def act(self, observations, goals, state):
+    def act(self, observations, goals, state, *exploration):
         self.inputs.append((observations.copy(), goals.copy(), state.copy()))
         phase = observations[:, :8] + goals[:, :1] + state[:, None]
         return np.sin(phase).astype(np.float32), state + 1
+
+    def explorer(self, epsilon, rng):
+        return types.SimpleNamespace(biased=np.zeros(3, bool))
 
 
 @pytest.fixture(scope='module')
@@ -60,12 +71,25 @@ def envs():
 
 
 @pytest.fixture(scope='module')
-def mamba_agent():
-    """A small untrained agent whose actions depend on its memory."""
+def recurrent_agent():
+    """Return a small untrained agent that predicts dropped observations from the history."""
     torch.manual_seed(0)
     sizes = dict(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32)
     offline = OfflineAgent(29, OfflineConfig(transition_steps=4, **sizes))
-    return OnlineAgent(offline, -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32, memory=True))
+    offline.has_dropout = True
+    config = OnlineConfig(idm_hidden_dim=32)
+
+    # a graph of random states
+    observations = np.random.default_rng(0).standard_normal((60, 29)).astype(np.float32)
+    data = TrajectoryDataset(observations, np.array([0, 30]), np.array([29, 59]))
+    data_map = build_map(offline, config, data)
+    return OnlineAgent(offline, -np.ones(8), np.ones(8), config, data_map)
+
+
+def drop_observations(envs):
+    """Return environments that drop half of the observations."""
+    model = ObservationModel('dropped:0.5', drop_rate=0.5)
+    return [model.wrap(env) for env in envs]
 
 
 def run(envs, jobs, agent=None, **options):
@@ -80,10 +104,7 @@ def assert_same_episodes(a, b):
         for key in ('task', 'length', 'success', 'reward', 'cut'):
             assert getattr(one, key) == getattr(other, key), key
 
-
-# Resets
-
-
+# ---------------------------------------------------------------------------------------------------- resets
 @pytest.mark.parametrize('task', [1, 4])
 def test_reset_env_depends_on_task_and_seed_only(envs, task):
     env, expected = envs[0], reset_env(make_env(DATASET), task, 5)
@@ -115,10 +136,7 @@ def test_reset_env_accepts_the_largest_seed(envs):
     first = reset_env(envs[0], 1, 2**32 - 1)
     np.testing.assert_array_equal(reset_env(envs[0], 1, 2**32 - 1), first)
 
-
-# Episodes
-
-
+# -------------------------------------------------------------------------------------------------- episodes
 def test_episode_matches_a_replay_of_its_actions(envs):
     episode = run(envs, [(2, 11), (3, 12), (4, 13)])[1]
     env = make_env(DATASET)
@@ -152,17 +170,22 @@ def test_agent_gets_states_goals_and_a_reset_state(envs):
     assert {observations.shape for observations, _, _ in agent.inputs} == {(3, 29)}  # including idle rows
 
 
-def test_actions_do_not_depend_on_other_episodes(mamba_agent):
-    envs = [ShortEnv(20), ShortEnv(7), ShortEnv(14)]
+def test_actions_do_not_depend_on_other_episodes(recurrent_agent, monkeypatch):
+    envs = drop_observations([ShortEnv(20), ShortEnv(7), ShortEnv(14)])
     a, b, c, d = (1, 31), (2, 32), (3, 33), (4, 34)  # d follows b in the second environment
-    busy = run(envs, [a, b, c, d], mamba_agent)
+    busy = run(envs, [a, b, c, d], recurrent_agent)
     assert [episode.length for episode in busy] == [20, 7, 14, 7]
-    assert_same_episodes(run(envs, [a], mamba_agent), busy[:1])
-    assert_same_episodes(run(envs, [a, d, c], mamba_agent), [busy[0], busy[3], busy[2]])
+    assert_same_episodes(run(envs, [a], recurrent_agent), busy[:1])
+    assert_same_episodes(run(envs, [a, d, c], recurrent_agent), [busy[0], busy[3], busy[2]])
+
+    # without resets, the state of b has an effect on d
+    monkeypatch.setattr(recurrent_agent, 'reset_state', lambda state, rows: state)
+    without_resets = run(envs, [a, b, c, d], recurrent_agent)
+    assert np.any(without_resets[3].actions != busy[3].actions)
 
     # constant actions show that actions have an effect
     def run_constant(value):
-        return run(envs, [(1, 31)], act=lambda o, g, state: (np.full((3, 8), value, np.float32), state))[0]
+        return run(envs, [a], act=lambda o, g, state: (np.full((3, 8), value, np.float32), state))[0]
 
     assert np.any(run_constant(0).observations != run_constant(1).observations)
 
@@ -197,67 +220,70 @@ def test_max_steps_is_a_hard_limit_and_flags_cut_episodes(envs, max_steps):
     assert not any(episode.cut for episode in episodes[:complete - 3])
 
 
-@pytest.mark.parametrize('correlation', [0.0, 0.7])
-def test_collector_takes_uniform_random_steps(envs, correlation):
-    """Independent or correlated actions have the same std; resets between them do not count as episodes."""
-    config = types.SimpleNamespace(
-        seed=3, max_episodes=50, max_steps=0, num_envs=3, random_steps=900, random_range=0.5,
-        random_correlation=correlation, random_episode_steps=7, episode_steps=0,
-        epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
-    collector = Collector(config, envs, StubAgent())
-    progress = types.SimpleNamespace(update=lambda n=1: pytest.fail('--max_episodes are counted'))
-    episodes = collector.round(progress).episodes
-    assert {episode.length for episode in episodes[:-3]} == {7} and all(episode.cut for episode in episodes)
-    assert (collector.steps, collector.episodes) == (900, 0)
-
-    actions = np.stack([episode.actions for episode in episodes if episode.length == 7])
-    assert actions.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.1 + 0.2 * correlation)
-    after = np.mean(actions[:, 1:] * actions[:, :-1]) / np.mean(np.square(actions))
-    assert after == pytest.approx(correlation, abs=0.05)
+def collect_config(**changes):
+    """Return an OnlineTrainConfig without random steps and exploration, for three environments."""
+    quiet = dict(epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0)
+    return OnlineTrainConfig(**(dict(seed=3, num_envs=3, random_steps=0) | quiet | changes))
 
 
-def test_collector_cuts_training_episodes(envs):
-    """Cut episodes count as episodes, and a round has more of them."""
-    config = types.SimpleNamespace(
-        seed=3, max_episodes=70, max_steps=0, num_envs=3, random_steps=0, random_range=1,
-        random_correlation=0, random_episode_steps=0, episode_steps=4,
-        epsilon_start=0, epsilon_end=0, action_noise_start=0, action_noise_end=0, schedule_episodes=1)
-    agent = StubAgent()
-    shape = 3, *envs[0].action_space.shape
-    agent.act = lambda *_: (np.zeros(shape, np.float32), types.SimpleNamespace(biased=np.zeros(3, bool)))
-    collector = Collector(config, envs, agent)
+def test_collector_takes_uniform_random_steps(envs):
+    """The random steps end after `random_steps`, and their episodes count."""
+    collector = Collector(collect_config(random_steps=890, random_range=0.5), envs, StubAgent())
     counted = []
-    progress = types.SimpleNamespace(update=lambda n=1: counted.append(n))
-    rounds = [collector.round(progress).episodes for _ in range(3)]
-    assert [len(episodes) for episodes in rounds] == [30, 30, 10] and collector.done
-    assert all(episode.length == 4 and episode.cut for episodes in rounds for episode in episodes)
-    assert (collector.steps, collector.episodes, sum(counted)) == (280, 70, 70)
+    episodes = collector.round(types.SimpleNamespace(update=counted.append)).episodes
+    assert [episode.cut for episode in episodes] == [False] * 72 + [True] * 3
+    assert (collector.steps, collector.episodes, sum(counted)) == (888, 75, 75)
+
+    # uniform and independent
+    actions = np.stack([episode.actions for episode in episodes if not episode.cut])
+    assert actions.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.1) and np.abs(actions).max() <= 0.5
+    autocorrelation = np.mean(actions[:, 1:] * actions[:, :-1]) / np.mean(np.square(actions))
+    assert autocorrelation == pytest.approx(0, abs=0.05)
+
+
+def test_collector_clips_random_steps_to_the_action_space(envs):
+    collector = Collector(collect_config(random_steps=90, random_range=1.5), envs, StubAgent())
+    episodes = collector.round(types.SimpleNamespace(update=lambda n: None)).episodes
+    sizes = np.abs(np.concatenate([episode.actions for episode in episodes]))
+    assert sizes.max() == 1 and (sizes == 1).mean() == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_collector_counts_episodes_until_its_budget_is_spent(envs):
+    """A round has one episode per environment, and the last round the rest of them."""
+    collector = Collector(collect_config(max_episodes=7), envs, StubAgent())
+    counted = []
+    progress = types.SimpleNamespace(update=counted.append)
+    rounds = []
+    while not collector.done:
+        rounds.append(collector.round(progress).episodes)
+    assert [len(episodes) for episodes in rounds] == [3, 3, 1]
+    assert all(episode.length == LIMIT and not episode.cut for episodes in rounds for episode in episodes)
+    assert [episode.task for episodes in rounds for episode in episodes] == [1, 2, 3, 4, 5, 1, 2]
+    assert (collector.steps, collector.episodes, sum(counted)) == (7 * LIMIT, 7, 7)
 
 
 def test_run_episodes_cuts_none_without_a_limit(envs):
     assert not any(episode.cut for episode in run(envs, [(1, seed) for seed in range(5)]))
     assert not any(episode.cut for episode in run(envs, [(1, seed) for seed in range(5)], max_steps=1000))
 
-
-# Evaluation
-
-
-def test_evaluation_is_deterministic(envs, mamba_agent):
-    metrics, episodes = evaluate(mamba_agent, envs, 2, seed=4)
+# ------------------------------------------------------------------------------------------------ evaluation
+def test_evaluation_is_deterministic(envs, recurrent_agent):
+    envs = drop_observations(envs)
+    metrics, episodes = evaluate(recurrent_agent, envs, 2, seed=4)
     np.random.seed(1)
     reset_env(envs[1], 2, 77)
     envs[1].step(envs[1].action_space.sample())
-    again, same = evaluate(mamba_agent, envs, 2, seed=4)
+    again, same = evaluate(recurrent_agent, envs, 2, seed=4)
     assert metrics == again
     assert_same_episodes(episodes, same)
-    others = evaluate(mamba_agent, envs, 2, seed=5)[1]
+    others = evaluate(recurrent_agent, envs, 2, seed=5)[1]
     for episode, other in zip(episodes, others, strict=True):
         assert np.any(episode.observations != other.observations) and np.any(episode.goal != other.goal)
 
 
-def test_evaluation_starts_and_goals_depend_on_the_seed_only(mamba_agent):
+def test_evaluation_starts_and_goals_depend_on_the_seed_only(recurrent_agent):
     few = evaluate(StubAgent(), [ShortEnv(2)], 1, seed=4)[1]
-    many = evaluate(mamba_agent, [ShortEnv(3) for _ in range(4)], 3, seed=4)[1]
+    many = evaluate(recurrent_agent, [ShortEnv(3) for _ in range(4)], 3, seed=4)[1]
     for one, other in zip(few, many[::3], strict=True):
         assert one.task == other.task
         np.testing.assert_array_equal(one.goal, other.goal)

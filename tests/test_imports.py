@@ -36,9 +36,9 @@ ALLOWED = {
                      'planning.graph_planner', 'planning.object_planner', 'planning.planners', 'tasks',
                      'utils'},
     'rollouts': {'environments.safe_env', 'ogbench_utils', 'utils'},
-    'online_trainer': {'environments.custom_env', 'environments.safe_env', 'figures.pictures', 'figures.videos', 'mamba',
-                       'observing.observation_models', 'offline_agent', 'ogbench_utils', 'online_agent', 'rollouts', 'tasks',
-                       'trajectories', 'utils'},
+    'online_trainer': {'environments.custom_env', 'environments.safe_env', 'figures.pictures', 'figures.videos',
+                       'mamba', 'observing.observation_models', 'offline_agent', 'ogbench_utils', 'online_agent',
+                       'rollouts', 'tasks', 'trajectories', 'utils'},
     'evaluate': {'environments.safe_env', 'figures.pictures', 'figures.videos', 'mamba',
                  'observing.observation_models', 'ogbench_utils', 'online_agent', 'rollouts'},
     # what goes beyond
@@ -60,8 +60,8 @@ ALLOWED = {
 
 
 def imported(source):
-    """Return the names of all modules that a source text imports, inside functions as well; `from support import x` gives
-    support.x."""
+    """Return the names of all modules that a source text imports, inside functions as well; `from support import x`
+    gives support.x."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

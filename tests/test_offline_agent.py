@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model import soft_update
 from offline_agent import OfflineAgent, expectile_loss
 from support.files import load_checkpoint, save_checkpoint
-from utils import linear_schedule, mean_of, soft_update
+from utils import linear_schedule, mean_of
 
 OBJECTIVES = {  # each with the networks that it trains
     'critic': {'encoder', 'critic'},

@@ -251,7 +251,7 @@ def test_max_steps_limits_probed_states_and_others_are_guessed(physics, capsys):
     with np.load('few/actions.npz', allow_pickle=False) as file:
         assert 600 < file['steps'] <= 912
         steps = file['actions'][~file['terminals']]
-    assert steps.any(1).all(), 'the steps that were not probed have actions, too'
+    assert steps.any(1).all(), 'steps that were not probed have guesses'
 
     with pytest.raises(ValueError, match='--max_steps 50: 4 probes at each state need at least 400'):
         label_with_simulator.main([*flags[:-1], 'fewer', '--max_steps', '50'])

@@ -167,35 +167,37 @@ def test_encoder_with_memory_predicts_oscillations_better_than_mlp(make_agent, m
     assert errors['mamba'] < 0.7 * errors['mlp']
 
 
-def test_acting_and_batches_use_estimated_states(make_online, dropout_agent, dropout_data, make_replay):
-    agent = make_online(offline=dropout_agent, value_interval=0, online_share=0.0)
+# ---------------------------------------------------------------------------------------------- online agent
+def test_batches_use_estimated_states(make_online, dropout_agent, dropout_data, make_replay):
     data = dropout_data()
-    agent.build_map(data)
+    agent = make_online(offline=dropout_agent, data=data)
     batches = agent.open_batches(data, make_replay((40, 25)))
     batch = batches.sample(np.random.default_rng(0))
-    imputed = batches.offline_store.imputed
+    imputed = batches.offline_store.source
     rows = batch.rows.numpy()
+
+    # both observations of a transition were received
     assert imputed.received[rows].all() and imputed.received[rows + 1].all()
     np.testing.assert_array_equal(batch.states, data.observations[rows])
+
+    # the policy sees predictions of half of the states
     is_dropped = (batch.policy_states != batch.states).any(-1).numpy()
     assert 0.3 < is_dropped.mean() < 0.7
     np.testing.assert_array_equal(batch.policy_states[is_dropped], imputed.predicted[rows[is_dropped]])
-    assert agent.update(batch)['total_loss'].isfinite()
+    assert np.isfinite(agent.update(batch)['total_loss'])
 
-    # the action for a dropped observation is that of the prediction
+
+def test_actions_follow_the_chosen_estimator(make_online, dropout_agent, dropout_data):
+    """The encoder replaces a repeated observation by a prediction, the last reading does not."""
+    data = dropout_data()
     observation, goal = data.observations[:1], data.observations[30:31]
-    first, state = agent.act(observation, goal, agent.initial_state(1))
-    second, state = agent.act(observation, goal, state)
-    assert not np.array_equal(first, second)
-
-    last_reading = make_online(offline=dropout_agent, remember_lost=False, value_interval=0, online_share=0.0)
-    first, state = last_reading.act(observation, goal, last_reading.initial_state(1))
-    np.testing.assert_array_equal(first, last_reading.act(observation, goal, state)[0])
-
-
-def test_memory_is_refused_with_dropped_observations(make_online, dropout_agent):
-    with pytest.raises(ValueError, match='--memory: where readings get lost'):
-        make_online(offline=dropout_agent, memory=True)
+    is_same = {}
+    for name in ('encoder', 'last_reading'):
+        agent = make_online(offline=dropout_agent, data=data, estimator=name)
+        first, state = agent.act(observation, goal, agent.initial_state(1))
+        second, _ = agent.act(observation, goal, state)
+        is_same[name] = np.array_equal(first, second)
+    assert is_same == {'encoder': False, 'last_reading': True}
 
 
 def test_measure_estimates_scores_predictions(dropout_agent, tmp_path, capsys):

@@ -142,8 +142,8 @@ def test_stuck_noise_counts_the_steps_within_a_ball(stuck_noise):
 
 
 def test_stuck_noise_applies_after_the_threshold(make_online, make_dataset):
-    """The action of a robot that lies still repeats for a while, then changes at every step. A robot that moves, or whose
-    episode begins anew, acts as without noise."""
+    """The action of a robot that lies still repeats for a while, then changes at every step. A robot that moves, or
+    whose episode begins anew, acts as without noise."""
     data = make_dataset((60, 60, 60))
     agents = [make_online(data=data, stuck_noise=noise) for noise in (0.5, 0.0)]
     states = [agent.initial_state(3) for agent in agents]

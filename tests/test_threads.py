@@ -49,11 +49,11 @@ print(*(os.environ.get(name) for name in {SETTINGS}), threads._watcher)
 def test_share_cores_works_in_child_processes():
     """They inherit what the first one set, which is not a user's choice."""
     code = 'from support import threads; threads.share_cores(); print(threads._watcher is not None)'
-    expected = str(threads.waited() is not None)
+    expected = str(threads.waiting_time() is not None)
     assert run(code) == run(code, GOMP_SPINCOUNT=threads.SPINS, KMP_BLOCKTIME='0') == [expected]
 
 
-@pytest.mark.skipif(threads.waited() is None, reason='needs /proc/self/task/*/schedstat')
+@pytest.mark.skipif(threads.waiting_time() is None, reason='needs /proc/self/task/*/schedstat')
 def test_share_cores_suppresses_spinning_while_cores_are_crowded():
     """libgomp spins shortly while it has more threads than cores: they come when our threads wait for cores, and all of
     them leave when the cores are free again."""
@@ -68,7 +68,7 @@ def waited():
     global time_waited
     time_waited += per_look
     return time_waited
-threads.waited, threads.INTERVAL = waited, 0.02
+threads.waiting_time, threads.INTERVAL = waited, 0.02
 torch.ones(1 << 20).add_(1)
 
 def tasks():

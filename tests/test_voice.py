@@ -58,7 +58,8 @@ def test_pages_use_the_words_of_the_field(path):
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_use_the_words_of_the_field(path):
-    found = [f'{line}: {words}' for line, text in texts_of(path.read_text(encoding='utf-8')) if (words := words_of(text))]
+    texts = texts_of(path.read_text(encoding='utf-8'))
+    found = [f'{line}: {words}' for line, text in texts if (words := words_of(text))]
     assert not found, found
 
 

@@ -1,17 +1,16 @@
 """Measure labels: R2 between the labels of a dataset and its true actions.
 
-    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10
-    --num_val_episodes 1 \\
-        --output_dir with_actions --seed 77 --no-state_only
-    python scripts/analysis/measure_labels.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
-    \\
+    python scripts/data/collect_dataset.py --dataset antmaze-medium-navigate-v0 --num_episodes 10 \\
+        --num_val_episodes 1 --output_dir with_actions --seed 77 --no-state_only
+    python scripts/analysis/measure_labels.py \\
+        --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
     python scripts/analysis/measure_labels.py --labels_path actions.npz \\
         --actions_path with_actions/antmaze-medium-navigate-v0.npz
 
 A checkpoint labels any file of the same robot. The labels of scripts/label_with_simulator.py need the file of
-the episodes that they were inferred for. True actions serve this diagnosis alone. They must be in [-1, 1], as
-in OGBench's files.
+the episodes that they were inferred for. True actions must be in [-1, 1], as in OGBench's files. OPSO itself
+does not train on them.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ import torch  # noqa: E402
 from labeling.labeler import r2_score  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from online_batches import label_rows  # noqa: E402
+from online_batches import StateStore, label_steps  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
@@ -54,8 +53,7 @@ def run(config):
     trajectories = load_trajectories(config.actions_path)
     with np.load(config.actions_path, allow_pickle=False) as file:
         if 'actions' not in file:
-            raise ValueError(f'{config.actions_path}: there are no `actions` in it; collect it with '
-                             '--no-state_only')
+            raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
         actions = file['actions']
 
     # load or infer the labels
@@ -81,8 +79,9 @@ def labels_of_checkpoint(config, trajectories):
 
     observations, starts, ends = trajectories
     observations = observation_model_of(checkpoint).observe_trajectories(observations, starts, ends, seed=0)
-    store = agent.latent_store(TrajectoryDataset(observations, starts, ends), cached=False)
-    return store.transition_rows, label_rows(store, store.transition_rows, agent.label)
+    store = StateStore(TrajectoryDataset(observations, starts, ends), agent, caches=False)
+    rows = store.source.observed_pairs
+    return rows, label_steps(store, rows, agent.label)
 
 
 def labels_of_simulator(config, trajectories):

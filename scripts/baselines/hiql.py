@@ -2,8 +2,8 @@
 
     git clone https://github.com/seohongpark/ogbench && git -C ogbench checkout 1d41409
     pip install ogbench==1.2.2 jax==0.10.2 flax==0.12.8 optax==0.2.8 distrax==0.1.9 ml_collections
-    python scripts/data/collect_dataset.py --dataset antmaze-large-navigate-v0 --num_episodes 500 --num_val_episodes 50 \
-        --seed 1 --no-state_only --output_dir data_actions
+    python scripts/data/collect_dataset.py --dataset antmaze-large-navigate-v0 --num_episodes 500 \
+        --num_val_episodes 50 --seed 1 --no-state_only --output_dir data_actions
     python scripts/baselines/hiql.py --impls ogbench/impls --data_dir data_actions \
         --dataset antmaze-large-navigate-v0 --output runs/hiql
 

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, mlp
+from model import Encoder, GoalValue, mlp, soft_update
 from offline_agent import expectile_loss
-from utils import soft_update
 
 
 def transformers_mamba2(d_model, chunk_size=32):

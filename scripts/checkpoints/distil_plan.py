@@ -1,14 +1,16 @@
 """Distil the plan into the proposer, so that acting needs no graph of the data.
 
-    python scripts/checkpoints/distil_plan.py --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
+    python scripts/checkpoints/distil_plan.py \\
+        --checkpoint online_checkpoints/NAME/seed0/last.pth --output distilled.pth
     python evaluate.py --checkpoint distilled.pth --compare online_checkpoints/NAME/seed0/last.pth
 
-The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner. Nothing else in the checkpoint is
-trained. The policy reads the direction of a proposal, so the loss is 1 - cos between the directions of its
-decoded goal features and of the waypoint. Half of the goals are drawn from all data, for long routes. The
-other half are drawn near the state, for the last steps and for goals behind a wall, since two states drawn
-from all data are hardly ever near each other. `--objective embedding` regresses on the waypoint in the
-embedding of V, as the offline half does.
+The proposer f_P(z, z_g) is regressed on the waypoints of a GraphPlanner, and `plan` is set to False. Nothing
+else in the checkpoint changes. The policy reads the direction of a proposal. The loss is therefore 1 - cos
+between the directions of its decoded goal features and of the waypoint. `--objective embedding` regresses on
+the waypoint in the embedding of V, as the offline half does.
+
+Half of the goals are drawn from all data, for long routes. The other half are drawn near the state, for the
+last steps and for goals behind a wall: two states drawn from all data are rarely near each other.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ MEASURING_RNG_STREAM = 9
 
 @dataclasses.dataclass
 class DistilConfig:
-    """which checkpoint, which data, how long"""
+    """checkpoint, data and updates"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write (required)')
     dataset_path: str = flag('', 'npz file of the states; default: that of the offline run')
@@ -109,8 +111,8 @@ class Teacher:
         self.first = np.searchsorted(self.nodes, np.arange(size))
         self.count = np.bincount(self.nodes, minlength=size)
         if not len(self.rows) or not (self.routes >= 0).any():
-            raise ValueError('no path of the map connects states of the data: there is nothing to distil; '
-                             'name the data of the map with --dataset_path')
+            raise ValueError('no path of the map connects states of the data; name the data of the map '
+                             'with --dataset_path')
 
         # nearest nodes among those with rows: all nodes, unless the map was built from other data
         visited = np.flatnonzero(self.count)
@@ -207,7 +209,8 @@ def measure(agent, lesson):
 def run(config):
     """Write a checkpoint with the distilled proposer and return its path."""
     if not config.checkpoint or not config.output:
-        raise ValueError('--checkpoint, last.pth or best_model.pth of a run, and --output are required')
+        raise ValueError('--checkpoint (last.pth or best_model.pth of an online run) and --output are '
+                         'required')
     check_ranges(config)
     set_seed(config.seed)
     prepare_cpu(torch.device('cpu'))
@@ -216,8 +219,8 @@ def run(config):
     with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
     if agent.offline.has_objects:
-        raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph of states '
-                         'can be distilled; choose a checkpoint of a locomotion task with --checkpoint')
+        raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph can be '
+                         'distilled; choose a checkpoint of a locomotion task with --checkpoint')
     data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
                                  observation_model=observation_model_of(checkpoint),
                                  **agent.offline.config.sampling())
@@ -227,6 +230,7 @@ def run(config):
     teacher = Teacher(agent, data, config.near_goals)
     print(f'{agent.data_map}; routes to all of them in {time.perf_counter() - begin:.1f} s')
 
+    # distil, and compare the proposer with the plan before and after
     lesson = teacher.draw(MEASURED_PAIRS, np.random.default_rng([config.seed, MEASURING_RNG_STREAM]))
     before = measure(agent, lesson)
     begin = time.perf_counter()

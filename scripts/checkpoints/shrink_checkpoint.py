@@ -1,11 +1,11 @@
-"""Make a small checkpoint for evaluation out of one that can be trained further.
+"""Shrink an online checkpoint to what acting needs. A shrunk checkpoint cannot be resumed.
 
-    python scripts/checkpoints/shrink_checkpoint.py --checkpoint online_checkpoints/NAME/seed0/last.pth \\
-        --output small.pth
+    python scripts/checkpoints/shrink_checkpoint.py \\
+        --checkpoint online_checkpoints/NAME/seed0/last.pth --output small.pth
+    python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
-Replay, optimiser and random generators are dropped, averaged networks replace the trained ones, and matrices
-are stored in half precision. `python evaluate.py --checkpoint last.pth --compare small.pth` measures the loss
-of success.
+The replay, the optimiser and the generators are dropped. Moving averages replace the networks that they
+average. Matrices are stored in half precision.
 """
 
 import argparse
@@ -19,24 +19,35 @@ from support.flags import run_main  # noqa: E402
 
 
 def shrink(checkpoint):
-    """Return the acting part of an online checkpoint; equal tensors are one object, which torch writes once.
-    """
+    """Return the shrunk checkpoint. Equal tensors are one object, which torch writes once."""
     agent = dict(checkpoint['agent'])
+
+    # the offline networks, with their targets in place of encoder and V
     offline = dict(agent['offline'])
-    targets = half(offline['targets'])
-    acting = half(agent['acting'])
+    targets = halve_matrices(offline['targets'])
+    nets = halve_matrices(offline['nets']) | targets
+    agent['offline'] = offline | {'nets': nets, 'targets': targets, 'optimizer': None}
 
-    proposer = {name: value for name, value in acting.items() if name.startswith('proposer.')}
-    others = {name: value for name, value in acting.items() if name not in proposer}
-    offline.update(nets=half(offline['nets']) | targets | proposer, targets=targets, optimizer=None)
-    agent.update(offline=offline, trained=half(agent['trained']) | others, acting=acting, optimizer=None)
-    return {name: checkpoint[name] for name in ('kind', 'dataset', 'data')} | {'agent': agent}
+    # the online networks
+    averages = halve_matrices(agent['ema_nets'])
+    agent |= {'nets': averages, 'ema_nets': averages, 'optimizer': None}
+
+    return {
+        'kind': checkpoint['kind'],
+        'dataset': checkpoint['dataset'],
+        'data': checkpoint['data'],
+        'agent': agent,
+    }
 
 
-def half(weights):
-    """Return the weights with matrices, but not vectors such as means of states, in half precision."""
-    return {name: value.half() if value.is_floating_point() and value.dim() > 1 else value
-            for name, value in weights.items()}
+def halve_matrices(weights):
+    """Return a state_dict with matrices in half precision. Vectors keep theirs, which the mean of the
+    observations needs."""
+    halved = {}
+    for name, value in weights.items():
+        is_matrix = value.is_floating_point() and value.dim() > 1
+        halved[name] = value.half() if is_matrix else value
+    return halved
 
 
 def main():
@@ -44,9 +55,10 @@ def main():
     parser.add_argument('--checkpoint', required=True, help='last.pth or best_model.pth of an online run')
     parser.add_argument('--output', required=True, help='file to write')
     flags = parser.parse_args()
+
     save_checkpoint(Path(flags.output), shrink(load_checkpoint(flags.checkpoint, 'online')))
     sizes = [Path(path).stat().st_size / 1e6 for path in (flags.checkpoint, flags.output)]
-    print(f'{flags.output}: {sizes[1]:.1f} MB, {flags.checkpoint}: {sizes[0]:.1f} MB')
+    print(f'written: {flags.output}; {sizes[0]:.1f} MB became {sizes[1]:.1f} MB')
 
 
 if __name__ == '__main__':

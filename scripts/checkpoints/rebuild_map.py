@@ -1,6 +1,8 @@
-"""Replace the map of an online checkpoint, on which the agent plans. Nothing in the checkpoint is trained.
+"""Rebuild the map on which an agent plans, with other nodes or waypoints. Nothing is trained.
 
-    python scripts/checkpoints/add_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth --nodes 500 --output new.pth
+    python scripts/checkpoints/rebuild_map.py --checkpoint online_checkpoints/NAME/seed0/last.pth \\
+        --nodes 500 --output rebuilt.pth
+    python evaluate.py --checkpoint rebuilt.pth --compare online_checkpoints/NAME/seed0/last.pth
 """
 
 import dataclasses
@@ -11,28 +13,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from observing.observation_models import observation_model_of  # noqa: E402
-from online_agent import OnlineAgent, build_map  # noqa: E402
+from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
+from tasks import build_map  # noqa: E402
 from trajectories import load_recorded  # noqa: E402
 
 
 @dataclasses.dataclass
 class MapConfig:
-    """which checkpoint, which data, which map"""
+    """checkpoint, data and size of the map"""
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write; default: the checkpoint itself')
     dataset_path: str = flag('', 'npz file of the states; default: that of the offline run')
     waypoint_steps: int = flag(0, 'spacing of waypoints in steps; 0: that of the run', least=0)
-    nodes: int = flag(0, 'number of nodes of the map; 0: enough to cover the data', least=0)
-    seed: int = flag(0, 'seed of the clusters', least=0)
+    nodes: int = flag(0, 'nodes of the graph; 0: as many as cover the data', least=0)
+    seed: int = flag(0, 'seed of the nodes', least=0)
 
 
 def run(config):
-    """Write a checkpoint with the new map and return its path."""
+    """Write a checkpoint with the rebuilt map and return its path."""
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
+
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     if config.waypoint_steps:
         checkpoint['agent']['config']['waypoint_steps'] = config.waypoint_steps
@@ -49,7 +53,7 @@ def run(config):
     print(f'{data_map}; built in {time.perf_counter() - begin:.1f} s')
 
     output = Path(config.output or config.checkpoint)
-    checkpoint['agent'] |= {'map': data_map.state_dict()}
+    checkpoint['agent']['map'] = data_map.state_dict()
     save_checkpoint(output, checkpoint)
     print(f'written: {output}')
     return output
