@@ -1,13 +1,14 @@
-"""The networks of OPSO, their moving averages, and the weight of imitation. No losses, no files.
+"""The networks of OPSO, their moving averages and the imitation weight; no losses, no files.
 
-    code          paper               meaning
-    B, L, S, D                        batch, sequence length, observation size, latent size (d_model)
-    z             z_t = f(s_<=t)      latent of the causal encoder after the last <= context_length states
-    z_goal        z_g = f(g)          the goal, encoded as a sequence of length one by the same encoder
-    z_next        z'                  a latent some steps later
-    GoalValue     V(z, z_g), Q(z, z', z_g)
-    Proposer      f_P(z, z_g) -> z'
-    InverseDynamics  pi(z, z', z_g) -> a   the policy
+    code             paper                     meaning
+    B, L, S, D                                 sizes: batch, sequence, observation, latent (d_model)
+    z, z_goal        z, z_g                    latents of the goal features of a state and a goal
+    z_next           z'                        z some steps later
+    sequence         f(s_<=t)                  latent of at most the last context_length states
+    state latent     f(s)                      latent of all dimensions of a single state
+    GoalValue        V(z, z_g), Q(z, z', z_g)
+    Proposer         f_P(z, z_g) -> z'         the state-only policy
+    InverseDynamics  pi(f(s), s, z', z_g) -> a the policy
 """
 
 import math
@@ -22,7 +23,11 @@ from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
 
 
 def mlp(sizes):
-    """Linear layers with LayerNorm and GELU between them; `sizes` counts input and output."""
+    """Build linear layers with LayerNorm and GELU between them.
+
+    Args:
+        sizes: widths of the input, the hidden layers and the output.
+    """
     layers = []
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(n_in, n_out))
@@ -31,9 +36,9 @@ def mlp(sizes):
     return nn.Sequential(*layers)
 
 
-# ------------------------------------------------------------------------------------------------- encoder
+# ------------------------------------------------------------------------------------------ encoder
 class GRULayer(nn.Module):
-    """A GRU with about as many `parameters` and the same methods as a Mamba-2 layer, for comparison."""
+    """A GRU with about as many `parameters` as a Mamba-2 layer and the same methods, for comparison."""
 
     def __init__(self, d_model, parameters):
         super().__init__()
@@ -44,8 +49,10 @@ class GRULayer(nn.Module):
         self.output = nn.Linear(hidden, d_model)
 
     def train(self, mode=True):
-        """Keep the GRU in training mode: cuDNN has no gradients in eval mode, and without dropout
-        both are equal."""
+        """Keep the GRU in training mode, since cuDNN has no gradients in eval mode.
+
+        Without dropout, both modes compute the same.
+        """
         super().train(mode)
         self.gru.train()
         return self
@@ -59,11 +66,11 @@ class GRULayer(nn.Module):
         return self.forward(u.reshape(-1, 1, u.shape[-1])).view(u.shape)
 
     def initial_state(self, batch_size):
+        """Return the zero state before the first step: a tuple of one tensor (B, hidden)."""
         return (self.output.weight.new_zeros(batch_size, self.gru.hidden_size),)
 
     def step(self, u, state):
-        """Advance by one step: u (B, d_model) and the state give the output (B, d_model) and the
-        next state."""
+        """Map u (B, d_model) and the state to the output (B, d_model) and the next state."""
         hidden = self.gru(u.unsqueeze(1), state[0].unsqueeze(0))[1][0]
         return self.output(hidden), (hidden,)
 
@@ -82,9 +89,11 @@ class MLPLayer(nn.Module):
     forward_single = forward
 
     def initial_state(self, batch_size):
+        """Return the empty state of a layer without memory."""
         return ()
 
     def step(self, u, state):
+        """Map u (B, d_model) to the output (B, d_model); the state stays empty."""
         return self.net(u), ()
 
 
@@ -92,11 +101,11 @@ class EncoderState(NamedTuple):
     """Memory of the encoder while it reads B sequences step by step.
 
     Two streams, folded into the batch (2B rows), restart every `context_length` steps, half a
-    period apart. `count` (B,) is the number of states read.
+    period apart.
     """
 
-    layers: tuple
-    count: torch.Tensor
+    layers: tuple  # for each layer, a tuple of tensors (2B, ...)
+    count: torch.Tensor  # (B,) int, states read
 
     def reset(self, rows):
         """Clear the memory of the rows where the bool mask `rows` (B,) is true (a new episode)."""
@@ -104,9 +113,13 @@ class EncoderState(NamedTuple):
 
 
 def _clear(layers, rows):
-    """Zero the memories of all layers, each a tuple of tensors (2B, ...), where the mask `rows`
-    (2B,) is true."""
-    return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0) for memory in layer)
+    """Zero the memories of all layers where the bool mask `rows` (2B,) is true.
+
+    Args:
+        layers: for each layer, a tuple of tensors (2B, ...).
+    """
+    return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0)
+                       for memory in layer)
                  for layer in layers)
 
 
@@ -114,20 +127,19 @@ LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}
 
 
 class Encoder(nn.Module):
-    """Encode state sequences causally: normalise, project, `n_layers` pre-norm residual blocks,
-    norm.
+    """Causal encoder of state sequences.
 
-    `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with as many
-    parameters. To add an encoder, write a layer with the methods of `MLPLayer` and name it in
-    `LAYERS`.
+    Observations are normalised and projected; `n_layers` pre-norm residual blocks and a norm
+    follow. `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with
+    as many parameters. To add an encoder, write a layer with the methods of `MLPLayer` and name it
+    in `LAYERS`.
 
-    Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and
-    nothing else in the project normalises. `context_length` bounds the memory of `step` as training
-    windows do.
+    Inputs are raw observations. Their mean and std are buffers of this module (`set_statistics`).
+    `context_length` bounds the memory of `step` as windows do in training.
     """
 
-    def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
-                 context_length=100, backend='torch', kind='mamba'):
+    def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2,
+                 headdim=32, context_length=100, backend='torch', kind='mamba'):
         super().__init__()
         self.d_model = d_model
         self.context_length = context_length
@@ -136,6 +148,7 @@ class Encoder(nn.Module):
         self.register_buffer('std', torch.ones(observation_dim))
         self.register_buffer('goal_weights', torch.ones(observation_dim))
 
+        # the blocks, with as many parameters whatever their kind
         self.input = nn.Linear(observation_dim, d_model)
         layers = [Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers)]
         if kind != 'mamba':
@@ -148,6 +161,7 @@ class Encoder(nn.Module):
         self.set_backend(backend)
 
     def set_backend(self, backend):
+        """Choose the scan of all Mamba-2 layers: 'torch' or 'mamba_ssm'."""
         for layer in self.layers:
             if isinstance(layer, Mamba2):
                 layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
@@ -156,8 +170,9 @@ class Encoder(nn.Module):
         """Store the statistics of the training observations.
 
         Args:
-            mean, std: (S,); a dimension that never varies keeps std 1.
-            goal_weights: (S,) in [0, 1], weight of each dimension in `goal_features`; None: 1 for all.
+            mean, std: (S,); the std of a dimension that never varies is replaced by 1.
+            goal_weights: (S,) in [0, 1], weight of each dimension in `goal_features`; None leaves
+                them as they are, initially 1.
         """
         mean = torch.as_tensor(mean, dtype=torch.float32)
         std = torch.as_tensor(std, dtype=torch.float32)
@@ -167,7 +182,7 @@ class Encoder(nn.Module):
             self.goal_weights.copy_(torch.as_tensor(goal_weights))
 
     def normalize(self, observations):
-        """Subtract the mean of the training observations and divide by their std."""
+        """Subtract the training mean from raw observations (..., S) and divide by the std."""
         return (observations - self.mean) / self.std
 
     def denormalize(self, states):
@@ -175,27 +190,31 @@ class Encoder(nn.Module):
         return states * self.std + self.mean
 
     def goal_features(self, observations):
-        """Weight normalised states (..., S) by `goal_weights`: the part of a state that goals are
-        about."""
+        """Normalise raw states (..., S) and multiply them by `goal_weights`."""
         return (observations - self.mean) / self.std * self.goal_weights
 
     def forward(self, observations):
-        """Encode sequences (B, L, S) of raw observations to z (B, L, D); z at t depends on
-        observations 0..t."""
+        """Encode sequences (B, L, S) of raw observations to f(s_<=t) (B, L, D) at every t."""
         return self._encode(self.normalize(observations), [layer.forward for layer in self.layers])
 
     def encode_features(self, observations):
-        """Encode raw states or goals (..., S) to z (..., D): the goal features of each, as a
-        sequence of length one."""
-        return self._encode(self.goal_features(observations), [layer.forward_single for layer in self.layers])
+        """Encode the goal features of raw states or goals (..., S) to z (..., D).
+
+        Each row is a sequence of length one.
+        """
+        return self._encode(self.goal_features(observations),
+                            [layer.forward_single for layer in self.layers])
 
     def encode_state(self, observations):
-        """Encode raw states (..., S) to f(s_t) (..., D): all dimensions, each state a sequence of
-        length one."""
-        return self._encode(self.normalize(observations), [layer.forward_single for layer in self.layers])
+        """Encode all dimensions of raw states (..., S) to f(s) (..., D).
+
+        Each row is a sequence of length one.
+        """
+        return self._encode(self.normalize(observations),
+                            [layer.forward_single for layer in self.layers])
 
     def _encode(self, inputs, layers):
-        """Project, add each layer's output to the residual stream, normalise."""
+        """Project inputs (..., S), add each layer's output, normalise; return latents (..., D)."""
         h = self.input(inputs)
         for norm, layer in zip(self.norms, layers, strict=True):
             h = h + layer(norm(h))
@@ -208,15 +227,16 @@ class Encoder(nn.Module):
         return EncoderState(layers, count)
 
     def step(self, observations, state):
-        """Encode the next states (B, S) of B sequences: O(1) per step whatever the context.
+        """Encode the next raw states (B, S) of B sequences in O(1) time, whatever the context.
 
-        The result equals `forward` on the states since the older stream's last restart: all of the
-        first `context_length` states, and between context_length / 2 and context_length states from
-        then on.
+        The result equals `forward` on the states since the older stream's last restart. These are
+        all of the first `context_length` states, and later between context_length / 2 and
+        context_length states.
 
         Returns:
-            z (B, D) and the next EncoderState.
+            f(s_<=t) (B, D) and the next EncoderState.
         """
+        # which streams restart at this step
         count = state.count
         c = self.context_length
         restart = torch.cat([count % c == 0, count % c == c // 2])
@@ -224,7 +244,8 @@ class Encoder(nn.Module):
 
         # both streams advance side by side
         layers = []
-        for norm, layer, memory in zip(self.norms, self.layers, _clear(state.layers, restart), strict=True):
+        for norm, layer, memory in zip(self.norms, self.layers, _clear(state.layers, restart),
+                                       strict=True):
             out, new = layer.step(norm(h), memory)
             h = h + out
             layers.append(new)
@@ -236,7 +257,7 @@ class Encoder(nn.Module):
         return z, EncoderState(tuple(layers), count + 1)
 
 
-# --------------------------------------------------------------------------------------------------- heads
+# -------------------------------------------------------------------------------------------- heads
 def minus_distance(a, b):
     """Return -|a - b| (...) for embeddings a, b (..., E)."""
     return -(a - b).square().sum(-1).add(1e-6).sqrt()
@@ -246,8 +267,7 @@ class GoalValue(nn.Module):
     """Ensemble of goal-conditioned values: V(z, z_g) has `n_inputs` 2 and Q(z, z', z_g) has 3.
 
     A value is minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024,
-    eq. 3) and -|f(z, z') - e(z_g)| for Q. Distances in V's embedding e are distances in time
-    between states.
+    eq. 3) and -|h(z, z') - e(z_g)| for Q. Distances in V's embedding e are distances in time.
     """
 
     def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2, embedding_dim=64):
@@ -264,29 +284,33 @@ class GoalValue(nn.Module):
         return torch.stack([e(z) for e in self.goal])
 
     def forward(self, *latents):
-        """Return the values (n_ensemble, ...) of latents (..., D): (z, z_g) for V, (z, z', z_g) for
-        Q."""
+        """Return the values (n_ensemble, ...) of latents (..., D).
+
+        Args:
+            latents: (z, z_g) for V, (z, z', z_g) for Q.
+        """
         *source, z_goal = latents
         source = torch.cat(source, -1)
         return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(z_goal))
 
 
 class Proposer(nn.Module):
-    """The state-only policy f_P(z, z_g) -> z': propose a latent step and add it to z."""
+    """The state-only policy f_P(z, z_g) -> z', a residual network: its output is added to z."""
 
     def __init__(self, latent_dim, hidden_dim=256):
         super().__init__()
         self.net = mlp([2 * latent_dim, hidden_dim, hidden_dim, latent_dim])
 
     def forward(self, z, z_goal):
+        """Propose z' (..., D) from z and z_goal (..., D)."""
         return z + self.net(torch.cat([z, z_goal], -1))
 
 
 class InverseDynamics(nn.Module):
-    """The policy pi(f(s), s, z', z_g) -> action (..., A), unbounded: clip it to the action space.
+    """The policy pi(f(s), s, z', z_g) -> a. Its actions are unbounded: clip them to [-1, 1].
 
-    forward takes f(s) and the inputs that a task makes of state, subgoal and goal (tasks.py);
-    `input_dim` counts all.
+    Args:
+        input_dim: dimensions of f(s) and of the task's inputs (tasks.py) together.
     """
 
     def __init__(self, input_dim, action_dim, hidden_dim=256):
@@ -294,16 +318,17 @@ class InverseDynamics(nn.Module):
         self.net = mlp([input_dim, hidden_dim, hidden_dim, action_dim])
 
     def forward(self, latent, *inputs):
+        """Return actions (..., A) for f(s) (..., D) and the inputs (..., n) of `Locomotion.inputs`."""
         return self.net(torch.cat([latent, *inputs], -1))
 
 
 @torch.no_grad()
 def soft_update(target, source, rate):
-    """Move every parameter of `target` toward that of the same module `source` by the fraction `rate`."""
+    """Move every parameter of `target` toward the same one of `source` by the fraction `rate`."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
 
 def imitation_weight(advantage, temperature):
-    """Return min(exp(temperature * advantage), 100), divided by its mean."""
+    """Return min(exp(temperature * advantage), 100) divided by its mean, of the advantage's shape."""
     weight = (temperature * advantage).exp().clamp(max=100.0)
     return weight / weight.mean()

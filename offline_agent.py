@@ -1,8 +1,7 @@
-"""OPSO's offline half: all that is learned from trajectories of states, without actions or rewards.
+"""OPSO's offline half: pretraining on trajectories of states, without actions or rewards.
 
-One method per objective (docs/method.md) maps (latents, batch) to (loss, info). `total_loss` adds
-them up: `update` differentiates it and validation calls it. The batch is a
-`trajectories.WindowBatch`.
+Each objective (docs/method.md) is one method that maps (latents, batch) to (loss, info).
+`total_loss` adds them up, for updates and for validation. A batch is a `trajectories.WindowBatch`.
 """
 
 import copy
@@ -17,7 +16,7 @@ from model import Encoder, GoalValue, Proposer, imitation_weight, minus_distance
 from support.flags import flag, make_config
 from utils import load_weights
 
-POSITION_WEIGHT = 0.5  # goal weight, the largest being 1, above which a dimension is a position
+POSITION_WEIGHT = 0.5  # goal weight above which a dimension is a position; the largest is 1
 
 
 @dataclasses.dataclass
@@ -25,10 +24,10 @@ class OfflineConfig:
     """networks and objectives of offline pretraining"""
 
     context_length: int = flag(100, 'states that the encoder remembers', least=1, basic=True)
-    encoder: str = flag('mamba', 'layers of the encoder; gru and mlp (no memory) have as many parameters',
+    encoder: str = flag('mamba', 'layers of the encoder, equal in size; mlp has no memory',
                         choices=('mamba', 'gru', 'mlp'), basic=True)
-    sequence_windows: int = flag(4, 'windows encoded as sequences in each update; all with --observe dropped:P',
-                                 least=0)
+    sequence_windows: int = flag(
+        4, 'windows encoded as sequences in each update; all with --observe dropped:P', least=0)
     d_model: int = flag(128, 'dimensions of a latent z', least=1)
     n_layers: int = flag(2, 'Mamba-2 layers', least=1)
     d_state: int = flag(16, 'state dimensions per Mamba-2 channel', least=1)
@@ -39,22 +38,29 @@ class OfflineConfig:
     lr: float = flag(3e-4, "Adam's learning rate", above=0, basic=True)
     grad_clip: float = flag(5.0, 'largest gradient norm', above=0)
     discount: float = flag(0.998, 'discount per environment step', above=0, below=1, basic=True)
-    slow_goals: bool = flag(True, 'goal weights by slowness; else Q, V and proposer see all dimensions alike')
-    transition_steps: int = flag(25, 'steps k from z to z\' for Q, V, alignment and proposer', least=1, basic=True)
-    expectile: float = flag(0.9, 'expectile of V; above 0.5 is optimistic', above=0, below=1, basic=True)
-    target_rate: float = flag(0.01, 'rate of the moving averages that are the target networks', above=0, most=1)
-    reward_scale: float = flag(0.05, 'reward of minus this per step until the goal', above=0)
-    proposer_temperature: float = flag(20.0, 'inverse temperature of the proposer weights exp(temperature * A)',
-                                       least=0)
-    positions_per_window: int = flag(32, 'transitions of each window in an update; 0: every position', least=0)
-    current_goals: float = flag(0.2, 'fraction of value goals that are the current state', least=0, most=1)
-    random_goals: float = flag(0.3, 'fraction of value goals from anywhere in the data', least=0, most=1)
-    proposer_random_goals: float = flag(0.2, 'fraction of proposer goals from anywhere in the data', least=0, most=1)
-    critic_weight: float = flag(1.0, 'weight of Q, which shapes z and is not used by acting', least=0)
-    infonce_weight: float = flag(0.05, 'weight of InfoNCE', least=0)
-    alignment_weight: float = flag(0.02, 'weight of trajectory alignment', least=0)
-    state_weight: float = flag(1.0, 'weight of next-state prediction', least=0)
-    reward_weight: float = flag(0.1, 'weight of reward/done prediction', least=0)
+    slow_goals: bool = flag(True, 'goal weights by slowness or by objects; else all weights are 1')
+    transition_steps: int = flag(25, "steps k from z to z' for Q, V, alignment and proposer", least=1,
+                                 basic=True)
+    expectile: float = flag(0.9, 'expectile of V; above 0.5 is optimistic', above=0, below=1,
+                            basic=True)
+    target_rate: float = flag(0.01, 'rate at which the target networks follow the trained ones',
+                              above=0, most=1)
+    reward_scale: float = flag(0.05, 'penalty per step until the goal', above=0)
+    proposer_temperature: float = flag(
+        20.0, 'inverse temperature of the proposer weights exp(temperature * A)', least=0)
+    positions_per_window: int = flag(32, 'transitions of each window in an update; 0: every position',
+                                     least=0)
+    current_goals: float = flag(0.2, 'fraction of value goals that are the current state', least=0,
+                                most=1)
+    random_goals: float = flag(0.3, 'fraction of value goals from anywhere in the data', least=0,
+                               most=1)
+    proposer_random_goals: float = flag(0.2, 'fraction of proposer goals from anywhere in the data',
+                                        least=0, most=1)
+    critic_weight: float = flag(1.0, 'weight of Q, an auxiliary objective; 0 disables it', least=0)
+    infonce_weight: float = flag(0.05, 'weight of InfoNCE; 0 disables it', least=0)
+    alignment_weight: float = flag(0.02, 'weight of trajectory alignment; 0 disables it', least=0)
+    state_weight: float = flag(1.0, 'weight of next-state prediction; 0 disables it', least=0)
+    reward_weight: float = flag(0.1, 'weight of reward/done prediction; 0 disables it', least=0)
 
     def check(self):
         """Raise ValueError for combinations that cannot work."""
@@ -62,14 +68,13 @@ class OfflineConfig:
             raise ValueError(f'--headdim {self.headdim}: must divide --expand * --d_model = '
                              f'{self.expand * self.d_model}')
         if self.current_goals + self.random_goals > 1:
-            raise ValueError(f'--current_goals {self.current_goals} and --random_goals {self.random_goals}: together '
-                             'at most 1')
+            raise ValueError(f'--current_goals {self.current_goals} and --random_goals '
+                             f'{self.random_goals}: must be at most 1 together')
 
     def sampling(self):
-        """Return the fields that say how batches are drawn: keyword arguments of
-        `TrajectoryDataset`."""
-        names = ('context_length', 'transition_steps', 'discount', 'positions_per_window', 'current_goals',
-                 'random_goals', 'proposer_random_goals')
+        """Return the sampling parameters of `TrajectoryDataset` as a dict of keyword arguments."""
+        names = ('context_length', 'transition_steps', 'discount', 'positions_per_window',
+                 'current_goals', 'random_goals', 'proposer_random_goals')
         return {name: getattr(self, name) for name in names}
 
 
@@ -81,29 +86,29 @@ class Latents:
     state_latents carry gradients.
     """
 
-    z: torch.Tensor  # (B, P, D), as all latents of transitions
-    z_next: torch.Tensor
-    z_goal: torch.Tensor
-    target_z: torch.Tensor  # z from the target encoder
-    proposer_goal: torch.Tensor  # from the target encoder
-    e_z: torch.Tensor  # (M, B, P, E), as all embeddings
-    e_z_next: torch.Tensor
-    e_z_goal: torch.Tensor
-    e_proposer_goal: torch.Tensor
+    z: torch.Tensor  # (B, P, D)
+    z_next: torch.Tensor  # (B, P, D)
+    z_goal: torch.Tensor  # (B, P, D)
+    target_z: torch.Tensor  # (B, P, D) z from the target encoder
+    proposer_goal: torch.Tensor  # (B, P, D) from the target encoder
+    e_z: torch.Tensor  # (M, B, P, E)
+    e_z_next: torch.Tensor  # (M, B, P, E)
+    e_z_goal: torch.Tensor  # (M, B, P, E)
+    e_proposer_goal: torch.Tensor  # (M, B, P, E)
     sequence: torch.Tensor  # (W, L, D) f(s_<=t) at every position of the first W windows
     state_latents: torch.Tensor  # (B, P, D) f(s_t), all dimensions of s_t
 
 
 class OfflineAgent:
-    """Encoder, critic Q, value V, proposer and prediction heads, their targets and one Adam.
+    """Encoder, Q, V, proposer and prediction heads, their target networks and one Adam optimiser.
 
-    It stays in eval mode, and nothing in it is random. `observation_dim` and the config describe it
-    completely.
+    The networks stay in eval mode and have no random parts. `observation_dim` and the config
+    determine their sizes.
 
     Attributes:
-        has_objects: whether goals are about objects that rest until they are moved
-            (planning/objects.py).
-        has_dropout: whether dropped observations repeat the one before
+        nets: ModuleDict of the trained networks. targets: moving averages of encoder and value.
+        has_objects: whether goals are about objects (planning/objects.py).
+        has_dropout: whether observations are dropped and repeat the one before
             (observing/state_estimator.py).
     """
 
@@ -112,10 +117,12 @@ class OfflineAgent:
         self.config = config
         self.device = torch.device(device)
 
+        # networks
         d = config.d_model
         h = config.hidden_dim
-        encoder = Encoder(observation_dim, d, config.n_layers, config.d_state, config.d_conv, config.expand,
-                          config.headdim, config.context_length, backend, config.encoder)
+        encoder = Encoder(observation_dim, d, config.n_layers, config.d_state, config.d_conv,
+                          config.expand, config.headdim, config.context_length, backend,
+                          config.encoder)
         self.nets = nn.ModuleDict({
             'encoder': encoder,
             'critic': GoalValue(d, h, n_inputs=3),
@@ -125,6 +132,8 @@ class OfflineAgent:
             'reward': mlp([2 * d, h, 1]),
             'contrast': nn.Linear(d, d),
         }).to(self.device).eval()
+
+        # targets and optimiser
         self.targets = copy.deepcopy(nn.ModuleDict({k: self.nets[k] for k in ('encoder', 'value')}))
         self.targets.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
@@ -134,18 +143,25 @@ class OfflineAgent:
 
     @property
     def encoder(self):
+        """Return the trained encoder."""
         return self.nets['encoder']
 
     def goal_feature_affine(self):
-        """Return mean and scale (S,), numpy, with which `Encoder.goal_features` is (s - mean) *
-        scale."""
+        """Return the numpy arrays mean and scale (S,) of `Encoder.goal_features`.
+
+        The goal features of a state s are (s - mean) * scale.
+        """
         encoder = self.encoder
-        mean, std, weights = (t.cpu().numpy() for t in (encoder.mean, encoder.std, encoder.goal_weights))
+        mean, std, weights = (t.cpu().numpy()
+                              for t in (encoder.mean, encoder.std, encoder.goal_weights))
         return mean, weights / std
 
     def position_dims(self):
-        """Return the dimensions (int array) that say where the robot or an object is, the heaviest
-        goal weight first; none without --slow_goals."""
+        """Return the position dimensions, an int array in order of falling goal weight.
+
+        They are the dimensions whose goal weight exceeds `POSITION_WEIGHT`; none with
+        --no-slow_goals.
+        """
         if not self.config.slow_goals:
             return np.zeros(0, int)
         weights = self.encoder.goal_weights.cpu().numpy()
@@ -153,25 +169,24 @@ class OfflineAgent:
         return order[weights[order] > POSITION_WEIGHT]
 
     def set_statistics(self, mean, std, goal_weights, has_objects=False, has_dropout=False):
-        """Store mean, std and goal weights (S,) of the training observations in the encoder and its
-        target.
+        """Store the statistics of the training observations in the encoder and its target.
 
         Args:
+            mean, std, goal_weights: (S,); goal weights are ignored with --no-slow_goals.
             has_objects: whether the weights are those of objects (`find_objects`).
-            has_dropout: whether dropped observations repeat the one before.
+            has_dropout: whether observations are dropped and repeat the one before.
         """
         self.has_dropout = has_dropout
         self.has_objects = has_objects and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):
             encoder.set_statistics(mean, std, goal_weights if self.config.slow_goals else None)
 
-    # ------------------------------------------------------------------------------------------- objectives
+    # ----------------------------------------------------------------------------------- objectives
     def encode(self, batch):
         """Encode a WindowBatch once, for all losses.
 
-        z, z_next and z_goal are single states, of which the encoder sees the goal features. A V
-        that saw the history would know where its trajectory is heading, and could not be optimistic
-        about other ways from the same state.
+        z, z_next and z_goal encode goal features of single states. A V that saw the history would
+        infer where its trajectory leads, and could not combine parts of different trajectories.
 
         Returns:
             Latents.
@@ -182,10 +197,14 @@ class OfflineAgent:
         # only next-state prediction needs sequences, and no more than the context
         count = len(batch.observations) if self.has_dropout else self.config.sequence_windows
         windows = batch.observations[:count, :self.config.context_length]
-        sequence = self.encoder(windows) if len(windows) else windows.new_zeros(0, 0, self.config.d_model)
+        sequence = (self.encoder(windows) if len(windows)
+                    else windows.new_zeros(0, 0, self.config.d_model))
 
-        z, z_next, z_goal = self.encoder.encode_features(torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
+        # one call encodes all single states
+        z, z_next, z_goal = self.encoder.encode_features(
+            torch.cat([states, next_states, batch.goals], 1)).chunk(3, 1)
 
+        # the same by the target encoder
         with torch.no_grad():
             everything = torch.cat([states, next_states, batch.goals, batch.proposer_goals], 1)
             targets = self.targets['encoder'].encode_features(everything).chunk(4, 1)
@@ -201,16 +220,22 @@ class OfflineAgent:
 
     @torch.no_grad()
     def _embedded(self, target_z, target_z_next, target_z_goal, proposer_goal):
-        """Return the fields of Latents that come from the target networks; one call makes all
-        embeddings."""
+        """Return the fields of Latents that come from the target networks, as a dict.
+
+        Args:
+            target_z, target_z_next, target_z_goal, proposer_goal: (B, P, D) latents of the target
+                encoder.
+        """
         stacked = torch.stack([target_z, target_z_next, target_z_goal, proposer_goal])
         e_z, e_z_next, e_z_goal, e_proposer_goal = self.targets['value'].embed(stacked).unbind(1)
         return {'target_z': target_z, 'proposer_goal': proposer_goal, 'e_z': e_z, 'e_z_next': e_z_next,
                 'e_z_goal': e_z_goal, 'e_proposer_goal': e_proposer_goal}
 
     def k_step_return(self, latents, batch):
-        """Return R + gamma^k V_target(z_{t+k}, z_g) (B, P), without gradient; `discounts` is 0
-        where the goal was met."""
+        """Return R + gamma^k V_target(z_{t+k}, z_g) (B, P), without gradient.
+
+        `discounts` holds gamma^k, or 0 if the goal was met on the way.
+        """
         v_next = minus_distance(latents.e_z_next, latents.e_z_goal).mean(0)
         return self.config.reward_scale * batch.rewards + batch.discounts * v_next
 
@@ -222,11 +247,10 @@ class OfflineAgent:
         return loss, {'critic_loss': loss, 'q_mean': q.mean()}
 
     def value_loss(self, latents, batch):
-        """Regress V(z, z_g) on Q(z, z', z_g) by expectiles (IQL, Kostrikov et al. 2021, eq. 5,
-        without actions).
+        """Regress V(z, z_g) on `k_step_return` by expectiles (IQL, Kostrikov et al. 2021, eq. 5).
 
-        Q's target is exact, since the data show the transition, and V regresses on it directly.
-        Values travel more slowly through an averaged Q.
+        The data contain the transition from z to z', so that V does not need an averaged Q, which
+        would delay values.
         """
         q = self.k_step_return(latents, batch)
         v = self.nets['value'](latents.z, latents.z_goal)
@@ -234,34 +258,43 @@ class OfflineAgent:
         return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
 
     def infonce_loss(self, latents, batch):
-        """Contrast z_t with goals from its own future: symmetric InfoNCE (van den Oord et al.
-        2018). The negatives are the rows of other windows, since those of its own window may be
-        futures of z_t as well."""
+        """Contrast z_t with goals of its own future: symmetric InfoNCE (van den Oord et al. 2018).
+
+        Negatives are goals of other windows, since those of the same window may be futures of z_t.
+        """
+        # normalised projections of states and goals
         z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1)
                    for latent in (latents.z, latents.z_goal))
-        window = torch.arange(len(batch.future), device=z.device).repeat_interleave(batch.future.shape[1])
+        window = torch.arange(
+            len(batch.future), device=z.device).repeat_interleave(batch.future.shape[1])
         future = batch.future.flatten()
-        # a mask instead of a selection: oneDNN compiles each new number of rows and keeps it in memory
+
+        # mask rows instead of selecting them: oneDNN compiles each new number of rows and keeps it
         logits = z @ goal.T / 0.1
         count = future.sum().clamp(min=1)
         masked = (window[:, None] == window).fill_diagonal_(False) | ~future
-        labels = torch.arange(len(z), device=z.device).where(future, -100)  # -100: cross_entropy ignores the row
+        labels = torch.arange(len(z), device=z.device).where(future, -100)  # cross_entropy ignores -100
+
+        # states against goals, and goals against states
         sides = [side.masked_fill(masked, -1e9) for side in (logits, logits.T)]
         loss = sum(F.cross_entropy(side, labels, reduction='sum') for side in sides) / (2 * count)
         hits = (sides[0].argmax(1) == labels).sum()
         return loss, {'infonce_loss': loss, 'infonce_accuracy': hits / count}
 
     def alignment_loss(self, latents, batch):
-        """Turn latent steps toward the goal: 1 - cos(z_{t+k} - z_t, z_g - z_t), for goals in the
-        future."""
+        """Align latent steps with the direction to future goals: 1 - cos(z_{t+k} - z_t, z_g - z_t)."""
         cosine = F.cosine_similarity(latents.z_next - latents.z, latents.z_goal - latents.z, dim=-1)
         loss = _mean_where(batch.future, 1 - cosine)
         return loss, {'alignment_loss': loss}
 
     def predict_next(self, latents, observations):
-        """Predict the normalised s_{t+1} (..., S) from f(s_<=t) (..., D) and the raw s_t (..., S).
+        """Predict the normalised s_{t+1} (..., S).
 
-        With dropped observations the network predicts the change since the last one observed.
+        If observations are dropped, the network predicts the change since the last observation.
+
+        Args:
+            latents: (..., D) f(s_<=t) or f(s_t).
+            observations: (..., S) s_t, raw.
         """
         predicted = self.nets['next_state'](latents)
         if self.has_dropout:
@@ -269,11 +302,11 @@ class OfflineAgent:
         return predicted
 
     def state_loss(self, latents, batch):
-        """Predict the normalised s_{t+1} from f(s_<=t) at every position of the encoded windows,
-        and from single states.
+        """Predict the normalised s_{t+1} from f(s_<=t) and from f(s_t): mean squared error.
 
-        This loss also keeps joint angles and velocities in f(s_t), which the policy reads.
+        The loss keeps joint angles and velocities in f(s_t), which the policy reads.
         """
+        # next states that were observed
         states = batch.observations[:, :-1]
         target = self.encoder.normalize(batch.observations[:, 1:])
         observed = batch.valids[:, 1:]
@@ -298,28 +331,27 @@ class OfflineAgent:
         return loss, {'state_loss': loss}
 
     def reward_loss(self, latents, batch):
-        """Classify "z is at z_g" by cross-entropy: the reward of the goal and the end of the
-        episode in one."""
+        """Classify "z is at z_g" by cross-entropy; it stands for both the reward and the end."""
         logits = self.nets['reward'](torch.cat([latents.z, latents.z_goal], -1)).squeeze(-1)
         loss = F.binary_cross_entropy_with_logits(logits, batch.at_goal.float())
         return loss, {'reward_loss': loss}
 
     def advantage_weight(self, latents):
-        """Return the weights (B, P), mean 1, of the proposer's targets: exponential in the
-        advantage for its goal."""
+        """Return the proposer's imitation weights (B, P): exponential in the advantage, mean 1."""
         goal = latents.e_proposer_goal
-        return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal), self.config.proposer_temperature)
+        return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal),
+                                self.config.proposer_temperature)
 
     def proposer_loss(self, latents, batch):
-        """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer, without
-        gradient into z or V.
+        """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer.
 
-        Each row is weighted by min(exp(temperature * A), 100) over its mean, A = V(z', z_g) - V(z,
-        z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5). The distance is taken in V's
-        embedding.
+        The distance is taken in V's embedding. Rows are weighted by the advantage V(z', z_g) -
+        V(z, z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5). The targets and the
+        proposer's inputs have no gradient.
         """
         proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
-        target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal, latents.e_z_next)
+        target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal,
+                             latents.e_z_next)
         weight = self.advantage_weight(latents)
         error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
@@ -328,7 +360,7 @@ class OfflineAgent:
     def total_loss(self, batch):
         """Return the weighted sum of all losses and their metrics; losses of weight 0 are skipped.
 
-        It is pure: the same batch gives the same result, and nothing changes but gradients.
+        The result depends on the batch and the networks alone.
         """
         config = self.config
         objectives = (
@@ -352,10 +384,9 @@ class OfflineAgent:
             info |= metrics
         return total, info | {'total_loss': total}
 
-    # ----------------------------------------------------------------------------------------------- updates
+    # -------------------------------------------------------------------------------------- updates
     def update(self, batch):
-        """Take one gradient step on `total_loss` and one of the targets; return the metrics as
-        floats."""
+        """Take one gradient step on `total_loss`, move the targets; return the metrics as floats."""
         loss, info = self.total_loss(batch)
         info['grad_norm'] = self.apply_gradient(loss)
         return {name: value.item() for name, value in info.items()}
@@ -371,19 +402,29 @@ class OfflineAgent:
         self.step += 1
         return norm
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    # ---------------------------------------------------------------------------------- checkpoints
     def state_dict(self):
         """Return tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
-        return {'observation_dim': self.observation_dim, 'config': dataclasses.asdict(self.config),
-                'nets': self.nets.state_dict(), 'targets': self.targets.state_dict(),
-                'optimizer': self.optimizer.state_dict(), 'step': self.step, 'has_objects': self.has_objects,
-                'has_dropout': self.has_dropout}
+        return {
+            'observation_dim': self.observation_dim,
+            'config': dataclasses.asdict(self.config),
+            'nets': self.nets.state_dict(),
+            'targets': self.targets.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'step': self.step,
+            'has_objects': self.has_objects,
+            'has_dropout': self.has_dropout,
+        }
 
     def load_state_dict(self, state):
-        """Load what `state_dict` returned. Raises ValueError that names the sizes that differ."""
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: if sizes differ; the message names them.
+        """
         if state['observation_dim'] != self.observation_dim:
-            raise ValueError(f"the checkpoint is for observations of {state['observation_dim']} dimensions, "
-                             f'this environment or dataset has {self.observation_dim}')
+            raise ValueError(f"the checkpoint is for observations of {state['observation_dim']} "
+                             f'dimensions, this environment or dataset has {self.observation_dim}')
         load_weights(self.nets, state['nets'])
         load_weights(self.targets, state['targets'])
         if state['optimizer'] is not None:
@@ -394,17 +435,17 @@ class OfflineAgent:
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        """Rebuild the agent that `state_dict` described, on a device."""
-        agent = cls(state['observation_dim'], make_config(OfflineConfig, state['config']), device, backend)
+        """Rebuild the agent of a `state_dict` on a device."""
+        agent = cls(state['observation_dim'], make_config(OfflineConfig, state['config']), device,
+                    backend)
         agent.load_state_dict(state)
         return agent
 
 
 def expectile_loss(prediction, target, expectile):
-    """Return the mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, Kostrikov et
-    al. 2021, eq. 5).
+    """Return the mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, eq. 5).
 
-    Its minimiser is the `expectile`-expectile of the targets, which is optimistic above 0.5.
+    Its minimiser is the expectile of the targets, which is optimistic above 0.5.
     """
     difference = target - prediction
     weight = torch.where(difference > 0, expectile, 1 - expectile)
@@ -412,8 +453,11 @@ def expectile_loss(prediction, target, expectile):
 
 
 def advantage(e_z, e_later, e_goal):
-    """Return V(z_later, z_g) - V(z, z_g) (...) from embeddings (M, ..., E), averaged over the M
-    members."""
+    """Return V(z_later, z_g) - V(z, z_g) (...), averaged over the M members of V.
+
+    Args:
+        e_z, e_later, e_goal: (M, ..., E) embeddings.
+    """
     return (minus_distance(e_later, e_goal) - minus_distance(e_z, e_goal)).mean(0)
 
 
