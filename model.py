@@ -123,7 +123,7 @@ def _clear(layers, rows):
                  for layer in layers)
 
 
-LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}
+LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}  # beside 'mamba'; choices of --encoder
 
 
 class Encoder(nn.Module):

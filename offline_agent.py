@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp, soft_update
+from model import LAYERS, Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp, soft_update
 from support.flags import flag, make_config
 from utils import load_weights
 
@@ -25,7 +25,7 @@ class OfflineConfig:
 
     context_length: int = flag(100, 'states that the encoder remembers', least=1, basic=True)
     encoder: str = flag('mamba', 'layers of the encoder, equal in size; mlp has no memory',
-                        choices=('mamba', 'gru', 'mlp'), basic=True)
+                        choices=('mamba', *LAYERS), basic=True)
     sequence_windows: int = flag(
         4, 'windows encoded as sequences in each update; all with --observe dropped:P', least=0)
     d_model: int = flag(128, 'dimensions of a latent z', least=1)

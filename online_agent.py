@@ -24,7 +24,7 @@ from torch import nn
 
 from labeling.labeler import Labeler
 from model import InverseDynamics, mlp, soft_update
-from observing.state_estimator import EncoderPrediction, LastReading
+from observing.state_estimator import EncoderPrediction, LastObservation
 from offline_agent import OfflineAgent
 from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner
@@ -57,7 +57,7 @@ class OnlineConfig:
     progress_temperature: float = flag(2.0, 'inverse temperature of the imitation weights exp(temperature * progress)',
                                        least=0)
     estimator: str = flag('encoder', "stand-in for dropped observations: the encoder's prediction, or the last one",
-                          choices=('encoder', 'last_reading'))
+                          choices=('encoder', 'last_observation'))
     action_scale: float = flag(0.85, 'factor on predicted actions in locomotion; below 1 is more cautious', above=0)
     stuck_noise: float = flag(0.0, 'std of action noise once the robot is stuck; 0 disables it (humanoid: 1)', least=0)
     waypoint_steps: int = flag(0, 'spacing of waypoints in steps; 0: 0.6 * --transition_steps (humanoid: 60)', least=0)
@@ -70,23 +70,6 @@ class ActState(NamedTuple):
     estimate: Any  # of the estimator
     plan: Any  # of the planner
     stuck: Any  # of the task's stuck noise
-
-
-class FullState:
-    """State estimator for environments whose observations are never dropped: the observation is the
-    state."""
-
-    def initial_state(self, batch_size):
-        """Return None: there is nothing to remember."""
-        return None
-
-    def reset(self, state, rows):
-        """Return the state unchanged."""
-        return state
-
-    def step(self, observations, state):
-        """Return the observations (B, S) and the state unchanged."""
-        return observations, state
 
 
 class OnlineAgent:
@@ -143,9 +126,8 @@ class OnlineAgent:
         }).to(self.device).eval()
 
     def _make_estimator(self):
-        if not self.offline.has_dropout:
-            return FullState()
-        return EncoderPrediction(self.offline) if self.config.estimator == 'encoder' else LastReading()
+        predicts = self.offline.has_dropout and self.config.estimator == 'encoder'
+        return EncoderPrediction(self.offline) if predicts else LastObservation()
 
     def _make_planner(self):
         proposer = ProposerPlanner(self.encoder, self.offline.nets['proposer'], self.ema_nets['feature_decoder'])

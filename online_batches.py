@@ -50,7 +50,7 @@ class ObservedStates:
         """Rows (n,) at which steps begin whose two states were observed: all steps."""
         return self.dataset.transition_rows
 
-    def refresh(self, dropped=0):
+    def refresh(self, num_evicted=0):
         """Include trajectories added to the dataset: nothing to do."""
 
     def estimated(self, rows):
@@ -162,9 +162,9 @@ class OnlineBatches:
         self.labels = torch.from_numpy(actions).to(agent.device)
         self.corrective = None  # CorrectiveTransitions, with --corrective_fraction and labels
 
-    def refresh(self, dropped):
-        """Include the episodes that were added to the replay; `dropped` rows left at its front."""
-        self.online_store.source.refresh(dropped)
+    def refresh(self, num_evicted):
+        """Include the episodes that were added to the replay; `num_evicted` rows left at its front."""
+        self.online_store.source.refresh(num_evicted)
 
     def online_steps(self):
         """Return the agent's steps: raw pairs of states (n, 2, S), and the actions (n, A) between

@@ -96,7 +96,9 @@ class Locomotion:
         self.temperature = config.progress_temperature
         self.nearest = min(max(1, config.progress_steps), offline.config.transition_steps)
         self.farthest = offline.config.transition_steps
-        self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * radius, config.stuck_noise)
+        self.stuck_noise = NoStuckNoise()
+        if config.stuck_noise:
+            self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * radius, config.stuck_noise)
 
         # inputs of the policy and of the baseline
         self.direction_dims = offline.position_dims().tolist() if config.direction_products else []
@@ -370,9 +372,6 @@ class StuckNoise:
         Returns:
             Actions (B, A), which may exceed [-1, 1], and the next StuckState.
         """
-        if not self.std:
-            return actions, state
-
         # count the steps since the robot left the ball around its last position
         here = self.encoder.goal_features(states).cpu().numpy()
         stays = np.linalg.norm(here - state.positions, axis=1) <= self.radius

@@ -1,7 +1,7 @@
 """State estimation for dropped observations (--observe dropped:P, --estimator).
 
 A dropped observation equals the one before it, which reveals the drop. `EncoderPrediction` replaces it by the
-prediction of the next state that the encoder learned from states alone, f(s_<=t) -> s_{t+1}. `LastReading`
+prediction of the next state that the encoder learned from states alone, f(s_<=t) -> s_{t+1}. `LastObservation`
 keeps the repeated observation. The planner, the proposer and the policy receive estimated states and need no
 memory.
 
@@ -48,8 +48,8 @@ class StateEstimator(Protocol):
         """
 
 
-class LastReading:
-    """The state estimator that returns each observation, dropped or not."""
+class LastObservation:
+    """The state estimator that returns each observation: the state itself, unless observations are dropped."""
 
     def initial_state(self, batch_size):
         return None

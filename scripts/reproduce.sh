@@ -173,7 +173,7 @@ for seed in 13 14 15; do
     lost 0.6 12500 medium-navigate $seed
     lost 0.5 8000 medium-stitch $seed
     lost 0.6 12500 medium-stitch $seed
-    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --estimator last_reading'
+    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --estimator last_observation'
 done
 
 # exploration with few steps: all random, or three fifths by the agent, goal-biased or not; equal numbers of updates

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from observing.observation_models import ObservationModel
-from observing.state_estimator import EncoderPrediction, ImputedStates, LastReading, find_received
+from observing.state_estimator import EncoderPrediction, ImputedStates, LastObservation, find_received
 from offline_agent import at_positions
 from support.files import save_checkpoint
 
@@ -63,9 +63,9 @@ def test_encoder_prediction_predicts_trajectories_as_it_steps(make_agent, dropou
 
 
 @pytest.mark.parametrize('length', LENGTHS)
-def test_last_reading_returns_observations(dropout_data, length):
+def test_last_observation_returns_observations(dropout_data, length):
     observations = dropout_data((length,)).observations
-    estimator = LastReading()
+    estimator = LastObservation()
     predicted = estimator.predict(observations)
     assert (predicted[0] == observations[0]).all() and (predicted[1:] == observations[:-1]).all()
 
@@ -192,12 +192,12 @@ def test_actions_follow_the_chosen_estimator(make_online, dropout_agent, dropout
     data = dropout_data()
     observation, goal = data.observations[:1], data.observations[30:31]
     is_same = {}
-    for name in ('encoder', 'last_reading'):
+    for name in ('encoder', 'last_observation'):
         agent = make_online(offline=dropout_agent, data=data, estimator=name)
         first, state = agent.act(observation, goal, agent.initial_state(1))
         second, _ = agent.act(observation, goal, state)
         is_same[name] = np.array_equal(first, second)
-    assert is_same == {'encoder': False, 'last_reading': True}
+    assert is_same == {'encoder': False, 'last_observation': True}
 
 
 def test_measure_estimates_scores_predictions(dropout_agent, tmp_path, capsys):
