@@ -131,8 +131,9 @@ class Encoder(nn.Module):
 
     Observations are normalised and projected; `n_layers` pre-norm residual blocks and a norm
     follow. `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with
-    as many parameters. To add an encoder, write a layer with the methods of `MLPLayer` and name it
-    in `LAYERS`.
+    as many parameters. To add an encoder, write a layer with the methods of `GRULayer` and name it
+    in `LAYERS`; its state is a tuple of tensors with the batch first, and zeros are an empty
+    memory.
 
     Inputs are raw observations. Their mean and std are buffers of this module (`set_statistics`).
     `context_length` bounds the memory of `step` as windows do in training.

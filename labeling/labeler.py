@@ -61,7 +61,7 @@ LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
 class Labeler(nn.Module):
     """Predict actions in [-1, 1] from pairs of states by one sparse GP per action dimension.
 
-    Labels are zero before the first `fit`. The labeler runs on the CPU in float64, and a fit takes seconds.
+    Labels are zero before the first `fit`. It fits in float64 and predicts in float32, both on the CPU; a fit takes seconds.
 
     Shapes: S = state_dim, F = 2 S inputs, A = action_dim, M inducing inputs.
     """
@@ -121,7 +121,7 @@ class Labeler(nn.Module):
         return self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
 
     def uses_dims(self, dims):
-        """Return whether the kernel of any action depends on some of these dimensions of s_t."""
+        """Return whether a fit has shortened the length scale of one of these dimensions of s_t."""
         lengths = self.log_length_scale[:, list(dims)]
         return bool((lengths < INITIAL_LOG_LENGTH_SCALE).any())
 

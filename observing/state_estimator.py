@@ -3,7 +3,7 @@
 A dropped observation equals the one before it, which reveals the drop. `EncoderPrediction` replaces it by the
 prediction of the next state that the encoder learned from states alone, f(s_<=t) -> s_{t+1}. `LastObservation`
 keeps the repeated observation. The planner, the proposer and the policy receive estimated states and need no
-memory.
+history of observations.
 
 Only transitions whose two observations were received can be labeled with actions. `ImputedStates.drop` drops
 some of their observations in training, so that the policy also learns to act on estimated states.
