@@ -133,13 +133,13 @@ def test_action_scale_is_ignored_for_manipulation(make_manipulator):
 
 @pytest.mark.parametrize('flag', ['waypoint_steps', 'direction_products', 'stuck_noise'])
 def test_locomotion_flags_are_refused_for_manipulation(make_manipulator, flag):
-    with pytest.raises(ValueError, match=f'--{flag}: has no meaning where the robot moves objects'):
+    with pytest.raises(ValueError, match=f'--{flag}: not available for data with objects'):
         make_manipulator(cubes, **{flag: 1})
 
 
 def test_nodes_are_refused_for_manipulation(manipulator):
     agent, data, _ = manipulator
-    with pytest.raises(ValueError, match='--nodes: has no meaning where the robot moves objects'):
+    with pytest.raises(ValueError, match='--nodes: not available for data with objects'):
         build_map(agent.offline, agent.config, data, nodes=20)
 
 
