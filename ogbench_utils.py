@@ -24,7 +24,8 @@ from support.flags import run_main
 from support.npz import load_trajectories
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
-# kind of data (trajectories, rows of each); data_gen_scripts/commands.sh of seohongpark/ogbench at 1d41409
+# kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
+# seohongpark/ogbench at 1d41409
 OFFICIAL = {
     'point mazes': {
         'pointmaze-medium': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
