@@ -1,11 +1,10 @@
 """Evaluate an online checkpoint by OGBench's protocol: every task, success at the last step.
 
-    python evaluate.py --checkpoint online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth
-    --episodes_per_task 50
-    python evaluate.py --checkpoint A/last.pth --compare B/last.pth    on the same episodes
-    python evaluate.py --checkpoint A/last.pth --compare A/last.pth --compare_set plan=False    the worth of planning
-    python evaluate.py --checkpoint A/last.pth --stuck_noise 1         noise while the robot is stuck
-    python evaluate.py --checkpoint A/last.pth --video                 one video per task
+    python evaluate.py --checkpoint A/last.pth --episodes_per_task 50
+    python evaluate.py --checkpoint A/last.pth --compare B/last.pth      paired, on the same episodes
+    python evaluate.py --checkpoint A/last.pth --compare A/last.pth --compare_set plan=False
+    python evaluate.py --checkpoint A/last.pth --stuck_noise 1           noise while the robot is stuck
+    python evaluate.py --checkpoint A/last.pth --video                   one video per task
 """
 
 import dataclasses
@@ -37,15 +36,18 @@ class EvaluateConfig:
     """what to evaluate, and how long"""
 
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
-    dataset: str = flag('', 'dataset (or module:factory) whose environment replaces the one trained in')
+    dataset: str = flag('', 'dataset or module:factory of the environment (default: as trained)')
     episodes_per_task: int = flag(50, 'episodes of each task', least=1)
-    num_envs: int = flag(8, 'episodes run side by side', least=1)
-    seed: int = flag(0, 'seed of starts and goals, the same for every checkpoint', least=0, most=2**32 - 1)
+    num_envs: int = flag(8, 'episodes run in parallel', least=1)
+    seed: int = flag(0, 'seed of starts and goals', least=0, most=2**32 - 1)
     device: str = flag('auto', 'auto, cpu, cuda or mps')
-    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
-    plan: bool | None = flag(None, 'planning on the graph of the data (default: as trained)', type=bool)
-    action_scale: float | None = flag(None, 'factor on predicted actions (default: as trained)', type=float, above=0)
-    stuck_noise: float | None = flag(None, 'std of action noise once stuck (default: as trained)', type=float, least=0)
+    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan',
+                              choices=('auto', 'torch', 'mamba_ssm'))
+    plan: bool | None = flag(None, 'planning on the data (default: as trained)', type=bool)
+    action_scale: float | None = flag(None, 'factor on predicted actions (default: as trained)',
+                                      type=float, above=0)
+    stuck_noise: float | None = flag(None, 'std of action noise once stuck (default: as trained)',
+                                     type=float, least=0)
     compare: str = flag('', 'second checkpoint, evaluated on the same episodes')
     compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
     video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
@@ -62,14 +64,18 @@ class ActOverrides:
 
     @classmethod
     def parse(cls, text):
-        """Read 'name=value,name=value'. Raises ValueError that names the flag and the settings
-        there are."""
+        """Parse the text of --compare_set, such as 'plan=False,action_scale=1'.
+
+        Raises:
+            ValueError: if a name or value is invalid; the message lists the names.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         values = {}
         for part in filter(None, text.split(',')):
             name, _, value = part.partition('=')
             if name not in names:
-                raise ValueError(f'--compare_set {text}: must be name=value with a name of {", ".join(names)}')
+                raise ValueError(f'--compare_set {text}: must be name=value with a name of '
+                                 f'{", ".join(names)}')
             try:
                 values[name] = {'True': True, 'False': False}[value] if name == 'plan' else float(value)
             except (KeyError, ValueError):
@@ -78,7 +84,7 @@ class ActOverrides:
         return cls(**values)
 
     def apply(self, state):
-        """Return what `OnlineAgent.state_dict` returned, with these settings."""
+        """Return a copy of an `OnlineAgent.state_dict` with these settings in its config."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return state | {'config': state['config'] | given}
 
@@ -86,9 +92,16 @@ class ActOverrides:
 def run(config):
     """Evaluate one checkpoint, or two on the same episodes: print, write JSON, draw.
 
+    Args:
+        config: EvaluateConfig.
+
     Returns:
         Dict of metrics with OGBench's names, and intervals.
+
+    Raises:
+        ValueError: if a flag is invalid or a checkpoint does not fit the environment.
     """
+    # flags and checkpoints
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of an online run')
     check_ranges(config)
@@ -101,6 +114,7 @@ def run(config):
     maze = open_maze(dataset, observation_model)
     kind = 'paths' if maze else 'values'
 
+    # the first checkpoint
     overrides = ActOverrides(config.plan, config.action_scale, config.stuck_noise)
     compared = ActOverrides.parse(config.compare_set)
     metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, overrides)
@@ -108,28 +122,31 @@ def run(config):
     pictures = [output.with_name(f'{output.stem}_{kind}.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
 
+    # the second one, on the same episodes
     if config.compare:
         others, other_episodes, agent = measure(config, config.compare, other, dataset, compared)
         metrics['comparison'] = compare(config.compare, episodes, other_episodes)
         pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
         draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
 
+    # files
     write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
     print('written: ' + ', '.join(map(str, [output, *pictures])))
 
     if config.video:
-        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'), observation_model):
+        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'),
+                           observation_model):
             print(f'video: {path}')
     return metrics
 
 
 def title(dataset, metrics):
-    """Return the title of a figure."""
+    """Return the title of a figure: the dataset and the success over all tasks."""
     return f'{dataset}, success {metrics["evaluation/overall_success"]:.0%}'
 
 
 def print_table(metrics, episodes):
-    """Print success with its interval, by task and over all."""
+    """Print success with its interval and the mean length, for each task and overall."""
     print(f'{"":10s} success   95 % interval   mean length')
     for name, part in parts(episodes):
         rate = metrics[f'evaluation/{name}_success']
@@ -140,8 +157,16 @@ def print_table(metrics, episodes):
 
 
 def measure(config, path, checkpoint, dataset, overrides):
-    """Evaluate one checkpoint with ActOverrides; return metrics with intervals, episodes and the
-    agent."""
+    """Evaluate one checkpoint.
+
+    Args:
+        config: EvaluateConfig. path: of the checkpoint, for messages. checkpoint: its content.
+        dataset: dataset or module:factory of the environment. overrides: ActOverrides.
+
+    Returns:
+        Dict of metrics with intervals, list of episodes, and the OnlineAgent.
+    """
+    # agent
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
@@ -149,17 +174,21 @@ def measure(config, path, checkpoint, dataset, overrides):
     with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
 
+    # environments
     envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
     dimensions = envs[0].observation_space.shape[0]
     if dimensions != agent.offline.observation_dim:
         raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
                          f'the environment has {dimensions}')
 
+    # episodes
     n = config.episodes_per_task
     total = num_tasks(envs[0]) * n
-    with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True, mininterval=1.0) as progress:
+    with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True,
+              mininterval=1.0) as progress:
         metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
 
+    # intervals, and the settings of this evaluation
     for name, part in parts(episodes):
         low, high = wilson_interval(sum(episode.success for episode in part), len(part))
         metrics[f'evaluation/{name}_low'] = low
@@ -175,33 +204,39 @@ def measure(config, path, checkpoint, dataset, overrides):
 
 
 def parts(episodes):
-    """Return pairs of a name and its episodes, for each task and for all together."""
+    """Return pairs of a name and a list of episodes: 'task1', ... and 'overall'."""
     tasks = sorted({episode.task for episode in episodes})
     by_task = [(f'task{k}', [episode for episode in episodes if episode.task == k]) for k in tasks]
     return [*by_task, ('overall', episodes)]
 
 
 def spaced(name):
-    """Turn 'task1' into 'task 1', for print."""
+    """Turn 'task1' into 'task 1'."""
     return name.replace('task', 'task ')
 
 
 def compare(path, episodes, other_episodes):
-    """Compare two checkpoints on the same episodes; print and return `paired_comparison`s by task
-    and overall."""
+    """Compare two checkpoints on the same episodes; print and return `paired_comparison` results.
+
+    Args:
+        path: of the second checkpoint. episodes, other_episodes: lists of Episode, in the same order.
+    """
     print(f'\nminus {path}, on the same episodes')
     print(f'{"":10s} difference   95 % interval     only this   only that   p')
 
     results = {'checkpoint': str(path)}
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
-        r = paired_comparison([episode.success for episode in ours], [episode.success for episode in theirs])
+        r = paired_comparison([episode.success for episode in ours],
+                              [episode.success for episode in theirs])
         print(f'{spaced(name):10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - '
-              f'{100 * r["high"]:+6.1f}   {r["only_ours"]:9d}   {r["only_theirs"]:9d}   {r["p_value"]:.3f}')
+              f'{100 * r["high"]:+6.1f}   {r["only_ours"]:9d}   {r["only_theirs"]:9d}   '
+              f'{r["p_value"]:.3f}')
         results[name] = r
     return results
 
 
 def main(argv=None):
+    """Evaluate with the flags of `argv`; default: those of the command line."""
     run(*parse_flags(__doc__.splitlines()[0], EvaluateConfig, argv=argv))
 
 

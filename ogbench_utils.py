@@ -1,8 +1,8 @@
-"""Names of OGBench's datasets, where their files are, and their environments.
+"""OGBench's datasets and environments: names, files, environments with states as observations.
 
-    python ogbench_utils.py list               state-based datasets: place, size, trajectories, dimensions
-    python ogbench_utils.py check FILE.npz     read a whole file; print its content, or what is wrong with it
-    python ogbench_utils.py download NAME      download a dataset and check it
+    python ogbench_utils.py list              state-based datasets: sizes, dimensions and files
+    python ogbench_utils.py check FILE.npz    read a whole file; print its content or its errors
+    python ogbench_utils.py download NAME     download a dataset and check it
 
 support/npz.py reads the files, support/download.py downloads them.
 """
@@ -23,8 +23,9 @@ from support.download import download
 from support.flags import run_main
 from support.npz import load_trajectories
 
-# OGBench's environments whose observations are states, by family: dimensions of a state, and the datasets of
-# each kind as (trajectories, rows of each); data_gen_scripts/commands.sh of seohongpark/ogbench at 1d41409
+# OGBench's environments with states as observations, by family: dimensions of a state, and for each
+# kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
+# seohongpark/ogbench at 1d41409
 OFFICIAL = {
     'point mazes': {
         'pointmaze-medium': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
@@ -33,10 +34,13 @@ OFFICIAL = {
         'pointmaze-teleport': (2, {'navigate': (1000, 1001), 'stitch': (5000, 201)}),
     },
     'ant mazes': {
-        'antmaze-medium': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
-        'antmaze-large': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
+        'antmaze-medium': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201),
+                                'explore': (10_000, 501)}),
+        'antmaze-large': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201),
+                               'explore': (10_000, 501)}),
         'antmaze-giant': (29, {'navigate': (500, 2001), 'stitch': (5000, 201)}),
-        'antmaze-teleport': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201), 'explore': (10_000, 501)}),
+        'antmaze-teleport': (29, {'navigate': (1000, 1001), 'stitch': (5000, 201),
+                                  'explore': (10_000, 501)}),
     },
     'humanoid mazes': {
         'humanoidmaze-medium': (69, {'navigate': (1000, 2001), 'stitch': (5000, 401)}),
@@ -67,7 +71,7 @@ OFFICIAL = {
 }
 ENVIRONMENTS = {name: shape for family in OFFICIAL.values() for name, shape in family.items()}
 DATASETS = tuple(f'{name}-{kind}-v0' for name, (_, kinds) in ENVIRONMENTS.items() for kind in kinds)
-KINDS = ('navigate', 'stitch', 'explore', 'play', 'noisy')  # of data; not a part of the environment's name
+KINDS = ('navigate', 'stitch', 'explore', 'play', 'noisy')  # of data; not in an environment's name
 UNSUPPORTED = {  # word in a dataset's name -> reason
     'visual': 'has images for observations; only states are supported',
     'powderworld': 'has images for observations; only states are supported',
@@ -81,14 +85,14 @@ BUNDLED_FOR = 'antmaze-medium-navigate-v0'  # the dataset that the bundled one m
 OGBENCH_URL = 'https://rail.eecs.berkeley.edu/datasets/ogbench'
 OGBENCH_DIR = '~/.ogbench/data'  # where OGBench keeps its downloads
 
-MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts of warnings that nothing has read yet
+MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts of unread warnings
 
 
-# -------------------------------------------------------------------------------------------------- datasets
+# ----------------------------------------------------------------------------------------- datasets
 def parse_name(name):
     """Return the environment id of a dataset: 'antmaze-medium-v0' for 'antmaze-medium-navigate-v0'.
 
-    As in OGBench, the kind of data is left out.
+    As in OGBench, the id does not contain the kind of data.
 
     Raises:
         ValueError: the name is unknown or its data are not supported.
@@ -98,7 +102,8 @@ def parse_name(name):
         if word in words:
             raise ValueError(f'--dataset {name} {reason}')
 
-    if len(words) > 2 and words[-2] in KINDS and words[-1] == 'v0' and '-'.join(words[:-2]) in ENVIRONMENTS:
+    if (len(words) > 2 and words[-2] in KINDS and words[-1] == 'v0'
+            and '-'.join(words[:-2]) in ENVIRONMENTS):
         return '-'.join([*words[:-2], words[-1]])
 
     nearest = difflib.get_close_matches(name, (*DATASETS, BUNDLED_NAME), cutoff=0.5)
@@ -108,24 +113,25 @@ def parse_name(name):
 
 
 def check_name(name, env=''):
-    """Raise ValueError unless `name` is a dataset's name or `module:factory`; --env must be the latter."""
+    """Raise ValueError unless `name` is a dataset or `module:factory`; `env` must be the latter."""
     if env and not custom_env.is_custom(env):
-        raise ValueError(f'--env {env}: must be module:factory, a module to import and the function in it '
+        raise ValueError(f'--env {env}: must be module:factory, a module to import and its function '
                          'that makes the environment')
     if not custom_env.is_custom(name):
         parse_name(name)
 
 
 def expand(path):
-    """Return a Path with ~ replaced by the home directory; pathlib's own method raises if there is none."""
+    """Return a Path with ~ replaced by the home directory, or unchanged if there is none."""
     return Path(os.path.expanduser(path))
 
 
 def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None, allow_fallback=True):
     """Find or download a dataset.
 
-    The search looks at `dataset_path` only, if it is given. Otherwise it looks in `data_dir` and OGBench's
-    own folder, then downloads into `data_dir`, and last takes the bundled set in place of `BUNDLED_FOR`.
+    The search considers only `dataset_path` if it is given. Otherwise it looks in `data_dir` and in
+    OGBench's folder, then downloads into `data_dir`, and finally replaces `BUNDLED_FOR` by the
+    bundled set.
 
     Args:
         name: a dataset's name or `module:factory`.
@@ -135,7 +141,7 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
         allow_fallback: whether the bundled set may replace `BUNDLED_FOR`.
 
     Returns:
-        training path, validation path or None, one line about the origin.
+        Training path, validation path or None, and one line about the origin.
 
     Raises:
         ValueError: bad name or URL.
@@ -165,7 +171,8 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     failure = 'it is on no host'
     if name != BUNDLED_NAME:
         urls = [dataset_url, OGBENCH_URL] if dataset_url else [OGBENCH_URL]
-        try:  # validation first: a download cut short must not leave a training file that looks complete
+        # validation first: an interrupted download must not leave a training file alone
+        try:
             download(f'{name}-val.npz', folders[0], urls)
             path = download(f'{name}.npz', folders[0], urls)
             return path, _validation_path(path), f'dataset {path} (downloaded)'
@@ -175,8 +182,8 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     # the bundled set
     path = BUNDLED_DIR / f'{BUNDLED_NAME}.npz'
     if name == BUNDLED_FOR and allow_fallback and path.is_file():
-        note = (f'dataset {path}: the bundled 100 trajectories made by our own expert, NOT the official '
-                f'{name}, which cannot be downloaded ({failure})')
+        note = (f'dataset {path}: the bundled 100 trajectories made by our own expert, NOT the '
+                f'official {name}, which cannot be downloaded ({failure})')
         return path, _validation_path(path), note
 
     raise FileNotFoundError(
@@ -192,21 +199,25 @@ def _validation_path(path):
 
 
 def official_shape(name):
-    """Return (trajectories, rows of each, dimensions) of OGBench's dataset; KeyError if OGBench has none."""
+    """Return (trajectories, rows of each, dimensions) of a dataset of OGBench.
+
+    Raises:
+        KeyError: OGBench has no dataset of this name.
+    """
     environment, kind, _ = (BUNDLED_FOR if name == BUNDLED_NAME else name).rsplit('-', 2)
     dimensions, kinds = ENVIRONMENTS[environment]
     return *kinds[kind], dimensions
 
 
-# ---------------------------------------------------------------------------------------------- environments
+# ------------------------------------------------------------------------------------- environments
 def make_env(name, **options):
     """Make the environment of a dataset, or a custom one (environments/custom_env.py).
 
-    Nothing is rendered and no OpenGL library is loaded.
+    It renders nothing and loads no OpenGL library.
 
     Args:
         name: a dataset's name or `module:factory`.
-        options: for gymnasium, for example the width and height of pictures.
+        options: keyword arguments of gymnasium.make, such as the width and height of pictures.
     """
     if custom_env.is_custom(name):
         return custom_env.open_env(name, **options)
@@ -215,12 +226,15 @@ def make_env(name, **options):
     import mujoco
     import ogbench  # noqa: F401  registers its environments
 
-    mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)  # MuJoCo's default is a file in the working directory
+    # by default MuJoCo writes warnings to a file in the working directory
+    mujoco.set_mju_user_warning(MUJOCO_WARNINGS.append)
+
+    # OGBench's mazes leave their XML file in the temporary folder
     tempdir = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        tempfile.tempdir = folder  # an OGBench maze leaves its XML file behind
-        warnings.filterwarnings('ignore', '.*X11: The DISPLAY.*')  # from the viewer of the robot arm
-        warnings.filterwarnings('ignore', '.*precision lowered by casting')  # from the arm's action space
+        tempfile.tempdir = folder
+        warnings.filterwarnings('ignore', '.*X11: The DISPLAY.*')  # viewer of the robot arm
+        warnings.filterwarnings('ignore', '.*precision lowered by casting')  # action space of the arm
         try:
             env = gymnasium.make(parse_name(name), **options)
             _keep_action_space(env.unwrapped)
@@ -230,10 +244,10 @@ def make_env(name, **options):
 
 
 def _keep_action_space(env):
-    """Keep the first action space of OGBench's robot arm.
+    """Keep the first action space of OGBench's robot arm, so that a seed determines the goal.
 
-    The arm makes a new action space with a new seed at each access, and a reset draws random actions from it
-    on the way to the goal. A seed determines the goal only if the space stays the same.
+    The arm makes a new action space with a new seed at each access, and a reset draws random
+    actions from it to find the goal.
     """
     kind = type(env)
     if isinstance(getattr(kind, 'action_space', None), property):
@@ -241,23 +255,23 @@ def _keep_action_space(env):
 
 
 def episode_seed(*entropy):
-    """Return one 32-bit seed for an episode, from the seed of the run, the phase, the task and a count."""
+    """Return a 32-bit seed for an episode, derived from ints such as run seed, phase and task."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def reset_env(env, task_id, seed):
-    """Reset an environment to a task, repeatably.
+    """Reset an environment to a task reproducibly.
 
-    OGBench draws from three generators: numpy's global one (noise of start and goal), that of the action
-    space, and the environment's own.
+    OGBench draws from three generators: the global one of numpy (noise of start and goal), that of
+    the action space, and that of the environment.
 
     Args:
         env: the environment.
         task_id: counted from 1.
-        seed: seed of all three generators.
+        seed: of all three generators.
 
     Returns:
-        observation (S,) float32, goal (S,) float32.
+        Observation and goal (S,), float32.
     """
     np.random.seed(seed % 2**32)
     env.action_space.seed(seed)
@@ -265,9 +279,9 @@ def reset_env(env, task_id, seed):
     return np.asarray(observation, np.float32), np.asarray(info['goal'], np.float32)
 
 
-# ---------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 def list_datasets(data_dir):
-    """Print one line per dataset, by family; sizes come from the file where there is one."""
+    """Print one line per dataset, by family; sizes are those of the file if it is here."""
     print(f'{"dataset":34s}{"trajectories":>12s}{"rows of each":>14s}{"observation":>13s}{"size":>10s}'
           '  where')
     for family, environments in {**OFFICIAL, 'bundled': [BUNDLED_NAME]}.items():
@@ -283,12 +297,15 @@ def list_datasets(data_dir):
 
 
 def _list_dataset(name, data_dir):
+    """Print one line on a dataset."""
+    # its file, and the official sizes
     candidates = [expand(folder) / f'{name}.npz' for folder in (data_dir, OGBENCH_DIR, BUNDLED_DIR)]
     path = next(filter(Path.is_file, candidates), None)
     trajectories, rows, dimensions = official_shape(name)
     size = '-'
     where = 'not here'
 
+    # the sizes of the file
     if path:
         size = f'{path.stat().st_size / 1e6:,.0f} MB'
         where = path
@@ -303,13 +320,18 @@ def _list_dataset(name, data_dir):
 
 
 def _format_range(lengths):
+    """Format int lengths (n,) as '1001', or as '200-1001' if they differ."""
     shortest = lengths.min()
     longest = lengths.max()
     return f'{shortest}' if shortest == longest else f'{shortest}-{longest}'
 
 
 def check_dataset(path):
-    """Read a whole file and print its content; raise the errors of `load_trajectories`."""
+    """Read a whole file and print its content.
+
+    Raises:
+        the errors of `load_trajectories`.
+    """
     path = Path(path)
     observations, starts, ends = load_trajectories(path)
     constant = int(np.sum(observations.std(0) < 1e-6))
@@ -323,19 +345,22 @@ def check_dataset(path):
 
 
 def main(argv=None):
+    """Run a subcommand with the arguments `argv`; default: those of the command line."""
+    # subcommands and flags
     parser = argparse.ArgumentParser(description='OGBench datasets: list, check, download')
     commands = parser.add_subparsers(dest='command', required=True)
 
     list_ = commands.add_parser('list', help='state-based datasets and where they are')
     check = commands.add_parser('check', help='read a whole file')
     check.add_argument('what', help='npz file')
-    download_ = commands.add_parser('download', help='download a dataset unless it is here')
+    download_ = commands.add_parser('download', help='download a dataset if it is not here')
     download_.add_argument('what', help='name of a dataset')
     download_.add_argument('--dataset_url', default='', help='base URL of a mirror')
     for command in (list_, download_):
         command.add_argument('--data_dir', default='datasets',
                              help='folder of dataset files (default: datasets)')
 
+    # run one
     flags = parser.parse_args(argv)
     if flags.command == 'list':
         list_datasets(flags.data_dir)

@@ -1,17 +1,18 @@
-"""OPSO's online half: turn the frozen encoder and the proposer into a policy, while the agent acts.
+"""OPSO's online half: learn a policy on top of the frozen encoder, while the agent acts.
 
-    labeler           pi_1(s_t, s_{t+1}) -> a_t   one-step inverse dynamics, fitted to the agent's own steps by
-                                                  Gaussian process regression (labeling/labeler.py)
-    inverse_dynamics  pi(f(s), s, z', z_g) -> a   the policy; imitates offline states with the labeler's actions
-                                                  (BCO, Torabi et al. 2018, made goal-conditioned)
-    feature_decoder   l(z) -> goal features       decodes a z' that is no state of the data
-    baseline          b(s) -> progress            usual progress from a state; the excess is imitated
+    labeler           pi_1(s_t, s_{t+1}) -> a_t   one-step inverse dynamics, Gaussian processes
+                                                  fitted to the agent's steps (labeling/labeler.py)
+    inverse_dynamics  pi(f(s), s, z', z_g) -> a   the policy; imitates the labels of the data (BCO,
+                                                  Torabi et al. 2018, made goal-conditioned)
+    feature_decoder   l(z) -> goal features       decodes subgoals z' that are proposed
+    baseline          b(s) -> progress            expected progress from a state
 
-Three objects are chosen once, when the agent is made: the estimator (what state it is in), the
-planner (where to head, planning/planners.py) and the task (what the policy sees, tasks.py).
+The agent chooses three objects when it is made: the state estimator (observing/), the planner
+(planning/planners.py), which gives subgoals, and the task (tasks.py), which determines inputs and
+weights of the policy.
 
-Actions in here lie in [-1, 1]; only `act` and `normalize_actions` know the bounds of the
-environment's action space.
+Actions in this module lie in [-1, 1]; only `act` and `normalize_actions` convert to and from the
+bounds of the environment's action space.
 """
 
 import copy
@@ -41,49 +42,59 @@ LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 class OnlineConfig:
     """policy, planner and updates of the online half"""
 
-    batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1, basic=True)
+    batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
+                           basic=True)
     idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
     lr: float = flag(1e-3, "Adam's learning rate", above=0)
-    lr_decay_updates: int = flag(0, 'updates over whose second half the rate decays to 1/100; 0 disables it',
-                                 least=0)
-    ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0, most=1)
-    small_action_prior: float = flag(0.2, 'scale of a prior for small actions in manipulation labels; 0 disables it',
-                                     least=0)
-    direction_products: bool = flag(False, 'products of state and subgoal direction as policy inputs (humanoid)')
-    corrective_fraction: float = flag(0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)',
-                                      least=0, most=1)
-    progress_steps: int = flag(5, 'steps over which progress toward a subgoal is measured; 0 disables weighting',
-                               least=0)
-    progress_temperature: float = flag(2.0, 'inverse temperature of the imitation weights exp(temperature * progress)',
-                                       least=0)
-    estimator: str = flag('encoder', "stand-in for dropped observations: the encoder's prediction, or the last one",
-                          choices=('encoder', 'last_observation'))
-    action_scale: float = flag(0.85, 'factor on predicted actions in locomotion; below 1 is more cautious', above=0)
-    stuck_noise: float = flag(0.0, 'std of action noise once the robot is stuck; 0 disables it (humanoid: 1)', least=0)
-    waypoint_steps: int = flag(0, 'spacing of waypoints in steps; 0: 0.6 * --transition_steps (humanoid: 60)', least=0)
-    plan: bool = flag(True, "planning on a graph of the data; else the proposer's subgoals", basic=True)
+    lr_decay_updates: int = flag(
+        0, 'updates of a schedule whose second half decays to 1/100; 0 disables it', least=0)
+    ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0,
+                           most=1)
+    small_action_prior: float = flag(
+        0.2, 'scale of a prior for small actions in manipulation labels; 0 disables it', least=0)
+    direction_products: bool = flag(
+        False, 'products of state and subgoal direction as policy inputs (humanoid)')
+    corrective_fraction: float = flag(
+        0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)', least=0, most=1)
+    progress_steps: int = flag(
+        5, 'steps over which progress toward a subgoal is measured; 0 disables weighting', least=0)
+    progress_temperature: float = flag(
+        2.0, 'inverse temperature of the imitation weights exp(temperature * progress)', least=0)
+    estimator: str = flag(
+        'encoder', "estimate of a dropped observation: the encoder's prediction or the last observation",
+        choices=('encoder', 'last_observation'))
+    action_scale: float = flag(
+        0.85, 'factor on predicted actions in locomotion; below 1 is more cautious', above=0)
+    stuck_noise: float = flag(
+        0.0, 'std of action noise once the robot is stuck; 0 disables it (humanoid: 1)', least=0)
+    waypoint_steps: int = flag(
+        0, 'spacing of waypoints in steps; 0: 0.6 * --transition_steps (humanoid: 60)', least=0)
+    plan: bool = flag(True, "planning on the data; else the proposer's subgoals", basic=True)
 
 
 class ActState(NamedTuple):
-    """What acting carries from step to step; each part is opaque to the agent."""
+    """State of acting for B episodes; the agent does not look into its parts."""
 
-    estimate: Any  # of the estimator
-    plan: Any  # of the planner
-    stuck: Any  # of the task's stuck noise
+    estimate: Any  # state of the estimator
+    plan: Any  # state of the planner
+    stuck: Any  # state of the task's stuck noise
 
 
 class OnlineAgent:
-    """An offline agent with a frozen encoder, and a policy. `act` is deterministic unless asked
-    otherwise.
+    """An offline agent, whose encoder is frozen, and a policy.
 
     Args:
-        offline: OfflineAgent. action_low, action_high: (A,) bounds of the actions. config:
-            OnlineConfig.
-        data_map: what `build_map` returned.
+        offline: OfflineAgent; its target networks replace encoder and value.
+        action_low, action_high: (A,) bounds of the environment's actions.
+        config: OnlineConfig.
+        data_map: the result of `build_map`.
 
     Attributes:
-        nets: ModuleDict of inverse_dynamics, feature_decoder and baseline. ema_nets: their moving
-            averages, which act.
+        nets: ModuleDict of inverse_dynamics, feature_decoder and baseline.
+        ema_nets: their moving averages, which act.
+
+    Raises:
+        ValueError: if the bounds are not finite, or flags exclude each other.
     """
 
     def __init__(self, offline, action_low, action_high, config, data_map):
@@ -92,21 +103,24 @@ class OnlineAgent:
         self.device = offline.device
         self.data_map = data_map
 
+        # actions
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.action_dim = len(self.action_low)
-        if not np.isfinite([self.action_low, self.action_high]).all() or (self.action_low >= self.action_high).any():
-            raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
-                             f'{self.action_high}')
+        if (not np.isfinite([self.action_low, self.action_high]).all()
+                or (self.action_low >= self.action_high).any()):
+            raise ValueError('the action space needs finite bounds, low below high; it has '
+                             f'{self.action_low} and {self.action_high}')
         if config.corrective_fraction and offline.has_dropout:
-            raise ValueError('--corrective_fraction cannot be combined with --observe dropped:P: perturbed states have '
-                             'no history; leave it out')
+            raise ValueError('--corrective_fraction cannot be combined with --observe dropped:P: '
+                             'perturbed states have no history; leave it out')
 
-        # the moving averages are the better networks, and the proposer was trained on their latents
+        # the targets replace the trained networks, since the proposer was trained on their latents
         for name, target in offline.targets.items():
             offline.nets[name].load_state_dict(target.state_dict())
         self.encoder = offline.encoder.requires_grad_(False)
 
+        # the chosen parts and the networks
         self.task = make_task(offline, config, data_map)
         self.nets = self._make_nets()
         self.ema_nets = copy.deepcopy(self.nets).requires_grad_(False)
@@ -117,20 +131,25 @@ class OnlineAgent:
         self.step = 0
 
     def _make_nets(self):
+        """Return the trained networks, a ModuleDict in eval mode on the agent's device."""
         latent_dim = self.offline.config.d_model
         width = self.config.idm_hidden_dim
         return nn.ModuleDict({
-            'inverse_dynamics': InverseDynamics(latent_dim + self.task.input_dim, self.action_dim, width),
+            'inverse_dynamics': InverseDynamics(latent_dim + self.task.input_dim, self.action_dim,
+                                                width),
             'feature_decoder': mlp([latent_dim, width, self.offline.observation_dim]),
             'baseline': mlp([self.task.baseline_dim, width, 1]),
         }).to(self.device).eval()
 
     def _make_estimator(self):
+        """Return the StateEstimator: predictions of dropped observations, or observations as they are."""
         predicts = self.offline.has_dropout and self.config.estimator == 'encoder'
         return EncoderPrediction(self.offline) if predicts else LastObservation()
 
     def _make_planner(self):
-        proposer = ProposerPlanner(self.encoder, self.offline.nets['proposer'], self.ema_nets['feature_decoder'])
+        """Return the Planner: on the map, with the proposer as fallback, or the proposer alone."""
+        proposer = ProposerPlanner(self.encoder, self.offline.nets['proposer'],
+                                   self.ema_nets['feature_decoder'])
         if not self.config.plan:
             return proposer
         planner = ObjectPlanner if self.offline.has_objects else GraphPlanner
@@ -140,7 +159,7 @@ class OnlineAgent:
         """Return the goal features of raw states (..., S), a tensor on any device."""
         return self.encoder.goal_features(states.to(self.device))
 
-    # ------------------------------------------------------------------------------------------------ acting
+    # --------------------------------------------------------------------------------------- acting
     def initial_state(self, batch_size):
         """Return the ActState before the first step of `batch_size` episodes."""
         return ActState(
@@ -158,33 +177,41 @@ class OnlineAgent:
         )
 
     def explorer(self, epsilon, rng):
-        """Return the planner with goal-biased exploration; its state is the planner's."""
+        """Return the agent's planner with goal-biased subgoals of probability `epsilon`.
+
+        The state of the result is that of the planner. `rng` is a numpy Generator.
+        """
         return GoalBiased(self.planner, self.encoder, self.ema_nets['feature_decoder'], epsilon, rng)
 
     @torch.no_grad()
     def act(self, observations, goals, state, noise=0.0, rng=None, planner=None):
-        """Choose actions for B episodes: one recurrent step, whatever the context.
+        """Choose actions for B episodes; deterministic without `noise` and a random `planner`.
 
         Args:
-            observations, goals: (B, S) numpy, raw. state: ActState.
-            noise: std of the action noise, in half widths of the action range, drawn from the numpy
-                Generator `rng`.
-            planner: a Planner instead of the agent's, such as `explorer`'s.
+            observations, goals: (B, S) numpy, raw.
+            state: ActState.
+            noise: std of the action noise, in half widths of the action range.
+            rng: numpy Generator of the action noise; unused without noise.
+            planner: a Planner that replaces the agent's, such as that of `explorer`.
 
         Returns:
             Actions (B, A), float32 numpy in the environment's action space, and the next ActState.
         """
+        # state estimates and subgoals
         raw_observations = observations
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
 
         states, estimate = self.estimator.step(observations, state.estimate)
         subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
+
+        # the policy's actions, or one-step labels where the planner retreats
         latents = self.encode_policy_states(states)
         inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))
         actions = self.task.action_scale * self.ema_nets['inverse_dynamics'](latents, *inputs)
         actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
 
+        # noise, then the bounds of the action space
         actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, state.stuck)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
@@ -192,47 +219,54 @@ class OnlineAgent:
         return actions, ActState(estimate, plan, stuck)
 
     def encode_policy_states(self, states):
-        """Encode raw states (n, S), as the policy sees them, to f(s) (n, D)."""
+        """Encode raw states (n, S), clipped as the task does, to f(s) (n, D)."""
         return self.encoder.encode_state(self.task.clip(states))
 
     def _retreat(self, actions, states, targets):
-        """Replace the actions of rows that retreat to a raw state of targets (B, S) by one-step
-        labels: the labeler never predicts larger steps than the agent has made, so that it leads
-        there in several."""
+        """Replace the actions of retreating rows by one-step labels, in place.
+
+        The labeler clips its inputs to the steps that the agent has made, so that a retreat takes
+        several steps.
+
+        Args:
+            actions: (B, A). states: (B, S) raw.
+            targets: (B, S) raw states to return to; NaN rows: no retreat.
+        """
         rows = ~targets.isnan().any(1)
         if rows.any() and self.labeler.is_fitted:
             actions[rows] = self.label(torch.stack([states, targets], 1)[rows])
         return actions
 
-    # ---------------------------------------------------------------------------------------------- labeling
+    # ------------------------------------------------------------------------------------- labeling
     def open_batches(self, data, replay):
-        """Return OnlineBatches of the offline data and the agent's episodes (a ReplayBuffer)."""
+        """Return OnlineBatches of a TrajectoryDataset and a ReplayBuffer of the agent's episodes."""
         return OnlineBatches(self, data, replay)
 
     def fit_labeler(self, batches, rng):
-        """Fit the labeler to all of the agent's steps and label the data.
+        """Fit the labeler to all online steps and label the data.
 
         Args:
             batches: OnlineBatches. rng: numpy Generator.
 
         Returns:
-            R2 of held-out steps, None if they are too few.
+            R2 on held-out steps, None if there are too few.
         """
         steps, actions = batches.online_steps()
-        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, position_dims=self.offline.position_dims(),
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng,
+                              position_dims=self.offline.position_dims(),
                               small_action_prior=self.task.small_action_prior)
         batches.label_data(self.label)
         return r2
 
     def label(self, steps):
-        """Infer the actions (n, A), in [-1, 1], between the two states of raw pairs (n, 2, S)."""
+        """Infer the actions (n, A), in [-1, 1], of raw pairs of successive states (n, 2, S)."""
         return self.labeler(self.encoder.normalize(steps)).to(self.device)
 
     def normalize_actions(self, actions):
         """Map actions (..., A) from the environment's bounds to [-1, 1], float32."""
         return normalize_actions(actions, self.action_low, self.action_high)
 
-    # -------------------------------------------------------------------------------------------- objectives
+    # ----------------------------------------------------------------------------------- objectives
     def imitation_loss(self, batch):
         """Regress pi(f(s), s, z', z_g) on the labels, weighted by progress toward z'."""
         with torch.no_grad():
@@ -249,18 +283,18 @@ class OnlineAgent:
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
     def _baseline(self, batch, nets):
-        """Predict the usual progress (n,) from the batch's states."""
+        """Predict the expected progress (n,) of an OnlineBatch."""
         return nets['baseline'](self.task.baseline_inputs(batch)).squeeze(-1)
 
     def baseline_loss(self, batch):
-        """Regress the baseline b(s) on the progress of the trajectories: mean squared error."""
+        """Regress the baseline b on the progress of the trajectories: mean squared error."""
         with torch.no_grad():
             progress = self.task.progress(batch)
         loss = (self._baseline(batch, self.nets) - progress).square().mean()
         return loss, {'baseline_loss': loss}
 
     def feature_decoder_loss(self, batch):
-        """Decode the goal features of states from their latents: mean squared error."""
+        """Regress decoded latents z on the goal features of their states: mean squared error."""
         target = self.encoder.goal_features(batch.states)
         loss = (self.nets['feature_decoder'](batch.z) - target).square().mean()
         return loss, {'feature_decoder_loss': loss}
@@ -276,12 +310,12 @@ class OnlineAgent:
         return total, info | {'total_loss': total}
 
     def update(self, batch):
-        """Take one gradient step on `total_loss` and one of the moving averages; return the metrics
-        as floats."""
+        """Take one gradient step on `total_loss`, move the averages; return the metrics as floats."""
         loss, info = self.total_loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
-        info['grad_norm'] = nn.utils.clip_grad_norm_(self.nets.parameters(), self.offline.config.grad_clip)
+        info['grad_norm'] = nn.utils.clip_grad_norm_(self.nets.parameters(),
+                                                     self.offline.config.grad_clip)
         self.optimizer.param_groups[0]['lr'] = self._learning_rate()
         self.optimizer.step()
 
@@ -290,14 +324,16 @@ class OnlineAgent:
         return {name: value.item() for name, value in info.items()}
 
     def _learning_rate(self):
-        """Return the rate of the present update: constant, then falling linearly with
-        --lr_decay_updates."""
+        """Return the learning rate of this update.
+
+        With --lr_decay_updates it is constant in the first half and falls linearly in the second.
+        """
         updates = self.config.lr_decay_updates
         if not updates:
             return self.config.lr
         return self.config.lr * max(LOWEST_RATE, min(1.0, 2 - 2 * self.step / updates))
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    # ---------------------------------------------------------------------------------- checkpoints
     def state_dict(self):
         """Return tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
         return {
@@ -314,8 +350,11 @@ class OnlineAgent:
         }
 
     def load_state_dict(self, state):
-        """Load what `state_dict` returned, but for the map. Raises ValueError that names sizes that
-        differ."""
+        """Load what `state_dict` returned, except for the map, which the constructor takes.
+
+        Raises:
+            ValueError: if sizes differ; the message names them.
+        """
         self.offline.load_state_dict(state['offline'])
         load_weights(self.nets, state['nets'])
         load_weights(self.ema_nets, state['ema_nets'])
@@ -326,7 +365,7 @@ class OnlineAgent:
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        """Rebuild the agent that `state_dict` described, on a device."""
+        """Rebuild the agent of a `state_dict` on a device."""
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         config = make_config(OnlineConfig, state['config'])
         data_map = load_map(offline, state['map'])

@@ -1,4 +1,4 @@
-"""Episodes: run in lock-step, evaluated by OGBench's protocol, collected with exploration."""
+"""Episodes: run in lockstep, evaluated by OGBench's protocol, or collected with exploration."""
 
 import dataclasses
 import time
@@ -12,15 +12,14 @@ from utils import linear_schedule, unnormalize_actions
 
 @dataclasses.dataclass
 class Episode:
-    """One episode from reset to end. A fault ends it before the step that failed, so that T may be
-    0."""
+    """One episode of T steps; a fault ends it before the step that failed, so that T may be 0."""
 
     job: int  # its index among the jobs
-    task: int
-    seed: int
-    goal: np.ndarray  # (S,)
-    observations: np.ndarray  # (T + 1, S) float32; a list while it runs, as the actions
-    actions: np.ndarray  # (T, A) float32
+    task: int  # counted from 1
+    seed: int  # of start and goal
+    goal: np.ndarray  # (S,) float32
+    observations: np.ndarray  # (T + 1, S) float32; a list until `finish`
+    actions: np.ndarray  # (T, A) float32; a list until `finish`
     success: float = 0.0  # 0 or 1, at the last step
     reward: float = 0.0  # sum over the steps
     cut: bool = False  # ended by `max_steps`, not by the environment
@@ -28,7 +27,7 @@ class Episode:
 
     @property
     def length(self):
-        """Environment steps."""
+        """Return the number of environment steps, T."""
         return len(self.actions)
 
     def finish(self, action_dim):
@@ -39,15 +38,18 @@ class Episode:
 
 
 def run_episodes(envs, jobs, agent, act=None, max_steps=None):
-    """Run `jobs`, an iterable of (task, seed), in lock-step over the list `envs`; yield each
-    `Episode` when it ends.
+    """Run episodes in lockstep and yield each `Episode` when it ends.
 
-    Idle environments keep their rows in the batch, so that an action never depends on how many
-    episodes are left.
+    Idle environments keep their rows in the batch, so that an action does not depend on the number
+    of running episodes.
 
     Args:
-        act: function (observations, goals, state) -> (actions, state); default `agent.act`.
-        max_steps: environment steps after which the running episodes are cut; None: no limit.
+        envs: list of n environments.
+        jobs: iterable of (task, seed), one for each episode.
+        agent: OnlineAgent.
+        act: function from observations (n, S), goals (n, S) and a state to actions (n, A) and the
+            next state; default `agent.act`.
+        max_steps: environment steps in all, at which the running episodes are cut; None: no limit.
     """
     n = len(envs)
     act = act or agent.act
@@ -76,12 +78,14 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             goals[i] = goal
             fresh[i] = True
 
+        # stop if nothing runs, or if one more step of each episode exceeds the limit
         running = [i for i in range(n) if episodes[i] is not None]
         if not running or steps + len(running) > limit:
             return
         if fresh.any():
             state = agent.reset_state(state, fresh)
 
+        # choose the actions of all rows at once
         actions, state = act(observations, goals, state)
         steps += len(running)
         last_round = steps + len(running) > limit
@@ -113,11 +117,15 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
     Episode (task, i) has the same seed for every agent.
 
     Args:
-        tasks: numbers of the tasks; default: all that the environment has.
+        agent: OnlineAgent. envs: list of environments.
+        seed: int, from which the seeds of the episodes are derived.
+        progress: tqdm bar of episodes, or None.
+        tasks: task numbers, counted from 1; default: all tasks of the environment.
 
     Returns:
-        Metrics with OGBench's names, and the list of episodes in order of task and number.
+        Dict of metrics with OGBench's names, and the list of episodes in order of task and number.
     """
+    # run the episodes
     tasks = tasks or range(1, num_tasks(envs[0]) + 1)
     jobs = [(task, episode_seed(seed, 0, task, i)) for task in tasks for i in range(episodes_per_task)]
     episodes = [None] * len(jobs)
@@ -126,6 +134,7 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
         if progress is not None:
             progress.update()
 
+    # success of each task, and the mean over tasks
     metrics = {}
     for task in tasks:
         success = [episode.success for episode in episodes if episode.task == task]
@@ -145,7 +154,7 @@ class CollectedRound:
 
 
 class Collector:
-    """Collect rounds of episodes with exploration; counters and generator are part of a checkpoint.
+    """Collect rounds of episodes with exploration; counts its episodes and environment steps.
 
     Args:
         config: OnlineTrainConfig. envs: list of environments. agent: OnlineAgent.
@@ -161,34 +170,44 @@ class Collector:
 
     @property
     def done(self):
-        """Whether the budget of episodes or steps is spent."""
+        """Return whether the budget of episodes or steps is spent."""
         c = self.config
-        return self.episodes >= c.max_episodes or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps
+        return (self.episodes >= c.max_episodes
+                or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps)
 
     def schedules(self):
         """Return epsilon and the std of the action noise of the next episode."""
         c = self.config
         return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
-                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
+                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes,
+                                self.episodes))
 
     def round(self, progress):
-        """Collect one episode per environment, in the first round `random_steps` random steps;
-        return a CollectedRound."""
+        """Collect `random_steps` random steps in the first round, later one episode per environment.
+
+        Args:
+            progress: tqdm bar of environment steps with --max_steps, else of episodes.
+
+        Returns:
+            CollectedRound.
+        """
+        # schedules and the steps that are left
         config = self.config
         begin = time.perf_counter()
         epsilon, noise = self.schedules()
         left = config.max_steps - self.steps if config.max_steps else None
 
-        # random steps first, then the agent with goal-biased subgoals and action noise
+        # random actions, or the agent with goal-biased subgoals and action noise
         if self.steps == 0 and config.random_steps:
-            explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs), self.rng)
+            explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs),
+                                     self.rng)
             left = min(config.random_steps, left or config.random_steps)
             count = config.max_episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)
             count = min(config.max_episodes - self.episodes, config.num_envs)
 
-        # tasks in turns, each episode with a seed of its own
+        # run the tasks in turn, each episode with its own seed
         tasks = num_tasks(self.envs[0])
         numbers = range(self.episodes, self.episodes + count)
         jobs = ((number % tasks + 1, episode_seed(config.seed, 3, number)) for number in numbers)
@@ -197,6 +216,7 @@ class Collector:
             episodes.append(episode)
             progress.update(episode.length if config.max_steps else 1)
 
+        # counters and metrics
         steps = sum(episode.length for episode in episodes)
         self.steps += steps
         self.episodes += len(episodes)
@@ -212,7 +232,7 @@ class Collector:
         return CollectedRound(episodes, steps, metrics)
 
     def state_dict(self):
-        """Return counters and generator as builtins."""
+        """Return the counters and the state of the generator as builtins."""
         return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
 
     def load_state_dict(self, state):
@@ -223,8 +243,10 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, and the means of success, reward and length over whole
-    episodes."""
+    """Return the number of faults, if any, and the mean success, reward and length, as a dict.
+
+    Means are over whole episodes, or over all if none is whole.
+    """
     metrics = {}
     faults = sum(bool(episode.fault) for episode in episodes)
     if faults:
@@ -236,7 +258,11 @@ def episode_metrics(episodes):
 
 
 class RandomActions:
-    """Draw actions uniformly from `spread` times the action range, clipped to it."""
+    """Draw actions uniformly from `spread` times the action range, then clip them to the range.
+
+    Args:
+        space: action space. spread: float. num_envs: int. rng: numpy Generator.
+    """
 
     biased_rate = 0.0
 
@@ -247,13 +273,18 @@ class RandomActions:
         self.rng = rng
 
     def act(self, observations, goals, state):
-        """Return random actions and the state unchanged."""
+        """Return random actions (B, A) and the state unchanged."""
         actions = self.rng.uniform(-1, 1, self.shape) * self.spread
         return unnormalize_actions(np.clip(actions, -1, 1), self.space.low, self.space.high), state
 
 
 class Exploration:
-    """Act with goal-biased subgoals (probability epsilon) and Gaussian action noise."""
+    """Act with goal-biased subgoals and Gaussian action noise.
+
+    Args:
+        agent: OnlineAgent. epsilon: probability of goal-biased subgoals.
+        noise: std of the action noise, in half widths of the action range. rng: numpy Generator.
+    """
 
     def __init__(self, agent, epsilon, noise, rng):
         self.agent = agent
@@ -263,12 +294,12 @@ class Exploration:
         self.biased = []  # (B,) bool of each step
 
     def act(self, observations, goals, state):
-        """Return the agent's actions and its next state."""
+        """Return the agent's actions (B, A) for observations and goals (B, S), and its next state."""
         actions, state = self.agent.act(observations, goals, state, self.noise, self.rng, self.planner)
         self.biased.append(self.planner.biased)
         return actions, state
 
     @property
     def biased_rate(self):
-        """Fraction of goal-biased subgoals."""
+        """Return the fraction of goal-biased subgoals."""
         return float(np.mean(self.biased)) if self.biased else 0.0

@@ -1,7 +1,6 @@
-"""Data that training samples from: windows of trajectories with hindsight goals, and the agent's own
-episodes.
+"""Training data: windows of trajectories with hindsight goals, and the agent's episodes.
 
-support/npz.py shows how trajectories lie in their arrays (`starts`, `ends`).
+support/npz.py describes the layout of trajectories in arrays (`starts`, `ends`).
 """
 
 import dataclasses
@@ -17,30 +16,33 @@ from ogbench_utils import find_dataset
 from support.npz import load_trajectories
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
-ROWS_AT_ONCE = 1 << 18  # for statistics: a float64 copy of all rows would take twice the memory of the data
+ROWS_AT_ONCE = 1 << 18  # for statistics: a float64 copy of all rows would take twice their memory
 MAX_SLOWNESS_ROWS = 100_000  # pairs of rows that the time scales are estimated from
 MIN_RELATIVE_CHANGE = 1e-12  # mean squared change over variance, below which a dimension is constant
 DOMINANT_SLOWNESS = 0.9  # fraction of the summed slowness in one dimension that gives a warning
 
 
-# --------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 @dataclasses.dataclass
 class Transitions:
-    """Transitions of up to `transition_steps` steps with sampled goals; arrays of the shape of their rows."""
+    """Transitions of at most k = `transition_steps` steps with sampled goals.
 
-    next_rows: np.ndarray  # int, k steps on, or the end of the trajectory
+    All arrays have the shape of the rows at which the transitions begin.
+    """
+
+    next_rows: np.ndarray  # int, k steps later, or the end of the trajectory
     goal_rows: np.ndarray  # int, hindsight goal of Q and V
     rewards: np.ndarray  # float32, sum of discount^i * -1 until the goal
     discounts: np.ndarray  # float32, discount^steps; 0 if the goal was met on the way
     at_goal: np.ndarray  # bool, the goal is the row itself
     future: np.ndarray  # bool, the goal lies ahead in the same trajectory
     proposer_goal_rows: np.ndarray  # int, goal of the proposer and of the policy
-    proposer_near: np.ndarray  # bool, that goal is no further than next_rows
+    proposer_near: np.ndarray  # bool, the proposer's goal is at most as far as next_rows
 
 
 @dataclasses.dataclass
 class TensorBatch:
-    """A dataclass of tensors (or None) with one row per sample."""
+    """Base class of batches: a dataclass of tensors with one row per sample."""
 
     def to(self, device):
         """Return the same batch on another device."""
@@ -51,7 +53,7 @@ class TensorBatch:
         return type(self)(**moved)
 
     def row_numbers(self):
-        """Return {name: int array} of the fields that locate the samples in their data."""
+        """Return the fields that locate the samples in their data, as {name: int array}."""
         names = [field.name for field in dataclasses.fields(self) if field.name.endswith('rows')]
         return {name: getattr(self, name).cpu().numpy() for name in names}
 
@@ -61,37 +63,38 @@ class WindowBatch(TensorBatch):
     """B windows of L = context_length + transition_steps states, with P transitions in each."""
 
     observations: torch.Tensor  # (B, L, S) raw
-    valids: torch.Tensor  # (B, L) bool, false in the padding that ends windows of short trajectories
+    valids: torch.Tensor  # (B, L) bool, false in the padding after the end of a trajectory
     positions: torch.Tensor  # (B, P) int, of the transitions in their window
-    next_positions: torch.Tensor  # (B, P) int, k steps on
-    rewards: torch.Tensor  # (B, P), see Transitions, as for the next four
+    next_positions: torch.Tensor  # (B, P) int, k steps later
+    rewards: torch.Tensor  # (B, P), as the next four, of `Transitions`
     discounts: torch.Tensor  # (B, P)
     at_goal: torch.Tensor  # (B, P) bool
     future: torch.Tensor  # (B, P) bool
     proposer_near: torch.Tensor  # (B, P) bool
     goals: torch.Tensor  # (B, P, S) raw
     proposer_goals: torch.Tensor  # (B, P, S) raw
-    rows: torch.Tensor  # (B, P) int, location of the transitions in the data, as for the next two
-    goal_rows: torch.Tensor  # (B, P) int
-    proposer_goal_rows: torch.Tensor  # (B, P) int
+    rows: torch.Tensor  # (B, P) int, of the transitions in the data
+    goal_rows: torch.Tensor  # (B, P) int, of their goals
+    proposer_goal_rows: torch.Tensor  # (B, P) int, of the proposer's goals
 
 
 class RowQueue:
-    """A growing array or tensor: rows are added at the end and dropped at the front.
+    """A queue of rows in an array or tensor, added at the end and dropped at the front.
 
-    Its storage has spare room, so that few additions copy all rows. `rows` is a view of the rows in the
-    queue.
+    The storage has spare room, so that few additions copy all rows. `rows` is a view of the queue.
+
+    Args:
+        empty: function that returns an array or tensor with room for n rows.
     """
 
     def __init__(self, empty):
-        """empty: function that returns an array or tensor with room for n rows."""
         self.empty = empty
         self.storage = empty(0)
         self.first = 0  # index of the first row in the storage
         self.rows = self.storage
 
     def extend(self, n, dropped=0):
-        """Drop rows at the front, make room for n more at the end, and return a view of that room."""
+        """Drop `dropped` rows at the front, add n at the end, and return a view of the added rows."""
         kept = self.rows[dropped:]
         self.first += dropped
 
@@ -106,39 +109,53 @@ class RowQueue:
         return self.rows[len(kept):]
 
 
-# ---------------------------------------------------------------------------------------------- trajectories
+# ------------------------------------------------------------------------------------- trajectories
 class TrajectoryDataset:
-    """Trajectories of states, windows of them, and hindsight goals (OGBench's mixture, sampled anew each
-    time).
+    """Trajectories of states, from which windows, transitions and hindsight goals are sampled.
 
-    A transition leads from row t to row min(t + transition_steps, end). `transition_rows` are the rows that
-    have a next state. `actions` (N, A) in [-1, 1] lead from a row to the next; None if they are unknown.
+    A transition leads from row t to row min(t + transition_steps, end).
+
+    Attributes:
+        observations: (N, S) states.
+        actions: (N, A) in [-1, 1], from each row to the next; None if they are unknown.
+        starts, ends: (n,) first and last row of each trajectory.
+        end_of: (N,) last row of the trajectory of each row.
+        transition_rows: rows that have a next state.
     """
 
     actions = None
 
-    def __init__(self, observations, starts, ends, context_length=100, transition_steps=25, discount=0.99,
-                 positions_per_window=32, current_goals=0.2, random_goals=0.3, proposer_random_goals=0.2):
+    def __init__(self, observations, starts, ends, context_length=100, transition_steps=25,
+                 discount=0.99, positions_per_window=32, current_goals=0.2, random_goals=0.3,
+                 proposer_random_goals=0.2):
         """Check and keep the data and the sampling parameters.
 
         Args:
-            observations: (N, S) states. starts, ends: (n,) first and last row of each trajectory, in order.
-            context_length: states in a window, before those that transitions add. transition_steps: steps of
-            a transition. discount: per step, below 1. positions_per_window: transitions in a window; 0 takes
-            all. current_goals, random_goals: fractions of goals of Q and V at the row itself and anywhere in
-            the data. proposer_random_goals: fraction of the proposer's goals anywhere in the data.
+            observations: (N, S) states.
+            starts, ends: (n,) first and last row of each trajectory, in order.
+            context_length: states in a window, without those that transitions add.
+            transition_steps: steps of a transition.
+            discount: per step, below 1.
+            positions_per_window: transitions in a window; 0: one at each position.
+            current_goals, random_goals: fractions of the goals of Q and V at the row itself and
+                anywhere in the data.
+            proposer_random_goals: fraction of the proposer's goals anywhere in the data.
 
         Raises:
             ValueError: a parameter is out of range.
         """
+        # ranges
         fractions = current_goals, random_goals, proposer_random_goals
         if min(fractions) < 0 or max(current_goals + random_goals, proposer_random_goals) > 1:
             raise ValueError('goal fractions must be >= 0, the first two together and the third <= 1: '
                              f'{current_goals=} {random_goals=} {proposer_random_goals=}')
-        if min(context_length, transition_steps) < 1 or positions_per_window < 0 or not 0 < discount < 1:
+        if (min(context_length, transition_steps) < 1 or positions_per_window < 0
+                or not 0 < discount < 1):
             raise ValueError('must be positive (positions_per_window: or 0), discount below 1: '
-                             f'{context_length=} {transition_steps=} {positions_per_window=} {discount=}')
+                             f'{context_length=} {transition_steps=} {positions_per_window=} '
+                             f'{discount=}')
 
+        # data and parameters
         self.observations = observations
         self.context_length = context_length
         self.transition_steps = transition_steps
@@ -150,10 +167,12 @@ class TrajectoryDataset:
         self._set_borders(starts, ends)
 
     def _set_borders(self, starts, ends):
+        """Store the first and last rows (n,) of the trajectories and what follows from them."""
         self.starts = starts
         self.ends = ends
-        # int32 halves the memory of two arrays as long as the data, which have fewer than 2^31 rows
-        self.end_of = np.repeat(ends.astype(np.int32), ends - starts + 1)  # row -> last row of its trajectory
+
+        # int32 halves the memory of both arrays; the data have fewer than 2^31 rows
+        self.end_of = np.repeat(ends.astype(np.int32), ends - starts + 1)
         has_next = np.ones(len(self.end_of), bool)
         has_next[ends] = False
         self.transition_rows = np.flatnonzero(has_next).astype(np.int32)
@@ -163,12 +182,12 @@ class TrajectoryDataset:
 
     @property
     def num_windows(self):
-        """Number of windows of context_length states that cover the trajectories once: one epoch."""
+        """Return the number of windows that cover the trajectories once: one epoch."""
         return int(np.sum(-(-(self.ends - self.starts) // self.context_length)))
 
-    # ------------------------------------------------------------------------------------------- statistics
+    # ----------------------------------------------------------------------------------- statistics
     def statistics(self):
-        """Return the mean (S,) and the standard deviation (S,) of the observations, in float64."""
+        """Return mean and standard deviation (S,) of the observations, in float64."""
         rows = self.observations[:len(self)]
 
         # two passes, so that the mean is subtracted before values are squared
@@ -177,15 +196,15 @@ class TrajectoryDataset:
         return mean, np.sqrt(squares / len(rows))
 
     def slowness(self):
-        """Estimate how slowly each dimension changes -> (S,) in [0, 1], 1 for the slowest.
+        """Estimate how slowly each dimension changes: (S,) in [0, 1], 1 for the slowest.
 
-        Slowness is the squared time scale of a dimension, relative to the longest one (slow features, Wiskott
-        and Sejnowski 2002). The time scale is that of an exponential decay of the autocorrelation: -k /
-        ln(autocorrelation at lag k = transition_steps). Goals and plans concern slow dimensions such as
-        positions; joint angles, which return within a moment, only blur them.
+        Slowness is the squared time scale of a dimension, relative to the longest one (slow
+        features, Wiskott and Sejnowski 2002). The time scale is that of an exponential decay of the
+        autocorrelation: -k / ln(autocorrelation at lag k = transition_steps). Positions are slow,
+        joint angles are not.
 
-        The data cannot show a time scale beyond the longest trajectory, which is the upper limit. A dimension
-        that never changes within a trajectory (a mass, an identifier) has slowness 0.
+        Time scales are at most the length of the longest trajectory. A dimension that never changes
+        within a trajectory (a mass, an identifier) has slowness 0.
         """
         # pairs of rows k steps apart in the same trajectory
         rows = np.flatnonzero(np.arange(len(self)) + self.transition_steps <= self.end_of)
@@ -210,27 +229,27 @@ class TrajectoryDataset:
         return np.square(time_scale / time_scale.max())
 
     def fingerprint(self):
-        """Return a short text that differs from that of other data."""
+        """Return a short text that identifies the data by their size and a checksum."""
         crc = zlib.crc32(self.ends, zlib.crc32(np.ascontiguousarray(self.observations[:len(self)])))
         return f'{len(self.starts)} trajectories of {len(self)} states, checksum {crc:08x}'
 
-    # --------------------------------------------------------------------------------------------- sampling
+    # ------------------------------------------------------------------------------------- sampling
     def sample_transitions(self, rows, rng):
         """Sample goals for transitions from some rows.
 
         Args:
-            rows: int array of any shape, a subset of `transition_rows`.
+            rows: int array of any shape, with elements of `transition_rows`.
             rng: numpy Generator.
 
         Returns:
             Transitions of the shape of `rows`.
         """
-        # k steps on, or the end of the trajectory
+        # k steps later, or the end of the trajectory
         end = self.end_of[rows]
         next_rows = np.minimum(rows + self.transition_steps, end)
 
         # a goal ahead: geometric among the remaining steps, by inversion of the truncated distribution;
-        # clipping an untruncated one at the end would make most goals last states if the discount is near 1
+        # with a discount near 1, clipping at the end would make most goals last states
         quantile = rng.random(rows.shape) * (1 - self.discount ** (end - rows))
         steps_ahead = 1 + (np.log1p(-quantile) / np.log(self.discount)).astype(np.int64)
         ahead = np.minimum(rows + steps_ahead, end)
@@ -252,7 +271,8 @@ class TrajectoryDataset:
         # goals of the proposer, which imitates trajectories: uniform over the rows ahead, or any row
         proposer_random = rng.random(rows.shape) < self.proposer_random_goals
         uniform = rows + 1 + (rng.random(rows.shape) * (end - rows)).astype(np.int64)
-        proposer_goal_rows = np.where(proposer_random, rng.integers(len(self), size=rows.shape), uniform)
+        proposer_goal_rows = np.where(proposer_random, rng.integers(len(self), size=rows.shape),
+                                      uniform)
 
         return Transitions(
             next_rows=next_rows,
@@ -266,28 +286,27 @@ class TrajectoryDataset:
         )
 
     def start_of(self, rows):
-        """Return the first row of the trajectory of each row; any shape."""
+        """Return the first row of the trajectory of each row (...)."""
         return self.starts[np.searchsorted(self.ends, self.end_of[rows])]
 
     def draw_windows(self, count, rng):
-        """Draw windows of `context_length` states.
-
-        A trajectory may end before a window does.
+        """Draw `count` windows of `context_length` states; a trajectory may end before its window.
 
         Returns:
-            first (count, 1) row of each window, end (count, 1), the last row of its trajectory.
+            First row (count, 1) of each window, and last row (count, 1) of its trajectory.
         """
         drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)]
         begin = self.start_of(drawn)
         end = self.end_of[drawn]
 
-        # a window lies anywhere around its row, so that rows near both borders are drawn equally often
+        # a window lies anywhere around its row, so that rows near both ends are drawn equally often
         first = drawn - rng.integers(self.context_length, size=count)
         first = np.clip(first, begin, np.maximum(begin, end - self.context_length))
         return first[:, None], end[:, None]
 
     def sample(self, batch_size, rng):
-        """Sample a WindowBatch of `batch_size` windows; it has no actions."""
+        """Sample a WindowBatch of `batch_size` windows with the numpy Generator `rng`."""
+        # windows
         first, end = self.draw_windows(batch_size, rng)
         window_rows = first + np.arange(self.context_length + self.transition_steps)
 
@@ -300,6 +319,7 @@ class TrajectoryDataset:
         rows = first + positions
         transitions = self.sample_transitions(rows, rng)
 
+        # states of the windows and goals
         arrays = {
             'observations': self.observations[np.minimum(window_rows, end)],
             'valids': window_rows <= end,
@@ -316,16 +336,18 @@ class TrajectoryDataset:
             'goal_rows': transitions.goal_rows,
             'proposer_goal_rows': transitions.proposer_goal_rows,
         }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array))
+                   for name, array in arrays.items()}
         return WindowBatch(**tensors)
 
 
 def _pieces(rows):
+    """Yield `ROWS_AT_ONCE` rows at a time."""
     return (rows[i:i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE))
 
 
 def slowness_summary(slowness):
-    """Describe slowness (S,) in two texts: a line for the banner, and a warning or ''."""
+    """Describe slowness (S,): return a line for the banner, and a warning or ''."""
     order = np.argsort(slowness)[::-1]
     shown = ', '.join(f'{dimension}: {slowness[dimension]:.2g}' for dimension in order[:4])
     median = np.median(slowness)
@@ -334,19 +356,21 @@ def slowness_summary(slowness):
     fraction = slowness[order[0]] / max(slowness.sum(), 1e-12)
     if len(slowness) == 1 or fraction < DOMINANT_SLOWNESS:
         return line, ''
-    return line, (f'warning: dimension {order[0]} of the states holds {fraction:.0%} of the goal weights; if '
-                  'goals are not about this dimension, use --no-slow_goals')
+    return line, (f'warning: dimension {order[0]} of the states holds {fraction:.0%} of the goal '
+                  'weights; if goals are not about this dimension, use --no-slow_goals')
 
 
 class ReplayBuffer(TrajectoryDataset):
-    """The agent's own episodes: states and actions, added as whole episodes.
+    """States and actions of the agent's episodes; the oldest ones are dropped beyond `capacity` rows.
 
-    The oldest episodes are dropped beyond `capacity` rows. `actions` (N, A): the row at an episode's end is
-    unused.
+    The last row of each episode in `actions` (N, A) is unused.
+
+    Args:
+        observation_dim, action_dim: S and A.
+        sampling: sampling parameters of TrajectoryDataset.
     """
 
     def __init__(self, observation_dim, action_dim, capacity=1_000_000, **sampling):
-        """sampling: parameters of TrajectoryDataset."""
         self.capacity = capacity
         self.queues = {
             'observations': RowQueue(lambda n: np.empty((n, observation_dim), np.float32)),
@@ -360,8 +384,8 @@ class ReplayBuffer(TrajectoryDataset):
         """Append one episode and return the number of rows that were dropped at the front.
 
         Args:
-            observations: (T + 1, S).
-            actions: (T, A), T >= 1.
+            observations: (T + 1, S) raw.
+            actions: (T, A) in [-1, 1], T >= 1.
 
         Raises:
             ValueError: the lengths do not fit together, or the episode exceeds the capacity.
@@ -376,6 +400,7 @@ class ReplayBuffer(TrajectoryDataset):
         while len(self) - dropped + rows > self.capacity:
             dropped = int(self.ends[self.ends >= dropped][0]) + 1
 
+        # append the rows and shift the borders
         kept = self.starts >= dropped
         start = len(self) - dropped
         self._append(dropped, observations=observations, actions=np.append(actions, actions[-1:], 0))
@@ -384,6 +409,7 @@ class ReplayBuffer(TrajectoryDataset):
         return dropped
 
     def _append(self, dropped, **arrays):
+        """Drop `dropped` rows at the front of all queues, and append the array of each name."""
         for name, new in arrays.items():
             queue = self.queues[name]
             queue.extend(len(new), dropped)[:] = new
@@ -396,12 +422,13 @@ class ReplayBuffer(TrajectoryDataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, state):
-        """Replace the episodes by those of another buffer's `state_dict`."""
-        self._append(len(self), observations=state['observations'].numpy(), actions=state['actions'].numpy())
+        """Replace the episodes by those of a `state_dict`."""
+        self._append(len(self), observations=state['observations'].numpy(),
+                     actions=state['actions'].numpy())
         self._set_borders(state['starts'].numpy(), state['ends'].numpy())
 
 
-# ------------------------------------------------------------------------------------------------- datasets
+# ----------------------------------------------------------------------------------------- datasets
 @dataclasses.dataclass
 class DataSource:
     """Origin of a dataset."""
@@ -411,8 +438,8 @@ class DataSource:
     observation_model: ObservationModel  # applied to its states
 
 
-def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0, batch_size=1,
-                 observation_model=FULL_STATE, **sampling):
+def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0,
+                 batch_size=1, observation_model=FULL_STATE, **sampling):
     """Load the training and validation data of a dataset.
 
     Without a -val file, the last tenth of the trajectories is held out for validation.
@@ -420,7 +447,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     Args:
         name, dataset_path, data_dir, dataset_url: see `ogbench_utils.find_dataset`; '' means not given.
         max_trajectories: number of training trajectories to use; 0 uses all.
-        batch_size: number of windows that an epoch must have at least.
+        batch_size: smallest number of windows that the training data must have.
         observation_model: applied to all states; fitted to the training data if it needs that.
         sampling: parameters of TrajectoryDataset.
 
@@ -439,7 +466,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     if observation_model:
         std = TrajectoryDataset(observations, starts, ends).statistics()[1]
         observation_model = observation_model.with_noise_scale(std)
-        observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
+        observations = observation_model.observe_trajectories(observations, starts, ends,
+                                                              seed=TRAINING_SEED)
 
     # validation data: a file, or the last trajectories
     if val_path is not None:
@@ -454,7 +482,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         held = max(1, len(starts) // 10)
         row = starts[-held]
         train = TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling)
-        val = TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row, **sampling)
+        val = TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row,
+                                **sampling)
         note = f'{note}; no -val file, so the last {held} trajectories are held out'
 
     _check_data(train, val, train_path, val_path, batch_size)
@@ -465,7 +494,7 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
                   observation_model=FULL_STATE, **sampling):
     """Load the data that an offline checkpoint was trained on, or other data that a flag names.
 
-    Imitating other data than V was trained on would fail silently, hence the checks.
+    Fingerprints are compared, since imitation of data that V was not trained on would fail silently.
 
     Args:
         recorded: dict of dataset, path, max_trajectories and fingerprint, from the checkpoint.
@@ -481,6 +510,7 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
         FileNotFoundError: the recorded file is missing; the message names the way out.
         ValueError: the recorded file has changed; the message names the way out.
     """
+    # the recorded file, unless a flag names another
     overridden = dataset_path or data_dir or dataset_url
     path = dataset_path
     if not overridden:
@@ -490,10 +520,10 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
                                     '--dataset_path FILE, or its folder with --data_dir FOLDER')
 
     count = max_trajectories or recorded['max_trajectories']
-    data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url, count,
-                                   observation_model=observation_model, **sampling)
+    data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url,
+                                   count, observation_model=observation_model, **sampling)
 
-    # compare fingerprints, unless another number of trajectories was asked for
+    # compare fingerprints, unless a flag asks for another number of trajectories
     found = data.fingerprint()
     same_count = count == recorded['max_trajectories']
     if same_count and found != recorded['fingerprint']:
@@ -506,7 +536,12 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
 
 
 def _check_data(train, val, train_path, val_path, batch_size):
-    """Raise ValueError for data that cannot be trained on; warn about constant dimensions."""
+    """Raise ValueError for data that cannot be trained on; warn about constant dimensions.
+
+    Args:
+        train, val: TrajectoryDataset. train_path, val_path: their files, for messages.
+        batch_size: smallest number of training windows.
+    """
     # the same dimensions in both files
     train_dim, val_dim = (data.observations.shape[1] for data in (train, val))
     if train_dim != val_dim:
@@ -516,12 +551,12 @@ def _check_data(train, val, train_path, val_path, batch_size):
     # dimensions that vary
     constant = np.flatnonzero(train.observations.min(0) == train.observations.max(0))
     if len(constant) == train_dim:
-        raise ValueError(f'{train_path}: all states in `observations` are the same, so that nothing can be '
-                         'learned from them; name another file with --dataset_path')
+        raise ValueError(f'{train_path}: all states in `observations` are the same, so that nothing '
+                         'can be learned from them; name another file with --dataset_path')
     if len(constant):
         dims = ', '.join(map(str, constant[:8])) + (', …' if len(constant) > 8 else '')
-        print(f'warning: {train_path}: {len(constant)} dimension(s) of `observations` never vary ({dims}); '
-              'nothing can be learned from them', file=sys.stderr)
+        print(f'warning: {train_path}: {len(constant)} dimension(s) of `observations` never vary '
+              f'({dims}); nothing can be learned from them', file=sys.stderr)
 
     # at least one batch
     if train.num_windows < batch_size:

@@ -1,38 +1,47 @@
-"""Small tools that both halves of OPSO share: schedules, averages of metrics, bounds of actions."""
+"""Small tools of both halves of OPSO: weights, times, schedules, mean metrics, action bounds."""
 
 import numpy as np
 
 
 def load_weights(module, state):
-    """Load a state_dict. Raises ValueError that names the first tensor that does not fit."""
+    """Load a state_dict into a module.
+
+    Raises:
+        ValueError: if a tensor does not fit; the message names the first one.
+    """
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise ValueError(f'its networks differ in size from what its settings say: {reason}') from error
+        raise ValueError(f'its networks do not have the sizes of its settings: {reason}') from error
 
 
 def duration(seconds):
-    """Write seconds for people: 4210 is '1 h 10 min'."""
+    """Format seconds as hours and minutes: 4210 is '1 h 10 min'."""
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
 
 
 def expected_time(first, done, total, seconds):
-    """Return one line on how long the rest takes, given the `seconds` from `first` to `done`."""
+    """Return one line on the time that the rest takes.
+
+    Args:
+        first, done, total: counts of updates, steps or episodes.
+        seconds: time from the count `first` to `done`.
+    """
     rate = (done - first) / seconds
     left = total - done
-    return f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, at {rate:.3g} per second'
+    return (f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, '
+            f'at {rate:.3g} per second')
 
 
 def linear_schedule(start, end, duration, step):
-    """Interpolate from `start` at step 0 to `end` at step `duration` and after."""
+    """Interpolate linearly from `start` at step 0 to `end` at step `duration` and later."""
     return start + (end - start) * min(max(step / max(duration, 1), 0.0), 1.0)
 
 
 def mean_of(infos, prefix=''):
-    """Average each key of a list of dicts over the dicts that have it; keys of the result are
-    prefixed."""
+    """Average each key of a list of dicts over the dicts that have it; add `prefix` to the keys."""
     names = dict.fromkeys(name for info in infos for name in info)
     means = {}
     for name in names:
@@ -42,15 +51,17 @@ def mean_of(infos, prefix=''):
 
 
 def unnormalize_actions(actions, low, high):
-    """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, never
-    beyond; float32."""
+    """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, float32.
+
+    Results are clipped to the bounds.
+    """
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return np.clip(middle + half_width * actions, low, high).astype(np.float32)
 
 
 def normalize_actions(actions, low, high):
-    """Map actions (..., A) from the bounds low, high (A,) of an action space to [-1, 1]; float32."""
+    """Map actions (..., A) from the bounds low, high (A,) of an action space to [-1, 1], float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return ((actions - middle) / half_width).astype(np.float32)
