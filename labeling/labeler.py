@@ -61,7 +61,8 @@ LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
 class Labeler(nn.Module):
     """Predict actions in [-1, 1] from pairs of states by one sparse GP per action dimension.
 
-    Labels are zero before the first `fit`. It fits in float64 and predicts in float32, both on the CPU; a fit takes seconds.
+    Labels are zero before the first `fit`. It fits in float64 and predicts in float32, both on the CPU; a fit
+    takes seconds.
 
     Shapes: S = state_dim, F = 2 S inputs, A = action_dim, M inducing inputs.
     """
