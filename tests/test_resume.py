@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import offline_trainer
 import online_trainer
+from labeling.labeler import Labeler
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
@@ -67,8 +68,17 @@ def short_log_interval():
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_labeler():
+    """Fit the labeler with 2 updates of its kernel."""
+    fit = Labeler.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
+        yield
+
+
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, data_path, make_short_env):
+def whole(tmp_path_factory, data_path, make_short_env, quick_labeler):
     """Uninterrupted runs: {trainer: (flags, folder)}."""
     folder, runs = tmp_path_factory.mktemp('whole'), {}
     with pytest.MonkeyPatch.context() as patch:
