@@ -22,7 +22,6 @@ from tqdm import tqdm
 import offline_trainer
 import online_trainer
 from labeling.labeler import Labeler
-from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
 from support.flags import run_main
@@ -329,17 +328,3 @@ def test_resume_restores_the_global_generators(whole, tmp_path, monkeypatch):
     offline_trainer.main([*flags, '--save_dir', 'two', '--num_updates', '6'])
     offline_trainer.main([*flags, '--save_dir', 'two', '--resume'])
     assert timeless('one/train.csv') == timeless('two/train.csv')
-
-
-def test_latents_do_not_depend_on_when_they_were_made(make_online, make_replay):
-    """Round by round, as in a run, or all at once, as in a resumed one; at the default size of a latent."""
-    agent = make_online(offline=OfflineAgent(5, OfflineConfig()))
-    replay = make_replay((2,))
-    store = agent.latent_store(replay)
-    for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
-        for other in lengths:
-            replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
-                       np.zeros((other - 1, 3), np.float32))
-        store.refresh()
-    again = agent.latent_store(replay)
-    assert torch.equal(store.z, again.z)

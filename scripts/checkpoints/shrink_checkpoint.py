@@ -5,7 +5,8 @@
     python evaluate.py --checkpoint online_checkpoints/NAME/seed0/last.pth --compare small.pth
 
 The replay, the optimiser and the generators are dropped, and of the data's path the folder. Moving averages
-replace the networks that they average. Matrices are stored in half precision.
+replace the networks that they average. Matrices of networks that a planning agent does not use (Q, V, proposer,
+prediction heads) are stored in half precision.
 """
 
 import argparse
@@ -29,8 +30,7 @@ def shrink(checkpoint):
     agent['offline'] = offline | {'nets': nets, 'targets': targets, 'optimizer': None}
 
     # the online networks
-    averages = halve_matrices(agent['ema_nets'])
-    agent |= {'nets': averages, 'ema_nets': averages, 'optimizer': None}
+    agent |= {'nets': agent['ema_nets'], 'optimizer': None}
 
     return {
         'kind': checkpoint['kind'],
@@ -41,12 +41,11 @@ def shrink(checkpoint):
 
 
 def halve_matrices(weights):
-    """Return a state_dict with matrices in half precision. Vectors keep theirs, which the mean of the
-    observations needs."""
+    """Return a state_dict with matrices in half precision, except those of the encoder. Vectors keep theirs."""
     halved = {}
     for name, value in weights.items():
         is_matrix = value.is_floating_point() and value.dim() > 1
-        halved[name] = value.half() if is_matrix else value
+        halved[name] = value.half() if is_matrix and not name.startswith('encoder.') else value
     return halved
 
 
