@@ -1,4 +1,4 @@
-"""HIQL (Park et al. 2023), OGBench's own code, on our very files: with all action labels, on one CPU core.
+"""Train HIQL (Park et al. 2023, OGBench's code) on our files, with all action labels, on one CPU core.
 
     git clone https://github.com/seohongpark/ogbench && git -C ogbench checkout 1d41409
     pip install ogbench==1.2.2 jax==0.10.2 flax==0.12.8 optax==0.2.8 distrax==0.1.9 ml_collections
@@ -7,14 +7,13 @@
     python scripts/baselines/hiql.py --impls ogbench/impls --data_dir data_actions \
         --dataset antmaze-large-navigate-v0 --output runs/hiql
 
-A loop around their agent, sampler and evaluation, which is theirs but for two things: it goes on where it was stopped,
-and it gives the old parameters' memory to the new ones. In an environment of its own; nothing here imports it.
+The script is a loop around OGBench's agent, sampler and evaluation. It differs from OGBench's in two points: it
+resumes, and the new parameters reuse the memory of the old ones. It needs a virtual environment of its own.
 """
 
 import argparse
 import json
 import os
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -44,7 +43,7 @@ def main():
     import numpy as np
     import ogbench
     from agents.hiql import HIQLAgent, get_config
-    from flax.serialization import from_state_dict, to_state_dict
+    from flax.serialization import from_state_dict, msgpack_restore, msgpack_serialize, to_state_dict
     from ogbench.utils import load_dataset
     from utils.datasets import Dataset, HGCDataset
     from utils.evaluation import evaluate
@@ -66,10 +65,10 @@ def main():
 
     output = Path(flags.output)
     output.mkdir(parents=True, exist_ok=True)
-    last = output / 'last.pkl'
+    last = output / 'last.msgpack'
     start = 0
     if last.exists():
-        saved = pickle.loads(last.read_bytes())
+        saved = msgpack_restore(last.read_bytes())
         start = saved['updates']
         agent = from_state_dict(agent, saved['agent'])
     np.random.seed(flags.seed + start)  # their sampler draws from the global generator
@@ -81,7 +80,7 @@ def main():
     def save(updates):
         state = to_state_dict(jax.device_get(agent))
         temporary = output / 'last.tmp'
-        temporary.write_bytes(pickle.dumps({'updates': updates, 'agent': state}))
+        temporary.write_bytes(msgpack_serialize({'updates': updates, 'agent': state}))
         temporary.replace(last)
 
     def measure(updates, episodes):
