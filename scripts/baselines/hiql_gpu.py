@@ -29,7 +29,7 @@ def load(paths):
 
     mazes = []
     for path in paths:
-        file = np.load(path)
+        file = np.load(path, allow_pickle=False)
         ends = np.flatnonzero(file['terminals'])
         rows = np.arange(ends[-1] + 1)
         mazes.append({

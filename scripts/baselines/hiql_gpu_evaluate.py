@@ -69,7 +69,7 @@ def main():
     parser.add_argument('--output', required=True)
     flags = parser.parse_args()
 
-    weights = dict(np.load(flags.actors))
+    weights = dict(np.load(flags.actors, allow_pickle=False))
     high, low = actor(weights, 'high'), actor(weights, f'low{flags.low}')
     row = {'updates': int(Path(flags.actors).stem.rsplit('_', 1)[1]), 'label_steps': flags.label_steps,
            'episodes_per_task': flags.episodes}

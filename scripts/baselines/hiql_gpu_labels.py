@@ -17,9 +17,9 @@ import support.threads  # noqa: F401, E402  before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from labeler import explained  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402
@@ -28,7 +28,7 @@ ROWS_AT_ONCE = 20_000
 
 
 def infer(checkpoint, observations):
-    """-> actions (N, A) between each state and the next; the last one's is of a step that stays."""
+    """Infer the actions (N, A) between each state and the next; the last row repeats its state."""
     agent = OnlineAgent.from_state_dict(load_checkpoint(checkpoint, 'online')['agent'])
     states = torch.from_numpy(observations)
     steps = torch.stack([states, torch.cat([states[1:], states[-1:]])], 1)
@@ -42,13 +42,13 @@ def main():
     parser.add_argument('--output', required=True)
     flags = parser.parse_args()
 
-    with np.load(flags.data_path) as file:
+    with np.load(flags.data_path, allow_pickle=False) as file:
         observations, terminals, true = file['observations'], file['terminals'], file['actions']
     inside = ~terminals.astype(bool)
     actions = [true]
     for checkpoint in flags.checkpoints:
         labels = infer(checkpoint, observations)
-        print(f'R2 {explained(labels[inside], torch.from_numpy(true[inside])):.3f}: {checkpoint}')
+        print(f'R2 {r2_score(labels[inside], torch.from_numpy(true[inside])):.3f}: {checkpoint}')
         actions.append(labels.numpy())
 
     Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
