@@ -47,9 +47,10 @@ MIN_ROWS = 100  # probed states, for networks to learn from
 @dataclasses.dataclass
 class SimulatorLabelConfig(RunConfig):
     """data, probes and networks of simulator labels"""
-    stages: int = flag(3, 'correction stages, with two probes per state each', least=1)
-    max_steps: int = flag(0, 'budget of environment steps (one per probe); 0 probes all states', least=0)
-    solved_states: int = flag(60_000, 'states whose actions least squares determine; 0 disables it', least=0)
+    stages: int = flag(3, 'correction stages, with two probes per state each', least=1, basic=True)
+    max_steps: int = flag(0, 'budget of environment steps (one per probe); 0 probes all states', least=0, basic=True)
+    solved_states: int = flag(60_000, 'states whose actions least squares determine; 0 disables it', least=0,
+                              basic=True)
     random_range: float = flag(1.5, 'range of the random actions before clipping, in action ranges', above=0)
     hidden_dim: int = flag(512, 'width of the networks', least=1)
     num_updates: int = flag(6000, 'gradient steps of each network', least=1)
