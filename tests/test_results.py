@@ -248,7 +248,8 @@ def test_make_tables_reads_the_csv(page):
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
     assert f'\n| {NAME} | **85.0 ± 7.1** | 2 | 96 ± 1 | 97.3 ± 1.2 [' in text
     caption = ('**Ant and point mazes**: 30,000–40,000 environment steps; '
-               'offline + online updates 2,000 + 14,000; 5 tasks × 50 episodes per seed; default flags.')
+               'offline + online updates 2,000 + 14,000; 5 tasks × 50 episodes per seed; all other flags '
+               'at their defaults.')
     assert caption in text
     line = f'| `no-alignment` | {NAME} | 60.0 | 80.0 | -20.0 | 1 | 20,000 | 100 |'
     assert line in details, 'seed 0 is paired with seed 0 of main, not with the mean of its seeds'
