@@ -1,4 +1,4 @@
-# Thin wrappers over python commands (README, "Without make"). Needs Python >= 3.10 and make, nothing else.
+# Wrappers over python commands (docs/running.md, "Without make"). They need Python >= 3.10 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

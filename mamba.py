@@ -1,6 +1,7 @@
-"""The Mamba-2 layer (Dao & Gu 2024, "Transformers are SSMs") and its scan: in plain torch, step by step for the tests,
-and as mamba-ssm's Triton kernel for CUDA tensors (optional: requirements-cuda.txt). `choose_backend` says which of them
-a run takes.
+"""The Mamba-2 layer (Dao & Gu 2024, "Transformers are SSMs") and its scan.
+
+The scan exists in plain torch, step by step for the tests, and as mamba-ssm's Triton kernel for CUDA tensors
+(optional: requirements-cuda.txt). `choose_backend` chooses the one that a run uses.
 
     code    paper   meaning
     B, L            batch, sequence length
@@ -22,17 +23,25 @@ from torch import nn
 
 
 def ssd_scan(x, dt, A, B, C, chunk_size=32):
-    """State-space dual form (Mamba-2, section 6): the recurrence h_t = e^{dt_t A} h_{t-1} + dt_t B_t x_t,
-    y_t = C_t h_t as masked matrix products inside chunks, with the state passed from chunk to chunk.
+    """Compute h_t = e^{dt_t A} h_{t-1} + dt_t B_t x_t, y_t = C_t h_t in the state-space dual form.
 
-    Args: x (B, L, H, P); dt (B, L, H), positive; A (H,), negative; B, C (B, L, N).
-    Returns y (B, L, H, P), equal to `ssd_reference` up to rounding for any L and any chunk size.
+    Inside a chunk the recurrence is a masked matrix product, and the state is passed from chunk to chunk
+    (section 6).
+
+    Args:
+        x: (B, L, H, P).
+        dt: (B, L, H), positive.
+        A: (H,), negative.
+        B, C: (B, L, N).
+
+    Returns:
+        y (B, L, H, P), equal to `ssd_reference` up to rounding for any L and any chunk size.
     """
     batch, length, heads, headdim = x.shape
     n = -(-length // chunk_size)
-    size = -(-length // n)  # chunks of equal length, so that almost nothing is padded
+    size = -(-length // n)  # chunks of equal length need little padding
     padding = n * size - length
-    if padding:  # dt = 0 leaves the state as it is: padding at the end changes nothing before it
+    if padding:  # dt = 0 keeps the state, and padding at the end changes no output before it
         x, dt, B, C = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, padding)) for t in (x, dt, B, C))
 
     # split into n chunks of Q = size positions
@@ -42,12 +51,12 @@ def ssd_scan(x, dt, A, B, C, chunk_size=32):
     C = C.view(batch, n, 1, size, -1)
     log_decay = torch.cumsum(dt * A[:, None], dim=-1)  # (B, n, H, Q)
 
-    # within a chunk; masked before the exponential: the upper triangle would overflow and its gradient would be NaN
+    # within a chunk; masked before the exponential, which overflows in the upper triangle (NaN gradients)
     future = torch.full((size, size), -torch.inf, device=x.device).triu(1)
     decay = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).add_(future).exp_()
     y = ((C @ B.transpose(-1, -2)) * decay) @ xdt  # (B, n, H, Q, P)
 
-    if n > 1:  # what earlier chunks add
+    if n > 1:  # contribution of earlier chunks
         to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
         added = (B * to_end).transpose(-1, -2) @ xdt  # (B, n, H, N, P)
         keep = log_decay[..., -1].exp()[..., None, None]
@@ -63,7 +72,7 @@ def ssd_scan(x, dt, A, B, C, chunk_size=32):
 
 
 def ssd_reference(x, dt, A, B, C):
-    """The same recurrence, one position after the other: slow, obviously right; tests compare with it."""
+    """Compute the recurrence of `ssd_scan` position by position: slow, the reference of the tests."""
     batch, length, heads, headdim = x.shape
     state = x.new_zeros(batch, heads, headdim, B.shape[-1])
     outputs = []
@@ -75,9 +84,13 @@ def ssd_reference(x, dt, A, B, C):
 
 
 def load_mamba_ssm_scan():
-    """-> mamba_ssm's Triton kernel as a function like `ssd_scan`, with its `version`; ImportError if it is not
-    there. The package itself is not imported, only its Triton files: PyPI's needs a CUDA extension at import, which
-    rarely fits the torch at hand, and which this kernel does without.
+    """Return mamba_ssm's Triton kernel as a function like `ssd_scan`, with its `version`.
+
+    Only the Triton files of the package are imported. The package itself needs a CUDA extension, which rarely
+    fits the installed torch and which this kernel does not use.
+
+    Raises:
+        ImportError: if the kernel is not installed.
     """
     spec = None if 'mamba_ssm' in sys.modules else importlib.util.find_spec('mamba_ssm')
     if spec:
@@ -89,7 +102,7 @@ def load_mamba_ssm_scan():
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     finally:
         if spec:
-            del sys.modules['mamba_ssm']  # whoever wants the package itself gets it, not this stand-in
+            del sys.modules['mamba_ssm']  # later imports find the package itself, not this stand-in
 
     def scan(x, dt, A, B, C, chunk_size=32):
         return mamba_chunk_scan_combined(x, dt, A, B.unsqueeze(2), C.unsqueeze(2), chunk_size=chunk_size)
@@ -99,10 +112,18 @@ def load_mamba_ssm_scan():
 
 
 def choose_backend(requested, device):
-    """-> ('torch' | 'mamba_ssm', one line that says why). `requested`: auto, torch or mamba_ssm.
+    """Choose the implementation of the scan on a device.
 
-    The kernel must pass a probe (forward and backward agree with `ssd_scan`) before `auto` takes it;
-    asking for mamba_ssm where it cannot work raises ValueError with the reason.
+    `auto` uses the kernel on CUDA devices if it passes a probe: forward and backward agree with `ssd_scan`.
+
+    Args:
+        requested: auto, torch or mamba_ssm.
+
+    Returns:
+        'torch' or 'mamba_ssm', and a line with the reason.
+
+    Raises:
+        ValueError: if mamba_ssm is requested and cannot be used.
     """
     device = torch.device(device)
     name = f'torch SSD on {device}'
@@ -116,20 +137,20 @@ def choose_backend(requested, device):
             raise RuntimeError(f'its kernels run on CUDA tensors only, and the device is {device}')
         scan = load_mamba_ssm_scan()
         probe_scan(scan, device)
-    except Exception as error:  # Triton's compilers raise kinds of their own; whatever it is, torch does the work
+    except Exception as error:  # Triton's compilers raise errors of their own types
         reason = (str(error) or repr(error)).splitlines()[0]
         if requested == 'mamba_ssm':
             raise ValueError(f'--mamba_backend mamba_ssm cannot be used: {reason}. '
                              'Use --mamba_backend torch, or see requirements-cuda.txt.') from error
         if isinstance(error, ModuleNotFoundError) and error.name == 'mamba_ssm':
-            return 'torch', f'{name}; mamba-ssm is not installed, requirements-cuda.txt says how'
+            return 'torch', f'{name}; mamba-ssm is not installed (requirements-cuda.txt)'
         return 'torch', f'{name}; mamba_ssm not usable: {reason}'
 
     return 'mamba_ssm', f'mamba_ssm {scan.version} on {device}'
 
 
 def probe_scan(scan, device):
-    """Raise RuntimeError unless `scan` agrees with `ssd_scan` on `device`, its gradients as well."""
+    """Raise RuntimeError unless outputs and gradients of `scan` and `ssd_scan` agree on a device."""
     x = torch.rand(2, 70, 8, 32, device=device) * 0.1
     dt = torch.rand(2, 70, 8, device=device) * 0.1
     A = torch.rand(8, device=device) * -0.1
@@ -158,17 +179,21 @@ class GatedRMSNorm(nn.Module):
 
 
 class Mamba2(nn.Module):
-    """One Mamba-2 layer; parameter names, shapes and initial values are those of `mamba_ssm.Mamba2`
-    (ngroups 1, rmsnorm, no bias), so that a state dict moves freely between the two.
+    """One Mamba-2 layer.
 
-    Raises ValueError for sizes that do not fit together.
+    Parameter names, shapes and initial values are those of `mamba_ssm.Mamba2` (ngroups 1, rmsnorm, no bias),
+    so that both load the same state dict.
+
+    Raises:
+        ValueError: if `headdim` does not divide `expand` * `d_model`.
     """
 
     def __init__(self, d_model=128, d_state=16, d_conv=4, expand=2, headdim=32, chunk_size=32):
         super().__init__()
         self.d_inner = expand * d_model
         if self.d_inner % headdim:
-            raise ValueError(f'd_inner = expand * d_model = {self.d_inner} must be a multiple of headdim {headdim}')
+            raise ValueError(f'd_inner = expand * d_model = {self.d_inner} must be a multiple of headdim '
+                             f'{headdim}')
         self.d_state = d_state
         self.d_conv = d_conv
         self.headdim = headdim
@@ -192,7 +217,7 @@ class Mamba2(nn.Module):
         return self.in_proj(u).split([self.d_inner, self.d_xbc, self.n_heads], dim=-1)
 
     def _heads(self, xbc, dt):
-        """Convolved channels -> x (..., H, P), dt (..., H), B and C (..., N)."""
+        """Split the convolved channels into x (..., H, P), dt (..., H), B and C (..., N)."""
         x, B, C = F.silu(xbc).split([self.d_inner, self.d_state, self.d_state], dim=-1)
         return x.unflatten(-1, (self.n_heads, self.headdim)), F.softplus(dt + self.dt_bias), B, C
 
@@ -200,14 +225,15 @@ class Mamba2(nn.Module):
         return self.out_proj(self.norm((y + self.D[:, None] * x).flatten(-2), gate))
 
     def _convolve(self, xbc):
-        """(B, L, d_xbc) -> the same shape, each channel convolved with its own past."""
-        if xbc.device.type == 'cpu':  # channels stay innermost, as oneDNN likes it: 1.6 times as fast as conv1d
+        """Convolve each channel of (B, L, d_xbc) with its own past; the shape stays."""
+        if xbc.device.type == 'cpu':  # channels stay innermost: 1.6 times as fast as conv1d with oneDNN
             xbc = F.pad(xbc, (0, 0, self.conv1d.padding[0], 0)).transpose(1, 2).unsqueeze(2)
-            return F.conv2d(xbc, self.conv1d.weight.unsqueeze(2), self.conv1d.bias, groups=self.d_xbc)[:, :, 0].mT
+            weight = self.conv1d.weight.unsqueeze(2)
+            return F.conv2d(xbc, weight, self.conv1d.bias, groups=self.d_xbc)[:, :, 0].mT
         return self.conv1d(xbc.transpose(1, 2))[..., :xbc.shape[1]].mT
 
     def forward(self, u):
-        """u (B, L, d_model) -> (B, L, d_model); position t depends on positions <= t only."""
+        """Map u (B, L, d_model) to the same shape; position t depends on positions <= t only."""
         gate, xbc, dt = self._split(u)
         xbc = self._convolve(xbc)
         x, dt, B, C = self._heads(xbc, dt)
@@ -215,8 +241,10 @@ class Mamba2(nn.Module):
         return self._output(y, x, gate)
 
     def forward_single(self, u):
-        """u (..., d_model), each row a sequence of length one -> (..., d_model). Equals `forward`, without
-        the convolution's and the scan's overhead: from the zero state, y = (C . B) dt x."""
+        """Map u (..., d_model), each row a sequence of length one, to the same shape.
+
+        It equals `forward` without the overhead of convolution and scan: y = (C . B) dt x from a zero state.
+        """
         gate, xbc, dt = self._split(u)
         convolved = torch.addcmul(self.conv1d.bias, xbc, self.conv1d.weight[:, 0, -1])
         x, dt, B, C = self._heads(convolved, dt)
@@ -224,14 +252,14 @@ class Mamba2(nn.Module):
         return self._output(y, x, gate)
 
     def initial_state(self, batch_size):
-        """-> (conv (B, d_xbc, d_conv - 1), ssm (B, H, P, N)), all zero: nothing seen yet."""
+        """Return the state before the first position: zeros (B, d_xbc, d_conv - 1) and (B, H, P, N)."""
         weight = self.out_proj.weight
         conv = weight.new_zeros(batch_size, self.d_xbc, self.d_conv - 1)
         ssm = weight.new_zeros(batch_size, self.n_heads, self.headdim, self.d_state)
         return conv, ssm
 
     def step(self, u, state):
-        """u (B, d_model), state -> (output (B, d_model), new state): `forward`'s next position in O(1)."""
+        """Compute `forward`'s next position in O(1) from u (B, d_model); return it and the new state."""
         conv, ssm = state
         gate, xbc, dt = self._split(u)
         window = torch.cat([conv, xbc.unsqueeze(-1)], -1)  # (B, d_xbc, d_conv)

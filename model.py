@@ -1,13 +1,14 @@
-"""Networks of OPSO and nothing else: no losses, no optimiser, no files.
+"""The networks of OPSO, their moving averages and the imitation weight; no losses, no files.
 
-    code          paper               meaning
-    B, L, S, D                        batch, sequence length, observation size, latent size (d_model)
-    z             z_t = f(s_<=t)      latent of the causal encoder after the last <= context_length states
-    z_goal        z_g = f(g)          the goal, encoded as a sequence of length one by the same encoder
-    z_next        z'                  a latent some steps later
-    GoalValue     V(z, z_g), Q(z, z', z_g)
-    Proposer      f_P(z, z_g) -> z'
-    InverseDynamics  I(z, z', z_g) -> a
+    code             paper                     meaning
+    B, L, S, D                                 sizes: batch, sequence, observation, latent (d_model)
+    z, z_goal        z, z_g                    latents of the goal features of a state and a goal
+    z_next           z'                        z some steps later
+    sequence         f(s_<=t)                  latent of at most the last context_length states
+    state latent     f(s)                      latent of all dimensions of a single state
+    GoalValue        V(z, z_g), Q(z, z', z_g)
+    Proposer         f_P(z, z_g) -> z'         the state-only policy
+    InverseDynamics  pi(f(s), s, z', z_g) -> a the policy
 """
 
 import math
@@ -19,22 +20,25 @@ import torch
 from torch import nn
 
 from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
-from support.kernels import GELU
 
 
 def mlp(sizes):
-    """Linear layers with LayerNorm and GELU between them; `sizes` counts input and output."""
+    """Build linear layers with LayerNorm and GELU between them.
+
+    Args:
+        sizes: widths of the input, the hidden layers and the output.
+    """
     layers = []
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(n_in, n_out))
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(n_out), GELU()]
+            layers += [nn.LayerNorm(n_out), nn.GELU(approximate='tanh')]
     return nn.Sequential(*layers)
 
 
-# ------------------------------------------------------------------------------------------------- encoder
+# ------------------------------------------------------------------------------------------ encoder
 class GRULayer(nn.Module):
-    """What a Mamba-2 layer is compared with: a GRU of about as many `parameters`, with the same methods."""
+    """A GRU with about as many `parameters` as a Mamba-2 layer and the same methods, for comparison."""
 
     def __init__(self, d_model, parameters):
         super().__init__()
@@ -45,88 +49,112 @@ class GRULayer(nn.Module):
         self.output = nn.Linear(hidden, d_model)
 
     def train(self, mode=True):
-        """cuDNN has gradients of a GRU in training mode only. Without dropout both modes compute the same."""
+        """Keep the GRU in training mode, since cuDNN has no gradients in eval mode.
+
+        Without dropout, both modes compute the same.
+        """
         super().train(mode)
         self.gru.train()
         return self
 
     def forward(self, u):
-        """u (B, L, d_model) -> (B, L, d_model)."""
+        """Map u (B, L, d_model) to outputs of the same shape."""
         return self.output(self.gru(u)[0])
 
     def forward_single(self, u):
-        """u (..., d_model), each row a sequence of length one -> (..., d_model)."""
+        """Map u (..., d_model), each row a sequence of length one, to outputs of the same shape."""
         return self.forward(u.reshape(-1, 1, u.shape[-1])).view(u.shape)
 
     def initial_state(self, batch_size):
+        """Return the zero state before the first step: a tuple of one tensor (B, hidden)."""
         return (self.output.weight.new_zeros(batch_size, self.gru.hidden_size),)
 
     def step(self, u, state):
-        """u (B, d_model), state -> (output (B, d_model), new state)."""
+        """Map u (B, d_model) and the state to the output (B, d_model) and the next state."""
         hidden = self.gru(u.unsqueeze(1), state[0].unsqueeze(0))[1][0]
         return self.output(hidden), (hidden,)
 
 
 class MLPLayer(nn.Module):
-    """The same without a memory: position t depends on position t alone."""
+    """A layer without memory, for comparison: the output at t depends on the input at t alone."""
 
     def __init__(self, d_model, parameters):
         super().__init__()
         self.net = mlp([d_model, (parameters - d_model) // (2 * d_model + 3), d_model])
 
     def forward(self, u):
-        """u (..., d_model) -> (..., d_model)."""
+        """Map u (..., d_model) to outputs of the same shape."""
         return self.net(u)
 
     forward_single = forward
 
     def initial_state(self, batch_size):
+        """Return the empty state of a layer without memory."""
         return ()
 
     def step(self, u, state):
+        """Map u (B, d_model) to the output (B, d_model); the state stays empty."""
         return self.net(u), ()
 
 
 class EncoderState(NamedTuple):
-    """What acting remembers. Two streams (first axis of each tensor, folded into the batch: 2B rows) restart
-    every `context_length` steps, half a period apart; `count` (B,) is the number of states seen."""
-    layers: tuple
-    count: torch.Tensor
+    """Memory of the encoder while it reads B sequences step by step.
+
+    Two streams, folded into the batch (2B rows), restart every `context_length` steps, half a
+    period apart.
+    """
+
+    layers: tuple  # for each layer, a tuple of tensors (2B, ...)
+    count: torch.Tensor  # (B,) int, states read
 
     def reset(self, rows):
-        """Forget everything in the rows where the bool mask `rows` (B,) is true (a new episode)."""
-        return EncoderState(_forget(self.layers, torch.cat([rows, rows])), self.count * ~rows)
+        """Clear the memory of the rows where the bool mask `rows` (B,) is true (a new episode)."""
+        return EncoderState(_clear(self.layers, torch.cat([rows, rows])), self.count * ~rows)
 
 
-def _forget(layers, rows):
-    """The memories of all layers, each a tuple of tensors (2B, ...), with zeros where the mask `rows` (2B,) is true."""
-    return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0) for memory in layer)
+def _clear(layers, rows):
+    """Zero the memories of all layers where the bool mask `rows` (2B,) is true.
+
+    Args:
+        layers: for each layer, a tuple of tensors (2B, ...).
+    """
+    return tuple(tuple(memory.masked_fill(rows.view(-1, *[1] * (memory.ndim - 1)), 0)
+                       for memory in layer)
                  for layer in layers)
 
 
-class Encoder(nn.Module):
-    """Causal encoder of state sequences: normalise, project, `n_layers` pre-norm residual blocks, norm. `kind` says
-    what a block is: mamba (Mamba-2), or for comparison gru or mlp, of as many parameters; mlp remembers nothing.
+LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}  # beside 'mamba'; choices of --encoder
 
-    Observations go in raw: their mean and std are buffers of this module (`set_statistics`), and nothing
-    else in the project normalises. `context_length` bounds the memory of `step` as training windows do.
+
+class Encoder(nn.Module):
+    """Causal encoder of state sequences.
+
+    Observations are normalised and projected; `n_layers` pre-norm residual blocks and a norm
+    follow. `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with
+    as many parameters. To add an encoder, write a layer with the methods of `GRULayer` and name it
+    in `LAYERS`; its state is a tuple of tensors with the batch first, and zeros are an empty
+    memory.
+
+    Inputs are raw observations. Their mean and std are buffers of this module (`set_statistics`).
+    `context_length` bounds the memory of `step` as windows do in training.
     """
 
-    def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2, headdim=32,
-                 context_length=100, backend='torch', kind='mamba'):
+    def __init__(self, observation_dim, d_model=128, n_layers=2, d_state=16, d_conv=4, expand=2,
+                 headdim=32, context_length=100, backend='torch', kind='mamba'):
         super().__init__()
         self.d_model = d_model
         self.context_length = context_length
 
         self.register_buffer('mean', torch.zeros(observation_dim))
         self.register_buffer('std', torch.ones(observation_dim))
-        self.register_buffer('slowness', torch.ones(observation_dim))
+        self.register_buffer('goal_weights', torch.ones(observation_dim))
 
+        # the blocks, with as many parameters whatever their kind
         self.input = nn.Linear(observation_dim, d_model)
         layers = [Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers)]
         if kind != 'mamba':
-            block = {'gru': GRULayer, 'mlp': MLPLayer}[kind]
-            layers = [block(d_model, parameters=sum(p.numel() for p in layer.parameters())) for layer in layers]
+            size = sum(p.numel() for p in layers[0].parameters())
+            layers = [LAYERS[kind](d_model, parameters=size) for _ in range(n_layers)]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
         self.final_norm = nn.RMSNorm(d_model, eps=1e-5)
@@ -134,91 +162,113 @@ class Encoder(nn.Module):
         self.set_backend(backend)
 
     def set_backend(self, backend):
+        """Choose the scan of all Mamba-2 layers: 'torch' or 'mamba_ssm'."""
         for layer in self.layers:
             if isinstance(layer, Mamba2):
                 layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
 
-    def set_statistics(self, mean, std, slowness=None):
-        """mean, std (S,) of the training observations; a dimension that never varies keeps std 1. `slowness`
-        (S,): how much of each dimension `encode_slow` sees, default all of it."""
+    def set_statistics(self, mean, std, goal_weights=None):
+        """Store the statistics of the training observations.
+
+        Args:
+            mean, std: (S,); the std of a dimension that never varies is replaced by 1.
+            goal_weights: (S,) in [0, 1], weight of each dimension in `goal_features`; None leaves
+                them as they are, initially 1.
+        """
         mean = torch.as_tensor(mean, dtype=torch.float32)
         std = torch.as_tensor(std, dtype=torch.float32)
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-        if slowness is not None:
-            self.slowness.copy_(torch.as_tensor(slowness))
+        if goal_weights is not None:
+            self.goal_weights.copy_(torch.as_tensor(goal_weights))
 
     def normalize(self, observations):
+        """Subtract the training mean from raw observations (..., S) and divide by the std."""
         return (observations - self.mean) / self.std
 
     def denormalize(self, states):
+        """Invert `normalize`."""
         return states * self.std + self.mean
 
+    def goal_features(self, observations):
+        """Normalise raw states (..., S) and multiply them by `goal_weights`."""
+        return (observations - self.mean) / self.std * self.goal_weights
+
     def forward(self, observations):
-        """(B, L, S) raw observations -> z (B, L, D); z at t depends on observations 0..t of its row."""
-        h = self.input(self.normalize(observations))
-        for norm, layer in zip(self.norms, self.layers, strict=True):
+        """Encode sequences (B, L, S) of raw observations to f(s_<=t) (B, L, D) at every t."""
+        return self._encode(self.normalize(observations), [layer.forward for layer in self.layers])
+
+    def encode_features(self, observations):
+        """Encode the goal features of raw states or goals (..., S) to z (..., D).
+
+        Each row is a sequence of length one.
+        """
+        return self._encode(self.goal_features(observations),
+                            [layer.forward_single for layer in self.layers])
+
+    def encode_state(self, observations):
+        """Encode all dimensions of raw states (..., S) to f(s) (..., D).
+
+        Each row is a sequence of length one.
+        """
+        return self._encode(self.normalize(observations),
+                            [layer.forward_single for layer in self.layers])
+
+    def _encode(self, inputs, layers):
+        """Project inputs (..., S), add each layer's output, normalise; return latents (..., D)."""
+        h = self.input(inputs)
+        for norm, layer in zip(self.norms, layers, strict=True):
             h = h + layer(norm(h))
         return self.final_norm(h)
 
-    def place(self, observations):
-        """(..., S) raw states -> (..., S), normalised and weighted by `slowness`: where a state is."""
-        return self.normalize(observations) * self.slowness
-
-    def encode_slow(self, observations):
-        """(..., S) raw states or goals -> z (..., D): each a sequence of length one, seen as its `place`."""
-        return self._encode_single(self.place(observations))
-
-    def encode_full(self, observations):
-        """(..., S) raw states -> f(s_t) (..., D): each a sequence of length one, all of it."""
-        return self._encode_single(self.normalize(observations))
-
-    def _encode_single(self, normalized):
-        h = self.input(normalized)
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            h = h + layer.forward_single(norm(h))
-        return self.final_norm(h)
-
     def initial_state(self, batch_size):
+        """Return the EncoderState before the first states of `batch_size` sequences."""
         layers = tuple(layer.initial_state(2 * batch_size) for layer in self.layers)
         count = torch.zeros(batch_size, dtype=torch.long, device=self.mean.device)
         return EncoderState(layers, count)
 
     def step(self, observations, state):
-        """(B, S), state -> (z (B, D), new state): O(1) however long the context.
+        """Encode the next raw states (B, S) of B sequences in O(1) time, whatever the context.
 
-        Equal to `forward` on the states since the older stream's last restart: all of the first
-        `context_length` states, and between context_length / 2 and context_length states from then on.
+        The result equals `forward` on the states since the older stream's last restart. These are
+        all of the first `context_length` states, and later between context_length / 2 and
+        context_length states.
+
+        Returns:
+            f(s_<=t) (B, D) and the next EncoderState.
         """
+        # which streams restart at this step
         count = state.count
         c = self.context_length
         restart = torch.cat([count % c == 0, count % c == c // 2])
         h = self.input(self.normalize(observations)).repeat(2, 1)
 
+        # both streams advance side by side
         layers = []
-        for norm, layer, memory in zip(self.norms, self.layers, _forget(state.layers, restart), strict=True):
+        for norm, layer, memory in zip(self.norms, self.layers, _clear(state.layers, restart),
+                                       strict=True):
             out, new = layer.step(norm(h), memory)
             h = h + out
             layers.append(new)
 
+        # the stream that restarted longer ago has the longer memory
         first, second = self.final_norm(h).unflatten(0, (2, -1))
         second_is_older = (count >= c) & (count % c < c // 2)
         z = torch.where(second_is_older[:, None], second, first)
         return z, EncoderState(tuple(layers), count + 1)
 
 
-# --------------------------------------------------------------------------------------------------- heads
+# -------------------------------------------------------------------------------------------- heads
 def minus_distance(a, b):
-    """-|a - b| over the last axis: what a `GoalValue` makes of two embeddings (..., E) -> (...)."""
+    """Return -|a - b| (...) for embeddings a, b (..., E)."""
     return -(a - b).square().sum(-1).add(1e-6).sqrt()
 
 
 class GoalValue(nn.Module):
     """Ensemble of goal-conditioned values: V(z, z_g) has `n_inputs` 2 and Q(z, z', z_g) has 3.
 
-    Minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024, eq. 3) and
-    -|f(z, z') - e(z_g)| for Q, so that V's embedding e holds how far apart in time two states are and little
-    else: `embed` is the space in which z' is compared and read. forward(*latents (..., D)) -> (n_ensemble, ...).
+    A value is minus a distance between embeddings, -|e(z) - e(z_g)| for V (HILP, Park et al. 2024,
+    eq. 3) and -|h(z, z') - e(z_g)| for Q. Distances in V's embedding e are distances in time.
     """
 
     def __init__(self, latent_dim, hidden_dim=256, n_inputs=2, n_ensemble=2, embedding_dim=64):
@@ -231,35 +281,55 @@ class GoalValue(nn.Module):
             self.source = nn.ModuleList(mlp(sizes) for _ in range(n_ensemble))
 
     def embed(self, z):
-        """z (..., D) -> e(z) (n_ensemble, ..., embedding_dim)."""
+        """Embed z (..., D) by each member: e(z) (n_ensemble, ..., embedding_dim)."""
         return torch.stack([e(z) for e in self.goal])
 
     def forward(self, *latents):
+        """Return the values (n_ensemble, ...) of latents (..., D).
+
+        Args:
+            latents: (z, z_g) for V, (z, z', z_g) for Q.
+        """
         *source, z_goal = latents
         source = torch.cat(source, -1)
         return minus_distance(torch.stack([f(source) for f in self.source]), self.embed(z_goal))
 
 
 class Proposer(nn.Module):
-    """The state-only policy f_P(z, z_g) -> z': a step in latent space, added to z."""
+    """The state-only policy f_P(z, z_g) -> z', a residual network: its output is added to z."""
 
     def __init__(self, latent_dim, hidden_dim=256):
         super().__init__()
         self.net = mlp([2 * latent_dim, hidden_dim, hidden_dim, latent_dim])
 
     def forward(self, z, z_goal):
+        """Propose z' (..., D) from z and z_goal (..., D)."""
         return z + self.net(torch.cat([z, z_goal], -1))
 
 
 class InverseDynamics(nn.Module):
-    """I(z, *targets) -> action (..., A); unbounded, so clip to the action space where it is executed.
+    """The policy pi(f(s), s, z', z_g) -> a. Its actions are unbounded: clip them to [-1, 1].
 
-    `targets` say what lies ahead, relative to now; `input_dim` counts all of them and z.
+    Args:
+        input_dim: dimensions of f(s) and of the task's inputs (tasks.py) together.
     """
 
     def __init__(self, input_dim, action_dim, hidden_dim=256):
         super().__init__()
         self.net = mlp([input_dim, hidden_dim, hidden_dim, action_dim])
 
-    def forward(self, z, *targets):
-        return self.net(torch.cat([z, *targets], -1))
+    def forward(self, latent, *inputs):
+        """Return actions (..., A) for f(s) (..., D) and the inputs (..., n) of `Locomotion.inputs`."""
+        return self.net(torch.cat([latent, *inputs], -1))
+
+
+@torch.no_grad()
+def soft_update(target, source, rate):
+    """Move every parameter of `target` toward the same one of `source` by the fraction `rate`."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def imitation_weight(advantage, temperature):
+    """Return min(exp(temperature * advantage), 100) divided by its mean, of the advantage's shape."""
+    weight = (temperature * advantage).exp().clamp(max=100.0)
+    return weight / weight.mean()

@@ -1,9 +1,10 @@
-"""Pretrain OPSO offline on trajectories of states: data -> agent -> update, validate, save, draw.
+"""Pretrain OPSO offline on trajectories of states: load, update, validate, save, draw.
 
     python offline_trainer.py --dataset antmaze-medium-navigate-v0
 """
 
 import dataclasses
+import math
 import shlex
 import sys
 import time
@@ -14,40 +15,42 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from environments.custom_env import check_states, name_flag
+from figures.pictures import TrainingPictures
 from mamba import choose_backend
+from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, make_env
-from own_environment import check_states, name_flag
-from pictures import TrainingPictures
-from senses import FULL, Senses, parse_setting
+from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
-from things import find_things
 from trajectories import load_dataset, slowness_summary
-from utils import as_floats, expected_time, mean_of
+from utils import expected_time, mean_of
+
+VAL_BATCHES = 8  # batches of a validation, the same ones every time
 
 
 @dataclasses.dataclass
-class TrainConfig(RunConfig):
+class OfflineTrainConfig(RunConfig):
     """data, budget and files of offline pretraining"""
 
-    batch_size: int = flag(16, 'windows per update; each gives --positions_per_window transitions', least=1)
-    num_updates: int = flag(1000, 'gradient steps, whatever the size of the data', least=1)
-    num_epochs: int = flag(0, 'passes over the windows (of context_length states) of the training trajectories, '
-                              'instead of --num_updates; 0 follows that', least=0)
+    batch_size: int = flag(16, 'windows per update', least=1, basic=True)
+    num_updates: int = flag(1000, 'gradient steps', least=1, basic=True)
+    num_epochs: int = flag(
+        0, 'passes over the training windows instead of --num_updates; 0 disables it', least=0,
+        basic=True)
     log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
-    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves', least=1)
-    val_batches: int = flag(8, 'batches per validation, the same ones every time', least=1)
-    observe: str = flag('full', 'what of the states is seen, in data, environment and goals: full, positions, torso, '
-                                'dropped:P (readings are lost) or noise:SIGMA (senses.py)')
-    maze_figures: bool = flag(True, 'draw V, proposals and latents on the maze at validations; where there is none, V '
-                                    'and latents along trajectories')
+    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
+                             least=1, basic=True)
+    observe: str = flag(
+        'full', 'observation model: full, positions, torso, dropped:P or noise:SIGMA', basic=True)
+    maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
-PANELS = (  # an objective that weighs nothing has no panel; those of V and the proposer always weigh 1
+PANELS = (  # an objective of weight 0 has no panel; V and the proposer always have one
     *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
             optional=name not in ('value_loss', 'proposer_loss'))
       for title, name in (
@@ -61,103 +64,142 @@ PANELS = (  # an objective that weighs nothing has no panel; those of V and the 
       )),
     Panel('total loss', {'train': 'training/total_loss', 'validation': 'validation/total_loss'}),
     Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'}),
-    Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy', 'validation': 'validation/infonce_accuracy'},
-          optional=True),
+    Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy',
+                               'validation': 'validation/infonce_accuracy'}, optional=True),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
     Panel('updates per second', {'train': 'time/updates_per_second'}),
 )
 
 
 def check_flags(config, agent_config):
-    """Raise ValueError for flags that cannot work, before anything is loaded."""
+    """Raise ValueError for invalid flags, before anything is loaded."""
     check_ranges(config, agent_config)
     agent_config.check()
     check_name(config.name, config.env)
     parse_setting(config.observe)
     if config.env and not config.dataset_path:
-        raise ValueError(f'--env {config.env} needs states of it: --dataset_path FILE.npz with `observations` and '
-                         '`terminals`')
+        raise ValueError(f'--env {config.env} needs its states: --dataset_path FILE.npz with '
+                         '`observations` and `terminals`')
 
 
 def train(config, agent_config):
-    """Run (or resume) one training -> path of last.pth."""
+    """Run (or resume) one offline training; return the path of last.pth.
+
+    Args:
+        config: OfflineTrainConfig. agent_config: OfflineConfig.
+    """
+    # flags and device
     check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
     prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
+
+    # data, agent, updates
     with open_run('offline', __file__, config, agent_config) as run:
-        with run.stop.at_once():
+        with run.stop.interruptible():
             data, val_data, source = load_data(config, agent_config)
             if config.env:
-                check_states(config.env, source.senses.wrap(make_env(config.env)), source.path,
-                             data.observations.shape[1])
+                check_states(config.env, source.observation_model.wrap(make_env(config.env)),
+                             source.path, data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
-        mean, std = data.statistics()
-        things = find_things(data)
-        moves_things = bool(things.any())
-        weights = things if moves_things else data.slowness()
-        agent.set_statistics(mean, std, weights, moves_things, bool(source.senses.loss_rate))
+        summary = set_statistics(agent, data, source.observation_model)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
-        print_banner(run, config, agent, data, source, device_line(config.device, device, why), num_updates,
-                     updates_per_epoch)
-        if agent.moves_things:
-            numbers = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
-            print(f'things that rest until they are moved (--slow_goals): {numbers}')
-        elif agent_config.slow_goals:
-            line, warning = slowness_summary(weights)
-            print(line)
-            if warning:
-                print(warning, file=sys.stderr)
+        print_banner(run, config, agent, data, source, device_line(config.device, device, why),
+                     num_updates, updates_per_epoch)
+        print(summary)
 
-        training = OfflineTraining(run, config, agent, data, val_data, source, num_updates, updates_per_epoch)
+        training = OfflineTraining(run, config, agent, data, val_data, source, num_updates,
+                                   updates_per_epoch)
         training.loop()
         print_results(run, config)
     return run.folder / 'last.pth'
 
 
+def set_statistics(agent, data, observation_model):
+    """Store the statistics and goal weights of the data in an OfflineAgent.
+
+    Goal weights are those of objects if the data have any, else the slowness of each dimension.
+
+    Args:
+        data: TrajectoryDataset. observation_model: ObservationModel of the data.
+
+    Returns:
+        One line on the largest goal weights, for the banner.
+    """
+    # weights by objects or by slowness
+    objects = find_objects(data)
+    has_objects = bool(objects.any())
+    weights = objects if has_objects else data.slowness()
+    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate))
+
+    # the line
+    if agent.has_objects:
+        dims = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
+        return f'dimensions of objects that rest until they are moved (--slow_goals): {dims}'
+    if not agent.config.slow_goals:
+        return 'goal features: all dimensions (--no-slow_goals)'
+    line, warning = slowness_summary(weights)
+    if warning:
+        print(warning, file=sys.stderr)
+    return line
+
+
 def load_data(config, agent_config):
-    senses = FULL
+    """Return the training and validation TrajectoryDataset and the DataSource of the flags."""
+    observation_model = FULL_STATE
     if config.observe != 'full':
-        senses = Senses.from_setting(config.observe, make_env(config.name))
+        observation_model = ObservationModel.from_setting(config.observe, make_env(config.name))
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, batch_size=config.batch_size, senses=senses,
-                        **agent_config.sampling())
+                        config.max_trajectories, batch_size=config.batch_size,
+                        observation_model=observation_model, **agent_config.sampling())
 
 
 def update_budget(config, data):
-    """Gradient steps of the whole run."""
+    """Return the number of gradient steps of the whole run."""
     if config.num_epochs:
         return config.num_epochs * -(-data.num_windows // config.batch_size)
     return config.num_updates
 
 
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):
+    """Print the data, the device, the sizes and the folder of the run."""
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(source.note)
-    if source.senses:
-        print(f'--observe {config.observe}: {agent.observation_dim} numbers of a state are seen')
+    if source.observation_model:
+        print(f'--observe {config.observe}: {agent.observation_dim} observed dimensions')
     print(device)
-    print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} dimensions, '
-          f'{data.num_windows:,} windows of {data.context_length}')
+    print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} '
+          f'dimensions, {data.num_windows:,} windows of {data.context_length}')
     print(f'{parameters:,} parameters; {num_updates:,} updates, {updates_per_epoch:,} per epoch')
     print(f'run folder: {run.folder}')
 
 
 def print_results(run, config):
+    """Print the files of a finished run and the next command."""
     last = run.folder / 'last.pth'
-    pictures = '; what was learned: the other *.png beside it' if config.maze_figures else ''
-    command = ['python', 'online_trainer.py', name_flag(config.name), config.name, '--offline_checkpoint', str(last)]
+    pictures = '; figures of the agent: the other *.png beside it' if config.maze_figures else ''
+    command = ['python', 'online_trainer.py', name_flag(config.name), config.name,
+               '--offline_checkpoint', str(last)]
     print(f'curves: {run.folder / "training_curves.png"}{pictures}')
-    print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} (lowest validation loss)')
+    print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} '
+          '(lowest validation loss)')
     print(f'next: {shlex.join(command)}')
 
 
 class OfflineTraining:
-    """Updates until the budget is spent; goes on where `run.saved` ended."""
+    """Loop of updates, validations and checkpoints until the budget is spent.
+
+    A resumed run continues from the checkpoint `run.saved`.
+
+    Args:
+        run: Run. config: OfflineTrainConfig. agent: OfflineAgent. source: DataSource.
+        data, val_data: training and validation TrajectoryDataset.
+        num_updates: gradient steps of the whole run. updates_per_epoch: int.
+    """
 
     def __init__(self, run, config, agent, data, val_data, source, num_updates, updates_per_epoch):
         self.run = run
@@ -168,46 +210,54 @@ class OfflineTraining:
         self.num_updates = num_updates
         self.updates_per_epoch = updates_per_epoch
 
+        # state of the loop, part of a checkpoint
         self.rng = np.random.default_rng(config.seed)
         self.best = float('inf')
         self.infos = []  # of the updates since the last row
         if run.saved:
             self.load_state_dict(run.saved)
 
-        # what the online half needs to find the very same data again
+        # with this record the online half finds the same data
         self.data_record = {
             'dataset': config.name,
             'path': source.path,
             'max_trajectories': config.max_trajectories,
             'fingerprint': data.fingerprint(),
-            'senses': dataclasses.asdict(source.senses),
+            'observation_model': dataclasses.asdict(source.observation_model),
         }
+
+        # log and pictures
         fingerprint = f'{data.fingerprint()}; validation {val_data.fingerprint()}'
         self.log = run.start_logging('train.csv', agent.step, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder, source.senses)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model)
 
     def loop(self):
+        """Update, log and validate until the budget is spent; save if the run is stopped."""
         if self.agent.step >= self.num_updates:
-            print(f'this run is finished: {self.agent.step:,} of {self.num_updates:,} updates are done; --num_updates '
-                  'can be raised')
+            print(f'this run is finished: {self.agent.step:,} of {self.num_updates:,} updates are '
+                  'done; raise --num_updates to continue it')
             self.draw_curves()
 
         first = self.agent.step
-        self.progress = tqdm(total=self.num_updates, initial=first, unit='update', dynamic_ncols=True, mininterval=1.0)
+        self.progress = tqdm(total=self.num_updates, initial=first, unit='update',
+                             dynamic_ncols=True, mininterval=1.0)
         self.start_clock()
         try:
             while self.agent.step < self.num_updates:
                 self.update()
                 if self.agent.step - first == 30:
                     seconds = time.perf_counter() - self.clock
-                    self.progress.write(expected_time(first, self.agent.step, self.num_updates, seconds))
+                    self.progress.write(
+                        expected_time(first, self.agent.step, self.num_updates, seconds))
 
-                validating = self.agent.step % self.config.val_interval == 0 or self.agent.step == self.num_updates
+                validating = (self.agent.step % self.config.val_interval == 0
+                              or self.agent.step == self.num_updates)
                 if validating or self.agent.step % self.config.log_interval == 0:
                     self.log_row(validating)
-                self.run.stop.check()
+                if self.run.stop.signal:
+                    raise Stopped
         except Stopped:
             self.save()
             self.draw_curves()
@@ -216,13 +266,17 @@ class OfflineTraining:
             self.progress.close()
 
     def update(self):
+        """Take one gradient step and keep its metrics."""
         batch = self.data.sample(self.config.batch_size, self.rng)
-        self.infos.append(as_floats(self.agent.update(batch.to(self.agent.device))))
-        self.run.check_finite(self.agent.step, self.infos[-1], batch.row_numbers())
+        info = self.agent.update(batch.to(self.agent.device))
+        self.infos.append(info)
+        if not math.isfinite(info['total_loss'] + info['grad_norm']):
+            self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
         self.progress.update()
 
     def log_row(self, validating):
-        """One row of the CSV; with `validating`, also a validation, checkpoints and pictures."""
+        """Log a row of train.csv; with `validating`, also validate, save and draw."""
+        # means over the updates since the last row
         speed = (self.agent.step - self.clock_step) / (time.perf_counter() - self.clock)
         row = mean_of(self.infos, 'training/')
         row['time/updates_per_second'] = speed
@@ -230,7 +284,7 @@ class OfflineTraining:
         self.infos = []
 
         if validating:
-            metrics = validate(self.agent, self.val_data, self.config)
+            metrics = validate(self.agent, self.val_data, self.config.batch_size)
             row |= {f'validation/{name}': value for name, value in metrics.items()}
             self.progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, "
                                           f"validation {metrics['total_loss']:.3f}")
@@ -239,7 +293,7 @@ class OfflineTraining:
         if validating:
             if metrics['total_loss'] <= self.best:
                 self.best = metrics['total_loss']
-                self.save('best_model.pth')  # first: a kill in between repeats it
+                self.save('best_model.pth')  # before last.pth: after a kill in between, it is repeated
             self.save()
             self.draw_curves()
             if self.pictures:
@@ -248,36 +302,42 @@ class OfflineTraining:
         self.start_clock()
 
     def start_clock(self):
-        """Speed is measured without validations and pictures."""
+        """Start the clock of updates per second, which excludes validations and figures."""
         self.clock_step = self.agent.step
         self.clock = time.perf_counter()
 
     def draw_curves(self):
-        plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS, self.run.folder / 'training_curves.png',
+        """Draw training_curves.png from all rows of train.csv."""
+        plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS,
+                    self.run.folder / 'training_curves.png',
                     f'OPSO offline, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name='last.pth'):
+        """Write a checkpoint with all that a resumed run needs."""
         self.run.save({'data': self.data_record, 'agent': self.agent.state_dict(),
-                       'rng': self.rng.bit_generator.state, 'best': self.best, 'infos': self.infos}, name)
+                       'rng': self.rng.bit_generator.state, 'best': self.best, 'infos': self.infos},
+                      name)
 
     def load_state_dict(self, saved):
+        """Continue from a checkpoint that `save` wrote."""
         self.agent.load_state_dict(saved['agent'])
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.infos = saved['infos']
 
 
-def validate(agent, dataset, config):
-    """Mean of `total_loss`'s numbers over the same few batches each time."""
+def validate(agent, dataset, batch_size):
+    """Return the mean metrics of `total_loss` over the same `VAL_BATCHES` batches at each call."""
     rng = np.random.default_rng(12345)
     with torch.no_grad():
-        infos = [agent.total_loss(dataset.sample(config.batch_size, rng).to(agent.device))[1]
-                 for _ in range(config.val_batches)]
+        infos = [agent.total_loss(dataset.sample(batch_size, rng).to(agent.device))[1]
+                 for _ in range(VAL_BATCHES)]
     return mean_of(infos)
 
 
 def main(argv=None):
-    train(*parse_flags(__doc__.splitlines()[0], TrainConfig, OfflineConfig, argv=argv))
+    """Train with the flags of `argv`; default: those of the command line."""
+    train(*parse_flags(__doc__.splitlines()[0], OfflineTrainConfig, OfflineConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -1,634 +1,374 @@
-"""OPSO's second half: turn the frozen encoder and the proposer into a policy that learns actions while it acts. An
-update trains small heads only: inverse dynamics, a locator and, on request, Q, V and the proposer further on.
+"""OPSO's online half: learn a policy on top of the frozen encoder, while the agent acts.
 
-    labeler             I_1(s_t, s_{t+1}) -> a_t       physics, learned from the agent's own transitions; no network,
-                                                       and no part of an update (labeler.py)
-    inverse_dynamics    I(z, z', z_g) -> a             what acts; trained on offline states with the labeler's actions
-                                                       (BCO, Torabi et al. 2018, made goal-conditioned) and, with
-                                                       online_share, on the agent's own transitions
-    locator             l(z) -> place                  where a latent lies; so that I can read a z' that is no state
-    baseline            b(s) -> progress               how far trajectories usually come from here in a few steps;
-                                                       what goes beyond it is imitated
+    labeler           pi_1(s_t, s_{t+1}) -> a_t   one-step inverse dynamics, Gaussian processes
+                                                  fitted to the agent's steps (labeling/labeler.py)
+    inverse_dynamics  pi(f(s), s, z', z_g) -> a   the policy; imitates the labels of the data (BCO,
+                                                  Torabi et al. 2018, made goal-conditioned)
+    feature_decoder   l(z) -> goal features       decodes subgoals z' that are proposed
+    baseline          b(s) -> progress            expected progress from a state
 
-I reads z' and z_g as headings: the unit vectors from the place of the state to theirs. A place is a state as the slow
-encoder sees it (`Encoder.place`). Beside f(s_t) it reads s_t itself, so that acting does not wait for an encoder
-that tells every joint.
-Where the robot moves things (things.py), I reads how far each is to be moved instead.
+The agent chooses three objects when it is made: the state estimator (observing/), the planner
+(planning/planners.py), which gives subgoals, and the task (tasks.py), which determines inputs and
+weights of the policy.
 
-Actions in here lie in [-1, 1]; only `act` and `scale_to_unit` know the bounds of the environment's action space.
+Actions in this module lie in [-1, 1]; only `act` and `normalize_actions` convert to and from the
+bounds of the environment's action space.
 """
 
-import contextlib
 import copy
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from beliefs import Belief, Believer
-from labeler import Labeler
-from model import EncoderState, InverseDynamics, mlp
-from offline_agent import OfflineAgent, at_positions, imitation_weight
-from online_batches import LatentStore, OnlineBatches
-from planner import Pursuit, StateMap
+from labeling.labeler import Labeler
+from model import InverseDynamics, mlp, soft_update
+from observing.state_estimator import EncoderPrediction, LastObservation
+from offline_agent import OfflineAgent
+from online_batches import OnlineBatches
+from planning.graph_planner import GraphPlanner
+from planning.object_planner import ObjectPlanner
+from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
 from support.flags import flag, make_config
-from support.kernels import small_products
-from things import STILL, Carrying, ThingsMap
-from utils import in_bounds, in_units, load_weights, soft_update
+from tasks import load_map, make_task
+from utils import load_weights, normalize_actions, unnormalize_actions
 
-RETIRED = 'labeler_context', 'labeler_places', 'labeler_dropout'  # flags of the labeler that was a network
-PLACE_SLOWNESS = 0.5  # a number slower than this, the slowest being 1, says where something is
-LOWEST_RATE = 0.01  # of the first one, to which a learning rate falls
-BOUND = 4.0  # standard deviations of the data beyond which I sees no difference, where there are things
-STAY_STEPS = 25  # who has stayed in his place for so long rests
-STAY_RADIUS = 0.1  # of that of the map's nodes, how wide a place is; in the mazes about 0.2 m
+LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 
 
 @dataclasses.dataclass
 class OnlineConfig:
-    """inverse dynamics and updates of the online half"""
-    batch_size: int = flag(8, 'windows\' worth of transitions per update: batch_size * context_length transitions '
-                              '(8 * 100 = 800), drawn one by one from the data, or with --memory as windows', least=1)
-    idm_hidden_dim: int = flag(256, 'width of the hidden layers of the inverse dynamics', least=1)
-    lr: float = flag(1e-3, "Adam's learning rate for the inverse dynamics and the locator; Q, V and the proposer "
-                           'keep the offline one', above=0)
-    lr_decay_updates: int = flag(0, 'all learning rates fall to a hundredth over the second half of so many updates; '
-                                    '0: they stay', least=0)
-    acting_rate: float = flag(0.002, 'EMA rate of the averaged networks, by which the agent acts; 1 '
-                                     'disables averaging', above=0, most=1)
-    memory: bool = flag(False, 'I sees f of the last context_length states, by an encoder of its own that begins as '
-                               'the offline one; Q, V and the proposer see single states either way')
-    memory_lr: float = flag(3e-4, 'learning rate of that encoder', above=0)
-    labeler_updates: int = flag(100, "steps on the labeler's kernel in each round", least=0)
-    gentle_labels: float = flag(0.2, 'where there are things, labels believe that a demonstrator does less than random '
-                                     'steps do: own steps count by 1 / (1 + (action / this)^2), so that of actions '
-                                     'that do the same the smaller one is named; 0: all count alike', least=0)
-    heading_products: bool = flag(False, "I sees each number of the state times each of the direction of z' as well: "
-                                         'velocities along and across it, which a robot whose state does not tell '
-                                         'where it faces turns by (a humanoid)')
-    point_out: bool = flag(True, 'where there are things, I sees the one that is to be moved apart from the others')
-    recovery_share: float = flag(0.0, 'where there are things, so much of what I learns from begins in a state beside '
-                                      'the data, as own steps displaced the robot, with the way back (recoveries.py)',
-                                 least=0, most=1)
-    value_interval: int = flag(0, 'train Q, V and the proposer in one of so many updates; 0 leaves them as they are',
-                               least=0)
-    online_share: float = flag(0.0, "share of the agent's own transitions in what I learns from, and Q, V and the "
-                                    'proposer if they do (the labeler learns from nothing else)', least=0, most=1)
-    progress_steps: int = flag(5, "weight I's pairs by how far the trajectory came toward z' in so many steps; 0: all "
-                                  "alike. It is also the nearest z' of a pair", least=0)
-    progress_temperature: float = flag(2.0, "a pair's weight: min(exp(temperature * progress), 100), progress beyond "
-                                            'what is usual from its state, in standard deviations', least=0)
-    remember_lost: bool = flag(True, 'where readings get lost (--observe dropped:P), act on what the encoder of '
-                                     'sequences expects in their place; else on the last one that arrived')
-    action_scale: float = flag(0.85, 'acting does so much of what I infers, where I sees headings (not where things '
-                                     'are moved); below 1 it walks more carefully than the data, and falls less',
-                               above=0)
-    rest_noise: float = flag(0.0, f'noise on the actions of who has not left his place for {STAY_STEPS} steps, its '
-                                  'standard deviation in half widths of their range. Without, a robot that lies still '
-                                  'does the same in the same state for ever (a humanoid: 1)', least=0)
-    hop: int = flag(0, 'steps along an edge of the map, which is how far ahead the agent looks; 0: 0.6 of '
-                       '--transition_steps (15 of 25). The direction to what is near swings with a robot that sways as '
-                       'it walks (a humanoid: 60)', least=0)
-    plan: bool = flag(True, "z' is the next node of a shortest path on the map of the data (planner.py), and the "
-                            "proposer's only where no path leads")
+    """policy, planner and updates of the online half"""
 
-
-class Rest(NamedTuple):
-    """Where B episodes are, and for how many steps they have been there."""
-
-    places: np.ndarray  # (B, S), nan where an episode begins
-    steps: np.ndarray  # (B,) int
-
-    def forget(self, rows):
-        """rows (B,) bool -> the Rest in which these episodes begin."""
-        return Rest(np.where(rows[:, None], np.nan, self.places), np.where(rows, 0, self.steps))
-
-    def step(self, places, radius):
-        """places (B, S) a step later -> Rest; who is further than `radius` from his place has a new one."""
-        stays = np.linalg.norm(places - self.places, axis=1) <= radius
-        return Rest(np.where(stays[:, None], self.places, places), np.where(stays, self.steps + 1, 0))
+    batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
+                           basic=True)
+    idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
+    lr: float = flag(1e-3, "Adam's learning rate", above=0)
+    lr_decay_updates: int = flag(
+        0, 'updates of a schedule whose second half decays to 1/100; 0 disables it', least=0)
+    ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0,
+                           most=1)
+    small_action_prior: float = flag(
+        0.2, 'scale of a prior for small actions in manipulation labels; 0 disables it', least=0)
+    direction_products: bool = flag(
+        False, 'products of state and subgoal direction as policy inputs (humanoid)')
+    corrective_fraction: float = flag(
+        0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)', least=0, most=1)
+    progress_steps: int = flag(
+        5, 'steps over which progress toward a subgoal is measured; 0 disables weighting', least=0)
+    progress_temperature: float = flag(
+        2.0, 'inverse temperature of the imitation weights exp(temperature * progress)', least=0)
+    estimator: str = flag(
+        'encoder', "estimate of a dropped observation: the encoder's prediction or the last observation",
+        choices=('encoder', 'last_observation'))
+    action_scale: float = flag(
+        0.85, 'factor on predicted actions in locomotion; below 1 is more cautious', above=0)
+    stuck_noise: float = flag(
+        0.0, 'std of action noise once the robot is stuck; 0 disables it (humanoid: 1)', least=0)
+    waypoint_steps: int = flag(
+        0, 'spacing of waypoints in steps; 0: 0.6 * --transition_steps (humanoid: 60)', least=0)
+    plan: bool = flag(True, "planning on the data; else the proposer's subgoals", basic=True)
 
 
 class ActState(NamedTuple):
-    """What acting carries from step to step: the encoder's memory and the goals, encoded once."""
+    """State of acting for B episodes; the agent does not look into its parts."""
 
-    encoder: EncoderState
-    belief: Belief | None  # where readings get lost
-    goals: torch.Tensor  # (B, S) raw
-    z_goal: torch.Tensor  # (B, D)
-    goal_places: torch.Tensor  # (B, S)
-    routes: np.ndarray | list | None  # ways to the goals on the map (`routes` of it); None without a plan
-    pursuit: Pursuit | Carrying | None  # what is headed for on it; None without a plan
-    biased: np.ndarray  # (B,) bool: was the last z' the goal-biased one?
-    rest: Rest  # as it began, without rest_noise
+    estimate: Any  # state of the estimator
+    plan: Any  # state of the planner
+    stuck: Any  # state of the task's stuck noise
 
 
 class OnlineAgent:
-    """An offline agent with a frozen encoder, plus inverse dynamics. `act` is deterministic unless asked.
+    """An offline agent, whose encoder is frozen, and a policy.
 
-    labeler: a Labeler. trained: inverse_dynamics, locator, baseline. values: critic, value, proposer, trained only with
-    `value_interval`. acting: moving averages of the trained networks and the proposer. action_low, action_high: bounds
-    (A,) of the actions. state_map: the StateMap or ThingsMap on which it plans, None until `build_map`.
+    Args:
+        offline: OfflineAgent; its target networks replace encoder and value.
+        action_low, action_high: (A,) bounds of the environment's actions.
+        config: OnlineConfig.
+        data_map: the result of `build_map`.
+
+    Attributes:
+        nets: ModuleDict of inverse_dynamics, feature_decoder and baseline.
+        ema_nets: their moving averages, which act.
+
+    Raises:
+        ValueError: if the bounds are not finite, or flags exclude each other.
     """
 
-    def __init__(self, offline, action_low, action_high, config):
+    def __init__(self, offline, action_low, action_high, config, data_map):
         self.offline = offline
         self.config = config
         self.device = offline.device
+        self.data_map = data_map
 
+        # actions
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.action_dim = len(self.action_low)
-        if not np.isfinite([self.action_low, self.action_high]).all() or (self.action_low >= self.action_high).any():
-            raise ValueError(f'the action space needs finite bounds, low below high; it has {self.action_low} and '
-                             f'{self.action_high}')
+        if (not np.isfinite([self.action_low, self.action_high]).all()
+                or (self.action_low >= self.action_high).any()):
+            raise ValueError('the action space needs finite bounds, low below high; it has '
+                             f'{self.action_low} and {self.action_high}')
+        if config.corrective_fraction and offline.has_dropout:
+            raise ValueError('--corrective_fraction cannot be combined with --observe dropped:P: '
+                             'perturbed states have no history; leave it out')
 
-        if config.memory and offline.loses_readings:
-            raise ValueError('--memory: where readings get lost, the encoder of sequences remembers for all that acts '
-                             '(--remember_lost); leave --memory out')
-
-        if config.recovery_share and (config.memory or offline.loses_readings):
-            raise ValueError('--recovery_share: whoever remembers has not been where he strayed to; leave it out, or '
-                             '--memory and --observe dropped:P')
-
-        # the averaged networks are the better ones, and the proposer was trained on their latents
+        # the targets replace the trained networks, since the proposer was trained on their latents
         for name, target in offline.targets.items():
             offline.nets[name].load_state_dict(target.state_dict())
-
-        if config.heading_products and offline.moves_things:
-            raise ValueError('--heading_products: where things are moved, I sees how far and no direction; leave it '
-                             'out')
-        if config.rest_noise and offline.moves_things:
-            raise ValueError('--rest_noise: where things are moved, a hand may wait; leave it out')
-        if config.hop and offline.moves_things:
-            raise ValueError('--hop: where things are moved, an edge of the map is a move, however long it takes; '
-                             'leave it out')
-        self.heading_numbers = self.place_numbers().tolist() if config.heading_products else []
-        if config.heading_products and not self.heading_numbers:
-            raise ValueError("--heading_products: the offline run knows no place that z' is a direction from "
-                             '(--slow_goals); leave it out')
-
-        d = offline.config.d_model
-        h = config.idm_hidden_dim
-        input_dim = d + (3 + len(self.heading_numbers)) * offline.observation_dim
-        self.trained = nn.ModuleDict({
-            'inverse_dynamics': InverseDynamics(input_dim, self.action_dim, h),
-            'locator': mlp([d, h, offline.observation_dim]),
-            'baseline': mlp([(1 + offline.moves_things) * offline.observation_dim, h, 1]),
-        }).to(self.device).eval()
-        if config.memory:
-            self.trained['memory'] = copy.deepcopy(offline.encoder).requires_grad_(True)
-        self.values = nn.ModuleDict({name: offline.nets[name] for name in ('critic', 'value', 'proposer')})
-        acting = nn.ModuleDict({**self.trained, 'proposer': self.values['proposer']})
-        self.acting = copy.deepcopy(acting).requires_grad_(False)
         self.encoder = offline.encoder.requires_grad_(False)
-        self.believer = Believer(offline, config.remember_lost) if offline.loses_readings else None
 
-        heads = [p for name, net in self.trained.items() if name != 'memory' for p in net.parameters()]
-        groups = [
-            {'params': heads, 'lr': config.lr},
-            {'params': self.values.parameters(), 'lr': offline.config.lr},
-        ]
-        if config.memory:
-            groups.append({'params': self.trained['memory'].parameters(), 'lr': config.memory_lr})
-        self.optimizer = torch.optim.Adam(groups, fused=True)
-        self.rates = [group['lr'] for group in groups]  # before any decay
+        # the chosen parts and the networks
+        self.task = make_task(offline, config, data_map)
+        self.nets = self._make_nets()
+        self.ema_nets = copy.deepcopy(self.nets).requires_grad_(False)
+        self.estimator = self._make_estimator()
+        self.planner = self._make_planner()
         self.labeler = Labeler(offline.observation_dim, self.action_dim)
-        self.state_map = None
+        self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
 
-    def build_map(self, data, seed=0, nodes=0):
-        """Make the map of a `TrajectoryDataset`, seen as the encoder sees places, and plan on it: a ThingsMap where
-        there are things to be moved, else a StateMap of so many nodes (0: as many as it chooses)."""
-        mean, scale = self.offline.place_scale()
-        if self.moves_things:
-            if nodes:
-                raise ValueError('--nodes: where things are moved, the data alone say how many nodes there are; leave '
-                                 'it out')
-            self.state_map = ThingsMap.from_data(data, scale, seed)
-            return
+    def _make_nets(self):
+        """Return the trained networks, a ModuleDict in eval mode on the agent's device."""
+        latent_dim = self.offline.config.d_model
+        width = self.config.idm_hidden_dim
+        return nn.ModuleDict({
+            'inverse_dynamics': InverseDynamics(latent_dim + self.task.input_dim, self.action_dim,
+                                                width),
+            'feature_decoder': mlp([latent_dim, width, self.offline.observation_dim]),
+            'baseline': mlp([self.task.baseline_dim, width, 1]),
+        }).to(self.device).eval()
 
-        hop = self.config.hop
-        longest = int((data.ends - data.starts).max())
-        if hop > longest:
-            raise ValueError(f'--hop {hop}: the longest trajectory of the data has {longest} steps; choose fewer')
-        self.state_map = StateMap.from_data(data, mean, scale, hop, nodes, seed)
+    def _make_estimator(self):
+        """Return the StateEstimator: predictions of dropped observations, or observations as they are."""
+        predicts = self.offline.has_dropout and self.config.estimator == 'encoder'
+        return EncoderPrediction(self.offline) if predicts else LastObservation()
 
-    @property
-    def moves_things(self):
-        """Are places those of things that rest until they are moved?"""
-        return self.offline.moves_things
+    def _make_planner(self):
+        """Return the Planner: on the map, with the proposer as fallback, or the proposer alone."""
+        proposer = ProposerPlanner(self.encoder, self.offline.nets['proposer'],
+                                   self.ema_nets['feature_decoder'])
+        if not self.config.plan:
+            return proposer
+        planner = ObjectPlanner if self.offline.has_objects else GraphPlanner
+        return FallbackPlanner(planner(self.data_map, self._goal_features), proposer)
 
-    @property
-    def weighs_progress(self):
-        """Is there progress to weigh imitation by? Switches alone need none: who presses a button in haste misses it.
-        What is put down is another matter, see `usual_progress`."""
-        return not self.moves_things or bool(self.state_map.loose)
+    def _goal_features(self, states):
+        """Return the goal features of raw states (..., S), a tensor on any device."""
+        return self.encoder.goal_features(states.to(self.device))
 
-    def bounded(self, states):
-        """What I sees of states (..., S) raw. Where there are things, none of their numbers lies further than `BOUND`
-        from the data's mean: of a wrist that nobody in the data ever turned, a little turn would be all that it
-        sees."""
-        if not self.moves_things:
-            return states
-        return self.encoder.mean + self.encoder.normalize(states).clamp(-BOUND, BOUND) * self.encoder.std
-
-    def place_numbers(self):
-        """-> int array, the numbers of a state that say where the robot, or a thing, is, the slowest first; empty where
-        nothing is known to be slow."""
-        if not self.offline.config.slow_goals:
-            return np.zeros(0, int)
-        slowness = self.offline.encoder.slowness.cpu().numpy()
-        order = np.argsort(-slowness, kind='stable')
-        return order[slowness[order] > PLACE_SLOWNESS]
-
-    def fit_labeler(self, batches, rng):
-        """Let the labeler learn from all own steps of `OnlineBatches`, and label the data anew; draws from the numpy
-        Generator `rng` -> R2 of held-out own steps."""
-        steps, actions = batches.own_steps()
-        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng, self.config.labeler_updates,
-                              places=self.place_numbers(),
-                              gentle=self.config.gentle_labels if self.moves_things else 0.0)
-        batches.label_data(self.label)
-        return r2
-
-    @property
-    def plans(self):
-        """Does acting follow the map?"""
-        return self.config.plan and self.state_map is not None
-
-    def open_batches(self, data, replay):
-        """-> OnlineBatches of the offline data and the agent's own episodes (a ReplayBuffer)."""
-        config = self.config
-        return OnlineBatches(
-            self.latent_store(data),
-            # few of its rows are ever read, so that their latents are computed when they are
-            self.latent_store(replay, cached=False),
-            size=config.batch_size * self.offline.config.context_length,
-            action_dim=self.action_dim,
-            online_share=config.online_share,
-            progress_steps=config.progress_steps if self.weighs_progress else 0,
-            window=self.offline.config.context_length if config.memory else 0,
-            recovery_share=config.recovery_share if self.moves_things else 0.0,
-            embed=self.offline.targets['value'].embed if config.value_interval else None,
-        )
-
-    def latent_store(self, dataset, cached=None):
-        """-> LatentStore of a dataset, with this agent's encoder."""
-        things_scale = self.offline.place_scale()[1] if self.moves_things else None
-        # what is remembered, or believed of a lost reading, is not told by the state alone
-        tells_all = not (self.config.memory or self.believer)
-        return LatentStore(dataset, self.encoder, cached, things_scale, self.believer,
-                           encode_full=self.encode_seen if tells_all else None)
-
-    def encode_seen(self, states):
-        """Raw states (n, S) -> f(s) (n, D), of what I sees of them."""
-        return self.encoder.encode_full(self.bounded(states))
-
-    # ------------------------------------------------------------------------------------------------ acting
+    # --------------------------------------------------------------------------------------- acting
     def initial_state(self, batch_size):
-        goals = torch.zeros(batch_size, self.offline.observation_dim, device=self.device)
+        """Return the ActState before the first step of `batch_size` episodes."""
         return ActState(
-            encoder=self.encoder.initial_state(batch_size),
-            belief=self.believer.initial_state(batch_size) if self.believer else None,
-            goals=goals,
-            z_goal=self.encoder.encode_slow(goals),
-            goal_places=self.encoder.place(goals),
-            routes=None,
-            pursuit=self.state_map.no_pursuit(batch_size) if self.plans else None,
-            biased=np.zeros(batch_size, bool),
-            rest=Rest(np.full(goals.shape, np.nan), np.zeros(batch_size, int)),
+            estimate=self.estimator.initial_state(batch_size),
+            plan=self.planner.initial_state(batch_size),
+            stuck=self.task.stuck_noise.initial_state(batch_size),
         )
 
     def reset_state(self, state, rows):
-        """Forget the episodes of the rows where the bool array `rows` (B,) is true."""
-        pursuit = state.pursuit.forget(rows) if self.plans else None
-        rest = state.rest.forget(rows)
-        rows = torch.as_tensor(rows, device=self.device)
-        belief = state.belief.reset(rows) if state.belief else None
-        return state._replace(encoder=state.encoder.reset(rows), belief=belief, pursuit=pursuit, rest=rest)
+        """Clear the state of the episodes where the bool array rows (B,) is true."""
+        return ActState(
+            estimate=self.estimator.reset(state.estimate, rows),
+            plan=self.planner.reset(state.plan, rows),
+            stuck=self.task.stuck_noise.reset(state.stuck, rows),
+        )
 
-    def propose(self, z, z_goal, epsilon=0.0, rng=None):
-        """-> (z' (B, D), biased (B,) bool): the proposer's z', or with probability `epsilon` the goal-biased
-        z + alpha (z_g - z), alpha ~ U(0.2, 1)."""
-        z_next = self.acting['proposer'](z, z_goal)
-        biased = np.zeros(len(z), bool)
+    def explorer(self, epsilon, rng):
+        """Return the agent's planner with goal-biased subgoals of probability `epsilon`.
 
-        if epsilon > 0:
-            alpha = torch.as_tensor(rng.uniform(0.2, 1.0, (len(z), 1)), dtype=z.dtype, device=z.device)
-            biased = rng.random(len(z)) < epsilon
-            mask = torch.as_tensor(biased, device=z.device).unsqueeze(-1)
-            z_next = torch.where(mask, z + alpha * (z_goal - z), z_next)
-        return z_next, biased
+        The state of the result is that of the planner. `rng` is a numpy Generator.
+        """
+        return GoalBiased(self.planner, self.encoder, self.ema_nets['feature_decoder'], epsilon, rng)
 
     @torch.no_grad()
-    def act(self, observations, goals, state, epsilon=0.0, noise=0.0, rng=None):
-        """observations, goals (B, S) numpy, raw; -> (actions (B, A) float32 numpy in the environment's action space,
-        new state).
+    def act(self, observations, goals, state, noise=0.0, rng=None, planner=None):
+        """Choose actions for B episodes; deterministic without `noise` and a random `planner`.
 
-        One recurrent step, whatever the context. `epsilon`: share of goal-biased proposals; `noise`: standard
-        deviation added to the action, in half widths of its range; both draw from the numpy Generator `rng`.
+        Args:
+            observations, goals: (B, S) numpy, raw.
+            state: ActState.
+            noise: std of the action noise, in half widths of the action range.
+            rng: numpy Generator of the action noise; unused without noise.
+            planner: a Planner that replaces the agent's, such as that of `explorer`.
+
+        Returns:
+            Actions (B, A), float32 numpy in the environment's action space, and the next ActState.
         """
-        raw_observations, raw_goals = observations, goals
+        # state estimates and subgoals
+        raw_observations = observations
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
-        is_new = (goals != state.goals).any(1)
-        if is_new.any():
-            state = state._replace(
-                goals=goals.clone(),
-                z_goal=self.encoder.encode_slow(goals),
-                goal_places=self.encoder.place(goals),
-                routes=self.state_map.routes(raw_goals) if self.plans else None,
-                pursuit=state.pursuit.forget(is_new.cpu().numpy()) if self.plans else None,
-            )
 
-        with small_products() if len(observations) <= 32 else contextlib.nullcontext():
-            belief = state.belief
-            if self.believer:
-                observations, belief = self.believer.step(observations, belief)
+        states, estimate = self.estimator.step(observations, state.estimate)
+        subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
 
-            planned = np.zeros(len(observations), bool)
-            pursuit = state.pursuit
-            if state.routes is not None:
-                waypoints, planned, pursuit = self.state_map.waypoints(observations.cpu().numpy(), raw_goals,
-                                                                       state.routes, pursuit)
-                waypoints = torch.as_tensor(waypoints, dtype=torch.float32, device=self.device)
+        # the policy's actions, or one-step labels where the planner retreats
+        latents = self.encode_policy_states(states)
+        inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))
+        actions = self.task.action_scale * self.ema_nets['inverse_dynamics'](latents, *inputs)
+        actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
 
-            memory = state.encoder
-            if self.config.memory:
-                full, memory = self.acting['memory'].step(self.bounded(observations), memory)
-            else:
-                full = self.encode_seen(observations)
-
-            biased = np.zeros(len(observations), bool)
-            targets = state.goal_places
-            if epsilon > 0 or not planned.all():  # a plan alone needs no proposals
-                z_next, biased = self.propose(self.encoder.encode_slow(observations), state.z_goal, epsilon, rng)
-                targets = self.acting['locator'](z_next)
-            follows = planned & ~biased
-            if follows.any():
-                rows = torch.as_tensor(follows, device=self.device).unsqueeze(-1)
-                targets = torch.where(rows, self.encoder.place(waypoints), targets)
-            actions = self.infer_action(full, observations, targets, state.goal_places)
-            if self.moves_things and planned.any():
-                actions = self._go_back(actions, observations, waypoints, pursuit.return_left > 0)
-            actions = actions.cpu().numpy()
-
-        # who is told a direction may walk more slowly; how far a thing is to be moved is told in full
-        if not self.moves_things:
-            actions = self.config.action_scale * actions
-        rest = state.rest
-        if self.config.rest_noise and self.state_map is not None:
-            places = self.encoder.place(observations).cpu().numpy()
-            rest = rest.step(places, STAY_RADIUS * self.state_map.radius)
-            actions = self._stir(actions, raw_observations, rest.steps)
+        # noise, then the bounds of the action space
+        actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, state.stuck)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
-        actions = self._scale_from_unit(np.clip(actions, -1, 1))
-        return actions, state._replace(encoder=memory, belief=belief, pursuit=pursuit, biased=biased, rest=rest)
+        actions = unnormalize_actions(np.clip(actions, -1, 1), self.action_low, self.action_high)
+        return actions, ActState(estimate, plan, stuck)
 
-    def _stir(self, actions, observations, resting):
-        """Actions (B, A) -> with noise for who has been `resting` (B,) for long: I tells the same state the same
-        action, and where that moves nothing it would be so for ever. The state and the step draw it, so that acting
-        stays deterministic."""
-        noise = np.zeros_like(actions)
-        for row in np.flatnonzero(resting >= STAY_STEPS):
-            bits = np.asarray(observations[row], np.float32).view(np.uint32)
-            rng = np.random.default_rng([resting[row], *bits])
-            noise[row] = self.config.rest_noise * rng.standard_normal(self.action_dim)
-        return actions + noise
+    def encode_policy_states(self, states):
+        """Encode raw states (n, S), clipped as the task does, to f(s) (n, D)."""
+        return self.encoder.encode_state(self.task.clip(states))
 
-    def _go_back(self, actions, observations, waypoints, returning):
-        """Where a robot is `returning` (B,) to begin anew, the action is the labeler's, toward the posture of the
-        waypoint: it takes no number for more than own steps have changed it at once, and so leads there in steps."""
-        if returning.any() and self.labeler.is_fitted:
-            rows = torch.as_tensor(returning, device=self.device)
-            actions[rows] = self.label(torch.stack([observations, waypoints], 1)[rows])
+    def _retreat(self, actions, states, targets):
+        """Replace the actions of retreating rows by one-step labels, in place.
+
+        The labeler clips its inputs to the steps that the agent has made, so that a retreat takes
+        several steps.
+
+        Args:
+            actions: (B, A). states: (B, S) raw.
+            targets: (B, S) raw states to return to; NaN rows: no retreat.
+        """
+        rows = ~targets.isnan().any(1)
+        if rows.any() and self.labeler.is_fitted:
+            actions[rows] = self.label(torch.stack([states, targets], 1)[rows])
         return actions
 
-    def _scale_from_unit(self, actions):
-        """Actions (..., A) in [-1, 1] -> the same in the environment's bounds, float32."""
-        scaled = in_bounds(actions, self.action_low, self.action_high)
-        return np.clip(scaled, self.action_low, self.action_high)  # rounding must not leave the space
+    # ------------------------------------------------------------------------------------- labeling
+    def open_batches(self, data, replay):
+        """Return OnlineBatches of a TrajectoryDataset and a ReplayBuffer of the agent's episodes."""
+        return OnlineBatches(self, data, replay)
 
-    def scale_to_unit(self, actions):
-        """Actions (..., A) in the environment's bounds -> the same in [-1, 1], as a replay keeps them, float32."""
-        return in_units(actions, self.action_low, self.action_high)
+    def fit_labeler(self, batches, rng):
+        """Fit the labeler to all online steps and label the data.
 
-    # -------------------------------------------------------------------------------------------- objectives
-    def infer_action(self, full, states, targets, goals, networks=None):
-        """I(z, z', z_g) -> action (..., A), unbounded. full (..., D): f(s_t), or what the encoder remembers of it;
-        states (..., S): s_t, raw; targets, goals (..., S): the places of z' and z_g, of which I sees the direction. Of
-        things it sees how far they are to be moved, and of the goal no more than the next move.
-        `networks`: whose I, default `acting`."""
-        place = self.encoder.place(states)
-        seen = self.encoder.normalize(self.bounded(states))
-        if self.moves_things:
-            heading = targets - place
-            headings = heading, self.pointed_out(seen, heading)
-        else:
-            headings = F.normalize(targets - place, dim=-1), F.normalize(goals - place, dim=-1)
-        if self.config.heading_products:
-            headings = (*headings, self.times_heading(seen, headings[0]))
-        return (networks or self.acting)['inverse_dynamics'](full, seen, *headings)
+        Args:
+            batches: OnlineBatches. rng: numpy Generator.
 
-    def times_heading(self, seen, heading):
-        """seen (..., S): states as I sees them; heading (..., S): the direction of z' -> (..., S * P), products of
-        each number of the one with each of the P of the other that say where a robot is. Of a velocity in the world
-        they tell how much of it leads to z', and how much past it."""
-        direction = heading[..., self.heading_numbers]
-        return (seen.unsqueeze(-1) * direction.unsqueeze(-2)).flatten(-2)
-
-    def pointed_out(self, seen, heading):
-        """seen (..., S): states as I sees them; heading (..., S): how far things are to be moved -> seen (..., S), but
-        zero for all that is not of a thing that is to be moved. Else I would have to read from the heading where to
-        look for the place of the cube: a product, which a small network hardly learns."""
-        if not self.config.point_out or self.state_map is None:
-            return torch.zeros_like(seen)
-        members = self.state_map.members.to(seen)
-        is_moved = ((heading.abs() > STILL).to(seen) @ members) > 0
-        return seen * (is_moved.to(seen) @ members.T)
+        Returns:
+            R2 on held-out steps, None if there are too few.
+        """
+        steps, actions = batches.online_steps()
+        r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng,
+                              position_dims=self.offline.position_dims(),
+                              small_action_prior=self.task.small_action_prior)
+        batches.label_data(self.label)
+        return r2
 
     def label(self, steps):
-        """I_1(s_t, s_{t+1}) -> the action between the two states of raw pairs (n, 2, S), (n, A) in [-1, 1]."""
+        """Infer the actions (n, A), in [-1, 1], of raw pairs of successive states (n, 2, S)."""
         return self.labeler(self.encoder.normalize(steps)).to(self.device)
 
-    def imitation_loss(self, batch):
-        """Regress I(z_t, z', z_g) on a_t, z' a later state of the trajectory, weighted by the progress toward it; a_t
-        is real in the agent's own rows and the labeler's in offline rows, unless these have true actions."""
-        with torch.no_grad():
-            targets = self.encoder.place(batch.states_ahead)
-            goals = self.encoder.place(batch.goal_states)
-            weights = self.imitation_weights(batch)
+    def normalize_actions(self, actions):
+        """Map actions (..., A) from the environment's bounds to [-1, 1], float32."""
+        return normalize_actions(actions, self.action_low, self.action_high)
 
-        full = self.remember(batch)
-        inferred = self.infer_action(full, batch.seen_states, targets, goals, self.trained)
-        error = (inferred - batch.actions).square().mean(-1)
+    # ----------------------------------------------------------------------------------- objectives
+    def imitation_loss(self, batch):
+        """Regress pi(f(s), s, z', z_g) on the labels, weighted by progress toward z'."""
+        with torch.no_grad():
+            subgoals = self.encoder.goal_features(batch.subgoal_states)
+            goals = self.encoder.goal_features(batch.goal_states)
+            weights = torch.ones(len(batch.states), device=self.device)
+            if self.task.weighs_progress:
+                weights = self.task.weights(batch, self._baseline(batch, self.ema_nets))
+
+        inputs = self.task.inputs(batch.policy_states, subgoals, goals)
+        predicted = self.nets['inverse_dynamics'](batch.state_latents, *inputs)
+        error = (predicted - batch.actions).square().mean(-1)
         loss = (weights * error).mean()
         return loss, {'inverse_dynamics_loss': loss, 'inverse_dynamics_error': error.mean()}
 
-    def remember(self, batch):
-        """What I reads of the states of an OnlineBatch: f(s_t) (n, D), or f(s_<=t) with memory, which learns."""
-        if batch.full is not None:
-            return batch.full
-        if not self.config.memory:
-            with torch.no_grad():
-                return self.encode_seen(batch.seen_states)
-        return at_positions(self.trained['memory'](self.bounded(batch.windows)), batch.positions).flatten(0, 1)
-
-    def imitation_weights(self, batch):
-        """-> (n,), mean 1: exponential in how far the trajectory came toward z' beyond what is usual from its state
-        (HIQL's low-level policy, Park et al. 2023, eq. 6, has V's gain there). All alike without `progress_steps`.
-
-        Beyond what is usual: who lies on the ground comes nowhere whatever he does, and shall get up all the same; who
-        waits where others walk on shall not be imitated. Whoever switches something is imitated like all others: who
-        presses a button in haste misses it.
-        """
-        weights = torch.ones(len(batch.states), device=self.device)
-        if not batch.shows_progress:
-            return weights
-
-        advantage = self.progress(batch) - self.usual_progress(batch, self.acting)
-        weighed = slice(None)
-        if self.moves_things and self.state_map.switches:
-            weighed = ~self.switches(batch)
-
-        advantage = advantage[weighed]
-        advantage = (advantage - advantage.mean()) / _deviation(advantage)
-        weights[weighed] = imitation_weight(advantage, self.config.progress_temperature)
-        return weights
-
-    def switches(self, batch):
-        """-> (n,) bool: does the next move of these trajectories switch something?"""
-        before, after = (self.state_map.configurations(states.cpu().numpy())
-                         for states in (batch.states, batch.states_ahead))
-        return torch.from_numpy((before != after).any(1)).to(self.device)
-
-    def progress(self, batch):
-        """How far the trajectories came toward z' in `progress_steps`, or how soon the next move was done -> (n,), in
-        standard deviations of the batch."""
-        if batch.steps_left is not None:
-            return -batch.steps_left / _deviation(batch.steps_left)
-
-        here = self.encoder.place(batch.states)
-        heading = F.normalize(self.encoder.place(batch.states_ahead) - here, dim=-1)
-        progress = (heading * (self.encoder.place(batch.states_soon) - here)).sum(-1)
-        return progress / _deviation(progress)
-
-    def usual_progress(self, batch, networks):
-        """b(s) -> (n,). Where there are things b sees what shall be moved as well: who has just put down a cube needs
-        longer for the next move than who is about to, and it is no fault of his."""
-        seen = self.encoder.normalize(batch.states)
-        if self.moves_things:
-            move = self.encoder.place(batch.states_ahead) - self.encoder.place(batch.states)
-            seen = torch.cat([seen, move], -1)
-        return networks['baseline'](seen).squeeze(-1)
+    def _baseline(self, batch, nets):
+        """Predict the expected progress (n,) of an OnlineBatch."""
+        return nets['baseline'](self.task.baseline_inputs(batch)).squeeze(-1)
 
     def baseline_loss(self, batch):
-        """How far trajectories usually come from a state: mean squared error of the progress."""
+        """Regress the baseline b on the progress of the trajectories: mean squared error."""
         with torch.no_grad():
-            progress = self.progress(batch)
-        loss = (self.usual_progress(batch, self.trained) - progress).square().mean()
+            progress = self.task.progress(batch)
+        loss = (self._baseline(batch, self.nets) - progress).square().mean()
         return loss, {'baseline_loss': loss}
 
-    def locator_loss(self, batch):
-        """Where the latents of states lie: mean squared error of their places."""
-        loss = (self.trained['locator'](batch.z) - self.encoder.place(batch.states)).square().mean()
-        return loss, {'locator_loss': loss}
+    def feature_decoder_loss(self, batch):
+        """Regress decoded latents z on the goal features of their states: mean squared error."""
+        target = self.encoder.goal_features(batch.states)
+        loss = (self.nets['feature_decoder'](batch.z) - target).square().mean()
+        return loss, {'feature_decoder_loss': loss}
 
-    def total_loss(self, batch, train_values=False):
-        """-> (loss, info): inverse dynamics, the locator and, with `train_values`, Q, V and the proposer."""
-        results = [self.locator_loss(batch), self.imitation_loss(batch)]
-        if batch.shows_progress:
+    def total_loss(self, batch):
+        """Return the sum of the losses of policy, decoder and baseline, and their metrics."""
+        results = [self.feature_decoder_loss(batch), self.imitation_loss(batch)]
+        if self.task.weighs_progress:
             results.append(self.baseline_loss(batch))
-        if train_values:
-            results.append(self.offline.proposer_loss(batch.latents, batch))
-            results.append(self.offline.critic_loss(batch.latents, batch))
-            results.append(self.offline.value_loss(batch.latents, batch))
 
         total = sum(loss for loss, _ in results)
-        info = {name: value for _, numbers in results for name, value in numbers.items()}
+        info = {name: value for _, metrics in results for name, value in metrics.items()}
         return total, info | {'total_loss': total}
 
     def update(self, batch):
-        """One gradient step on `total_loss` and one of the moving averages -> info. Q, V and the proposer are part of
-        one update in `value_interval`."""
-        interval = self.config.value_interval
-        train_values = interval > 0 and self.step % interval == 0
-
-        loss, info = self.total_loss(batch, train_values)
+        """Take one gradient step on `total_loss`, move the averages; return the metrics as floats."""
+        loss, info = self.total_loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
-        info['grad_norm'] = sum(nn.utils.clip_grad_norm_(group, self.offline.config.grad_clip)
-                                for group in (self.trained.parameters(), self.values.parameters()))
-        self._decay_rates()
+        info['grad_norm'] = nn.utils.clip_grad_norm_(self.nets.parameters(),
+                                                     self.offline.config.grad_clip)
+        self.optimizer.param_groups[0]['lr'] = self._learning_rate()
         self.optimizer.step()
 
-        for name, average in self.acting.items():
-            learned = self.values[name] if name in self.values else self.trained[name]
-            soft_update(average, learned, self.config.acting_rate)
-        if train_values:
-            soft_update(self.offline.targets['value'], self.values['value'], self.offline.config.target_rate)
+        soft_update(self.ema_nets, self.nets, self.config.ema_rate)
         self.step += 1
-        return {name: value.detach() for name, value in info.items()}
+        return {name: value.item() for name, value in info.items()}
 
-    def _decay_rates(self):
+    def _learning_rate(self):
+        """Return the learning rate of this update.
+
+        With --lr_decay_updates it is constant in the first half and falls linearly in the second.
+        """
         updates = self.config.lr_decay_updates
-        if updates:
-            share = max(LOWEST_RATE, min(1.0, 2 - 2 * self.step / updates))
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group['lr'] = share * rate
+        if not updates:
+            return self.config.lr
+        return self.config.lr * max(LOWEST_RATE, min(1.0, 2 - 2 * self.step / updates))
 
-    # ------------------------------------------------------------------------------------------- checkpoints
+    # ---------------------------------------------------------------------------------- checkpoints
     def state_dict(self):
-        """-> tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
+        """Return tensors and builtins from which `from_state_dict` rebuilds this agent exactly."""
         return {
             'offline': self.offline.state_dict() | {'optimizer': None},
             'action_low': self.action_low.tolist(),
             'action_high': self.action_high.tolist(),
             'config': dataclasses.asdict(self.config),
             'step': self.step,
-            'trained': self.trained.state_dict(),
-            'acting': self.acting.state_dict(),
+            'nets': self.nets.state_dict(),
+            'ema_nets': self.ema_nets.state_dict(),
             'optimizer': self.optimizer.state_dict(),
-            'map': self.state_map.state_dict() if self.state_map else None,
+            'map': self.data_map.state_dict(),
             'labeler': self.labeler.state_dict(),
         }
 
     def load_state_dict(self, state):
-        """Load what `state_dict` returned. Raises ValueError that names sizes that differ."""
+        """Load what `state_dict` returned, except for the map, which the constructor takes.
+
+        Raises:
+            ValueError: if sizes differ; the message names them.
+        """
         self.offline.load_state_dict(state['offline'])
-        older = 'labeler' not in state  # from before it was a Gaussian process; acting does not need it
-        for networks, saved in (self.trained, state['trained']), (self.acting, state['acting']):
-            if older:
-                own = networks['baseline'].state_dict()  # the oldest have none
-                saved = {f'baseline.{key}': value for key, value in own.items()} | saved
-                saved = {key: value for key, value in saved.items() if not key.startswith('labeler.')}
-            load_weights(networks, saved)
-        if not older:
-            self.labeler.load_state_dict(state['labeler'])
-            if state['optimizer'] is not None:
-                self.optimizer.load_state_dict(state['optimizer'])
+        load_weights(self.nets, state['nets'])
+        load_weights(self.ema_nets, state['ema_nets'])
+        self.labeler.load_state_dict(state['labeler'])
+        if state['optimizer'] is not None:
+            self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
-        if state.get('map') is not None:  # checkpoints from before there were maps have none
-            kind = ThingsMap if 'thing_of' in state['map'] else StateMap
-            self.state_map = kind.from_state_dict(state['map'])
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
+        """Rebuild the agent of a `state_dict` on a device."""
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
-        # what did not exist yet when a checkpoint was written
-        older = {'action_scale': 1.0, 'gentle_labels': 0.0, 'point_out': False}
-        known = {key: value for key, value in state['config'].items() if key not in RETIRED}
-        config = make_config(OnlineConfig, older | known)
-        agent = cls(offline, state['action_low'], state['action_high'], config)
+        config = make_config(OnlineConfig, state['config'])
+        data_map = load_map(offline, state['map'])
+        agent = cls(offline, state['action_low'], state['action_high'], config, data_map)
         agent.load_state_dict(state)
         return agent
-
-
-def _deviation(values):
-    """Standard deviation over a batch of numbers (n,), by which one may divide; of a single one, too."""
-    return values.std(correction=min(1, len(values) - 1)).clamp(min=1e-8)

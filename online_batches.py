@@ -1,10 +1,10 @@
-"""Where an online update's batch comes from: transitions of the offline data and of the agent's own episodes, with the
-latents that the losses read. The encoder of z is frozen online, so these are computed once and kept where they fit, and
-for each batch where they do not.
+"""Batches of the online half: labeled steps of the offline data and their latents.
 
-    offline data  -> LatentStore -\
-                                   OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
-    own episodes  -> LatentStore -/
+    offline data ->  StateStore -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
+    agent's steps -> StateStore -> OnlineBatches.online_steps -> Labeler.fit
+
+The encoder is frozen online. Latents are computed once if they fit `CACHE_BYTES`, else for each
+batch.
 """
 
 import dataclasses
@@ -14,322 +14,239 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from beliefs import Beliefs
-from offline_agent import Latents
-from recoveries import find_recoveries
-from things import find_moves
-from utils import RowQueue, TensorBatch
+from labeling.corrective_data import find_corrective_transitions
+from observing.state_estimator import ImputedStates
+from trajectories import TensorBatch
 
-CACHE_BYTES = 512 << 20  # a store that would be larger computes the latents of each batch anew
-ROWS_AT_ONCE = 8192
+CACHE_BYTES = 512 << 20  # latents that would take more are computed for each batch
+ENCODED_ROWS = 8192  # rows that are encoded or labeled at a time
+PADDED_ROWS = 128  # encoder batches are padded to multiples: oneDNN compiles each new number of rows
 
 
 @dataclasses.dataclass
 class OnlineBatch(TensorBatch):
-    """What one online update learns from: n transitions to imitate. k = transition_steps, D latent dimensions."""
+    """A batch of n steps to imitate, with S state, A action and D latent dimensions."""
 
     states: torch.Tensor  # (n, S) raw
-    seen_states: torch.Tensor  # (n, S) raw, what acting would see of them: the same, unless readings get lost
-    windows: torch.Tensor | None  # (W, L, S) raw, with the past of the states; None without memory
-    positions: torch.Tensor | None  # (W, L) int, of the n = W L transitions in their windows; None without memory
-    states_ahead: torch.Tensor  # (n, S) raw, `progress_steps` to k steps on, or after the next move: what z' is
-    states_soon: torch.Tensor | None  # (n, S) raw, `progress_steps` steps on; None without progress
-    steps_left: torch.Tensor | None  # (n,) steps to states_ahead, where these are after the next move; else None
-    goal_states: torch.Tensor  # (n, S) raw, later in the trajectory or from anywhere: what z_g is
-    actions: torch.Tensor  # (n, A) in [-1, 1]: the labeler's or a file's, or real ones of own episodes
-    is_online: torch.Tensor  # (n,) bool, from the agent's own episodes
+    policy_states: torch.Tensor  # (n, S) raw, estimated as in acting if observations are dropped
+    subgoal_states: torch.Tensor  # (n, S) raw, z': some steps later, or after the next move
+    progress_states: torch.Tensor  # (n, S) raw, `progress_steps` later
+    steps_to_subgoal: torch.Tensor  # (n,) float, from states to subgoal_states
+    goal_states: torch.Tensor  # (n, S) raw, z_g: later in the trajectory, or from anywhere
+    actions: torch.Tensor  # (n, A) in [-1, 1], from the labeler or a file
     z: torch.Tensor  # (n, D)
-    full: torch.Tensor | None  # (n, D) f(s) as acting computes it; None where it is not kept for the offline data
+    state_latents: torch.Tensor  # (n, D) f(s) of policy_states
+    rows: torch.Tensor  # (n,) int, in the offline data; for reports of a loss that is not finite
 
-    # what Q, V and the proposer learn from, see trajectories.Transitions; None while they rest
-    latents: Latents | None
-    rewards: torch.Tensor | None  # (n,)
-    discounts: torch.Tensor | None  # (n,)
-    proposer_near: torch.Tensor | None  # (n,) bool
 
-    # where the samples lie, for the report of a loss that is not finite
-    rows: torch.Tensor  # (n,) int, in the data that `is_online` says
+class ObservedStates:
+    """The states of a dataset whose observations are never dropped."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
 
     @property
-    def shows_progress(self):
-        """Is there something to weigh imitation by?"""
-        return self.states_soon is not None or self.steps_left is not None
+    def observed_pairs(self):
+        """Return the rows (n,) of states that were observed like the next one: all transitions."""
+        return self.dataset.transition_rows
 
-    def __getitem__(self, rows):
-        raise TypeError('an OnlineBatch is used whole')
+    def refresh(self, num_evicted=0):
+        """Do nothing: trajectories added to the dataset need no estimates."""
+
+    def estimated(self, rows):
+        """Return the raw states (..., S) of rows, a slice or an int array (...)."""
+        return self.dataset.observations[rows]
+
+    def drop(self, rows, rng):
+        """Return the raw states (n, S) of rows (n,) without dropping any."""
+        return self.dataset.observations[rows]
 
 
-class LatentStore:
-    """The states of a trajectory dataset and the latents z and f(s) of all its rows, as acting would see and compute
-    them.
+class StateStore:
+    """States of a trajectory dataset and their latents z and f(s), on the encoder's device.
 
-    encoder: Encoder, frozen. cached: whether latents are kept; None decides by `CACHE_BYTES`. things_scale (S,): what
-    makes places of states where there are things (things.py), else None. believer: Believer, where readings get lost
-    (beliefs.py), else None. encode_full: function, raw states (n, S) -> f(s) (n, D), where a state tells it; it is kept
-    as well if both fit.
+    Args:
+        dataset: TrajectoryDataset or ReplayBuffer.
+        agent: OnlineAgent, whose frozen encoder, task and estimator are used.
+        caches: whether latents are kept; None: if they fit `CACHE_BYTES`.
     """
 
-    def __init__(self, dataset, encoder, cached=None, things_scale=None, believer=None, encode_full=None):
+    def __init__(self, dataset, agent, caches=None):
         self.dataset = dataset
-        self.beliefs = Beliefs(dataset, believer) if believer else None
-        self.encoder = encoder
-        self.device = encoder.mean.device
-        self.things_scale = things_scale
-        self.next_rest = None  # (N,) int, the row after the next move, -1: there is none; None without things
-        self._find_moves()
+        self.agent = agent
+        self.device = agent.device
+        drops = agent.offline.has_dropout
+        self.source = ImputedStates(dataset, agent.estimator) if drops else ObservedStates(dataset)
 
-        size = 4 * encoder.d_model * len(dataset)
-        self.cached = size <= CACHE_BYTES if cached is None else cached
-        self.encode_full = encode_full
-        self.keeps_full = encode_full is not None and self.cached and 2 * size <= CACHE_BYTES
-        self.queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
-        self.full_queue = RowQueue(lambda n: torch.empty(n, encoder.d_model, device=self.device))
-        if self.cached:
-            self.refresh()
-
-    @property
-    def z(self):
-        """(N, D) latents of all rows."""
-        return self.queue.rows
-
-    @torch.no_grad()
-    def read(self, rows):
-        """rows (n,) int array -> z (n, D)."""
-        if not self.cached:
-            return self.encoder.encode_slow(self.states(rows))
-        return self.z[rows]
-
-    @torch.no_grad()
-    def read_full(self, rows):
-        """rows (n,) int array -> f(s) (n, D), None where a state does not tell it."""
-        if self.keeps_full:
-            return self.full_queue.rows[rows]
-        return self.encode_full(self.states(rows)) if self.encode_full else None
+        size = 4 * agent.encoder.d_model * len(dataset)
+        self.caches_z = size <= CACHE_BYTES if caches is None else caches
+        self.caches_state_latents = self.caches_z and not drops and 2 * size <= CACHE_BYTES
+        if self.caches_z:
+            self._fill_caches(size // (4 * len(dataset)))
 
     def states(self, rows):
-        """Raw states (..., S) of some rows (a slice or an int array), believed ones where readings got lost."""
-        states = self.beliefs.believed(rows) if self.beliefs else self.dataset.observations[rows]
-        return torch.from_numpy(states).to(self.device)
+        """Return the raw states (..., S) of rows, a slice or an int array (...).
 
-    def seen_states(self, rows, rng):
-        """What acting would see at the rows (n,) of a batch, raw (n, S): of some the reading is lost, if readings get
-        lost."""
-        if not self.beliefs:
-            return self.states(rows)
-        return torch.from_numpy(self.beliefs.lose(rows, rng)).to(self.device)
+        Dropped observations are replaced by estimates.
+        """
+        return torch.from_numpy(self.source.estimated(rows)).to(self.device)
+
+    def policy_states(self, rows, rng):
+        """Return the raw states (n, S) of rows (n,), some of them estimated as in acting.
+
+        The numpy Generator `rng` draws which observations are dropped, if any are in the data.
+        """
+        return torch.from_numpy(self.source.drop(rows, rng)).to(self.device)
 
     def steps(self, rows):
-        """Raw states (n, 2, S): those in `rows` (n,), and the ones after them."""
+        """Return raw pairs of states (n, 2, S): those of rows (n,) and of the next rows."""
         return self.states(rows[:, None] + np.arange(2))
 
     @torch.no_grad()
-    def refresh(self, dropped=0):
-        """Encode the rows added since the last call (`dropped` rows went at the front in the meantime)."""
-        if self.beliefs:
-            self.beliefs.refresh(dropped)
-        self._find_moves()
-        if not self.cached:
-            return
+    def z(self, rows, states):
+        """Return the latents z (n, D) of rows (n,) and their raw states (n, S)."""
+        return self._z[rows] if self.caches_z else self.agent.encoder.encode_features(states)
 
-        known = max(0, len(self.z) - dropped)
-        self.queue.extend(len(self.dataset) - known, dropped)
-        if self.keeps_full:
-            self.full_queue.extend(len(self.dataset) - known, dropped)
+    @torch.no_grad()
+    def state_latents(self, rows, policy_states):
+        """Return f(s) (n, D) of rows (n,) and their raw policy states (n, S)."""
+        if self.caches_state_latents:
+            return self._state_latents[rows]
+        return self.agent.encode_policy_states(policy_states)
 
-        starts = [(i, piece.stop) for piece in self._pieces(known)
-                  for i in range(piece.start, piece.stop, ROWS_AT_ONCE)]
-        for i, stop in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
-            self._encode_rows(slice(i, min(i + ROWS_AT_ONCE, stop)))
+    @torch.no_grad()
+    def _fill_caches(self, latent_dim):
+        """Encode all rows, `ENCODED_ROWS` at a time."""
+        count = len(self.dataset)
+        self._z = torch.empty(count, latent_dim, device=self.device)
+        self._state_latents = torch.empty(count if self.caches_state_latents else 0, latent_dim,
+                                          device=self.device)
 
-    def _find_moves(self):
-        data = self.dataset
-        if self.things_scale is not None:
-            self.next_rest = find_moves(data.observations, data.starts, data.ends, self.things_scale).next_rest
-            steps = self.beliefs.told if self.beliefs else np.arange(len(data))
-            self._leading = steps[self.next_rest[steps] >= 0]
-
-    @property
-    def origins(self):
-        """Rows (n,) at which transitions begin: those with a next state; where there are things, those that lead to a
-        move; where readings get lost, those at which an action can be told."""
-        if self.next_rest is None or not len(self._leading):
-            return self.whole_steps
-        return self._leading
-
-    @property
-    def whole_steps(self):
-        """Rows (n,) at which steps begin whose two readings arrived: all steps, unless readings get lost."""
-        return self.beliefs.whole_steps if self.beliefs else self.dataset.origins
-
-    def _pieces(self, known):
-        """The rows from `known` on, as slices. Of a dataset that grows, episodes are encoded one by one: the last bits
-        of a product depend on the size of the matrix, and a resumed run must get the latents of the run before it."""
-        data = self.dataset
-        if not hasattr(data, 'add'):
-            return [slice(known, len(data))]
-        return [slice(start, end + 1) for start, end in zip(data.starts, data.ends, strict=True) if start >= known]
-
-    def _encode_rows(self, rows):
-        states = self.states(rows)
-        padding = -len(states) % 128  # few different sizes: see `OnlineBatches.sample`
-        padded = F.pad(states, (0, 0, 0, padding))
-        self.z[rows] = self.encoder.encode_slow(padded)[:len(states)]
-        if self.keeps_full:
-            self.full_queue.rows[rows] = self.encode_full(padded)[:len(states)]
+        starts = range(0, count, ENCODED_ROWS)
+        for start in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
+            rows = slice(start, min(start + ENCODED_ROWS, count))
+            states = self.states(rows)
+            padded = F.pad(states, (0, 0, 0, -len(states) % PADDED_ROWS))
+            self._z[rows] = self.agent.encoder.encode_features(padded)[:len(states)]
+            if self.caches_state_latents:
+                self._state_latents[rows] = self.agent.encode_policy_states(padded)[:len(states)]
 
 
-def label_rows(store, rows, label):
-    """-> (n, A) what `label`, a function of raw pairs of states (m, 2, S), infers of the steps of a LatentStore that
-    begin in `rows` (n,); piece by piece, since the data may be large."""
-    pieces = np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE))
+def label_steps(store, rows, label):
+    """Infer the actions (n, A) of steps of a StateStore, `ENCODED_ROWS` at a time.
+
+    Args:
+        store: StateStore. rows: (n,) in which the steps begin.
+        label: function from raw pairs of states (m, 2, S) to actions (m, A).
+    """
+    pieces = np.array_split(rows, -(-len(rows) // ENCODED_ROWS))
     progress = tqdm(pieces, 'labels of the data', leave=False, dynamic_ncols=True, delay=1)
     return torch.cat([label(store.steps(some)) for some in progress])
 
 
 class OnlineBatches:
-    """Draws batches of `size` transitions from the offline data and the agent's own episodes.
+    """Draw batches of labeled steps of the offline data.
 
-    online_share: of the transitions, from own episodes. progress_steps: how far on the states lie by which progress is
-    measured; 0: it is not. window: the datasets' context_length, to take all transitions of windows, so that one can
-    remember; 0: transitions are drawn one by one. recovery_share: of the offline transitions, where no thing moves, so
-    many begin in a state beside the data (recoveries.py). embed: function z (n, D) -> e (M, n, E), V's target
-    embedding, where Q, V and the proposer learn on; None while they rest.
+    Args:
+        agent: OnlineAgent.
+        data: TrajectoryDataset of the offline states; its actions, if any, replace labels.
+        replay: ReplayBuffer of the agent's episodes.
     """
 
-    def __init__(self, offline_store, online_store, size, action_dim, online_share=0.0, progress_steps=0,
-                 window=0, recovery_share=0.0, embed=None):
-        self.offline_store = offline_store
-        self.online_store = online_store
-        self.size = size
-        self.action_dim = action_dim
-        self.online_share = online_share
-        self.progress_steps = progress_steps
-        self.window = window
-        self.recovery_share = recovery_share
-        self.recoveries = None
-        self.embed = embed
-        self.labels = torch.zeros(len(offline_store.dataset), action_dim, device=offline_store.device)
+    def __init__(self, agent, data, replay):
+        # states and latents
+        self.agent = agent
+        self.task = agent.task
+        self.offline_store = StateStore(data, agent)
+        self.online_store = StateStore(replay, agent, caches=False)
+        self.size = agent.config.batch_size * agent.offline.config.context_length
 
-    def own_steps(self):
-        """-> (raw pairs of states (n, 2, S), actions (n, A) between them) of the agent's own episodes."""
-        rows = self.online_store.whole_steps
+        # steps to imitate, and their actions
+        self.sampler = self.task.sampler(data)
+        self.rows = self.sampler.transition_rows(self.offline_store.source.observed_pairs)
+        self.infers_actions = data.actions is None
+        actions = (np.zeros((len(data), agent.action_dim), np.float32) if self.infers_actions
+                   else data.actions)
+        self.labels = torch.from_numpy(actions).to(agent.device)
+        self.corrective = None  # CorrectiveTransitions, with --corrective_fraction and labels
+
+    def refresh(self, num_evicted):
+        """Include the episodes that were added to the replay.
+
+        Args:
+            num_evicted: number of rows that left the front of the replay.
+        """
+        self.online_store.source.refresh(num_evicted)
+
+    def online_steps(self):
+        """Return the agent's steps: raw pairs of states (n, 2, S) and their actions (n, A)."""
+        rows = self.online_store.source.observed_pairs
         return self.online_store.steps(rows), torch.from_numpy(self.online_store.dataset.actions[rows])
 
     def label_data(self, label):
-        """Infer the actions of the offline data; `label`: function, raw pairs of states (n, 2, S) -> (n, A)."""
-        if self.offline_store.dataset.actions is not None:
+        """Infer the actions of the offline data, unless they are given.
+
+        Args:
+            label: function from raw pairs of states (n, 2, S) to actions (n, A).
+        """
+        if not self.infers_actions:
             return
 
-        rows = self.offline_store.dataset.origins
-        self.labels[torch.from_numpy(rows)] = label_rows(self.offline_store, rows, label)
-        if self.recovery_share:
-            own = self.online_store.dataset
-            rng = np.random.default_rng(len(own))  # the same for a run that is resumed
-            self.recoveries = find_recoveries(self.offline_store.dataset, own, self.offline_store.things_scale, label,
-                                              rng)
+        # labels of the data
+        rows = self.offline_store.dataset.transition_rows
+        self.labels[torch.from_numpy(rows)] = label_steps(self.offline_store, rows, label)
 
-    def refresh(self, dropped):
-        """Take in the episodes that were added to the replay; `dropped` rows went at its front."""
-        self.online_store.refresh(dropped)
+        # labels of perturbed states; the seed lets a resumed run draw the same ones
+        if self.task.corrective_fraction:
+            replay = self.online_store.dataset
+            rng = np.random.default_rng(len(replay))
+            self.corrective = find_corrective_transitions(self.offline_store.dataset, replay,
+                                                          self.task.scale, label, rng)
 
     def sample(self, rng):
-        """-> OnlineBatch; draws from the numpy Generator `rng`."""
-        unit = self.window or 1
-        n_online = round(self.online_share * self.size / unit) * unit
-        parts = [self._transitions(self.offline_store, self.size - n_online, rng)]
-        if n_online:
-            parts.append(self._transitions(self.online_store, n_online, rng))
+        """Draw an OnlineBatch of `size` steps with the numpy Generator `rng`."""
+        store = self.offline_store
+        rows = self.rows[rng.integers(len(self.rows), size=self.size)]
 
-        fields = {}
-        for name, first in parts[0].items():
-            fields[name] = None if first is None else torch.cat([part[name] for part in parts])
-        latents = self._latents(fields.pop('z_next'), fields.pop('z_goal'), fields.pop('proposer_goal'), fields['z'])
+        # rows of z_g, z' and the state that measures progress
+        goal_rows = store.dataset.sample_transitions(rows, rng).proposer_goal_rows
+        subgoal_rows = self.sampler.subgoal_rows(rows, rng)
+        progress_rows = np.minimum(rows + self.task.progress_steps, store.dataset.end_of[rows])
 
-        return OnlineBatch(**fields, latents=latents)
+        # states, labels and latents, a fraction of them perturbed
+        states = store.states(rows)
+        policy_states = store.policy_states(rows, rng)
+        actions = self.labels[torch.from_numpy(rows).to(store.device)]
+        latents = store.state_latents(rows, policy_states)
+        z = store.z(rows, states)
+        if self.corrective is not None:
+            self._perturb(rows, states, actions, latents, rng)
+            policy_states = states
 
-    @torch.no_grad()
-    def _latents(self, z_next, z_goal, proposer_goal, z):
-        if self.embed is None:
-            return None
-        return Latents(
+        return OnlineBatch(
+            states=states,
+            policy_states=policy_states,
+            subgoal_states=store.states(subgoal_rows),
+            progress_states=store.states(progress_rows),
+            steps_to_subgoal=torch.from_numpy(
+                (subgoal_rows - rows).astype(np.float32)).to(store.device),
+            goal_states=store.states(goal_rows),
+            actions=actions,
             z=z,
-            z_next=z_next,
-            z_goal=z_goal,
-            target_z=z,  # the encoder rests: it is its own target
-            proposer_goal=proposer_goal,
-            e_z=self.embed(z),
-            e_z_next=self.embed(z_next),
-            e_z_goal=self.embed(z_goal),
-            e_proposer_goal=self.embed(proposer_goal),
+            state_latents=latents,
+            rows=torch.from_numpy(rows).to(store.device),
         )
 
-    def _transitions(self, store, n, rng):
-        """n transitions of one store -> {field of OnlineBatch, or latent: tensor (n, ...) or None}."""
-        data = store.dataset
-        if self.window:
-            first, end = data.draw_windows(n // self.window, rng)
-            offsets = np.arange(self.window)
-            window_rows = np.minimum(first + offsets, end)
-            positions = np.minimum(offsets, end - first - 1)  # the last step again where a trajectory is shorter
-            rows = (first + positions).ravel()
-        else:
-            rows = store.origins[rng.integers(len(store.origins), size=n)]
-        transitions = data.sample_transitions(rows, rng)
+    def _perturb(self, rows, states, actions, latents, rng):
+        """Replace a random fraction of the steps by corrective transitions, in place.
 
-        ahead = self._rows_ahead(store, rows, rng)
-        soon = np.minimum(rows + self.progress_steps, data.end_of[rows])
-        to_move = store.next_rest is not None  # progress is the time that a move takes
-
-        def tensor(array):
-            return torch.from_numpy(array).to(store.device)
-
-        states = store.states(rows)
-        seen_states = store.seen_states(rows, rng)
-        actions = self.labels[tensor(rows)] if data.actions is None else tensor(data.actions[rows])
-        full = store.read_full(rows) if self.offline_store.keeps_full else None
-        if self.recoveries is not None and store is self.offline_store:
-            self._stray(rows, states, actions, full, rng)
-            seen_states = states
-
-        learns = self.embed is not None
-        return {
-            'states': states,
-            'seen_states': seen_states,
-            'windows': store.states(window_rows) if self.window else None,
-            'positions': tensor(positions) if self.window else None,
-            'states_ahead': store.states(ahead),
-            'states_soon': store.states(soon) if self.progress_steps and not to_move else None,
-            'steps_left': tensor((ahead - rows).astype(np.float32)) if self.progress_steps and to_move else None,
-            'goal_states': store.states(transitions.proposer_goal_rows),
-            'actions': actions,
-            'is_online': tensor(np.full(n, store is self.online_store)),
-            'z': store.read(rows),
-            'full': full,
-            'z_next': store.read(transitions.next_rows) if learns else None,
-            'z_goal': store.read(transitions.goal_rows) if learns else None,
-            'proposer_goal': store.read(transitions.proposer_goal_rows) if learns else None,
-            'rewards': tensor(transitions.rewards) if learns else None,
-            'discounts': tensor(transitions.discounts) if learns else None,
-            'proposer_near': tensor(transitions.proposer_near) if learns else None,
-            'rows': tensor(rows),
-        }
-
-    def _stray(self, rows, states, actions, full, rng):
-        """Let a share of the offline transitions in rows (n,) begin beside the data: changes states (n, S), actions
-        (n, A) and full (n, D), if that is not None."""
-        store = self.offline_store
-        strayed = np.flatnonzero(self.recoveries.known[rows] & (rng.random(len(rows)) < self.recovery_share))
-        states[strayed] = self.recoveries.states[rows[strayed]].to(store.device)
-        actions[strayed] = self.recoveries.actions[rows[strayed]].to(store.device)
-        if full is not None:
-            full[strayed] = store.encode_full(states[strayed])
-
-    def _rows_ahead(self, store, rows, rng):
-        """rows (n,) -> rows (n,) of the states that z' is: after the next move, or `progress_steps` to k steps on."""
-        data = store.dataset
-        if store.next_rest is not None:
-            return np.where(store.next_rest[rows] >= 0, store.next_rest[rows], data.end_of[rows])
-
-        nearest = min(max(1, self.progress_steps), data.transition_steps)
-        steps = rng.integers(nearest, data.transition_steps + 1, size=len(rows))
-        return np.minimum(rows + steps, data.end_of[rows])
+        Args:
+            rows: (n,). states: (n, S) raw. actions: (n, A). latents: (n, D) f(s).
+            rng: numpy Generator.
+        """
+        valid = self.corrective.valid[rows]
+        chosen = np.flatnonzero(valid & (rng.random(len(rows)) < self.task.corrective_fraction))
+        states[chosen] = self.corrective.states[rows[chosen]].to(states.device)
+        actions[chosen] = self.corrective.actions[rows[chosen]].to(states.device)
+        with torch.no_grad():
+            latents[chosen] = self.agent.encode_policy_states(states[chosen])

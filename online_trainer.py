@@ -1,9 +1,10 @@
-"""Learn to act from a pretrained OPSO checkpoint: random steps -> then rounds of episodes, updates, evaluation.
+"""Learn to act from a pretrained OPSO checkpoint: random steps, then rounds of acting and updates.
 
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
 
 import dataclasses
+import math
 import shlex
 import time
 from pathlib import Path
@@ -13,106 +14,108 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
-from environments import num_tasks, open_envs
+from environments.custom_env import name_flag
+from environments.safe_env import num_tasks, open_envs
+from figures.pictures import draw_evaluation, open_maze
+from figures.videos import record
 from mamba import choose_backend
+from observing.observation_models import ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
-from ogbench_utils import check_name, episode_seed, expand, fingerprint_of_actions, load_actions, make_env
+from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from own_environment import name_flag
-from pictures import draw_evaluation, open_maze
 from rollouts import Collector, evaluate
-from senses import Senses, senses_of
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Curves, Panel, plot_curves
-from support.files import load_checkpoint, naming_file
+from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
+from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
+from support.npz import fingerprint_of_actions, load_actions
 from support.runs import RunConfig, Stopped, open_run, runs_of
+from tasks import build_map, load_map
 from trajectories import ReplayBuffer, load_recorded
-from utils import as_floats, expected_time, mean_of
-from videos import record
+from utils import expected_time, mean_of, normalize_actions
 
 
 @dataclasses.dataclass
-class TrainConfig(RunConfig):
+class OnlineTrainConfig(RunConfig):
     """environment, budget, exploration and files of the online half"""
 
-    # the data of the offline half, unless the user insists on other
-    dataset_path: str = flag('', 'npz file with the offline states; default: the very file of the offline run')
-    data_dir: str = flag('', 'folder to take the dataset from by its name, instead of the file of the offline run')
-    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as the offline run used', least=0)
-    true_actions: bool = flag(False, "imitate the actions that the data file has, instead of the labeler's: what do "
-                                     'labels cost?')
+    # the data of the offline run, unless a flag names other data
+    dataset_path: str = flag('', 'npz file of offline states; default: the file of the offline run')
+    data_dir: str = flag('', 'folder to search for the dataset; default: the file of the offline run')
+    max_trajectories: int = flag(0, 'offline trajectories to imitate; 0: as many as offline', least=0)
+    true_actions: bool = flag(False, 'imitation of the actions in the data file, without labeler')
+    actions_path: str = flag('', 'file of actions to imitate, from label_with_simulator.py')
+    offline_checkpoint: str = flag(
+        '', 'checkpoint of the offline run; default: the newest last.pth of the dataset', basic=True)
 
-    actions_path: str = flag('', 'imitate the actions in this file, such as rehearse.py writes of the same data, '
-                                 "instead of the labeler's")
-
-    offline_checkpoint: str = flag('', "offline run's last.pth or best_model.pth; default: last.pth of the newest "
-                                       'offline run of --dataset')
-    max_episodes: int = flag(1000, 'episodes to collect', least=1)
-    max_steps: int = flag(0, 'environment steps to collect, random ones included; 0: --max_episodes alone decides',
-                          least=0)
-    random_steps: int = flag(2000, 'first environment steps, with random actions', least=0)
-    random_range: float = flag(1.5, 'random actions are uniform in so many times the action range, and clipped: '
-                                    'whoever walks well uses its ends', above=0)
-    random_correlation: float = flag(0.0, 'correlation of a random action with the one before it; pushes that last '
-                                          'move a heavy robot more (a humanoid: 0.6)', least=0, below=1)
-    random_episode_steps: int = flag(0, 'reset after so many random steps, for a robot that falls at once (a humanoid: '
-                                        '50); 0: when an episode ends', least=0)
-    episode_steps: int = flag(0, "the same for the agent's own episodes in training; 0: when an episode ends", least=0)
-    num_envs: int = flag(8, 'episodes collected side by side in one round', least=1)
-    initial_updates: int = flag(14_000, 'gradient steps after the first round', least=1)
-    update_ratio: float = flag(0.2, 'gradient steps per environment step afterwards', least=0)
-    epsilon_start: float = flag(0.30, 'probability of goal-biased proposals at the first episode', least=0, most=1)
-    epsilon_end: float = flag(0.05, 'the same after --schedule_episodes', least=0, most=1)
-    action_noise_start: float = flag(0.20, 'standard deviation of the action noise at the first episode', least=0)
-    action_noise_end: float = flag(0.05, 'the same after --schedule_episodes', least=0)
-    schedule_episodes: int = flag(200, 'episodes over which both schedules run, linearly', least=1)
-    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0 evaluates at the end only', least=0)
+    max_episodes: int = flag(1000, 'episodes to collect', least=1, basic=True)
+    max_steps: int = flag(
+        0, 'environment steps to collect, including random ones; 0: no limit', least=0, basic=True)
+    random_steps: int = flag(2000, 'environment steps with random actions, in the first round', least=0,
+                             basic=True)
+    random_range: float = flag(
+        1.5, 'range of random actions, in multiples of the action range, then clipped', above=0)
+    num_envs: int = flag(8, 'episodes collected in parallel in one round', least=1)
+    initial_updates: int = flag(14_000, 'gradient steps after the first round', least=1, basic=True)
+    update_ratio: float = flag(0.2, 'gradient steps per environment step in later rounds', least=0,
+                               basic=True)
+    epsilon_start: float = flag(0.30, 'probability of goal-biased subgoals at the first episode',
+                                least=0, most=1)
+    epsilon_end: float = flag(0.05, 'probability of goal-biased subgoals after --schedule_episodes',
+                              least=0, most=1)
+    action_noise_start: float = flag(0.20, 'std of the action noise at the first episode', least=0)
+    action_noise_end: float = flag(0.05, 'std of the action noise after --schedule_episodes', least=0)
+    schedule_episodes: int = flag(200, 'episodes over which epsilon and action noise fall linearly',
+                                  least=1)
+    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0: at the end only',
+                              least=0, basic=True)
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
-    final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1)
-    video: bool = flag(False, 'render one episode of each task of the last evaluation; needs EGL or OSMesa')
+    final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1, basic=True)
+    video: bool = flag(False, 'videos of one episode per task at the end; needs EGL or OSMesa')
 
     @property
     def infers_actions(self):
-        """Does the labeler infer what is imitated?"""
+        """Return whether the labeler infers the actions that are imitated."""
         return not (self.true_actions or self.actions_path)
 
 
-LOG_INTERVAL = 100  # gradient steps of a row of updates.csv
-ENOUGH_R2 = 0.85  # of held-out own steps: from there on no run of the ant gained by more (results/README.md, Labels)
+LOG_INTERVAL = 100  # gradient steps per row of updates.csv
+ENOUGH_R2 = 0.85  # above it, more random steps improved no run of the ant (results/README.md)
 
 
 def success_panel(tasks):
-    """The panel of an environment with so many tasks."""
+    """Return the panel of success, with a curve for each task."""
     by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
-    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task, limits=(-0.03, 1.03))
+    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task,
+                 limits=SUCCESS_LIMITS)
 
 
-PANELS = (  # after the panel of success; those of rounds are optional: random steps alone are a single round
-    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=(-0.03, 1.03)),
+PANELS = (  # after the panel of success; optional panels need more than one round
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True,
+          limits=SUCCESS_LIMITS),
     Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
     Panel('episode length', {'mean': 'collect/length'}, optional=True),
-    Panel('R² of the labels of held-out own steps', {'mean': 'labeler/r2'}, optional=True),
+    Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'}, optional=True),
     Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
     Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
     Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
     Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True),
-    Panel('locator', {'train': 'training/locator_loss'}, log_scale=True),
-    Panel('usual progress', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),  # --progress_steps
-    Panel('critic, value, proposer', {'critic': 'training/critic_loss', 'value': 'training/value_loss',
-                                      'proposer': 'training/proposer_loss'}, log_scale=True,
-          optional=True),  # --value_interval
+    Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True),
+    Panel('progress baseline', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
     Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True),
 )
 
 
 def check_flags(config, agent_config):
-    """Raise ValueError for flags that cannot work, before anything is loaded."""
+    """Raise ValueError for invalid flags, before anything is loaded."""
+    # each flag alone
     check_ranges(config, agent_config)
     check_name(config.name, config.env)
+
+    # combinations
     for name in ('max_steps', 'random_steps'):
         value = getattr(config, name)
         if 0 < value < config.num_envs:
@@ -123,65 +126,97 @@ def check_flags(config, agent_config):
         if end > start:
             raise ValueError(f'--{name}_end {end}: must be at most --{name}_start {start}')
     if config.true_actions and config.actions_path:
-        raise ValueError('--actions_path, --true_actions: actions come from one of them; leave the other out')
-    if agent_config.recovery_share and not config.infers_actions:
-        raise ValueError("--recovery_share: only the labeler's actions lead back; leave it or "
-                         f'{"--true_actions" if config.true_actions else "--actions_path"} out')
+        raise ValueError('--actions_path, --true_actions: each names the actions to imitate; '
+                         'leave one out')
+    if agent_config.corrective_fraction and not config.infers_actions:
+        given = '--true_actions' if config.true_actions else '--actions_path'
+        raise ValueError("--corrective_fraction needs the labeler's actions; leave it out, "
+                         f'or {given}')
 
 
 def newest_offline_run(dataset):
-    """-> last.pth of the newest offline run of `dataset`; FileNotFoundError says how to make one."""
+    """Return the path of last.pth of the newest offline run of a dataset.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     folder = runs_of('offline_checkpoints', dataset)
     found = sorted(folder.glob('*/last.pth'), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run offline_trainer.py '
-                                f'{name_flag(dataset)} {dataset} first, or name a file with --offline_checkpoint')
+        raise FileNotFoundError(f'no offline run of {dataset} under offline_checkpoints/; run '
+                                f'offline_trainer.py {name_flag(dataset)} {dataset} first, or name a '
+                                'file with --offline_checkpoint')
     return found[-1]
 
 
 @dataclasses.dataclass
-class Origin:
-    """Where a run comes from: its offline checkpoint, and which data that was trained on."""
+class OfflineSource:
+    """The offline checkpoint of an online run, and the record of its data."""
 
-    source: str  # absolute path of the offline checkpoint
-    data: dict  # dataset, path, max_trajectories, fingerprint and senses, as the offline trainer wrote them
+    path: str  # absolute path of the offline checkpoint
+    data: dict  # `OfflineTraining.data_record`
     agent: dict  # the offline agent's state_dict
-    senses: Senses  # through which the data were seen, and the environment is
+    observation_model: ObservationModel  # of data and environment
 
 
-def find_origin(config, saved):
-    """-> Origin. A resumed run (`saved` is its checkpoint) holds all of it and needs the offline file no more."""
+def find_offline_source(config, saved):
+    """Return the OfflineSource of a run.
+
+    Args:
+        config: OnlineTrainConfig.
+        saved: checkpoint of a resumed run, which contains the offline agent; None: a new run.
+
+    Raises:
+        ValueError: if the offline checkpoint is of another dataset.
+    """
     if saved:
-        return Origin(saved['source'], saved['data'], saved['agent']['offline'], senses_of(saved))
+        return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
+                             observation_model_of(saved))
 
-    source = Path(config.offline_checkpoint or newest_offline_run(config.name))
-    checkpoint = load_checkpoint(source, 'offline')
+    path = Path(config.offline_checkpoint or newest_offline_run(config.name))
+    checkpoint = load_checkpoint(path, 'offline')
     data = checkpoint['data']
     if data['dataset'] != config.name:
-        raise ValueError(f"{source} was trained on {data['dataset']}, {name_flag(config.name)} is {config.name}: "
-                         'they must be the same')
-    return Origin(str(source.resolve()), data, checkpoint['agent'], senses_of(checkpoint))
+        raise ValueError(f"{path} was trained on {data['dataset']}, {name_flag(config.name)} is "
+                         f'{config.name}: they must be the same')
+    return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
+                         observation_model_of(checkpoint))
 
 
-def load_given_actions(path, data, agent):
-    """-> actions (N, A) in [-1, 1] of all rows of a `TrajectoryDataset`, from its file or one that rehearse.py made for
-    it. Raises ValueError where there are none, not the environment's, or not of this data."""
+def load_given_actions(path, data, space):
+    """Load the actions (N, A), in [-1, 1], of all rows of a TrajectoryDataset from a file.
+
+    Args:
+        path: the file of the data, or one that label_with_simulator.py made for it.
+        data: TrajectoryDataset of N rows. space: action space of the environment.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file has no actions, or actions of another environment or of other data.
+    """
     path = str(expand(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such file of actions')
 
+    # the actions must belong to the data and the environment
     actions = load_actions(path, len(data))
     made_for = fingerprint_of_actions(path)
     if made_for not in (None, data.fingerprint()):
-        raise ValueError(f'{path}: its actions were told for {made_for}; what is imitated is {data.fingerprint()}')
-    if actions.shape[1] != agent.action_dim:
-        raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the environment '
-                         f'{agent.action_dim}')
-    return agent.scale_to_unit(actions).clip(-1, 1)
+        raise ValueError(f'{path}: its actions belong to {made_for}; the data to imitate are '
+                         f'{data.fingerprint()}')
+    if actions.shape[1] != space.shape[0]:
+        raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the '
+                         f'environment {space.shape[0]}')
+    return normalize_actions(actions, space.low, space.high).clip(-1, 1)
 
 
 def train(config, agent_config):
-    """Run (or resume) one online training -> path of last.pth."""
+    """Run (or resume) one online training; return the path of last.pth.
+
+    Args:
+        config: OnlineTrainConfig. agent_config: OnlineConfig.
+    """
+    # flags and device
     check_flags(config, agent_config)
     set_seed(config.seed)
     device = choose_device(config.device)
@@ -189,86 +224,130 @@ def train(config, agent_config):
     backend, why = choose_backend(config.mamba_backend, device)
 
     with open_run('online', __file__, config, agent_config) as run:
-        origin = find_origin(config, run.saved)
-        with naming_file(origin.source):
-            offline = OfflineAgent.from_state_dict(origin.agent, device, backend)
+        # the offline agent and its environments
+        source = find_offline_source(config, run.saved)
+        with prefix_errors(source.path):
+            offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env, origin.senses)
-        if envs[0].observation_space.shape != (offline.observation_dim,):
-            raise ValueError(f'{origin.source} was trained on observations of {offline.observation_dim} dimensions, '
-                             f'{config.name} has {envs[0].observation_space.shape[0]}')
+        envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
+        check_dimensions(envs[0], offline, source.path, config.name)
 
-        sampling = offline.config.sampling()
-        with run.stop.at_once():
-            data, data_source = load_recorded(origin.data, origin.source, config.dataset_path, config.data_dir,
-                                              config.dataset_url, config.max_trajectories, origin.senses, **sampling)
-        space = envs[0].action_space
-        agent = OnlineAgent(offline, space.low, space.high, agent_config)
-        if not config.infers_actions:
-            data.actions = load_given_actions(config.actions_path or data_source.path, data, agent)
-        if not run.saved:  # else it is part of what was saved
-            with run.stop.at_once():
-                agent.build_map(data, config.seed)
-        replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **sampling)
-        print_banner(run, origin, agent, data, data_source, device_line(config.device, device, why))
+        # data, agent, rounds
+        with run.stop.interruptible():
+            data, data_source = load_offline_data(config, source, offline, envs[0].action_space)
+            agent = make_agent(run, config, agent_config, offline, data, envs[0].action_space)
+        replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **offline.config.sampling())
+        print_banner(run, source, agent, data, data_source, device_line(config.device, device, why))
 
-        training = OnlineTraining(run, config, agent, data, replay, envs, origin)
+        training = OnlineTraining(run, config, agent, data, replay, envs, source)
         training.loop()
         print_results(run, config, training)
     return run.folder / 'last.pth'
 
 
-def print_banner(run, origin, agent, data, data_source, device):
-    trained = [*agent.trained.parameters()]
-    if agent.config.value_interval:
-        trained += agent.values.parameters()
-    print(f'offline checkpoint: {origin.source} ({agent.offline.step:,} updates)')
+def check_dimensions(env, offline, path, name):
+    """Raise ValueError unless an environment has as many dimensions as the OfflineAgent.
+
+    Args:
+        path: of the checkpoint. name: of the dataset; both for the message.
+    """
+    found = env.observation_space.shape
+    if found != (offline.observation_dim,):
+        raise ValueError(f'{path} was trained on observations of {offline.observation_dim} dimensions, '
+                         f'{name} has {found[0]}')
+
+
+def load_offline_data(config, source, offline, space):
+    """Load the data of the offline run, and the actions that a flag names.
+
+    Args:
+        config: OnlineTrainConfig. source: OfflineSource. offline: OfflineAgent.
+        space: action space of the environment.
+
+    Returns:
+        TrajectoryDataset and DataSource.
+    """
+    data, data_source = load_recorded(source.data, source.path, config.dataset_path, config.data_dir,
+                                      config.dataset_url, config.max_trajectories,
+                                      source.observation_model, **offline.config.sampling())
+    if not config.infers_actions:
+        data.actions = load_given_actions(config.actions_path or data_source.path, data, space)
+    return data, data_source
+
+
+def make_agent(run, config, agent_config, offline, data, space):
+    """Return an OnlineAgent with a new map of the data, or with the saved map of a resumed run."""
+    if run.saved:
+        data_map = load_map(offline, run.saved['agent']['map'])
+    else:
+        data_map = build_map(offline, agent_config, data, config.seed)
+    return OnlineAgent(offline, space.low, space.high, agent_config, data_map)
+
+
+def print_banner(run, source, agent, data, data_source, device):
+    """Print the data, the device, the sizes and the folder of the run."""
+    parameters = sum(p.numel() for p in agent.nets.parameters())
+    print(f'offline checkpoint: {source.path} ({agent.offline.step:,} updates)')
     print(data_source.note)
     print(device)
-    print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.offline.observation_dim} dimensions; '
-          f'{agent.action_dim} actions; {sum(p.numel() for p in trained):,} trained parameters')
-    if agent.state_map:
-        print(f"map of the data: {agent.state_map}; {'plans' if agent.plans else 'does not plan'} on it")
+    print(f'{len(data.starts):,} trajectories, {len(data):,} states of '
+          f'{agent.offline.observation_dim} dimensions; {agent.action_dim} action dimensions; '
+          f'{parameters:,} trained parameters')
+    print(f"map of the data: {agent.data_map}; {'used' if agent.config.plan else 'not used'} "
+          'for planning')
     print(f'run folder: {run.folder}')
 
 
 def print_results(run, config, training):
+    """Print the quality of the labels, the success and the files of a finished run."""
+    # labels
     last = run.folder / 'last.pth'
-    judged = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
-    if judged:
-        hint = '' if judged[-1] >= ENOUGH_R2 else f'; below {ENOUGH_R2}, more --random_steps usually help'
-        hidden = '' if training.agent.labeler.seen.all() else ', told without places'
-        print(f'labels: R² {judged[-1]:.2f} of own steps that were held out{hidden}{hint}')
+    r2 = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
+    if r2:
+        hint = '' if r2[-1] >= ENOUGH_R2 else f'; below {ENOUGH_R2}, more --random_steps usually help'
+        masked = '' if training.agent.labeler.input_mask.all() else ', position dimensions masked'
+        print(f'labels: R² {r2[-1]:.2f} on held-out steps{masked}{hint}')
+
+    # success and files
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
-    print(f'success over {config.final_eval_episodes} episodes of each task after {final["step"]:,.0f} environment '
-          f'steps: {final["evaluation/overall_success"]:.1%}')
-    print(f'curves: {run.folder / "online_training_curves.png"}; evaluation episodes: {training.picture}')
+    print(f'success over {config.final_eval_episodes} episodes of each task after '
+          f'{final["step"]:,.0f} environment steps: {final["evaluation/overall_success"]:.1%}')
+    print(f'curves: {run.folder / "online_training_curves.png"}; '
+          f'evaluation episodes: {training.picture}')
     print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
     print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
 
 
 @dataclasses.dataclass
 class Round:
-    """A round in progress: its episodes are in the replay, and some of the gradient steps on them are done."""
+    """A round whose episodes are in the replay and whose gradient steps are in progress."""
 
-    first_step: int  # environment steps before it
-    updates_due: int  # gradient steps in all
-    row: dict  # numbers of the collection, for the CSV
-    infos: list = dataclasses.field(default_factory=list)  # numbers of the gradient steps done
+    first_step: int  # environment steps before the round
+    updates_due: int  # gradient steps of the round
+    row: dict  # name -> float, metrics of the collection
+    infos: list = dataclasses.field(default_factory=list)  # a dict of metrics per gradient step done
 
 
 class OnlineTraining:
-    """Rounds of episodes, updates and evaluation until the budget is spent. Goes on where `run.saved` ended: between
-    two rounds, or among the updates of the round in progress."""
+    """Loop of rounds of episodes, updates and evaluation until the budget is spent.
 
-    def __init__(self, run, config, agent, data, replay, envs, origin):
+    A resumed run continues from the checkpoint `run.saved`, between two rounds or between two
+    updates.
+
+    Args:
+        run: Run. config: OnlineTrainConfig. agent: OnlineAgent. data: TrajectoryDataset.
+        replay: ReplayBuffer. envs: list of environments. source: OfflineSource.
+    """
+
+    def __init__(self, run, config, agent, data, replay, envs, source):
         self.run = run
         self.config = config
         self.agent = agent
         self.replay = replay
         self.envs = envs
-        self.origin = origin
+        self.source = source
 
+        # state of the loop, part of a checkpoint
         self.collector = Collector(config, envs, agent)
         self.rng = np.random.default_rng([config.seed, 4])
         self.best = -1.0
@@ -276,19 +355,23 @@ class OnlineTraining:
         if run.saved:
             self.load_state_dict(run.saved)
 
-        last_row = self.collector.steps - bool(self.round)  # of a round in progress there is no row yet
-        self.log = run.start_logging('online.csv', last_row, data.fingerprint(), offline_checkpoint=origin.source)
+        # logs and pictures
+        last_row = self.collector.steps - bool(self.round)  # a round in progress has no row yet
+        self.log = run.start_logging('online.csv', last_row, data.fingerprint(),
+                                     offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
-        self.maze = open_maze(config.name, origin.senses)
+        self.maze = open_maze(config.name, source.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
-        with run.stop.at_once():
+
+        # batches
+        with run.stop.interruptible():
             self.batches = agent.open_batches(data, replay)
-            if self.round:  # of which some updates are still due
+            if self.round:  # some of its updates are still due
                 self.batches.label_data(agent.label)
 
-    # ------------------------------------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------------------------- the loop
     def loop(self):
-        """Collect, refresh, update until none is due, evaluate if due, finish the round."""
+        """Repeat rounds: collect, label, update, evaluate if due, save; save if the run is stopped."""
         if self.collector.done and not self.round:
             self.finish_without_rounds()
             return
@@ -301,16 +384,19 @@ class OnlineTraining:
                 begin = time.perf_counter()
 
                 if not self.round:
-                    with self.run.stop.at_once():  # episodes cannot be saved half-way: a stop drops the round
+                    # a stop during collection drops the round
+                    with self.run.stop.interruptible():
                         self.collect_and_refresh()
                 self.update()
                 metrics = self.evaluate_if_due()
                 self.finish_round(metrics)
 
                 rounds += 1
-                if rounds == 2 and not self.collector.done:  # the first round is unlike the others: random steps
+                # the first round has random steps, so that its time does not predict the others
+                if rounds == 2 and not self.collector.done:
                     seconds = time.perf_counter() - begin
-                    self.progress.write(expected_time(done_before, self.progress.n, self.progress.total, seconds))
+                    self.progress.write(
+                        expected_time(done_before, self.progress.n, self.progress.total, seconds))
                 self.run.stop.check()
         except Stopped:
             if self.round:
@@ -321,72 +407,93 @@ class OnlineTraining:
             self.progress.close()
 
     def open_progress(self):
+        """Open a bar of environment steps with --max_steps, else of episodes."""
         options = {'dynamic_ncols': True, 'mininterval': 1.0}
         if self.config.max_steps:
-            self.progress = tqdm(total=self.config.max_steps, initial=self.collector.steps, unit='step', **options)
+            self.progress = tqdm(total=self.config.max_steps, initial=self.collector.steps,
+                                 unit='step', **options)
         else:
-            self.progress = tqdm(total=self.config.max_episodes, initial=self.collector.episodes, unit='episode',
-                                 **options)
+            self.progress = tqdm(total=self.config.max_episodes, initial=self.collector.episodes,
+                                 unit='episode', **options)
 
     def collect_and_refresh(self):
-        """Add one round of episodes to the replay, and their latents to what batches are drawn from."""
+        """Collect one round of episodes, fit the labeler to all online steps and label the data."""
+        # episodes
         first_step = self.collector.steps
         collected = self.collector.round(self.progress)
 
         dropped = 0
         for episode in collected.episodes:
             if episode.length:  # 0: a fault at its first step
-                actions = self.agent.scale_to_unit(episode.actions)
+                actions = self.agent.normalize_actions(episode.actions)
                 dropped += self.replay.add(episode.observations, actions)
 
+        # labels
         self.batches.refresh(dropped)
         if self.config.infers_actions:
             r2 = self.agent.fit_labeler(self.batches, self.rng)
             if r2 is not None:
-                collected.numbers['labeler/r2'] = r2
+                collected.metrics['labeler/r2'] = r2
 
+        # gradient steps
         due = round(self.config.update_ratio * collected.steps)
         if not self.agent.step:
             due = self.config.initial_updates
-        self.round = Round(first_step, due, collected.numbers)
+        self.round = Round(first_step, due, collected.metrics)
 
     def update(self):
-        """The gradient steps that the round still lacks. Raises `Stopped` between two of them."""
+        """Take the gradient steps of the round that are left.
+
+        Raises:
+            Stopped: if the run is stopped, between two gradient steps.
+        """
         missing = self.round.updates_due - len(self.round.infos)
         for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
             batch = self.batches.sample(self.rng)
-            self.round.infos.append(as_floats(self.agent.update(batch)))
-            self.run.check_finite(self.agent.step, self.round.infos[-1], batch.row_numbers())
+            info = self.agent.update(batch)
+            self.round.infos.append(info)
+            if not math.isfinite(info['total_loss'] + info['grad_norm']):
+                self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
             if self.agent.step % LOG_INTERVAL == 0:
-                self.updates_log.log(self.agent.step, mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
-            self.run.stop.check()
+                self.updates_log.log(self.agent.step,
+                                     mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
+            if self.run.stop.signal:
+                raise Stopped
 
     def evaluate_if_due(self):
-        """-> metrics of an evaluation, {} where none is due: every `eval_interval` steps and at the end."""
+        """Evaluate every `eval_interval` environment steps and at the end.
+
+        Returns:
+            Dict of metrics; empty if no evaluation is due.
+        """
         interval = self.config.eval_interval
         crossed = interval and self.collector.steps // interval > self.round.first_step // interval
         if not (self.collector.done or crossed):
             return {}
 
-        with self.run.stop.at_once():
+        with self.run.stop.interruptible():
             return self.evaluate(final=self.collector.done)
 
     def evaluate(self, final):
-        """Run an evaluation and draw its paths -> metrics."""
+        """Evaluate the agent, draw the episodes and return the metrics; record videos if `final`."""
+        # episodes
         count = self.config.final_eval_episodes if final else self.config.eval_episodes
         total = num_tasks(self.envs[0]) * count
-        with tqdm(total=total, desc='evaluation', leave=False, dynamic_ncols=True, mininterval=1.0) as progress:
+        with tqdm(total=total, desc='evaluation', leave=False, dynamic_ncols=True,
+                  mininterval=1.0) as progress:
             seed = episode_seed(self.config.seed, 5)
             metrics, episodes = evaluate(self.agent, self.envs, count, seed, progress)
 
-        title = f'{self.config.name}, {self.collector.steps:,} steps'
+        # figure and videos
+        title = f'{self.config.name}, {self.collector.steps:,} environment steps'
         draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and final:
-            record(self.config.name, episodes, self.run.folder / 'videos', self.origin.senses)
+            record(self.config.name, episodes, self.run.folder / 'videos',
+                   self.source.observation_model)
         return metrics
 
     def finish_round(self, metrics):
-        """Log the round, keep the best model, save and draw."""
+        """Log the round, save checkpoints and draw; `metrics` are those of its evaluation or {}."""
         row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
         self.round = None
         self.log.log(self.collector.steps, row)
@@ -396,38 +503,44 @@ class OnlineTraining:
             self.progress.set_postfix_str(f'success {success:.0%}')
             if success >= max(self.best, 0.0):
                 self.best = success
-                self.save('best_model.pth', success=success)  # first: a kill in between repeats it
+                # before last.pth: after a kill in between, it is repeated
+                self.save('best_model.pth', success=success)
         self.save_all()
         self.draw_curves()
 
     def finish_without_rounds(self):
-        """The budget is spent already: say so, and evaluate where the run was stopped before its last evaluation."""
-        print(f'this run is finished: {self.collector.episodes:,} episodes, {self.collector.steps:,} environment '
-              'steps; --max_episodes and --max_steps can be raised')
+        """Print that the budget is spent, and evaluate if the last evaluation is missing."""
+        print(f'this run is finished: {self.collector.episodes:,} episodes, '
+              f'{self.collector.steps:,} environment steps; raise --max_episodes or --max_steps to '
+              'continue it')
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
             self.log.log(self.collector.steps, self.evaluate(final=True))
             self.save_all()
         self.draw_curves()
 
-    # ----------------------------------------------------------------------------------------------- files
+    # ---------------------------------------------------------------------------------------- files
     def draw_curves(self):
+        """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
         panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
-        curves = [Curves(self.updates_log.rows, 'gradient steps'), Curves(self.log.rows, 'environment steps')]
+        curves = [Curves(self.updates_log.rows, 'gradient steps'),
+                  Curves(self.log.rows, 'environment steps')]
         plot_curves(curves, panels, self.run.folder / 'online_training_curves.png',
                     f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name, **extra):
-        checkpoint = {'dataset': self.config.name, 'source': self.origin.source, 'data': self.origin.data,
+        """Write a checkpoint that `evaluate.py` can load, with the entries `extra`."""
+        checkpoint = {'dataset': self.config.name, 'source': self.source.path, 'data': self.source.data,
                       'agent': self.agent.state_dict()}
         self.run.save(checkpoint | extra, name)
 
     def save_all(self):
-        """last.pth, with all that a resumed run needs."""
+        """Write last.pth with all that a resumed run needs."""
         self.save('last.pth', replay=self.replay.state_dict(), collector=self.collector.state_dict(),
                   rng=self.rng.bit_generator.state, best=self.best,
                   round=dataclasses.asdict(self.round) if self.round else None)
 
     def load_state_dict(self, saved):
+        """Continue from a checkpoint that `save_all` wrote."""
         self.agent.load_state_dict(saved['agent'])
         self.replay.load_state_dict(saved['replay'])
         self.collector.load_state_dict(saved['collector'])
@@ -437,7 +550,8 @@ class OnlineTraining:
 
 
 def main(argv=None):
-    train(*parse_flags(__doc__.splitlines()[0], TrainConfig, OnlineConfig, argv=argv))
+    """Train with the flags of `argv`; default: those of the command line."""
+    train(*parse_flags(__doc__.splitlines()[0], OnlineTrainConfig, OnlineConfig, argv=argv))
 
 
 if __name__ == '__main__':

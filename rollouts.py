@@ -1,50 +1,55 @@
-"""Episodes: run over several environments in lock-step, evaluated by OGBench's protocol, collected with exploration."""
+"""Episodes: run in lockstep, evaluated by OGBench's protocol, or collected with exploration."""
 
 import dataclasses
 import time
 
 import numpy as np
 
-from environments import num_tasks
+from environments.safe_env import num_tasks
 from ogbench_utils import episode_seed, reset_env
-from utils import in_bounds, linear_schedule
-
-SHORT_ONES = 10  # episodes of each environment in a round, where --episode_steps cuts them
+from utils import linear_schedule, unnormalize_actions
 
 
 @dataclasses.dataclass
 class Episode:
-    """One episode from reset to end. A fault ends it before the step that failed, so that T may be 0."""
+    """One episode of T steps; a fault ends it before the step that failed, so that T may be 0."""
 
-    job: int  # its number among the jobs
-    task: int
-    seed: int
-    goal: np.ndarray  # (S,)
-    observations: np.ndarray  # (T + 1, S) float32; a list while it runs, as the actions
-    actions: np.ndarray  # (T, A) float32
+    job: int  # its index among the jobs
+    task: int  # counted from 1
+    seed: int  # of start and goal
+    goal: np.ndarray  # (S,) float32
+    observations: np.ndarray  # (T + 1, S) float32; a list until `finish`
+    actions: np.ndarray  # (T, A) float32; a list until `finish`
     success: float = 0.0  # 0 or 1, at the last step
     reward: float = 0.0  # sum over the steps
     cut: bool = False  # ended by `max_steps`, not by the environment
-    fault: str = ''  # what went wrong
+    fault: str = ''  # message of the environment's fault, if any
 
     @property
     def length(self):
-        """Environment steps."""
+        """Return the number of environment steps, T."""
         return len(self.actions)
 
     def finish(self, action_dim):
-        """Lists become arrays."""
+        """Turn the lists of a running episode into arrays, and return the episode."""
         self.observations = np.stack(self.observations)
         self.actions = np.array(self.actions, np.float32).reshape(-1, action_dim)
         return self
 
 
-def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None):
-    """Run `jobs`, an iterable of (task_id, seed), in lock-step over the list `envs`; yields an `Episode` when it ends.
+def run_episodes(envs, jobs, agent, act=None, max_steps=None):
+    """Run episodes in lockstep and yield each `Episode` when it ends.
 
-    `act(observations, goals, state) -> (actions, state)`, default `agent.act`; the rows of idle environments are
-    included, so that the batch keeps its size and an action never depends on how many episodes are left.
-    After `max_steps` environment steps the episodes still running are cut, each one after `episode_steps` of its own.
+    Idle environments keep their rows in the batch, so that an action does not depend on the number
+    of running episodes.
+
+    Args:
+        envs: list of n environments.
+        jobs: iterable of (task, seed), one for each episode.
+        agent: OnlineAgent.
+        act: function from observations (n, S), goals (n, S) and a state to actions (n, A) and the
+            next state; default `agent.act`.
+        max_steps: environment steps in all, at which the running episodes are cut; None: no limit.
     """
     n = len(envs)
     act = act or agent.act
@@ -56,6 +61,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None
     steps = 0
 
     while True:
+        # begin an episode in each idle environment while there are jobs
         fresh = np.zeros(n, bool)
         for i in range(n):
             job = next(jobs, None) if episodes[i] is None else None
@@ -72,16 +78,19 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None
             goals[i] = goal
             fresh[i] = True
 
+        # stop if nothing runs, or if one more step of each episode exceeds the limit
         running = [i for i in range(n) if episodes[i] is not None]
         if not running or steps + len(running) > limit:
             return
         if fresh.any():
             state = agent.reset_state(state, fresh)
 
+        # choose the actions of all rows at once
         actions, state = act(observations, goals, state)
         steps += len(running)
         last_round = steps + len(running) > limit
 
+        # one step in each running environment
         for i in running:
             episode = episodes[i]
             observation, reward, terminated, truncated, info = envs[i].step(actions[i])
@@ -92,7 +101,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None
                 episode.actions.append(actions[i].copy())
             episode.reward += float(reward)
             episode.success = float(info['success'])
-            episode.cut = last_round or episode.length == episode_steps
+            episode.cut = last_round
 
             if terminated or truncated or episode.cut:
                 episodes[i] = None
@@ -103,12 +112,20 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None, episode_steps=None
 
 
 def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
-    """OGBench's protocol: `episodes_per_task` episodes of each task, no noise; success is info['success'] at the
-    last step, the overall figure the mean over tasks. Episode (task, i) has the same seed whatever the agent.
-    `tasks`: their numbers, default all that the environment has.
+    """Evaluate an agent by OGBench's protocol: no noise, success at the last step, mean over tasks.
 
-    Returns (metrics with OGBench's names, list of episodes in order of task and number).
+    Episode (task, i) has the same seed for every agent.
+
+    Args:
+        agent: OnlineAgent. envs: list of environments.
+        seed: int, from which the seeds of the episodes are derived.
+        progress: tqdm bar of episodes, or None.
+        tasks: task numbers, counted from 1; default: all tasks of the environment.
+
+    Returns:
+        Dict of metrics with OGBench's names, and the list of episodes in order of task and number.
     """
+    # run the episodes
     tasks = tasks or range(1, num_tasks(envs[0]) + 1)
     jobs = [(task, episode_seed(seed, 0, task, i)) for task in tasks for i in range(episodes_per_task)]
     episodes = [None] * len(jobs)
@@ -117,6 +134,7 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
         if progress is not None:
             progress.update()
 
+    # success of each task, and the mean over tasks
     metrics = {}
     for task in tasks:
         success = [episode.success for episode in episodes if episode.task == task]
@@ -128,15 +146,19 @@ def evaluate(agent, envs, episodes_per_task, seed, progress=None, tasks=None):
 
 @dataclasses.dataclass
 class CollectedRound:
-    """What one round of exploration brought."""
+    """One round of exploration."""
 
     episodes: list[Episode]
     steps: int  # environment steps
-    numbers: dict  # name -> float, for the CSV
+    metrics: dict  # name -> float, for the CSV
 
 
 class Collector:
-    """Runs rounds of episodes with exploration; its counters and generator are part of a checkpoint."""
+    """Collect rounds of episodes with exploration; counts its episodes and environment steps.
+
+    Args:
+        config: OnlineTrainConfig. envs: list of environments. agent: OnlineAgent.
+    """
 
     def __init__(self, config, envs, agent):
         self.config = config
@@ -148,86 +170,136 @@ class Collector:
 
     @property
     def done(self):
+        """Return whether the budget of episodes or steps is spent."""
         c = self.config
-        return self.episodes >= c.max_episodes or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps
+        return (self.episodes >= c.max_episodes
+                or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps)
 
     def schedules(self):
-        """-> (epsilon, standard deviation of the action noise) of the next episode."""
+        """Return epsilon and the std of the action noise of the next episode."""
         c = self.config
         return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
-                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes, self.episodes))
+                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes,
+                                self.episodes))
 
     def round(self, progress):
-        """One episode per environment, `SHORT_ONES` where these are cut short (the first round: `random_steps` random
-        steps) -> CollectedRound."""
+        """Collect `random_steps` random steps in the first round, later one episode per environment.
+
+        Args:
+            progress: tqdm bar of environment steps with --max_steps, else of episodes.
+
+        Returns:
+            CollectedRound.
+        """
+        # schedules and the steps that are left
         config = self.config
         begin = time.perf_counter()
         epsilon, noise = self.schedules()
-        space = self.envs[0].action_space
-        biased = []
-
-        # of the same spread whatever the correlation
-        last = np.zeros((len(self.envs), *space.shape))
-
-        def act_randomly(observations, goals, state):
-            fresh = self.rng.uniform(-1, 1, last.shape) * config.random_range
-            last[:] = config.random_correlation * last + np.sqrt(1 - config.random_correlation**2) * fresh
-            return in_bounds(np.clip(last, -1, 1), space.low, space.high), state
-
-        def act(observations, goals, state):
-            actions, state = self.agent.act(observations, goals, state, epsilon, noise, self.rng)
-            biased.append(state.biased)
-            return actions, state
-
         left = config.max_steps - self.steps if config.max_steps else None
-        counted = True  # among --max_episodes
-        if self.steps == 0 and config.random_steps:
-            act = act_randomly
-            left = min(config.random_steps, left or config.random_steps)
-            episode_steps = config.random_episode_steps or None
-            count = config.max_episodes
-            if episode_steps:
-                count = left  # until the steps are spent
-                counted = False
-        else:
-            episode_steps = config.episode_steps or None
-            count = config.num_envs * (SHORT_ONES if episode_steps else 1)
-            count = min(config.max_episodes - self.episodes, count)
 
+        # random actions, or the agent with goal-biased subgoals and action noise
+        if self.steps == 0 and config.random_steps:
+            explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs),
+                                     self.rng)
+            left = min(config.random_steps, left or config.random_steps)
+            count = config.max_episodes
+        else:
+            explorer = Exploration(self.agent, epsilon, noise, self.rng)
+            count = min(config.max_episodes - self.episodes, config.num_envs)
+
+        # run the tasks in turn, each episode with its own seed
         tasks = num_tasks(self.envs[0])
         numbers = range(self.episodes, self.episodes + count)
         jobs = ((number % tasks + 1, episode_seed(config.seed, 3, number)) for number in numbers)
         episodes = []
-        for episode in run_episodes(self.envs, jobs, self.agent, act, left, episode_steps):
+        for episode in run_episodes(self.envs, jobs, self.agent, explorer.act, left):
             episodes.append(episode)
-            if config.max_steps:
-                progress.update(episode.length)
-            elif counted:
-                progress.update(1)
+            progress.update(episode.length if config.max_steps else 1)
 
+        # counters and metrics
         steps = sum(episode.length for episode in episodes)
         self.steps += steps
-        if counted:
-            self.episodes += len(episodes)
-
-        row = {'collect/epsilon': epsilon, 'collect/action_noise': noise}
-        faults = sum(bool(episode.fault) for episode in episodes)
-        if faults:
-            row['collect/faults'] = faults
-        whole = [episode for episode in episodes if not episode.cut and not episode.fault] or episodes
-        for name in ('success', 'reward', 'length'):
-            row[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
-        row['collect/goal_biased_rate'] = float(np.mean(biased)) if biased else 0.0
-        row['episodes'] = self.episodes
-        row['time/steps_per_second'] = steps / (time.perf_counter() - begin)
-        return CollectedRound(episodes, steps, row)
+        self.episodes += len(episodes)
+        speed = steps / (time.perf_counter() - begin)
+        metrics = {
+            'collect/epsilon': epsilon,
+            'collect/action_noise': noise,
+            **episode_metrics(episodes),
+            'collect/goal_biased_rate': explorer.biased_rate,
+            'episodes': self.episodes,
+            'time/steps_per_second': speed,
+        }
+        return CollectedRound(episodes, steps, metrics)
 
     def state_dict(self):
-        """Counters and generator, in builtins."""
+        """Return the counters and the state of the generator as builtins."""
         return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
 
     def load_state_dict(self, state):
-        """Go on where `state_dict` was taken."""
+        """Continue from what `state_dict` returned."""
         self.rng.bit_generator.state = state['rng']
         self.steps = state['steps']
         self.episodes = state['episodes']
+
+
+def episode_metrics(episodes):
+    """Return the number of faults, if any, and the mean success, reward and length, as a dict.
+
+    Means are over whole episodes, or over all if none is whole.
+    """
+    metrics = {}
+    faults = sum(bool(episode.fault) for episode in episodes)
+    if faults:
+        metrics['collect/faults'] = faults
+    whole = [episode for episode in episodes if not episode.cut and not episode.fault] or episodes
+    for name in ('success', 'reward', 'length'):
+        metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
+    return metrics
+
+
+class RandomActions:
+    """Draw actions uniformly from `spread` times the action range, then clip them to the range.
+
+    Args:
+        space: action space. spread: float. num_envs: int. rng: numpy Generator.
+    """
+
+    biased_rate = 0.0
+
+    def __init__(self, space, spread, num_envs, rng):
+        self.space = space
+        self.spread = spread
+        self.shape = (num_envs, *space.shape)
+        self.rng = rng
+
+    def act(self, observations, goals, state):
+        """Return random actions (B, A) and the state unchanged."""
+        actions = self.rng.uniform(-1, 1, self.shape) * self.spread
+        return unnormalize_actions(np.clip(actions, -1, 1), self.space.low, self.space.high), state
+
+
+class Exploration:
+    """Act with goal-biased subgoals and Gaussian action noise.
+
+    Args:
+        agent: OnlineAgent. epsilon: probability of goal-biased subgoals.
+        noise: std of the action noise, in half widths of the action range. rng: numpy Generator.
+    """
+
+    def __init__(self, agent, epsilon, noise, rng):
+        self.agent = agent
+        self.planner = agent.explorer(epsilon, rng)
+        self.noise = noise
+        self.rng = rng
+        self.biased = []  # (B,) bool of each step
+
+    def act(self, observations, goals, state):
+        """Return the agent's actions (B, A) for observations and goals (B, S), and its next state."""
+        actions, state = self.agent.act(observations, goals, state, self.noise, self.rng, self.planner)
+        self.biased.append(self.planner.biased)
+        return actions, state
+
+    @property
+    def biased_rate(self):
+        """Return the fraction of goal-biased subgoals."""
+        return float(np.mean(self.biased)) if self.biased else 0.0

@@ -1,56 +1,47 @@
-"""Small tools that both halves of OPSO share: losses, schedules, averages of numbers."""
-
-import dataclasses
+"""Small tools of both halves of OPSO: weights, times, schedules, mean metrics, action bounds."""
 
 import numpy as np
-import torch
 
 
 def load_weights(module, state):
-    """`load_state_dict`, with a ValueError that names the first tensor that does not fit."""
+    """Load a state_dict into a module.
+
+    Raises:
+        ValueError: if a tensor does not fit; the message names the first one.
+    """
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise ValueError(f'its networks differ in size from what its settings say: {reason}') from error
+        raise ValueError(f'its networks do not have the sizes of its settings: {reason}') from error
 
 
 def duration(seconds):
-    """4210 -> '1 h 10 min'."""
+    """Format seconds as hours and minutes: 4210 is '1 h 10 min'."""
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
 
 
 def expected_time(first, done, total, seconds):
-    """One line on how long the rest takes, judged by the `seconds` that it took from `first` to `done`."""
+    """Return one line on the time that the rest takes.
+
+    Args:
+        first, done, total: counts of updates, steps or episodes.
+        seconds: time from the count `first` to `done`.
+    """
     rate = (done - first) / seconds
     left = total - done
-    return f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, at {rate:.3g} per second'
-
-
-def expectile_loss(prediction, target, expectile):
-    """Mean of |expectile - 1(d < 0)| d^2 with d = target - prediction (IQL, Kostrikov et al. 2021, eq. 5).
-
-    Its minimiser is the `expectile`-expectile of the targets: optimistic above 0.5.
-    """
-    difference = target - prediction
-    weight = torch.where(difference > 0, expectile, 1 - expectile)
-    return (weight * difference.square()).mean()
-
-
-@torch.no_grad()
-def soft_update(target, source, target_rate):
-    """target <- target + target_rate (source - target), in place, for every parameter of two alike modules."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), target_rate)
+    return (f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, '
+            f'at {rate:.3g} per second')
 
 
 def linear_schedule(start, end, duration, step):
-    """From `start` at step 0 to `end` at step `duration` and after."""
+    """Interpolate linearly from `start` at step 0 to `end` at step `duration` and later."""
     return start + (end - start) * min(max(step / max(duration, 1), 0.0), 1.0)
 
 
 def mean_of(infos, prefix=''):
-    """List of dicts of numbers -> dict of the means of each key over the dicts that have it, keys prefixed."""
+    """Average each key of a list of dicts over the dicts that have it; add `prefix` to the keys."""
     names = dict.fromkeys(name for info in infos for name in info)
     means = {}
     for name in names:
@@ -59,71 +50,18 @@ def mean_of(infos, prefix=''):
     return means
 
 
-def as_floats(info):
-    """Dict of 0-d tensors -> the same with plain floats, which a checkpoint can hold; one transfer from the device. To
-    be called at once: thousands of small tensors that are kept break the memory between them into pieces too small
-    for the next batch."""
-    return dict(zip(info, torch.stack(list(info.values())).tolist(), strict=True))
+def unnormalize_actions(actions, low, high):
+    """Map actions (..., A) from [-1, 1] to the bounds low, high (A,) of an action space, float32.
 
-
-@dataclasses.dataclass
-class TensorBatch:
-    """A dataclass of tensors (or None) with one row per sample."""
-
-    def to(self, device):
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device))
-
-    def __getitem__(self, rows):
-        """The same batch with some of its rows only (a slice)."""
-        return self._map(lambda tensor: tensor[rows])
-
-    def row_numbers(self):
-        """{name: int array} of the fields that say where the samples lie in their data."""
-        names = [field.name for field in dataclasses.fields(self) if field.name.endswith('rows')]
-        return {name: getattr(self, name).cpu().numpy() for name in names}
-
-    def _map(self, function):
-        mapped = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            mapped[field.name] = function(value) if isinstance(value, torch.Tensor) else value
-        return type(self)(**mapped)
-
-
-def in_bounds(actions, low, high):
-    """Actions (..., A) in [-1, 1] -> the same between the bounds (A,) of an action space, float32."""
+    Results are clipped to the bounds.
+    """
     middle = (high + low) / 2
     half_width = (high - low) / 2
-    return (middle + half_width * actions).astype(np.float32)
+    return np.clip(middle + half_width * actions, low, high).astype(np.float32)
 
 
-def in_units(actions, low, high):
-    """The reverse of `in_bounds`: actions (..., A) between low and high (A,) -> the same in [-1, 1], float32."""
+def normalize_actions(actions, low, high):
+    """Map actions (..., A) from the bounds low, high (A,) of an action space to [-1, 1], float32."""
     middle = (high + low) / 2
     half_width = (high - low) / 2
     return ((actions - middle) / half_width).astype(np.float32)
-
-
-class RowQueue:
-    """Rows that come at the end and go at the front, without a copy of all of them each time. `rows` is a view of
-    those that are there; `empty(n)` makes an array or tensor with room for n."""
-
-    def __init__(self, empty):
-        self.empty = empty
-        self.storage = empty(0)
-        self.first = 0  # where in the storage the rows begin
-        self.rows = self.storage
-
-    def extend(self, n, dropped=0):
-        """Drop rows at the front, make room for n more at the end -> the view of these, to be filled."""
-        kept = self.rows[dropped:]
-        self.first += dropped
-
-        if self.first + len(kept) + n > len(self.storage):
-            spare = len(kept) // 4  # none at first: what is filled once takes no more than it needs
-            self.storage = self.empty(len(kept) + n + spare)
-            self.storage[:len(kept)] = kept
-            self.first = 0
-        self.rows = self.storage[self.first:self.first + len(kept) + n]
-        return self.rows[len(kept):]

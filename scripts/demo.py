@@ -1,4 +1,4 @@
-"""A small OPSO run on the bundled data, offline and online, that takes three minutes on two cores.
+"""Train a small OPSO agent on the bundled data, offline and online: about five minutes on two cores.
 
     python scripts/demo.py --save_dir demo_run
 """
@@ -19,15 +19,17 @@ ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_epis
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--save_dir', default='demo_run', help='folder of the two runs; -2, -3, … is added if it is '
-                        'there already (default: %(default)s)')
-    base = Path(parser.parse_args().save_dir).resolve()
-    taken = (Path(f'{base}-{i}') for i in itertools.count(2))
-    folder = base if not base.exists() else next(path for path in taken if not path.exists())
-    offline, online, begin = folder / 'offline', folder / 'online', time.time()
+    parser.add_argument('--save_dir', default='demo_run',
+                        help='folder of the runs; -2, -3, … is added if it exists (default: %(default)s)')
+    folder = new_folder(Path(parser.parse_args().save_dir).resolve())
+    offline = folder / 'offline'
+    online = folder / 'online'
+
+    begin = time.time()
     run('offline_trainer.py', '--dataset', DATASET, '--save_dir', offline, *OFFLINE)
-    run('online_trainer.py', '--dataset', DATASET, '--offline_checkpoint', offline / 'last.pth', '--save_dir', online,
-        *ONLINE)
+    run('online_trainer.py', '--dataset', DATASET, '--offline_checkpoint', offline / 'last.pth',
+        '--save_dir', online, *ONLINE)
+
     with open(online / 'online.csv', newline='') as file:
         last = list(csv.DictReader(file))[-1]
     print(f'\ndone in {(time.time() - begin) / 60:.1f} minutes')
@@ -37,7 +39,14 @@ def main():
         print(path)
 
 
+def new_folder(base):
+    """Return `base`, or the first of <base>-2, <base>-3, … that does not exist."""
+    names = itertools.chain([base], (Path(f'{base}-{i}') for i in itertools.count(2)))
+    return next(path for path in names if not path.exists())
+
+
 def run(script, *arguments):
+    """Print and run a command; end the program if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     print('$ ' + ' '.join(['python', script, *map(str, arguments)]), flush=True)
     code = subprocess.run(command, cwd=ROOT).returncode

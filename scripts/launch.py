@@ -1,12 +1,12 @@
-"""Train several seeds as independent processes within a core budget, then sum their numbers up over the seeds.
+"""Train several seeds in processes that share the cores, then aggregate their metrics.
 
     python scripts/launch.py offline_trainer.py --seeds 0 1 2 --save_dir runs/medium -- --num_updates 3000
     python scripts/launch.py online_trainer.py --seeds 0 1 2 --save_dir runs/medium-online -- \\
         --offline_checkpoint "runs/medium/seed{seed}/last.pth"
 
-Seed k trains in <save_dir>/seed<k>, its screen output goes to <save_dir>/seed<k>.log. Given again, the command resumes
-what is unfinished. <save_dir> gets aggregate.csv, aggregate.md and aggregate.png: mean, interquartile mean and 95 %
-bootstrap interval over the seeds (Agarwal et al. 2021).
+Seed k trains in <save_dir>/seed<k>, and its output goes to <save_dir>/seed<k>.log. The same command resumes
+unfinished runs. It writes aggregate.csv, aggregate.md and aggregate.png to <save_dir>: mean, interquartile
+mean and 95 % bootstrap interval over the seeds (Agarwal et al. 2021).
 """
 
 import argparse
@@ -34,12 +34,12 @@ SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
 
 @dataclasses.dataclass
 class Point:
-    """One number of a run, over the seeds."""
+    """One metric at one step, over the seeds."""
 
     name: str  # its column in the CSVs
     step: float
     values: list[float]  # one for each seed
-    statistics: dict[str, float]  # of `stats.over_runs`
+    statistics: dict[str, float]  # from `stats.over_runs`
 
     @property
     def n(self):
@@ -47,7 +47,7 @@ class Point:
 
 
 def command(script, seed, folder, flags):
-    """The command line that trains one seed, or goes on with it; `{seed}` in a flag becomes the seed."""
+    """Return the command that trains or resumes one seed; `{seed}` in a flag becomes the seed."""
     words = [sys.executable, str(ROOT / script)]
     words += [flag.replace('{seed}', str(seed)) for flag in flags]
     words += ['--seed', str(seed), '--save_dir', str(folder)]
@@ -57,19 +57,21 @@ def command(script, seed, folder, flags):
 
 
 def start(script, seed, save_dir, flags, threads):
-    """-> the process that trains one seed. It gets a process group of its own, so that Ctrl-C reaches it through us,
-    and once."""
+    """Start the process that trains one seed.
+
+    It has its own process group, so that Ctrl-C does not reach it directly, but through `run_all`.
+    """
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     log_path = save_dir / f'seed{seed}.log'
     with open(log_path, 'a', encoding='utf-8') as log:
-        process = subprocess.Popen(command(script, seed, save_dir / f'seed{seed}', flags), stdout=log, stderr=log,
-                                   env=environment, start_new_session=True)
+        words = command(script, seed, save_dir / f'seed{seed}', flags)
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
     print(f'seed {seed}: process {process.pid}, output in {log_path}', flush=True)
     return process
 
 
 def run_all(script, seeds, save_dir, flags, cores):
-    """Run every seed, as many at a time as there are cores, each with its share of them -> {seed: exit code}."""
+    """Train all seeds, as many at a time as there are cores, and return {seed: exit code}."""
     together = min(len(seeds), cores)
     threads = max(1, cores // together)
     save_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def run_all(script, seeds, save_dir, flags, cores):
                 outcome = f'FAILED with exit code {codes[seed]}' if codes[seed] else 'done'
                 print(f'seed {seed}: {outcome}', flush=True)
             time.sleep(0.2)
-    except BaseException:  # Ctrl-C, mostly: the trainings save and end, and then so do we
+    except BaseException:  # Ctrl-C or SIGTERM: the trainings save and end first
         for process in running.values():
             process.terminate()
         for process in running.values():
@@ -99,9 +101,15 @@ def run_all(script, seeds, save_dir, flags, cores):
 
 
 def aggregate(tables):
-    """Sum up every column over the seeds -> list of `Point`. tables: the rows (dicts) of each seed.
+    """Aggregate every column over the seeds.
 
-    The k-th value of a column belongs to the k-th of the other seeds, see `stats.by_evaluation`.
+    The k-th values of a column are aligned, see `stats.by_evaluation`.
+
+    Args:
+        tables: rows (dicts) of each seed.
+
+    Returns:
+        list of `Point`.
     """
     names = dict.fromkeys(name for rows in tables for row in rows for name in row)
     points = []
@@ -115,8 +123,8 @@ def aggregate(tables):
     return points
 
 
-def judged(points):
-    """The columns that say how good a run is: of evaluations, or of validations where there are none."""
+def result_columns(points):
+    """Return the columns with the results of a run: of evaluations, or of validations if there are none."""
     names = dict.fromkeys(point.name for point in points)
     evaluations = [name for name in names if name.startswith('evaluation/')]
     validations = [name for name in names if name.startswith('validation/')]
@@ -124,7 +132,7 @@ def judged(points):
 
 
 def csv_text(points):
-    """Every point as a line of a CSV."""
+    """Return the text of a CSV with one line per point."""
     lines = ['name,step,n,mean,iqm,low,high']
     for point in points:
         numbers = ','.join(str(point.statistics[key]) for key in ('mean', 'iqm', 'low', 'high'))
@@ -133,9 +141,9 @@ def csv_text(points):
 
 
 def markdown(points, seeds):
-    """The last value of each judged column, as a table."""
+    """Return a table of the last value of each result column."""
     lines = ['| at the end | step | mean | IQM | 95 % interval | seeds |', '|---|---|---|---|---|---|']
-    for name in judged(points):
+    for name in result_columns(points):
         last = [point for point in points if point.name == name][-1]
         numbers = '{mean:.4g} | {iqm:.4g} | {low:.4g} to {high:.4g}'.format(**last.statistics)
         lines.append(f'| {name} | {last.step:,.0f} | {numbers} | {last.n} |')
@@ -145,17 +153,17 @@ def markdown(points, seeds):
 
 
 def draw(points, path, title):
-    """One panel per judged column: each seed thin, their mean bold, its interval shaded."""
-    names = judged(points)
+    """Draw one panel per result column: thin lines for seeds, a bold mean, a shaded interval."""
+    names = result_columns(points)
     rows = -(-len(names) // 4)
     figure, axes = pyplot().subplots(rows, 4, figsize=(12.4, 2.4 * rows), squeeze=False, layout='constrained')
 
     for axis, name in zip(axes.flat, names, strict=False):
-        mine = [point for point in points if point.name == name]
-        steps = [point.step for point in mine]
-        low, high, mean = ([point.statistics[key] for point in mine] for key in ('low', 'high', 'mean'))
+        shown = [point for point in points if point.name == name]
+        steps = [point.step for point in shown]
+        low, high, mean = ([point.statistics[key] for point in shown] for key in ('low', 'high', 'mean'))
 
-        for values in zip(*(point.values for point in mine), strict=True):
+        for values in zip(*(point.values for point in shown), strict=True):
             axis.plot(steps, values, color=TASK_COLORS[0], lw=0.8, alpha=0.5)
         axis.fill_between(steps, low, high, color=TASK_COLORS[0], alpha=0.2, lw=0)
         axis.plot(steps, mean, 'o-', color=INK, lw=1.8, ms=3)
@@ -172,14 +180,14 @@ def draw(points, path, title):
 
 
 def report(script, seeds, save_dir):
-    """Write aggregate.csv, .md and .png from the CSVs of those seeds that have one -> the table."""
+    """Write aggregate.csv, .md and .png from the CSVs of all seeds that have one; return the table."""
     tables = {}
     for seed in seeds:
         path = save_dir / f'seed{seed}' / SCRIPTS[script]
         if path.exists():
             tables[seed] = read_csv(path)
     if not tables:
-        raise FileNotFoundError(f'no seed in {save_dir} has left a {SCRIPTS[script]}; see the .log files there')
+        raise FileNotFoundError(f'no seed in {save_dir} has a {SCRIPTS[script]}; see the .log files there')
 
     points = aggregate(list(tables.values()))
     table = markdown(points, tables)
@@ -193,12 +201,15 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index('--') if '--' in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     epilog="what follows -- goes to the trainer; {seed} in it becomes each one's seed")
+                                     epilog='flags after -- go to the trainer, with {seed} replaced')
     parser.add_argument('script', choices=SCRIPTS)
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], help='(default: 0 1 2)')
-    parser.add_argument('--save_dir', required=True, help='folder of the runs and of what is made of them')
-    parser.add_argument('--cores', type=int, default=cores(), help='cores to use in all (default: %(default)s)')
-    parser.add_argument('--only_report', action='store_true', help='train nothing, sum up what is there')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
+                        help='seeds to train (default: 0 1 2)')
+    parser.add_argument('--save_dir', required=True, help='folder of the runs and of the aggregates')
+    parser.add_argument('--cores', type=int, default=cores(),
+                        help='number of cores to use (default: %(default)s)')
+    parser.add_argument('--only_report', action='store_true',
+                        help='aggregate the runs in --save_dir without training')
     options = parser.parse_args(argv[:split])
     flags = argv[split + 1:]
 
@@ -217,8 +228,9 @@ def main(argv=None):
     print(f'\n{table}\n\nwritten: aggregate.csv, .md and .png in {save_dir}')
     failed = [seed for seed, code in codes.items() if code]
     if failed:
-        raise OSError(f'seed {", ".join(map(str, failed))} failed; see {save_dir / f"seed{failed[0]}.log"}, and give '
-                      'the command again to go on')
+        log_path = save_dir / f'seed{failed[0]}.log'
+        raise OSError(f'seed {", ".join(map(str, failed))} failed; see {log_path}, and repeat the command to '
+                      'resume')
 
 
 if __name__ == '__main__':

@@ -1,26 +1,19 @@
-"""Write the result tables from the files under results/, so that they cannot drift: the main one into README.md and
-README.ko.md, the others into results/README.md, and those of former versions into results/before/README.md.
+"""Write the result tables from results/runs.csv into README.md, README.ko.md and results/README.md.
 
     python scripts/make_tables.py            rewrite the tables and assets/success_by_{steps,losses}.png
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
-Reads results/<experiment>/<dataset>/seed<k>/: evaluation.json (needed for a row), offline.csv, online.csv, and the
-flags in config_offline.json and config_online.json. `main` makes the main table, with before/network-labels for
-datasets that it has no run of; `steps-<n>`, of n environment steps, stands beside `main` in the second table and in the
-picture; baselines/hiql_gpu/<dataset>/ is HIQL on the same data, from the labels of as many steps or from true ones.
-`expert-noise-<noise>[-<which>]` makes the table of the demonstrators, and with `true-actions` and HIQL one of what
-labels cost. `lost-<P>-<what fills in>`, of --observe dropped:P, make a table of their own and the other picture.
-`parts-<what is other>` beside `parts-all` make one of what each part of the offline half is worth; parts.json says what
-it takes of the arithmetic (`python scripts/benchmark.py --only parts --json results/parts.json`). `few-<who explores>`
-makes one of exploration, paired with `few-random`. Every other experiment is a row of the ablations, paired by seed
-with `main`, and one of results/before/ with what `main` was at its time (`network-labels`, `full-actions`,
-`older-weights`, or `no-plan` if it did not plan); the last table there has the evaluations while training. What is
-missing is left out. The data are of our own expert, which every name says.
+The name of an experiment determines its table: `main` is the front page, `steps-<n>` success by environment
+steps, `true-actions` and `expert-noise-<noise>[-<which>]` the comparison with the demonstrator,
+`lost-<P>-<encoder>` dropped observations, `parts-<change>` parts of the offline half, `few-<explorer>`
+exploration. All other experiments are compared with `main`, paired by seed.
 """
 
 import argparse
-import dataclasses
+import collections
 import json
+import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,428 +22,430 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from plot_runs import read_metric  # noqa: E402
-
 from support.figures import plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
-from support.metrics import read_csv  # noqa: E402
+from support.results import BUDGET, TASKS, Baseline, read_args_file, read_rows, split_flags  # noqa: E402
 from support.stats import mean_half_width, mean_std  # noqa: E402
 
-BEGIN = '<!-- made by scripts/make_tables.py -->'
-END = '<!-- end of what scripts/make_tables.py made -->'
-METRIC = 'evaluation/overall_success'
-MILESTONES = (10_000, 50_000, 100_000, 250_000)
-NEAR = 0.1  # an evaluation this share of a milestone away from it stands for it; nothing is interpolated
-OUR_EXPERTS = ('antmaze-', 'humanoidmaze-')  # whose data are not the official files, whatever their names
-# what a run is called, where it lies, how long it is and how often it is looked at: no part of the method
-BUDGET = {'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
-          'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'env_processes', 'log_interval',
-          'val_interval', 'val_batches', 'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures',
-          'no_maze_figures', 'video', 'tensorboard', 'wandb', 'mamba_backend'}
+# around a block; on a page with several blocks with the name of the block
+BEGIN = '<!-- make_tables.py{} -->'
+END = '<!-- end of make_tables.py -->'
+
+# ------------------------------------------------------------------------------ words
 WORDS = {
     'README.md': {
-        'header': ('data', 'success, %', 'environment steps', 'updates offline + online', 'seeds × tasks × episodes',
-                   'HIQL, %', 'best published, %'),
-        'flags': 'All with the default flags, except',
-        'caption': 'Mean ± standard deviation over seeds of the last checkpoint, no action label offline. The last two '
-                   'columns are references on the official data, with all action labels, 1M updates and no '
-                   'environment steps; † another evaluation than OGBench\'s, or not checked.',
-        'like': ('success, % (seeds), on the very same data', 'demonstrator, with its map', 'HIQL, true labels',
-                 'OPSO, true labels', 'OPSO, no labels, same seeds'),
-        'budgets': 'success, % (seeds), after environment steps',
-        'same labels': 'HIQL, labels of as many steps',
+        'mazes': '**Ant and point mazes**',
+        'humanoid': '**Humanoid mazes**',
+        'manipulation': '**Manipulation**',
+        'header': ('dataset', 'success, %', 'seeds', 'environment steps', 'HIQL, %', 'best published, %'),
+        'steps': '{} environment steps',
+        'updates': 'offline + online updates {}',
+        'episodes': f'{TASKS} tasks × {{}} episodes per seed',
+        'flags': 'flags {}',
+        'default': 'all other flags at their defaults',
+        'defaults': 'the defaults',
+        'evaluated': '{}, evaluated with {}',
+        'caption': 'Mean ± standard deviation over seeds of the last checkpoint; environment steps are '
+                   'rounded. Our own experts made the data of ants and humanoids; data of points and arms follow '
+                   "OGBench's protocols. HIQL and the best published results are references on the official "
+                   'data, with all action labels, 1M updates and no environment steps; † evaluated '
+                   'differently from OGBench, or not verified.',
         'figure': 'Success against environment steps, all of them random'},
     'README.ko.md': {
-        'header': ('데이터', '성공률, %', 'environment step', 'offline + online update', 'seed × task × episode',
-                   'HIQL, %', '발표된 최고, %'),
-        'flags': '모두 기본 flag이며, 예외는',
-        'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, '
-                   'offline action label은 쓰지 않았습니다. 마지막 두 열은 공식 데이터에서 모든 action label과 update '
-                   '1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. †는 평가 방식이 다르거나 확인하지 못한 '
-                   '것입니다.',
-        'like': ('같은 데이터에서의 성공률, % (seed 수)', '시연자(지도를 앎)', 'HIQL, 실제 label', 'OPSO, 실제 label',
-                 'OPSO, label 없음, 같은 seed'),
-        'budgets': 'environment step 수에 따른 성공률, % (seed 수)',
-        'same labels': 'HIQL, 같은 수의 step에서 얻은 label',
+        'mazes': '**개미와 point 미로**',
+        'humanoid': '**Humanoid 미로**',
+        'manipulation': '**Manipulation**',
+        'header': ('데이터셋', '성공률, %', 'seed', 'environment step', 'HIQL, %', '발표된 최고, %'),
+        'steps': 'environment step {}개',
+        'updates': 'offline + online update {}',
+        'episodes': f'seed마다 task {TASKS}개 × 에피소드 {{}}',
+        'flags': 'flag {}',
+        'default': '나머지 flag는 기본값',
+        'defaults': '기본값',
+        'evaluated': '{}, 평가할 때 {}',
+        'caption': '마지막 checkpoint의 성공률을 seed에 대해 평균 ± 표준편차로 나타냈으며, environment step 수는 '
+                   '반올림했습니다. 개미와 humanoid의 데이터는 우리 expert가 만들었고, point와 로봇 팔의 데이터는 '
+                   'OGBench의 protocol을 따릅니다. HIQL과 발표된 최고는 공식 데이터에서 모든 action label과 '
+                   'update 1M회를 쓰고 environment step은 쓰지 않은 참고 수치입니다. '
+                   '†는 평가 방식이 다르거나 확인하지 못한 것입니다.',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
-BEFORE = 'results/before/README.md'
-OLDER = 'network-labels'  # the last `main` but this
-# what experiments under results/before/ are compared with: `main` of their time
-REFERENCES_BEFORE = (OLDER, 'full-actions', 'older-weights')
-ABLATIONS = ('experiment', 'flags', 'data', 'success, %', 'beside it, same seeds', 'difference', 'n seeds',
-             'environment steps', 'episodes a seed')
-LOSSES = ('data', 'readings lost', 'what fills in', 'success, %', 'beside Mamba, 95 % interval, by seed', 'n seeds',
-          'environment steps', 'episodes a seed')
-FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP, no memory', 'hold': 'nothing: the last reading stays'}
-PARTS = ('what is other', 'of the arithmetic', 'data', 'with the map, %', 'difference, 95 % interval, by seed',
-         'without the map, %', 'difference, 95 % interval, by seed', 'n seeds')
+OWN_TABLES = ('main', 'expert-', 'few-', 'lost-', 'parts-', 'steps-', 'true-actions')
+INTERVAL = '95 % interval (by seed)'
+EPISODES = 'episodes per seed'
+SAME_DATA = ('success on the same data, % (seeds)', 'demonstrator, with the map', 'HIQL, true labels',
+             'OPSO, true labels', 'OPSO, no labels, same seeds')
+OTHERS = ('experiment', 'data', 'success, %', '`main`, same seeds, %', 'difference', 'seeds',
+          'environment steps', EPISODES)
+FILLERS = {'mamba': 'Mamba', 'gru': 'GRU', 'mlp': 'MLP', 'hold': 'last observation'}
+LOSSES = ('data', 'dropped', *FILLERS.values(), f'GRU minus Mamba, {INTERVAL}', 'seeds',
+          'environment steps', EPISODES)
+PARTS = ('change', 'share of an update', 'data', 'with the map, %', f'difference, {INTERVAL}',
+         'without the map, %', 'difference, 95 % interval')
 PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': 'no alignment',
-              'no-next-state': 'no next state', 'no-reward-done': 'no reward/done', 'gru': 'a GRU for the Mamba',
-              'mlp': 'an MLP for the Mamba'}
+              'no-next-state': 'no next state', 'no-reward-done': 'no reward/done',
+              'gru': 'GRU instead of Mamba', 'mlp': 'MLP instead of Mamba'}
 EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biased': 'the agent, goal-biased'}
-EXPLORING = ('who takes the later steps', 'data', 'success, %', 'difference, 95 % interval, by seed', 'n seeds',
-             'environment steps', 'episodes a seed')
-DEMONSTRATOR = ('maze', 'expert', 'noise on its actions', 'success, %', 'episodes')
+EXPLORING = ('last 300 steps by', 'data', 'success, %', f'difference, {INTERVAL}', 'seeds',
+             'environment steps', EPISODES)
+DEMONSTRATORS = ('maze', 'expert', 'action noise', 'success, %', 'episodes')
+# columns that become a line above the table if all their cells are equal, and are left out if they are empty
+FOLDED = ('data', 'seeds', 'environment steps', EPISODES, *FILLERS.values())
 
 
-@dataclasses.dataclass
-class Result:
-    """What is kept of one run."""
-
-    seed: str  # name of its folder
-    success: float  # of the last checkpoint, 0 to 1
-    without_plan: float | None  # of the same checkpoint and episodes, where that was measured
-    episodes: int  # per task
-    flags: str  # those of the method that it was given
-    online_flags: dict | None  # all of the online half; None where no config is kept
-    offline_steps: int | None = None
-    online_steps: int | None = None
-    tries: int = 0  # environment steps of rehearse.py
-    curve: tuple | None = None  # (steps, successes) of the evaluations while training
-
-    @property
-    def planned(self):
-        """False for runs without a map, those that are older than it included."""
-        return self.online_flags is None or self.online_flags.get('plan', False)
-
-    @property
-    def has_curve(self):
-        """Was it evaluated on the way, and not at its end only?"""
-        return self.curve is not None and len(self.curve[0]) > 1
-
-    @property
-    def environment_steps(self):
-        """All of them, tries included; None where they are not kept."""
-        return None if self.online_steps is None else self.online_steps + self.tries
-
-    @property
-    def online_updates(self):
-        """Gradient steps of the online half, from the flags it was run with; None where they are not kept."""
-        if not self.online_flags or not self.online_steps:
-            return None
-        first = self.online_flags['initial_updates']
-        if 'labeler_dropout' in self.online_flags:  # a network, trained alone at first
-            first += self.online_flags.get('labeler_updates', 0)
-        later = self.online_steps - self.online_flags['random_steps']
-        return round(first + self.online_flags['update_ratio'] * max(0, later))
-
-
-def read_results(folder):
-    """-> {(experiment, dataset): [Result, ...]}."""
+# ------------------------------------------------------------------------------ reading
+def group_runs(rows):
+    """Return {(experiment, dataset): [Run, ...]}, sorted."""
     results = {}
-    for path in sorted(Path(folder).glob('*/*/seed*/evaluation.json')):
-        experiment, dataset = path.parts[-4:-2]
-        results.setdefault((experiment, dataset), []).append(read_result(path))
+    for run in sorted(rows, key=lambda run: run.key):
+        results.setdefault((run.experiment, run.dataset), []).append(run)
     return results
 
 
-def read_result(path):
-    """The run whose evaluation.json is `path`."""
-    metrics = json.loads(path.read_text(encoding='utf-8'))
-    without_plan = None
-    if metrics.get('comparison'):
-        without_plan = metrics[METRIC] - metrics['comparison']['overall']['difference']
-
-    online_flags = None
-    config = path.with_name('config_online.json')
-    if config.is_file():
-        online_flags = json.loads(config.read_text(encoding='utf-8')).get('flags')
-
-    result = Result(path.parts[-2], metrics[METRIC], without_plan, metrics['episodes_per_task'],
-                    given_flags(path.parent, metrics), online_flags)
-    offline = path.with_name('offline.csv')
-    if offline.is_file():
-        result.offline_steps = int(read_csv(offline)[-1]['step'])
-    online = path.with_name('online.csv')
-    if online.is_file():
-        result.online_steps = int(read_csv(online)[-1]['step'])
-        result.curve = read_metric(online, METRIC)
-    rehearsal = path.with_name('rehearsal.csv')
-    if rehearsal.is_file():
-        result.tries = int(read_csv(rehearsal)[-1]['step'])
-    return result
+def select(results, experiment):
+    """Return {dataset: runs} of one experiment."""
+    return {name: runs for (other, name), runs in results.items() if other == experiment}
 
 
-def given_flags(folder, metrics):
-    """-> the flags of the method that a run was given, as on its command lines; '' where no config is kept. What it was
-    told only when it was evaluated, the `metrics` say."""
-    words = []
-    for half in ('offline', 'rehearsal', 'online'):
-        path = folder / f'config_{half}.json'
-        if not path.is_file():
-            continue
-
-        name = ''
-        for word in json.loads(path.read_text(encoding='utf-8'))['argv'][1:]:
-            if word.startswith('--'):
-                name = word[2:].split('=')[0].replace('-', '_')
-            elif name == 'actions_path':
-                word = Path(word).name  # wherever it lay
-            if name and name not in BUDGET:
-                words.append(word)
-
-    noise = metrics.get('rest_noise')
-    if noise and '--rest_noise' not in words:
-        words += ['--rest_noise', f'{noise:g}']
-    return ' '.join(words)
+def last_of_hiql(baselines):
+    """Return {dataset: {label steps, 0 for true actions: success after most updates}} of HIQL on the GPU."""
+    successes = {}
+    for row in sorted(baselines, key=lambda row: row.updates):
+        if row.machine != 'CPU core':
+            successes.setdefault(row.dataset, {})[row.label_steps] = row.success
+    return successes
 
 
-def label(dataset):
-    """A dataset's name, and whose data it is: OGBench's protocol moves points and arms without an expert."""
-    whose = 'our expert' if dataset.startswith(OUR_EXPERTS) else 'official protocol'
-    return f'`{short(dataset)}` ({whose})'
+def read_shares(path):
+    """Return {objective that is left out: its share of an update's arithmetic}."""
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding='utf-8'))['rows']
+    return {f'no {part}': share for row in rows for part, share in row['shares'].items()}
 
 
+def pair(runs, others):
+    """Return [(run, the one of `others` with its seed), ...]."""
+    by_seed = {other.seed: other for other in others}
+    return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+
+
+# ------------------------------------------------------------------------------ cells
 def short(dataset):
+    """Return the name of a dataset without its version."""
     return dataset.removesuffix('-v0')
 
 
-def mean_text(values):
-    """Mean ± standard deviation of successes, in percent."""
-    mean, std = mean_std([100 * value for value in values])
+def code(dataset):
+    """Return the name of a dataset as a cell."""
+    return f'`{short(dataset)}`'
+
+
+def maze_of(dataset):
+    """Return the maze of a dataset: antmaze-large for antmaze-large-navigate-v0."""
+    return dataset.rsplit('-', 2)[0]
+
+
+def mean_text(runs, column='success'):
+    """Return mean ± standard deviation of a column of runs, in percent."""
+    values = [100 * getattr(run, column) for run in runs]
+    mean, std = mean_std(values)
     return f'{mean:.1f}' + (f' ± {std:.1f}' if len(values) > 1 else '')
 
 
+def difference_text(pairs, column='success', by_seed=True):
+    """Return the mean difference of pairs in percent, its 95 % interval by Student's t, and each difference.
+
+    `by_seed` False leaves out the last.
+    """
+    values = [100 * (getattr(run, column) - getattr(other, column)) for run, other in pairs]
+    if not values:
+        return '–'
+    width = f' ± {mean_half_width(values):.0f}' if len(values) > 1 else ''
+    each = f' ({", ".join(f"{value:+.0f}" for value in values)})' if by_seed else ''
+    return f'{np.mean(values):+.1f}{width}{each}'
+
+
+def range_text(values):
+    """Return `1,000` or `1,000–2,000`; `–` without values."""
+    values = sorted({value for value in values if value is not None})
+    return '–'.join(f'{value:,}' for value in dict.fromkeys([*values[:1], *values[-1:]])) or '–'
+
+
+def round_digits(value, digits=2):
+    """Round a positive integer to significant digits."""
+    return round(value, digits - 1 - math.floor(math.log10(value)))
+
+
+def steps_and_episodes(runs):
+    """Return the two cells that end most tables."""
+    episodes = range_text(TASKS * run.episodes_per_task for run in runs)
+    return range_text(run.environment_steps for run in runs), episodes
+
+
 def updates_text(runs):
-    offline = _range(run.offline_steps for run in runs)
+    """Return the numbers of offline + online gradient updates."""
+    offline = range_text(run.offline_updates for run in runs)
     online = [run.online_updates for run in runs if run.online_updates]
     return f'{offline} + {round(np.mean(online), -2):,.0f}' if online else offline
 
 
-def curve_rows(results):
-    """-> cells (name, mean success at the evaluations nearest to each of `MILESTONES`); not for a single evaluation."""
-    rows = []
-    for (experiment, name), runs in sorted(results.items()):
-        curves = [run.curve for run in runs if run.has_curve]
-        if curves:
-            rows.append((f'{label(name)}, `{experiment}`', *(_at(curves, steps) for steps in MILESTONES)))
-    return rows
-
-
-def _at(curves, milestone):
-    values = []
-    for steps, successes in curves:
-        nearest = int(np.argmin(np.abs(np.subtract(steps, milestone))))
-        if abs(steps[nearest] - milestone) <= NEAR * milestone:
-            values.append(successes[nearest])
-    return f'{100 * np.mean(values):.0f}' if len(values) == len(curves) else '–'
-
-
-def _range(values):
-    values = sorted(value for value in values if value is not None)
-    if not values:
-        return '–'
-    return f'{values[0]:,}' if values[0] == values[-1] else f'{values[0]:,}–{values[-1]:,}'
-
-
 def table(header, rows):
+    """Return a Markdown table."""
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def front_runs(results, before, published):
-    """-> {dataset: runs} of the front page: `main`, or what it was before where there is none."""
-    mains = {name: runs for (experiment, name), runs in results.items() if experiment == 'main'}
-    older = {name: runs for (experiment, name), runs in before.items() if experiment == OLDER}
-    runs_of = older | mains
-    return {name: runs_of[name] for name in dict.fromkeys([*published, *sorted(runs_of)]) if name in runs_of}
+def folded_table(header, rows):
+    """Return a Markdown table below a line with its constant columns of `FOLDED`; '' without rows."""
+    if len(rows) < 2:
+        return table(header, rows) if rows else ''
+    constant = {name for name, *cells in zip(header, *rows, strict=True)
+                if name in FOLDED and len(set(cells)) == 1}
+    kept = [place for place, name in enumerate(header) if name not in constant]
+
+    text = table([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
+    named = zip(header, rows[0], strict=True)
+    line = '; '.join(f'{name} {cell}' for name, cell in named if name in constant and cell != '–')
+    return f'All rows: {line}.\n\n{text}' if line else text
 
 
-def read_hiql(folder):
-    """-> {dataset: {environment steps that labels are from, 0 for true actions: success after most updates}} of the
-    evaluations.jsonl that results/baselines/hiql_gpu_evaluate.py wrote."""
-    successes = {}
-    for path in sorted(Path(folder).glob('*/evaluations.jsonl')):
-        rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-        rows.sort(key=lambda row: row['updates'])
-        successes[path.parent.name] = {row['label_steps']: row['overall'] for row in rows}
-    return successes
+# ------------------------------------------------------------------------------ front pages
+def make_front(results, words, published, args_files):
+    """Return the block of a README's front page: a table for each family of datasets.
 
-
-def make_front(results, before, hiql, words, published):
-    """-> what stands between the markers of a README's front page."""
-    front = front_runs(results, before, published)
-    if not front:
+    Args:
+        results: {(experiment, dataset): [Run, ...]}.
+        words: the words of the page's language.
+        published: {dataset: references}, in the order of the rows.
+        args_files: {name of a file of flags: [(flag, its words), ...]}.
+    """
+    mains = select(results, 'main')
+    if not mains:
         return ''
+    families = {}
+    for name in sort_datasets(mains, published):
+        families.setdefault(family_of(name), {})[name] = mains[name]
 
-    rows = []
-    for name, runs in front.items():
-        reference = published.get(name, {'HIQL': '–', 'best': '–', 'source': ''})
-        rows.append((
-            label(name),
-            f'**{mean_text([run.success for run in runs])}**',
-            _range(run.environment_steps for run in runs),
-            updates_text(runs),
-            counts(runs),
-            reference['HIQL'],
-            f'{reference["best"]} {reference["source"]}'.strip(),
-        ))
-    parts = [table(words['header'], rows), words['caption']]
-
-    others = {}
-    for name, runs in front.items():
-        for flags in sorted({run.flags for run in runs} - {''}):
-            others.setdefault(flags, []).append(f'`{short(name)}`')
-    if others:
-        listed = (f'{", ".join(datasets)}: `{flags}`' for flags, datasets in others.items())
-        parts.append(f'{words["flags"]} {"; ".join(listed)}.')
-
-    if rows := like_for_like_rows(results, hiql):
-        parts.append(table(words['like'], rows))
-
-    if budgets := by_steps(results):
-        parts.append(budget_table(budgets, hiql, words))
+    parts = []
+    for family, datasets in families.items():
+        parts.append(family_caption(family, datasets, words, args_files))
+        parts.append(family_table(datasets, words, published))
+    parts.append(words['caption'])
+    if by_steps(results):
         picture = f'<img src="assets/success_by_steps.png" width="75%" alt="{words["figure"]}">'
         parts.append(f'<p align="center">{picture}</p>')
     return '\n\n'.join(parts)
 
 
-def like_for_like_rows(results, hiql):
-    """Cells of who does how well on one file of data: the demonstrator, at the noise of navigate and stitch (nobody in
-    explore heads for a goal); HIQL (`read_hiql`) and OPSO (`true-actions`) with its true actions; and the same seeds of
-    OPSO without them."""
-    experts = {maze_of(name): runs for (experiment, name), runs in results.items() if experiment == 'expert-noise-0.2'}
+def family_of(dataset):
+    """Return the family of a dataset, a key of the words of a page."""
+    if dataset.startswith('humanoidmaze-'):
+        return 'humanoid'
+    return 'mazes' if 'maze' in dataset else 'manipulation'
+
+
+def robot_of(dataset):
+    """Return the first word of a dataset's name: its robot, or the kind of its objects."""
+    return dataset.partition('-')[0]
+
+
+def sort_datasets(mains, published):
+    """Return the datasets of `mains` in the order of `published`, those of one robot together."""
+    names = [name for name in dict.fromkeys([*published, *mains]) if name in mains]
+    robots = list(dict.fromkeys(map(robot_of, names)))
+    return sorted(names, key=lambda name: robots.index(robot_of(name)))
+
+
+def family_table(datasets, words, published):
+    """Return the table of one family; environment steps are a column if they differ between its rows."""
+    steps = {name: rounded_steps(runs) for name, runs in datasets.items()}
     rows = []
-    for (experiment, name), runs in sorted(results.items()):
-        if experiment != 'true-actions':
+    for name, runs in datasets.items():
+        reference = published.get(name, {'HIQL': '–', 'best': '–', 'source': ''})
+        best = f'{reference["best"]} {reference["source"]}'.strip()
+        success = f'**{mean_text(runs)}**'
+        rows.append([code(name), success, str(len(runs)), steps[name], reference['HIQL'], best])
+
+    header = list(words['header'])
+    if len(set(steps.values())) == 1:
+        for line in (header, *rows):
+            del line[3]
+    return table(header, rows)
+
+
+def rounded_steps(runs):
+    """Return the environment steps of runs, with two significant digits."""
+    return range_text(round_digits(run.environment_steps) for run in runs)
+
+
+def family_caption(family, datasets, words, args_files):
+    """Return the line above the table of one family: what its rows have in common."""
+    updates = {name: updates_text(runs) for name, runs in datasets.items()}
+    episodes = {name: range_text(run.episodes_per_task for run in runs) for name, runs in datasets.items()}
+    steps = {rounded_steps(runs) for runs in datasets.values()}
+
+    parts = [words['steps'].format(*steps)] if len(steps) == 1 else []
+    parts.append(constant_text(words['updates'], updates))
+    parts.append(constant_text(words['episodes'], episodes))
+    parts.append(flags_text(datasets, words, args_files))
+    return f'{words[family]}: {"; ".join(parts)}.'
+
+
+def constant_text(template, values):
+    """Put the most frequent of the values {dataset: text} into a template, and add the exceptions."""
+    most, _ = collections.Counter(values.values()).most_common(1)[0]
+    others = {}
+    for name, value in values.items():
+        if value != most:
+            others.setdefault(value, []).append(name)
+    exceptions = '; '.join(f'{names_text(names, values)}: {value}' for value, names in others.items())
+    return template.format(most) + (f' ({exceptions})' if exceptions else '')
+
+
+def names_text(names, all_names):
+    """Name some of all datasets: those of a robot by the robot if they are all of it."""
+    texts = []
+    for robot in dict.fromkeys(map(robot_of, names)):
+        own = [name for name in names if robot_of(name) == robot]
+        is_whole = len(own) == sum(robot_of(name) == robot for name in all_names)
+        texts += [robot] if is_whole else map(code, own)
+    return ', '.join(texts)
+
+
+def flags_text(datasets, words, args_files):
+    """Name the flags of the runs of {dataset: runs}, by their file of flags if there is one."""
+    groups = {}
+    for name, runs in datasets.items():
+        for text in dict.fromkeys(run_flags_text(run, words, args_files) for run in runs):
+            groups.setdefault(text, []).append(name)
+    if groups.keys() == {''}:
+        return words['default']
+    if len(groups) == 1:
+        return words['flags'].format(*groups)
+    named = (f'{text or words["defaults"]} ({names_text(names, datasets)})' for text, names in groups.items())
+    return words['flags'].format(', '.join(named))
+
+
+def run_flags_text(run, words, args_files):
+    """Return the flags of a run: a file of flags with the flags to add, then those of the evaluation."""
+    flags = split_flags(shlex.split(run.online_flags))
+    text = run.online_flags
+    for name, in_file in args_files.items():
+        if in_file and all(flag in flags for flag in in_file):
+            added = [word for flag in flags if flag not in in_file for word in flag[1]]
+            text = shlex.join([f'@{name}', *added]).replace(f"'@{name}'", f'@{name}')
+
+    text = ' '.join(filter(None, (run.offline_flags, run.simulator_flags, text)))
+    text = f'`{text}`' if text else ''
+    if run.evaluation_flags:
+        text = words['evaluated'].format(text or words['defaults'], f'`{run.evaluation_flags}`')
+    return text
+
+
+def read_args_files(folder):
+    """Return {configs/NAME.args: [(flag of the method, its words), ...]}."""
+    return {f'{folder.name}/{path.name}': [(name, words) for name, words in split_flags(read_args_file(path))
+                                           if name not in BUDGET]
+            for path in sorted(folder.glob('*.args'))}
+
+
+# ------------------------------------------------------------------------------ results/README.md
+def make_details(results, baselines, shares):
+    """Return {name of a block of results/README.md: its table}."""
+    hiql = last_of_hiql(baselines)
+    tables = {
+        'environment steps': budget_table(by_steps(results), hiql),
+        'true actions': folded_table(SAME_DATA, same_data_rows(results, hiql)),
+        'demonstrators': folded_table(DEMONSTRATORS, demonstrator_rows(results)),
+        'dropped observations': folded_table(LOSSES, losses_rows(results)),
+        'parts': folded_table(PARTS, part_rows(results, shares)),
+        'exploration': folded_table(EXPLORING, exploring_rows(results)),
+    }
+    if others := folded_table(OTHERS, other_rows(results)):
+        tables['true actions'] = '\n\n'.join(filter(None, (tables['true actions'], others)))
+    return tables
+
+
+def by_steps(results):
+    """Return {dataset: {environment steps: runs}} of `steps-<n>`, and of the same seeds of `main`."""
+    budgets = {}
+    for (experiment, name), runs in results.items():
+        prefix, _, steps = experiment.rpartition('-')
+        pairs = pair(runs, results.get(('main', name), []))
+        if prefix != 'steps' or not steps.isdigit() or not pairs:
             continue
-        _, pairs = same_seeds(results, name, runs, ['main'])
+
+        own = budgets.setdefault(name, {})
+        own[int(steps)] = [run for run, _ in pairs]
+        # the runs of `main` that share most seeds count
+        whole = pairs[0][1].environment_steps
+        own[whole] = max(own.get(whole, []), [main for _, main in pairs], key=len)
+    return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
+
+
+def budget_table(budgets, hiql):
+    """Return success by steps: a row for each dataset, below it one of HIQL with labels of equal steps."""
+    if not budgets:
+        return ''
+    steps = sorted({count for own in budgets.values() for count in own})
+    rows = []
+    for name, own in budgets.items():
+        cells = [f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–' for count in steps]
+        rows.append((code(name), *cells))
+        inferred = hiql.get(name, {})
+        if set(inferred) - {0}:
+            cells = [f'{100 * inferred[count]:.1f} (1)' if count in inferred else '–' for count in steps]
+            rows.append(('the same, HIQL', *cells))
+    return table(('success, % (seeds), after environment steps', *(f'{count:,}' for count in steps)), rows)
+
+
+def same_data_rows(results, hiql):
+    """Return cells of the methods on the data of `true-actions`, OPSO without labels on the same seeds.
+
+    The demonstrator acts with the action noise of the data.
+    """
+    experts = {maze_of(name): runs for name, runs in select(results, 'expert-noise-0.2').items()}
+    rows = []
+    for name, runs in select(results, 'true-actions').items():
+        pairs = pair(runs, results.get(('main', name), []))
         if pairs:
+            # the data of explore head for no goal
             expert = None if 'explore' in name else experts.get(maze_of(name))
             rows.append((
-                label(name),
-                mean_text([run.success for run in expert]) if expert else '–',
-                f'{mean_text([hiql[name][0]])} (1)' if name in hiql else '–',
-                *(f'{mean_text(successes)} ({len(pairs)})' for successes in zip(*pairs, strict=True)),
+                code(name),
+                mean_text(expert) if expert else '–',
+                f'{100 * hiql[name][0]:.1f} (1)' if name in hiql else '–',
+                *(f'{mean_text(side)} ({len(pairs)})' for side in zip(*pairs, strict=True)),
             ))
     return rows
 
 
-def maze_of(name):
-    """antmaze-large-navigate-v0 -> antmaze-large."""
-    return name.rsplit('-', 2)[0]
-
-
-def by_steps(results):
-    """-> {dataset: {environment steps: [success of each run]}} of `steps-<n>`, and of the same seeds of `main`."""
-    budgets = {}
+def other_rows(results):
+    """Return cells of each experiment without a table of its own, compared with `main` by seed."""
+    rows = []
     for (experiment, name), runs in results.items():
-        before, _, steps = experiment.rpartition('-')
-        _, pairs = same_seeds(results, name, runs, ['main'])
-        if before == 'steps' and steps.isdigit() and pairs:
-            own = budgets.setdefault(name, {})
-            own[int(steps)] = [success for success, _ in pairs]
-
-            whole = results['main', name][0].online_steps
-            beside = own.get(whole, [])
-            own[whole] = max(beside, [success for _, success in pairs], key=len)
-    return {name: dict(sorted(own.items())) for name, own in sorted(budgets.items())}
-
-
-def budget_table(budgets, hiql, words):
-    """Success by steps, a row for each dataset and below it one of HIQL with the same labels, where there is any."""
-    steps = sorted({count for own in budgets.values() for count in own})
-    rows = []
-    for name, own in budgets.items():
-        rows.append((label(name), *(f'{mean_text(own[count])} ({len(own[count])})' if count in own else '–'
-                                    for count in steps)))
-        if set(hiql.get(name, {})) - {0}:
-            rows.append((words['same labels'], *(f'{mean_text([hiql[name][count]])} (1)' if count in hiql[name] else '–'
-                                                 for count in steps)))
-    return table((words['budgets'], *(f'{count:,}' for count in steps)), rows)
-
-
-def counts(runs):
-    episodes = sorted({run.episodes for run in runs})
-    return f'{len(runs)} × 5 × {"–".join(map(str, episodes))}'
-
-
-def make_details(results, shares):
-    """-> what stands between the markers of results/README.md."""
-    parts = []
-    if rows := ablation_rows(results, ['main']):
-        parts.append(table(ABLATIONS, rows))
-    if rows := losses_rows(results):
-        parts.append(table(LOSSES, rows))
-    if rows := part_rows(results, shares):
-        parts.append(table(PARTS, rows))
-    if rows := exploring_rows(results):
-        parts.append(table(EXPLORING, rows))
-    if rows := demonstrator_rows(results):
-        parts.append(table(DEMONSTRATOR, rows))
-    return '\n\n'.join(parts)
-
-
-def make_before(before):
-    """-> what stands between the markers of results/before/README.md."""
-    parts = []
-    if rows := ablation_rows(before, REFERENCES_BEFORE):
-        parts.append(table(ABLATIONS, rows))
-    if rows := curve_rows(before):
-        header = ('success, %, at the evaluation nearest to', *(f'{steps:,} steps' for steps in MILESTONES))
-        columns = zip(header, *rows, strict=True)
-        header, *rows = zip(*(column for column in columns if set(column[1:]) != {'–'}), strict=True)
-        parts.append(table(header, rows))
-    return '\n\n'.join(parts)
-
-
-def ablation_rows(results, references):
-    """Cells of each experiment that is compared with one of `references`; these are rows too, but for `main`."""
-    rows = []
-    for (experiment, name), runs in sorted(results.items()):
-        if experiment == 'main' or experiment.startswith(('expert-', 'few-', 'lost-', 'parts-')):
+        if experiment.startswith(OWN_TABLES):
             continue
-
-        planned = experiment == 'no-plan' or all(run.planned for run in runs)
-        own = references_of(experiment, references) if planned else ['no-plan']
-        reference, pairs = same_seeds(results, name, runs, own)
-
-        beside = '–'
-        difference = '–'
-        if pairs:
-            beside = f'{mean_text([other for _, other in pairs])} (`{reference}`)'
-            difference = f'{100 * np.mean([ours - other for ours, other in pairs]):+.1f}'
-
-        flags = ', '.join(f'`{flags}`' for flags in sorted({run.flags for run in runs} - {''})) or '–'
+        pairs = pair(runs, results.get(('main', name), []))
+        difference = 100 * np.mean([run.success - other.success for run, other in pairs]) if pairs else None
         rows.append((
             f'`{experiment}`',
-            flags,
-            label(name),
-            mean_text([run.success for run in runs]),
-            beside,
-            difference,
+            code(name),
+            mean_text(runs),
+            mean_text([other for _, other in pairs]) if pairs else '–',
+            f'{difference:+.1f}' if pairs else '–',
             str(len(pairs)),
-            _range(run.environment_steps for run in runs),
-            _range(5 * run.episodes for run in runs),
+            *steps_and_episodes(runs),
         ))
     return rows
 
 
-def references_of(experiment, references):
-    """What an experiment may be compared with; <reference>-<what was other> with that reference or an older one."""
-    for i, reference in enumerate(references):
-        if experiment.startswith(f'{reference}-'):
-            return references[i:]
-    return [other for other in references if other != experiment]
-
-
-def same_seeds(results, name, runs, references):
-    """-> (the first of the experiments `references` that shares seeds of a dataset with `runs`, [(success of a run, of
-    the reference with its seed)])."""
-    for reference in references:
-        successes = {run.seed: run.success for run in results.get((reference, name), [])}
-        pairs = [(run.success, successes[run.seed]) for run in runs if run.seed in successes]
-        if pairs:
-            return reference, pairs
-    return '', []
-
-
 def by_losses(results):
-    """-> {dataset: {what fills in: {share of lost readings: runs}}} of `lost-<P>-<what>`."""
+    """Return {dataset: {encoder: {share of dropped observations: runs}}} of `lost-<share>-<encoder>`."""
     losses = {}
-    for (experiment, name), runs in sorted(results.items()):
+    for (experiment, name), runs in results.items():
         if experiment.startswith('lost-'):
             _, share, filler = experiment.split('-')
             losses.setdefault(name, {}).setdefault(filler, {})[float(share)] = runs
@@ -458,150 +453,140 @@ def by_losses(results):
 
 
 def losses_rows(results):
-    """Cells of the table of lost readings, paired by seed with those of the Mamba."""
+    """Return cells of the table of dropped observations, GRU and Mamba paired by seed."""
     rows = []
     for name, fillers in by_losses(results).items():
         for share in sorted({share for own in fillers.values() for share in own}):
-            mamba = fillers.get('mamba', {}).get(share, [])
-            for filler in FILLERS:
-                runs = fillers.get(filler, {}).get(share)
-                if not runs:
-                    continue
-                others = mamba if filler != 'mamba' else []
-                rows.append((label(name), f'{share:.0%}', FILLERS[filler], *cells_beside(runs, others)))
+            runs_of = {filler: fillers.get(filler, {}).get(share, []) for filler in FILLERS}
+            rows.append((
+                code(name),
+                f'{share:.0%}',
+                *(mean_text(runs) if runs else '–' for runs in runs_of.values()),
+                difference_text(pair(runs_of['gru'], runs_of['mamba'])),
+                range_text(map(len, filter(None, runs_of.values()))),
+                *steps_and_episodes(sum(runs_of.values(), [])),
+            ))
     return rows
 
 
-def cells_beside(runs, others):
-    """-> the cells of `runs`: success, how it differs from that of `others` with the same seeds, seeds, environment
-    steps, episodes."""
-    successes = {other.seed: other.success for other in others}
-    differences = [run.success - successes[run.seed] for run in runs if run.seed in successes]
-    return (
-        mean_text([run.success for run in runs]),
-        differences_text(differences) if differences else '–',
-        str(len(runs)),
-        _range(run.environment_steps for run in runs),
-        _range(5 * run.episodes for run in runs),
-    )
+def compared_cells(runs, others):
+    """Return success, difference from other runs with the same seeds, seeds, environment steps, episodes."""
+    difference = '–' if runs is others else difference_text(pair(runs, others))
+    return mean_text(runs), difference, str(len(runs)), *steps_and_episodes(runs)
 
 
 def part_rows(results, shares):
-    """Cells of what another offline half (`parts-<what is other>`) loses, paired by seed with the usual one
-    (`parts-all`); at the end over all datasets. shares: {what is other: its share of the arithmetic}."""
-    wholes = {name: {run.seed: run for run in runs} for (experiment, name), runs in sorted(results.items())
-              if experiment == 'parts-all'}
+    """Return cells of the changes to the offline half, paired by seed with `parts-all`.
+
+    Args:
+        results: {(experiment, dataset): [Run, ...]}.
+        shares: {objective that is left out: its share of the arithmetic}.
+    """
     rows = []
-    by_part = {}  # what is other -> its pairs, a list for each dataset
-    for name, whole in wholes.items():
-        successes = [mean_text([run.success for run in whole.values()]),
-                     mean_text([run.without_plan for run in whole.values()])]
-        rows.append(('nothing', '–', label(name), successes[0], '–', successes[1], '–', str(len(whole))))
+    by_part = {}  # change -> {dataset: its pairs}
+    for name, whole in select(results, 'parts-all').items():
+        with_plan, without = mean_text(whole), mean_text(whole, 'success_without_plan')
+        rows.append(('none', '–', code(name), with_plan, '–', without, '–'))
         for part, text in PART_NAMES.items():
-            pairs = [(run, whole[run.seed]) for run in results.get((f'parts-{part}', name), []) if run.seed in whole]
-            if pairs:
-                by_part.setdefault(text, []).append(pairs)
-                rows.append(part_row(text, shares, label(name), pairs))
+            if pairs := pair(results.get((f'parts-{part}', name), []), whole):
+                by_part.setdefault(text, {})[name] = pairs
 
     for text, datasets in by_part.items():
-        if len(datasets) > 1:
-            rows.append(part_row(text, shares, f'these {len(datasets)}', sum(datasets, [])))
+        data = code(next(iter(datasets))) if len(datasets) == 1 else f'all {len(datasets)}'
+        rows.append(part_row(text, shares, data, sum(datasets.values(), [])))
     return rows
 
 
 def part_row(text, shares, data, pairs):
-    """-> the cells of what is other, `text`, from pairs of Results (with it, with nothing other)."""
-    return (
-        text,
-        f'{shares[text]:.0%}' if text in shares else '–',
-        data,
-        mean_text([run.success for run, _ in pairs]),
-        differences_text([run.success - other.success for run, other in pairs]),
-        mean_text([run.without_plan for run, _ in pairs]),
-        differences_text([run.without_plan - other.without_plan for run, other in pairs]),
-        str(len(pairs)),
-    )
+    """Return cells of pairs of runs (with the change, without it)."""
+    runs = [run for run, _ in pairs]
+    share = f'{shares[text]:.0%}' if text in shares else '–'
+    without = 'success_without_plan'
+    return (text, share, data, mean_text(runs), difference_text(pairs),
+            mean_text(runs, without), difference_text(pairs, without, by_seed=False))
 
 
 def exploring_rows(results):
-    """Cells of the table of exploration with few steps, paired by seed with random actions only."""
+    """Return cells of exploration with few steps, paired by seed with random actions only."""
     rows = []
-    for name in sorted(name for experiment, name in results if experiment == 'few-random'):
-        random = results['few-random', name]
-        seeds = {run.seed for run in random}
+    for name, random in select(results, 'few-random').items():
         for explorer, text in EXPLORERS.items():
-            runs = [run for run in results.get((f'few-{explorer}', name), []) if run.seed in seeds]
-            if runs:
-                others = random if explorer != 'random' else []
-                rows.append((text, label(name), *cells_beside(runs, others)))
+            runs = results.get((f'few-{explorer}', name), [])
+            if runs := runs if runs is random else [run for run, _ in pair(runs, random)]:
+                rows.append((text, code(name), *compared_cells(runs, random)))
     return rows
 
 
-def differences_text(differences):
-    """Mean of differences in percent, its 95 % interval by Student's t, and each of them."""
-    values = [100 * difference for difference in differences]
-    each = ', '.join(f'{value:+.0f}' for value in values)
-    width = f' ± {mean_half_width(values):.0f}' if len(values) > 1 else ''
-    return f'{np.mean(values):+.1f}{width} ({each})'
-
-
-def read_shares(path):
-    """-> {what is other: share of an update's arithmetic} from what `benchmark.py --only parts --json` wrote."""
-    if not path.is_file():
-        return {}
-    rows = json.loads(path.read_text(encoding='utf-8'))['rows']
-    return {f'no {part}': share for row in rows for part, share in row['shares'].items()}
-
-
 def demonstrator_rows(results):
-    """The expert of our data, which knows the maze and every action; datasets of one maze share the measurement."""
+    """Return cells of the experts of our data; the datasets of one maze share a measurement."""
     rows = {}
-    for (experiment, name), runs in sorted(results.items()):
+    for (experiment, name), runs in results.items():
         if experiment.startswith('expert-noise-'):
             maze = maze_of(name)
             noise, _, which = experiment.removeprefix('expert-noise-').partition('-')
             weights = f'{which}_{maze.partition("maze")[0]}_expert.npz'.removeprefix('_')
-            rows[maze, experiment] = (f'`{maze}`', f'`{weights}`', noise, mean_text([run.success for run in runs]),
-                                      _range(5 * run.episodes for run in runs))
+            episodes = range_text(TASKS * run.episodes_per_task for run in runs)
+            rows[maze, experiment] = f'`{maze}`', f'`{weights}`', noise, mean_text(runs), episodes
     return list(rows.values())
 
 
-def with_block(text, block, name):
-    """A README's text with `block` between its markers. Raises ValueError unless each marker is there once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f'{name} needs one line {BEGIN} and one line {END}')
-    before, rest = text.split(BEGIN)
-    return f'{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}'
-
-
+# ------------------------------------------------------------------------------ pictures
 def draw_losses(results, folder):
-    """Success against the share of readings that get lost, one colour for each thing that fills in; one picture, of the
-    dataset that has most."""
+    """Draw success against the share of dropped observations, by encoder, of the dataset with most runs."""
     losses = by_losses(results)
     if not losses:
         return
     name = max(losses, key=lambda name: sum(map(len, losses[name].values())))
     fillers = losses[name]
+    # without drops all encoders have the runs of `main`
+    whole = {0.0: results['main', name]} if ('main', name) in results else {}
     groups = {}
     for filler, text in FILLERS.items():
         if filler in fillers:
-            # of what nothing is lost, nothing has to be filled in
-            everything = {0.0: results['main', name]} if ('main', name) in results else {}
-            groups[text] = {100 * share: [run.success for run in runs]
-                            for share, runs in (everything | fillers[filler]).items()}
-    plot_budgets(groups, folder / 'success_by_losses.png', 'readings that get lost, %', 'success, %',
+            shares = (whole | fillers[filler]).items()
+            groups[text] = {100 * share: [run.success for run in runs] for share, runs in shares}
+    plot_budgets(groups, folder / 'success_by_losses.png', 'dropped observations, %', 'success, %',
                  f'{short(name)}, no action labels offline', log_scale=False)
 
 
 def draw_steps(results, hiql, folder):
-    """Success against environment steps, one colour for each dataset; dashed, HIQL's with labels of as many steps."""
+    """Draw success against environment steps by dataset; dashed, HIQL with labels of equal steps."""
     budgets = by_steps(results)
-    if budgets:
-        inferred = {short(name): {steps: [success] for steps, success in own.items() if steps}
-                    for name, own in hiql.items() if name in budgets and set(own) - {0}}
-        plot_budgets({short(name): own for name, own in budgets.items()}, folder / 'success_by_steps.png',
-                     'random environment steps', 'success, %',
-                     'No action labels offline, data of our own expert', beside=('HIQL', inferred))
+    if not budgets:
+        return
+    own = {short(name): {steps: [run.success for run in runs] for steps, runs in counts.items()}
+           for name, counts in budgets.items()}
+    inferred = {short(name): {steps: [success] for steps, success in counts.items() if steps}
+                for name, counts in hiql.items() if name in budgets and set(counts) - {0}}
+    plot_budgets(own, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
+                 'No action labels offline, data of our own expert', beside=('HIQL', inferred))
+
+
+# ------------------------------------------------------------------------------ pages
+def with_block(text, block, page, name=''):
+    """Return the text of a page with `block` between its markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    begin = BEGIN.format(f': {name}' if name else '')
+    before, *rest = text.split(begin)
+    if len(rest) != 1 or END not in rest[0]:
+        raise ValueError(f'{page} needs one line {begin} and one line {END} after it')
+    after = rest[0].split(END, 1)[1]
+    return f'{before}{begin}\n{block}\n{END}{after}'
+
+
+def stale_pages(root, pages):
+    """Return {page: new text} of the pages {page: {name: block}} whose tables are not up to date."""
+    stale = {}
+    for page, blocks in pages.items():
+        old = new = (root / page).read_text(encoding='utf-8')
+        for name, block in blocks.items():
+            new = with_block(new, block, page, name)
+        if new != old:
+            stale[page] = new
+    return stale
 
 
 def main():
@@ -611,22 +596,17 @@ def main():
     flags = parser.parse_args()
 
     root = Path(flags.root)
-    results = read_results(root / 'results')
+    results = group_runs(read_rows(root / 'results' / 'runs.csv'))
+    path = root / 'results' / 'baselines.csv'
+    baselines = read_rows(path, Baseline) if path.is_file() else []
+    shares = read_shares(root / 'results' / 'parts.json')
     published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
     published.pop('about')
-    before = read_results(root / 'results' / 'before')
-    hiql = read_hiql(root / 'results' / 'baselines' / 'hiql_gpu')
-    blocks = {name: make_front(results, before, hiql, words, published) for name, words in WORDS.items()}
-    blocks[DETAILS] = make_details(results, read_shares(root / 'results' / 'parts.json'))
-    blocks[BEFORE] = make_before(before)
+    args_files = read_args_files(ROOT / 'configs')
 
-    stale = {}  # name of a file -> what it should say
-    for name, block in blocks.items():
-        text = (root / name).read_text(encoding='utf-8')
-        new = with_block(text, block, name)
-        if new != text:
-            stale[name] = new
-
+    pages = {name: {'': make_front(results, words, published, args_files)} for name, words in WORDS.items()}
+    pages[DETAILS] = make_details(results, baselines, shares)
+    stale = stale_pages(root, pages)
     if flags.check:
         if stale:
             sys.exit(f'not up to date: {", ".join(stale)}; run python scripts/make_tables.py')
@@ -634,10 +614,10 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw_steps(results, hiql, root / 'assets')
+    draw_steps(results, last_of_hiql(baselines), root / 'assets')
     draw_losses(results, root / 'assets')
     rewritten = ', '.join(stale) or 'nothing, all was up to date'
-    print(f'{len(results) + len(before)} experiments and datasets; rewritten: {rewritten}')
+    print(f'{sum(map(len, results.values()))} runs; rewritten: {rewritten}')
 
 
 if __name__ == '__main__':

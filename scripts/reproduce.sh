@@ -1,24 +1,24 @@
 #!/bin/sh
-# The numbers under results/: collects the data, trains, evaluates the last checkpoint, keeps the small files.
+# Makes the rows of results/runs.csv: collects the data, trains, evaluates the last checkpoint, adds the row.
 #
 #   sh scripts/reproduce.sh                                            everything, one run after another
 #   sh scripts/reproduce.sh main antmaze-medium-navigate-v0 10         one experiment, dataset and seed
 #   DATA=/data RUNS=/runs PYTHON=.venv/bin/python sh scripts/reproduce.sh main
 #
-# Data goes to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). What is there is not made again;
-# a run that was interrupted goes on. `python scripts/make_tables.py` then rewrites the tables of the READMEs.
-# Each run keeps to one process and, with OMP_NUM_THREADS=1, to one core: start as many side by side as there are cores.
-#
-# Experiments of former versions need the code of their time: results/before/README.md says which.
+# Data go to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). A run that has a row in $CSV
+# (default: results/runs.csv) is skipped, so another $CSV makes it again; an interrupted run is resumed.
+# `python scripts/make_tables.py` then rewrites the tables of the READMEs.
+# Each run uses one process and, with OMP_NUM_THREADS=1, one core: start as many side by side as there are cores.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=${DATA:-datasets/collected}
 RUNS=${RUNS:-reproduced}
+CSV=${CSV:-results/runs.csv}
 PYTHON=${PYTHON:-python}
 only_experiment=${1:-} only_dataset=${2:-} only_seed=${3:-}
 
 collect() { # dataset, episodes, validation episodes, more flags; without these, as many as the official one has
-    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
+    [ -f "$DATA/$1.npz" ] || "$PYTHON" scripts/data/collect_dataset.py --dataset "$1" ${2:+--num_episodes "$2"} \
         ${3:+--num_val_episodes "$3"} --output_dir "$DATA" --seed 1 ${4:-} ${collect_flags:-}
 }
 
@@ -40,11 +40,19 @@ wanted() { # experiment, dataset, seed
     [ "${only_experiment:-$1}" = "$1" ] && [ "${only_dataset:-$2}" = "$2" ] && [ "${only_seed:-$3}" = "$3" ]
 }
 
+has_row() { # experiment, dataset, seed
+    [ -f "$CSV" ] && cut -d , -f 1-3 "$CSV" | grep -qxF "$1,$2,$3"
+}
+
+add_row() { # experiment, folders of the run
+    "$PYTHON" scripts/add_result.py --csv "$CSV" "$@"
+}
+
 # experiment, dataset, seed, environment steps, flags of the offline half, of the online; `main FLAGS`: the offline half of
 # `main`, and so for another experiment
 run() {
-    folder=$RUNS/$1/$2/seed$3 result=results/$1/$2/seed$3
-    wanted "$1" "$2" "$3" && [ ! -f "$result/evaluation.json" ] || return 0
+    folder=$RUNS/$1/$2/seed$3
+    wanted "$1" "$2" "$3" && ! has_row "$1" "$2" "$3" || return 0
     data "$2"
     case $1 in
     true-actions) (DATA=$DATA/with_actions collect_flags=--no-state_only; data "$2") ;; # the same episodes
@@ -56,36 +64,28 @@ run() {
     # shellcheck disable=SC2086
     "$PYTHON" offline_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --num_updates 500 $flags \
         --save_dir "$offline" $(resume "$offline")
-    rehearsed=
+    simulator= labels=
     case $1,$2 in
     main,humanoidmaze-*)
-        rehearsal=$folder/rehearsal rehearsed="--actions_path $folder/rehearsal/actions.npz"
-        [ -f "$rehearsal/actions.npz" ] || "$PYTHON" rehearse.py --dataset "$2" --data_dir "$DATA" --seed "$3" \
-            --save_dir "$rehearsal" $(resume "$rehearsal")
+        simulator=$folder/simulator_labels labels="--actions_path $folder/simulator_labels/actions.npz"
+        [ -f "$simulator/actions.npz" ] || "$PYTHON" scripts/label_with_simulator.py --dataset "$2" \
+            --data_dir "$DATA" --seed "$3" --save_dir "$simulator" $(resume "$simulator")
         ;;
     esac
     # shellcheck disable=SC2086
     "$PYTHON" online_trainer.py --dataset "$2" --data_dir "$DATA" --seed "$3" --max_steps "$4" --eval_interval 0 \
-        --final_eval_episodes 1 $6 $rehearsed --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
+        --final_eval_episodes 1 $6 $labels --offline_checkpoint "$offline/last.pth" --save_dir "$folder/online" \
         $(resume "$folder/online")
     case $1,$2 in
     lost-*,*-stitch-* | few-*,*) evaluation='--episodes_per_task 20' ;;
-    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --rest_noise 1' ;; # it stirs where it would lie still
-    parts-*) evaluation="--compare $folder/online/last.pth --no-compare_plan --episodes_per_task 20" ;;
+    *,humanoidmaze-*) evaluation='--episodes_per_task 20 --stuck_noise 1' ;; # it gets up when it is stuck
+    parts-*) evaluation="--compare $folder/online/last.pth --compare_set plan=False --episodes_per_task 20" ;;
     *) evaluation='--episodes_per_task 50' ;;
     esac
     # shellcheck disable=SC2086
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345 $evaluation
-    mkdir -p "$result"
-    cp "$offline/train.csv" "$result/offline.csv"
-    cp "$folder/online/online.csv" "$result/online.csv"
-    cp "$offline/config.json" "$result/config_offline.json"
-    cp "$folder/online/config.json" "$result/config_online.json"
-    if [ "$rehearsed" ]; then
-        cp "$rehearsal/rehearsal.csv" "$result/rehearsal.csv"
-        cp "$rehearsal/config.json" "$result/config_rehearsal.json"
-    fi
-    cp "$folder/online/evaluation.json" "$result/evaluation.json"
+    # shellcheck disable=SC2086
+    add_row "$1" "$offline" $simulator "$folder/online"
 }
 
 # robot, file of weights, decisions of its teacher, flags of it, steps of each of two distillations; needs
@@ -94,21 +94,22 @@ make_expert() {
     weights=datasets/$2 folder=$RUNS/experts/$1
     wanted make-expert "$1" 0 && [ ! -f "$weights" ] || return 0
     # shellcheck disable=SC2086
-    "$PYTHON" scripts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
+    "$PYTHON" scripts/experts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
         $([ ! -f "$folder/teacher.npz" ] || echo --resume)
     for resume in '' --resume; do
-        "$PYTHON" scripts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
+        "$PYTHON" scripts/experts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
             --output "$folder/expert.npz" --num_steps "$5" --warm_steps "$(($5 / 5))" $resume
     done
     cp "$folder/expert.npz" "$weights"
 }
 
-expert() { # dataset, noise, episodes per task, which ant if not the one of our data: what is imitated, for each maze
+expert() { # dataset, noise, episodes per task, which ant if not the one of our data
     experiment=expert-noise-$2${4:+-$4}
-    output=results/$experiment/$1/seed0/evaluation.json
-    wanted "$experiment" "$1" 0 && [ ! -f "$output" ] || return 0
-    "$PYTHON" scripts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
-        ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$output"
+    folder=$RUNS/$experiment/$1/seed0
+    wanted "$experiment" "$1" 0 && ! has_row "$experiment" "$1" 0 || return 0
+    "$PYTHON" scripts/experts/evaluate_expert.py --dataset "$1" --noise "$2" --seed 12345 --episodes_per_task "$3" \
+        ${4:+--expert_path "datasets/$4_ant_expert.npz"} --output "$folder/evaluation.json"
+    add_row "$experiment" "$folder"
 }
 
 # the experts; their weights are bundled, and so not made anew
@@ -142,27 +143,22 @@ for seed in 16 17 18; do
     done
 done
 
-# buttons: a quarter of the official trajectories. Half of the steps are the agent's own, since labels of random ones alone
-# do not lead its hand exactly enough
-own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 1
-    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.1 --action_noise_end 0.1'
+# buttons: a quarter of the official trajectories. The agent itself collects half of the steps, since labels of random
+# steps alone do not place its hand exactly enough
 for seed in 10 11 12; do
-    run main puzzle-3x3-play-v0 $seed 10000 '' "$own_steps"
+    run main puzzle-3x3-play-v0 $seed 10000 '' @configs/puzzle.args
 done
-run main puzzle-4x4-play-v0 10 10000 '' "$own_steps"
+run main puzzle-4x4-play-v0 10 10000 '' @configs/puzzle.args
 
-# cubes: three quarters of the steps are its own, and states beside the data lead back
-many_own_steps='--random_steps 5000 --initial_updates 8000 --update_ratio 0.4
-    --epsilon_start 0 --epsilon_end 0 --action_noise_start 0.2 --action_noise_end 0.2 --progress_temperature 1
-    --recovery_share 0.5'
+# cubes: the agent itself collects three quarters of the steps, and half of a batch are corrective transitions
 for seed in 10 11 12; do
-    run main cube-single-play-v0 $seed 20000 '' "$many_own_steps"
-    run main cube-double-play-v0 $seed 20000 '' "$many_own_steps"
-    run main scene-play-v0 $seed 20000 '' "$many_own_steps"
+    run main cube-single-play-v0 $seed 20000 '' @configs/cube.args
+    run main cube-double-play-v0 $seed 20000 '' @configs/cube.args
+    run main scene-play-v0 $seed 20000 '' @configs/cube.args
 done
-run main cube-triple-play-v0 10 20000 '' "$many_own_steps"
+run main cube-triple-play-v0 10 20000 '' @configs/cube.args
 
-# lost readings: what fills them in. Only steps with both readings teach: of each of these there are 2,000
+# dropped readings: the encoder that replaces them. Only steps with both readings train the labeler: 2,000 of each
 lost() { # share, steps, maze, seed
     for encoder in mamba gru mlp; do
         run lost-$1-$encoder antmaze-$3-v0 $4 $2 \
@@ -177,11 +173,10 @@ for seed in 13 14 15; do
     lost 0.6 12500 medium-navigate $seed
     lost 0.5 8000 medium-stitch $seed
     lost 0.6 12500 medium-stitch $seed
-    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --no-remember_lost'
+    run lost-0.5-hold antmaze-medium-navigate-v0 $seed 8000 lost-0.5-mamba '--random_steps 8000 --estimator last_observation'
 done
 
-# so few steps that exploring could matter: all of them random, or three fifths the agent's own, goal-biased or not; as
-# many updates each
+# exploration with few steps: all random, or three fifths by the agent, goal-biased or not; equal numbers of updates
 few_own='--random_steps 200 --initial_updates 2000 --update_ratio 20'
 for seed in 16 17 18; do
     run few-random antmaze-large-explore-v0 $seed 500 main '--random_steps 500 --initial_updates 8000'
@@ -189,7 +184,7 @@ for seed in 16 17 18; do
     run few-goal-biased antmaze-large-explore-v0 $seed 500 main "$few_own"
 done
 
-# what each part of the offline half is worth, with the map and without, and the Mamba beside other encoders
+# the offline half without each of its parts, and with other encoders; evaluated with the map and without
 for seed in 13 14 15; do
     for maze in medium-navigate medium-stitch; do
         for part in all: no-critic:critic no-infonce:infonce no-alignment:alignment no-next-state:state \
@@ -205,7 +200,7 @@ for seed in 13 14 15; do
     done
 done
 
-# what labels cost: the collector's own actions in their place, from files of the same episodes that keep them
+# the cost of inferred labels: true actions instead, from files of the same episodes that keep them
 for maze in medium-navigate large-navigate large-explore; do
     run true-actions antmaze-$maze-v0 16 2000 main "--true_actions --data_dir $DATA/with_actions"
 done
@@ -217,18 +212,16 @@ for seed in 10 11 12; do
     done
 done
 
-# humanoids fall at once, so their actions are told by trying them out at states of the data; and it takes a better I
-humanoid='--idm_hidden_dim 512 --initial_updates 12000 --lr_decay_updates 12000 --progress_steps 25
-    --progress_temperature 0 --action_scale 1.15 --heading_products --hop 60'
+# humanoids fall at once, so a simulator at states of the data infers their actions; their policy is larger
 for seed in 10 11 12; do
-    run main humanoidmaze-medium-navigate-v0 $seed 2000 '' "$humanoid"
-    run main humanoidmaze-medium-stitch-v0 $seed 2000 '' "$humanoid"
+    run main humanoidmaze-medium-navigate-v0 $seed 2000 '' @configs/humanoid.args
+    run main humanoidmaze-medium-stitch-v0 $seed 2000 '' @configs/humanoid.args
 done
-run main humanoidmaze-large-navigate-v0 10 2000 '' "$humanoid"
-run main humanoidmaze-large-stitch-v0 10 2000 '' "$humanoid"
-run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions $humanoid"
+run main humanoidmaze-large-navigate-v0 10 2000 '' @configs/humanoid.args
+run main humanoidmaze-large-stitch-v0 10 2000 '' @configs/humanoid.args
+run true-actions humanoidmaze-medium-navigate-v0 10 2000 main "--true_actions --data_dir $DATA/with_actions @configs/humanoid.args"
 
-# the rest of OGBench: a number each
+# the rest of OGBench: one seed each
 run main pointmaze-teleport-navigate-v0 10 2000 '' ''
 for maze in giant-navigate teleport-navigate; do
     run main antmaze-$maze-v0 16 2000 '' ''

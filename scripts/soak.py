@@ -1,13 +1,13 @@
-"""Long checks that no test has the time for: trainings killed fifty times, and memory over long trainings.
+"""Checks that are too long for tests: trainings killed fifty times, and memory over long trainings.
 
     python scripts/soak.py kills --count 50
     python scripts/soak.py memory
     python scripts/soak.py size
 
-`kills`: both trainings are killed with SIGKILL at random moments, often while they save, and resumed until they end;
-after each kill last.pth must load, and the end must equal that of an undisturbed run bit for bit. `memory`: resident
-memory over 2,000 offline updates and 20,000 online environment steps, with all that a user's run does. `size`: peak
-memory of both halves on made-up files of the size of the two largest official ones.
+`kills` kills both trainings with SIGKILL at random moments, often during a save, and resumes them until they
+end. After each kill last.pth must load, and the result must equal that of an uninterrupted run to the bit.
+`memory` measures the resident memory over 2,000 offline updates and 20,000 online environment steps. `size`
+measures the peak memory of both trainings on synthetic files of the size of the two largest official ones.
 """
 
 import argparse
@@ -25,38 +25,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
 from ogbench_utils import official_shape  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 
 DATA = ['--dataset', 'antmaze-medium-navigate-mini-v0']
-TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64', '--context_length', '20',
-        '--batch_size', '8', '--max_trajectories', '20']
+TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '64',
+        '--context_length', '20', '--batch_size', '8', '--max_trajectories', '20']
 COMMANDS = {
-    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '10', '--val_batches',
-                '2', '--no-maze_figures'],
+    'offline': ['offline_trainer.py', *DATA, *TINY, '--num_updates', '800', '--val_interval', '10',
+                '--no-maze_figures'],
     'online': ['online_trainer.py', *DATA, '--random_steps', '1000', '--max_steps', '30000',
                '--initial_updates', '150', '--update_ratio', '0.05', '--batch_size', '4',
-               '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1', '--num_envs', '1']}
+               '--eval_interval', '15000', '--eval_episodes', '1', '--final_eval_episodes', '1',
+               '--num_envs', '1']}
 
 
 def start(kind, folder, *flags):
+    """Start a training in a process."""
     script, *rest = COMMANDS[kind]
-    offline = ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')] if kind == 'online' else []
-    return subprocess.Popen([sys.executable, str(ROOT / script), *rest, *offline, '--save_dir', str(folder), *flags],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent, text=True)
+    words = [sys.executable, str(ROOT / script), *rest, '--save_dir', str(folder), *flags]
+    if kind == 'online':
+        words += ['--offline_checkpoint', str(folder.parent / 'offline-whole' / 'last.pth')]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent,
+                            text=True)
 
 
 def finish(process):
+    """Wait for a training; end the program if it failed."""
     error = process.communicate()[1]
     if process.returncode:
         sys.exit(f'the training failed: {error[-2000:]}')
 
 
 def same(a, b):
-    """Bitwise equality of nested dicts and lists of tensors and builtins."""
+    """Return whether nested dicts and lists of tensors and builtins are equal to the bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -67,37 +73,42 @@ def same(a, b):
 
 
 def timeless(path):
+    """Return the rows of a CSV without their times."""
     return [{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(path)]
 
 
 def kills(kind, count, folder):
-    """`count` kills of one training -> None; ends the program where a promise is broken."""
-    whole, broken = folder / f'{kind}-whole', folder / f'{kind}-killed'
+    """Kill one training `count` times; end the program if its result differs from an uninterrupted run."""
+    whole = folder / f'{kind}-whole'
+    broken = folder / f'{kind}-killed'
+    last = broken / 'last.pth'
     csv = {'offline': 'train', 'online': 'online'}[kind]
+
     begin = time.time()
     finish(start(kind, whole))
-    seconds, done, saved = time.time() - begin, 0, 0
-    print(f'{kind}: undisturbed in {seconds:.0f} s', flush=True)
+    seconds = time.time() - begin
+    print(f'{kind}: uninterrupted in {seconds:.0f} s', flush=True)
+
     process = start(kind, broken)
-    for done in range(1, count + 1):
+    done = 0
+    while done < count:
         while not (broken / 'config.json').exists() and process.poll() is None:
             time.sleep(0.05)
-        before = (broken / 'last.pth').stat().st_mtime if (broken / 'last.pth').exists() else 0
-        limit = time.time() + 120
-        while done % 2 and process.poll() is None and time.time() < limit:  # until it saves again, every other time:
-            # the rest hit anywhere, the start as well, and two kills together make some progress
-            if (broken / 'last.pth').exists() and (broken / 'last.pth').stat().st_mtime > before:
-                break
-            time.sleep(0.005)
+
+        # every other kill follows a save, so that the run makes progress; the rest may hit the start as well
+        if done % 2 == 0:
+            wait_for_save(process, last)
         time.sleep(random.uniform(0, 1.5 * seconds / count))
         if process.poll() is not None:
-            done -= 1
             break
+
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        saved += load_checkpoint(broken / 'last.pth', kind)['agent']['step'] > 0
+        done += 1
+        load_checkpoint(last, kind)
         process = start(kind, broken, '--resume')
     finish(process)
+
     for name in ('last.pth', 'best_model.pth'):
         contents = [load_checkpoint(run / name) for run in (whole, broken)]
         for content in contents:
@@ -107,26 +118,39 @@ def kills(kind, count, folder):
             sys.exit(f'{kind}: {name} differs after {done} kills')
     if timeless(whole / f'{csv}.csv') != timeless(broken / f'{csv}.csv'):
         sys.exit(f'{kind}: {csv}.csv differs after {done} kills')
-    print(f'{kind}: {done} kills, last.pth loaded after every one; checkpoints and CSV equal those of the undisturbed '
-          'run bit for bit', flush=True)
+    print(f'{kind}: {done} kills, last.pth loaded after each; checkpoints and CSV equal those of the '
+          'uninterrupted run to the bit', flush=True)
+
+
+def wait_for_save(process, path, timeout=120):
+    """Wait until a training saves `path` again, ends, or `timeout` seconds have passed."""
+    old_time = path.stat().st_mtime if path.exists() else 0
+    limit = time.time() + timeout
+    while process.poll() is None and time.time() < limit:
+        if path.exists() and path.stat().st_mtime > old_time:
+            return
+        time.sleep(0.005)
 
 
 def resident(pid):
-    """Resident memory of a process in MB (Linux)."""
-    return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text(encoding='utf-8'))[1]) / 1024
+    """Return the resident memory of a process in MB (Linux)."""
+    status = Path(f'/proc/{pid}/status').read_text(encoding='utf-8')
+    return int(re.search(r'VmRSS:\s+(\d+)', status)[1]) / 1024
 
 
 def memory(kind, flags, folder):
-    """Resident memory at each row of the CSV of a training with default sizes, printed as a table."""
-    script, csv = (('offline_trainer.py', 'train.csv'), ('online_trainer.py', 'online.csv'))[kind == 'online']
+    """Print the resident memory at each row of the CSV of a training with default sizes."""
+    script = f'{kind}_trainer.py'
+    csv = {'offline': 'train.csv', 'online': 'online.csv'}[kind]
     run = folder / kind
     process = subprocess.Popen([sys.executable, str(ROOT / script), *DATA, *flags, '--save_dir', str(run)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    seen, measured = 0, []
+    num_rows = 0
+    measured = []
     while process.poll() is None:
         rows = read_csv(run / csv) if (run / csv).exists() else []
-        if len(rows) > seen:
-            seen = len(rows)
+        if len(rows) > num_rows:
+            num_rows = len(rows)
             time.sleep(0.5)
             if process.poll() is None:
                 measured.append((int(rows[-1]['step']), resident(process.pid)))
@@ -138,8 +162,10 @@ def memory(kind, flags, folder):
 
 
 def write_walks(path, trajectories, rows, dimensions):
-    """A dataset of random walks in the plane that stay in a maze's range, with limbs that swing; uncompressed, written
-    trajectory by trajectory."""
+    """Write a dataset of random walks in the range of a maze, with random other dimensions.
+
+    It is uncompressed and written trajectory by trajectory.
+    """
     rng = np.random.default_rng(0)
     observations = np.lib.format.open_memmap(path.with_suffix('.npy'), 'w+', np.float32,
                                              (trajectories * rows, dimensions))
@@ -156,9 +182,10 @@ def write_walks(path, trajectories, rows, dimensions):
 
 
 def peak(script, *flags, folder):
-    """Peak resident memory in MB of a script run to its end (Linux)."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, cwd=folder)
+    """Run a script and return its peak resident memory in MB (Linux)."""
+    words = [sys.executable, str(ROOT / script), *map(str, flags)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               cwd=folder)
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -167,7 +194,7 @@ def peak(script, *flags, folder):
 
 
 def size(name, trajectories, rows, dimensions, folder):
-    """Peak memory of both halves beside the bounds, 1.5 and 2 times the states' own bytes plus 700 MB."""
+    """Print the peak memory of both trainings; the limits are 1.5 and 2 times the states plus 700 MB."""
     path = folder / f'{name}.npz'
     write_walks(path, trajectories, rows, dimensions)
     write_walks(folder / f'{name}-val.npz', trajectories // 10, rows, dimensions)
@@ -176,10 +203,10 @@ def size(name, trajectories, rows, dimensions, folder):
 
     def show(half, megabytes, factor):
         bound = factor * states + 700
-        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, at most {bound:.0f} wanted',
+        print(f'{name}, {states:.0f} MB of states, {half}: peak {megabytes:.0f} MB, limit {bound:.0f} MB',
               flush=True)
         if megabytes > bound:
-            sys.exit('too much')
+            sys.exit('the peak is above the limit')
 
     show('offline', peak('offline_trainer.py', '--dataset', name, '--dataset_path', path, '--num_updates', 40,
                          '--val_interval', 20, '--save_dir', offline, folder=folder), 1.5)
@@ -206,11 +233,13 @@ def main():
             for name in ('antmaze-medium-explore-v0', 'humanoidmaze-medium-navigate-v0'):
                 size(name, *official_shape(name), folder)
         else:
-            memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'], folder)
-            memory('online', ['--offline_checkpoint', str(folder / 'offline' / 'last.pth'), '--max_steps', '20000',
+            checkpoint = str(folder / 'offline' / 'last.pth')
+            memory('offline', ['--num_updates', '2000', '--log_interval', '100', '--val_interval', '500'],
+                   folder)
+            memory('online', ['--offline_checkpoint', checkpoint, '--max_steps', '20000',
                               '--random_steps', '2000',
-                              '--initial_updates', '400', '--num_envs', '2',
-                              '--eval_interval', '10000', '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
+                              '--initial_updates', '400', '--num_envs', '2', '--eval_interval', '10000',
+                              '--eval_episodes', '1', '--final_eval_episodes', '1'], folder)
 
 
 if __name__ == '__main__':

@@ -1,1 +1,1 @@
-"""Machinery of a training run that knows no latent, maze or environment. Nothing here imports from the root."""
+"""Machinery of a training run that knows no agent, maze or environment; it imports nothing from the root."""

@@ -1,4 +1,4 @@
-"""Seeds, the state of all random generators, and the device that a run computes on."""
+"""Seeds, states of random generators, and the device of a run."""
 
 import random
 
@@ -7,14 +7,14 @@ import torch
 
 
 def set_seed(seed):
-    """Seed python, numpy and torch. Environments and samplers are seeded where they are made."""
+    """Seed the global generators of python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def random_state():
-    """-> states of python's, numpy's and torch's global generators, as tensors and builtins."""
+    """Return the states of the global generators of python, numpy and torch, as tensors and builtins."""
     version, python, gauss = random.getstate()
     name, key, position, has_gauss, cached = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -23,7 +23,7 @@ def random_state():
 
 
 def restore_random_state(state):
-    """Continue the global generators where `random_state` found them."""
+    """Restore the states of the global generators from `random_state`."""
     version, python, gauss = state['python']
     random.setstate((version, tuple(python), gauss))
     name, key, *rest = state['numpy']
@@ -34,28 +34,29 @@ def restore_random_state(state):
 
 
 def choose_device(requested):
-    """'auto', 'cpu', 'cuda', 'cuda:1' or 'mps' -> torch.device. Raises ValueError where the asked one is not there."""
+    """Return the torch.device that --device names; raise ValueError if it is not available."""
     cuda = torch.cuda.is_available()
     if requested == 'auto':
-        return torch.device('cuda' if cuda else 'cpu')  # these networks are too small for mps to pay
+        return torch.device('cuda' if cuda else 'cpu')  # mps is slower for networks this small
 
     ways_out = 'use --device auto or --device cpu'
     try:
         device = torch.device(requested)
     except RuntimeError:
-        raise ValueError(f'--device {requested}: there is no such kind of device; {ways_out}') from None
+        raise ValueError(f'--device {requested}: unknown kind of device; {ways_out}') from None
 
     available = {'cpu': True, 'cuda': cuda, 'mps': torch.backends.mps.is_available()}
     if not available.get(device.type, False):
         raise ValueError(f'--device {requested} is not available here; {ways_out}')
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f'--device {requested} is not available here, there are {torch.cuda.device_count()} GPUs, '
-                         f'counted from 0; {ways_out}')
+        raise ValueError(f'--device {requested} is not available here, there are {torch.cuda.device_count()} '
+                         f'GPUs, counted from 0; {ways_out}')
     return device
 
 
 def device_line(requested, device, backend):
-    """One line on where a run computes, why there, and how (`choose_backend`'s words)."""
+    """Return one line about the device of a run, the reason for it, and its backend (from `choose_backend`).
+    """
     if requested != 'auto':
         reason = 'as asked'
     elif device.type == 'cuda':

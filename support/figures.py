@@ -1,25 +1,34 @@
-"""Pictures of logged numbers, by matplotlib without a display; colours that all pictures share."""
+"""Plot logged metrics by matplotlib without a display, and share colours among all figures."""
 
 import dataclasses
 import gc
 import itertools
+from pathlib import Path
 
 import numpy as np
 
 from support.files import write_atomic
 from support.stats import bootstrap_interval, on_common_steps
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
+# Okabe and Ito's colours, which are distinguishable with colour blindness
 TASK_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9')
+LINE_COLORS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
+LABEL_COLORS = {'train': '#0072B2', 'validation': '#D55E00', 'mean': '#222222'}
 GOOD = '#009E73'
 FAILURE = '#D55E00'
 INK = '#222222'
 MARKERS = 'os^Dvp'
-LINE_COLORS = ('#0072B2', '#D55E00', '#009E73', '#E69F00', '#CC79A7', '#56B4E9')
+EVALUATED = ('evaluation/', 'validation/')  # prefixes of metrics that are measured only now and then
+MAX_MARKERS = 40  # more of them on a curve would hide it
+
+SUCCESS_LIMITS = (-0.02, 1.02)  # of a success axis: markers at 0 and 1 are whole
+PLOTS_PER_ROW = 4
+LEGEND_ROOM = 0.3  # height above the plot for a legend of several rows, as a fraction of the axis
+MIN_LOG_RATIO = 20  # ratio of the largest to the smallest value above which a log scale is used
 
 
 def pyplot():
-    """matplotlib.pyplot, imported late (it takes half a second) and drawing into files only."""
+    """Import matplotlib.pyplot late, since it takes half a second, for figures that are written to files."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -27,148 +36,243 @@ def pyplot():
 
 
 def save(figure, path, dpi=150):
-    """Write a figure as PNG, in one piece, and free it."""
-    write_atomic(path, lambda file: figure.savefig(file, dpi=dpi, format='png'))
+    """Write a figure atomically and free it; the suffix of `path` (.png, .pdf, .svg) names the format.
+
+    Raises:
+        ValueError: if matplotlib cannot write this format.
+    """
+    suffix = Path(path).suffix[1:].lower() or 'png'
+    if suffix not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f'{path}: unknown figure format .{suffix}; use .png, .pdf or .svg')
+
+    write_atomic(path, lambda file: figure.savefig(file, dpi=dpi, format=suffix))
     pyplot().close(figure)
-    gc.collect()  # a figure is full of cycles: the rare automatic collection lets a long run grow by 8 MB per picture
+    gc.collect()  # a figure is full of reference cycles: without this, a long run grows by 8 MB per figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One plot among many: columns of a CSV by label. An optional one is left out where it would show nothing: fewer
-    than two points. `limits`: least and largest y, where they are known."""
+    """One plot of several: CSV columns by their label in the legend."""
 
     title: str
     columns: dict
     log_scale: bool = False
-    optional: bool = False
-    limits: tuple[float, float] | None = None
+    optional: bool = False  # left out if no column has two points
+    limits: tuple[float, float] | None = None  # smallest and largest y
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Logged rows (dicts of numbers) and what their 'step' counts."""
+    """Logged rows (dicts of metrics) and what their 'step' counts."""
 
     rows: list
     xlabel: str
 
-    def have(self, panel, points=1):
-        """Is there a column of a `Panel` with so many points?"""
+    def has(self, panel, points=1):
+        """Return whether a column of a `Panel` has at least this many points."""
         return any(sum(column in row for row in self.rows) >= points for column in panel.columns.values())
+
+    def points(self, column):
+        """Return the (step, value) pairs of the rows that have a column."""
+        return [(row['step'], row[column]) for row in self.rows if column in row]
 
 
 def plot_curves(curves, panels, path, title):
-    """Draw one plot for each `Panel`, from the first of some `Curves` (a list) that has its columns."""
-    from matplotlib.ticker import MaxNLocator
+    """Draw one plot for each `Panel`, from the first of the `Curves` that has its columns.
 
-    colors = {'train': '#0072B2', 'validation': '#D55E00', 'mean': INK}
-    colors |= {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
-    others = TASK_COLORS[1:]
-    many = {'ncols': 3, 'loc': 'upper center', 'handlelength': 1.2, 'columnspacing': 1.0}
-    sources = []
+    Args:
+        curves: list of `Curves`.
+        panels: list of `Panel`.
+        path: the file to write.
+        title: title of the figure.
+    """
+    # the curves of each panel; optional panels need two points
+    plots = []
     for panel in panels:
-        source = next((some for some in curves if some.have(panel)), curves[-1])
-        if not panel.optional or source.have(panel, points=2):
-            sources.append((panel, source))
+        source = next((candidate for candidate in curves if candidate.has(panel)), curves[-1])
+        if not panel.optional or source.has(panel, points=2):
+            plots.append((panel, source))
 
-    n_columns = 4
-    n_rows = -(-len(sources) // n_columns)
-    figure, axes = pyplot().subplots(n_rows, n_columns, figsize=(3.1 * n_columns, 2.35 * n_rows), squeeze=False,
-                                layout='constrained')
-    for number, (axis, (panel, source)) in enumerate(zip(axes.flat, sources, strict=False)):
-        columns = panel.columns
-        for i, (label, column) in enumerate(columns.items()):
-            points = [(row['step'], row[column]) for row in source.rows if column in row]
-            if points:
-                marker = 'o' if len(points) < 12 else ''
-                axis.plot(*zip(*points, strict=True), label=label, lw=2.2 if label == 'mean' else 1.3,
-                          color=colors.get(label, others[i % len(others)]),
-                          marker=marker, ms=3, zorder=2 + (label == 'mean'))
-        values = [y for line in axis.lines for y in line.get_ydata()]
-        # under a decade or so, linear reads better
-        if panel.log_scale and values and max(values) > 20 * min(values) > 0:
-            axis.set_yscale('log')
-        if panel.limits:
-            axis.set_ylim(*panel.limits)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
-        _thousands(axis)
-        axis.set_title(panel.title, fontsize=9)
-        axis.tick_params(which='both', labelsize=7)
-        if len(columns) > 2 and axis.lines:  # room for the legend
-            low, high = axis.get_ylim()
-            axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-            axis.set_ylim(low, high + 0.3 * (high - low))
-        if len(columns) > 1 and axis.lines:
-            axis.legend(fontsize=6.5, frameon=False, **(many if len(columns) > 2 else {}))
-        if len(curves) > 1 or number >= len(sources) - n_columns:  # one label for a column, where all mean the same
+    rows = -(-len(plots) // PLOTS_PER_ROW)
+    size = (3.1 * PLOTS_PER_ROW, 2.35 * rows)
+    figure, axes = pyplot().subplots(rows, PLOTS_PER_ROW, figsize=size, squeeze=False, layout='constrained')
+
+    for index, (axis, (panel, source)) in enumerate(zip(axes.flat, plots, strict=False)):
+        _plot_panel(axis, panel, source)
+        # with a single kind of steps, the lowest label of each column of plots is enough
+        if len(curves) > 1 or index >= len(plots) - PLOTS_PER_ROW:
             axis.set_xlabel(source.xlabel, fontsize=8)
-    for axis in axes.flat[len(sources):]:
+
+    for axis in axes.flat[len(plots):]:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
 
 
+def _plot_panel(axis, panel, source):
+    """Draw the columns of a `Panel` that some `Curves` have."""
+    from matplotlib.ticker import MaxNLocator
+
+    colors = LABEL_COLORS | {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
+    other_colors = TASK_COLORS[1:]
+    for i, (label, column) in enumerate(panel.columns.items()):
+        points = source.points(column)
+        if not points:
+            continue
+
+        # markers at evaluations, and at a point that has no line
+        evaluated = column.startswith(EVALUATED) and len(points) <= MAX_MARKERS
+        marker = 'o' if evaluated or len(points) == 1 else ''
+        color = colors.get(label, other_colors[i % len(other_colors)])
+        width, zorder = (2.2, 3) if label == 'mean' else (1.3, 2)
+        axis.plot(*zip(*points, strict=True), label=label, color=color, lw=width, marker=marker, ms=3,
+                  zorder=zorder)
+
+    # a linear scale is easier to read within about a decade
+    values = [y for line in axis.lines for y in line.get_ydata()]
+    if panel.log_scale and values and max(values) > MIN_LOG_RATIO * min(values) > 0:
+        axis.set_yscale('log')
+    if panel.limits:
+        axis.set_ylim(*panel.limits)
+
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    _style(axis)
+    axis.set_title(panel.title, fontsize=9)
+    axis.tick_params(which='both', labelsize=7)
+
+    if not axis.lines:
+        axis.set(xticks=[], yticks=[])
+        axis.text(0.5, 0.5, 'no data yet', fontsize=8, ha='center', va='center', transform=axis.transAxes)
+    elif len(axis.lines) > 2:
+        _add_legend_above(axis)
+    elif len(panel.columns) > 1:
+        axis.legend(fontsize=6.5, frameon=False)
+
+
+def _add_legend_above(axis):
+    """Draw the legend of many lines above the end of the y axis."""
+    low, high = axis.get_ylim()
+    axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
+    axis.spines['left'].set_bounds(low, high)
+    if axis.get_yscale() == 'log':
+        axis.set_ylim(low, high * (high / low) ** LEGEND_ROOM)
+    else:
+        axis.set_ylim(low, high + LEGEND_ROOM * (high - low))
+    axis.legend(fontsize=6.5, frameon=False, ncols=3, loc='upper center', handlelength=1.2, columnspacing=1.0)
+
+
 def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
-    """Mean and 95 % bootstrap interval over runs, one colour and marker per group: groups = {label: [(steps, values),
-    ...]}. Thin lines are the single runs."""
+    """Draw the mean and 95 % bootstrap interval over the runs of each group.
+
+    Thin lines are single runs. Markers are evaluations: those of each run, and on the mean those at steps
+    which all runs share.
+
+    Args:
+        groups: {label: [(steps, values), ...]}, one pair for each run.
+        path: the file to write.
+        ylabel: label of the y axis.
+        title: title of the figure.
+        xlabel: label of the x axis.
+        percent: the values are rates in [0, 1] that are drawn in percent.
+    """
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
     scale = 100 if percent else 1
-    top = 0.0  # the last step of all
-    for (label, runs), color, marker in zip(groups.items(), itertools.cycle(LINE_COLORS), itertools.cycle(MARKERS)):
-        for own_steps, own_values in runs[:len(runs) * (len(runs) > 1)]:
-            axis.plot(own_steps, [scale * value for value in own_values], color=color, lw=0.6, alpha=0.4)
+    last_step = 0.0
+    looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
+
+    for (label, runs), (color, marker) in zip(groups.items(), looks, strict=False):
+        # single runs
+        if len(runs) > 1:
+            for steps, values in runs:
+                axis.plot(steps, scale * np.asarray(values), color=color, lw=0.6, alpha=0.4, ms=2,
+                          marker='o' if len(steps) <= MAX_MARKERS else '')
+
+        # mean and interval
         steps, values = on_common_steps(runs)
+        mean = scale * values.mean(0)
         low, high = bootstrap_interval(values.T)
-        axis.plot(steps, scale * values.mean(0), color=color, lw=2, marker=marker, markevery=20, ms=5,
-                  label=f'{label} ({len(runs)})')
+        axis.plot(steps, mean, color=color, lw=2)
         axis.fill_between(steps, scale * low, scale * high, color=color, alpha=0.2, lw=0)
-        top = max(top, *(own_steps[-1] for own_steps, _ in runs))
+
+        # evaluations that all runs share
+        shared = shared_steps(runs)
+        if shared:
+            axis.plot(shared, np.interp(shared, steps, mean), ls='', color=color, marker=marker, ms=5)
+
+        # the entry of the legend
+        axis.plot([], [], color=color, lw=2, marker=marker if shared else '', ms=5,
+                  label=f'{label} ({len(runs)})')
+        last_step = max(last_step, *(run_steps[-1] for run_steps, _ in runs))
+
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
-    axis.set_xlim(0, 1.001 * top)  # a run ends a little before its budget, whose tick shall be seen
+    axis.set_xlim(0, 1.001 * last_step)  # a run ends a little before its budget, whose tick is drawn as well
     if percent:
-        axis.set_ylim(0, 100)
-    _thousands(axis)
+        axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
+    _style(axis)
     axis.set_title(title, fontsize=11)
-    figure.legend(loc='outside right center', fontsize=9, frameon=False, title='group (runs)', title_fontsize=9)
+    figure.legend(loc='outside right center', fontsize=9, frameon=False, title='group (runs)',
+                  title_fontsize=9)
     save(figure, path)
 
 
+def shared_steps(runs):
+    """Return the sorted steps at which every run has a value; none if there are more than `MAX_MARKERS`."""
+    shared = sorted(set.intersection(*(set(steps) for steps, _ in runs)))
+    return shared if len(shared) <= MAX_MARKERS else []
+
+
 def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=('', {})):
-    """Success (0 to 1) of runs of different budgets, or of whatever else is a number: the mean of each budget, and a
-    dot for each of several runs. groups = {label: {budget: [success, ...]}}; `beside` = (name, groups like these) is
-    dashed in each group's colour."""
+    """Draw the mean success rate for each budget, or another quantity, and a dot for each of several runs.
+
+    Args:
+        groups: {label: {budget: [success in [0, 1], ...]}}.
+        path: the file to write.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        title: title of the figure.
+        log_scale: logarithmic budgets.
+        beside: (name, groups), drawn dashed in the colour of the group with the same label.
+    """
     figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
-    other, others = beside
+    other_name, others = beside
     budgets = sorted({budget for runs in [*groups.values(), *others.values()] for budget in runs})
     looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
     look_of = dict(zip(dict.fromkeys([*groups, *others]), looks, strict=False))
-    lines = [(name, '-', name, runs) for name, runs in groups.items()]
-    lines += [(name, '--', f'{name}, {other}', runs) for name, runs in others.items()]
-    for group, style, label, runs in lines:
-        color, marker = look_of[group]
-        own = sorted(runs)
-        axis.plot(own, [100 * np.mean(runs[budget]) for budget in own], style, color=color, lw=2, marker=marker, ms=5,
-                  label=label)
-        for budget in own:
-            if len(runs[budget]) > 1:
-                axis.plot([budget] * len(runs[budget]), [100 * value for value in runs[budget]], '.', color=color,
-                          ms=4, alpha=0.6)
+
+    for name, runs in groups.items():
+        color, marker = look_of[name]
+        _plot_budget_line(axis, runs, color=color, marker=marker, ls='-', label=name)
+    for name, runs in others.items():
+        color, marker = look_of[name]
+        label = f'{name}, {other_name}'
+        _plot_budget_line(axis, runs, color=color, marker=marker, ls='--', label=label, mfc='white')
 
     if log_scale:
         axis.set_xscale('log')
     axis.set_xticks(budgets)
     axis.minorticks_off()
-    axis.set_ylim(-3, 103)  # marks at 0 and 100 are whole
+    axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
-    _thousands(axis)
+    _style(axis)
     figure.suptitle(title, fontsize=11)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, handlelength=3)
     save(figure, path)
 
 
-def _thousands(axis):
+def _plot_budget_line(axis, runs, **style):
+    """Draw the means, and dots of several runs with one budget; runs = {budget: [success, ...]}."""
+    budgets = sorted(runs)
+    axis.plot(budgets, [100 * np.mean(runs[budget]) for budget in budgets], lw=2, ms=5, **style)
+    for budget in budgets:
+        values = [100 * value for value in runs[budget]]
+        if len(values) > 1:
+            axis.plot([budget] * len(values), values, '.', color=style['color'], ms=4, alpha=0.6)
+
+
+def _style(axis):
+    """Write thousands of steps as k, and draw a light grid without a frame."""
     axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[['top', 'right']].set_visible(False)

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and checkpoints that run no code when they are read."""
+"""Atomic writes of files, and checkpoints that run no code when they are loaded."""
 
 import contextlib
 import os
@@ -8,13 +8,20 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT_FORMAT = 4
-REQUIRED = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
+CHECKPOINT_FORMAT = 5  # raised by every change of what checkpoints contain
+REQUIRED_KEYS = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 
 
 def write_atomic(path, write):
-    """Call write(file) on a temporary binary file beside `path`, flush it to disk, then put it in place: `path` is
-    always whole, the old content or the new. Raises OSError that names `path` where the disk is full or the like."""
+    """Write a file so that `path` always holds the old content or the new one, never a part.
+
+    Args:
+        path: file to write; its folder is created if it is missing.
+        write: function that writes to the binary file it is called with.
+
+    Raises:
+        OSError: the file cannot be written; the message names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.tmp{os.getpid()}')
@@ -28,8 +35,8 @@ def write_atomic(path, write):
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             kept = ', its last good version is kept' if path.exists() else ''
-            raise OSError(f'{path} cannot be written ({error.strerror or error}){kept}; free some space or mend the '
-                          'folder, then go on with --resume') from error
+            raise OSError(f'{path} cannot be written ({error.strerror or error}){kept}; free some space or '
+                          'repair the folder, then continue with --resume') from error
         raise
 
 
@@ -42,7 +49,8 @@ def remove_leftovers(folder):
 
 
 def _may_be_writing(pid, path):
-    if os.name == 'nt':  # there, os.kill(pid, 0) would end the process; nothing takes longer to write than this
+    """Return whether a process still runs, which may be writing to `path`."""
+    if os.name == 'nt':  # os.kill(pid, 0) would end the process; every write takes less than 600 seconds
         return time.time() - path.stat().st_mtime < 600
     try:
         os.kill(pid, 0)
@@ -54,17 +62,19 @@ def _may_be_writing(pid, path):
 
 
 def save_checkpoint(path, content):
-    """Write a dict of tensors and builtins that `load_checkpoint` can read without running any code."""
+    """Write a dict of tensors and builtins as a checkpoint."""
     checkpoint = {'format': CHECKPOINT_FORMAT, **content}
     write_atomic(path, lambda file: _torch_save(checkpoint, file))
 
 
 def _torch_save(checkpoint, file):
-    """torch.save straight into a file, without a copy of everything in memory. torch turns an error of the file into
-    one of its own that does not say what was wrong: the file's is raised instead."""
+    """Save into a file without a copy in memory.
+
+    An error of the file is raised as it is; torch.save would raise its own without the reason.
+    """
     errors = []
 
-    class Remembering:
+    class ErrorKeeper:
         def write(self, data):
             try:
                 return file.write(data)
@@ -76,7 +86,7 @@ def _torch_save(checkpoint, file):
             file.flush()
 
     try:
-        torch.save(checkpoint, Remembering())
+        torch.save(checkpoint, ErrorKeeper())
     except RuntimeError as error:
         if errors:
             raise errors[0] from error
@@ -86,31 +96,44 @@ def _torch_save(checkpoint, file):
 
 
 def load_checkpoint(path, kind=None):
-    """-> the saved dict, on the CPU. Raises FileNotFoundError, or ValueError that names what is wrong."""
+    """Load a checkpoint to the CPU without running code from it.
+
+    Args:
+        path: file.
+        kind: 'offline', 'online' or 'labeling'; None accepts every kind.
+
+    Returns:
+        The saved dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or one of another format or kind.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about files that are refused anyway
+            warnings.simplefilter('ignore')  # torch warns about files that are refused below
             content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds here; all mean that this file cannot be used
+    except Exception as error:  # torch raises many types; all mean that the file cannot be used
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a readable OPSO checkpoint ({reason})') from error
-    if not isinstance(content, dict) or content.get('format') != CHECKPOINT_FORMAT:
-        found = content.get('format') if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}: train again, or '
-                         'use the version of OPSO that wrote it')
+
+    found = content.get('format') if isinstance(content, dict) else type(content).__name__
+    if found != CHECKPOINT_FORMAT:
+        raise ValueError(f'{path} has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}: train '
+                         'again, or use the version of OPSO that wrote it')
     if kind and content.get('kind') != kind:
         raise ValueError(f"{path} is an {content.get('kind')} checkpoint, an {kind} one is needed")
-    if missing := [name for name in REQUIRED.get(kind, ()) if name not in content]:
+    if missing := [name for name in REQUIRED_KEYS.get(kind, ()) if name not in content]:
         raise ValueError(f'{path} is not a whole checkpoint: {", ".join(missing)} missing')
     return content
 
 
 @contextlib.contextmanager
-def naming_file(path):
-    """Puts the name of a file before what a ValueError inside says about its content."""
+def prefix_errors(path):
+    """Context that puts the name of a file before the message of a ValueError."""
     try:
         yield
     except ValueError as error:

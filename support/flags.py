@@ -1,4 +1,8 @@
-"""Command-line flags that are the fields of a dataclass, and how a script ends."""
+"""Command-line flags that are the fields of dataclasses, and the end of a script.
+
+Flags may come from files, one or several a line: `python online_trainer.py @configs/humanoid.args --seed 1`.
+A flag given again overrides the earlier one.
+"""
 
 import argparse
 import dataclasses
@@ -6,24 +10,46 @@ import getpass
 import math
 import operator
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
 
+RANGE_TESTS = {  # option of `flag` -> (test, words)
+    'least': (operator.ge, 'at least'),
+    'most': (operator.le, 'at most'),
+    'above': (operator.gt, 'above'),
+    'below': (operator.lt, 'below'),
+}
 
-def flag(default, help, **options):
-    """A dataclass field that `add_flags` turns into a command-line flag; options: `choices`, `type`, and the range that
-    `check_ranges` knows: `least`, `most` (included), `above`, `below` (excluded)."""
-    return dataclasses.field(default=default, metadata={'help': help, **options})
+
+# ----------------------------------------------------------------------------------------------------- flags
+def flag(default, help, basic=False, **options):
+    """Return a dataclass field that `add_flags` turns into a command-line flag.
+
+    Args:
+        default: value without the flag; None means not given.
+        help: text for --help.
+        basic: whether --help shows the flag; --help_all shows every flag.
+        options: `choices`, `type`, and limits of a number: `least`, `most` (included), `above`, `below`
+            (excluded).
+    """
+    return dataclasses.field(default=default, metadata={'help': help, 'basic': basic, **options})
 
 
-def add_flags(parser, config_class):
-    """One `--flag_name` (or `--flag-name`) for each field of a dataclass, its default shown in --help."""
+def add_flags(parser, config_class, show_all=True):
+    """Add one `--flag_name` (or `--flag-name`) for each field of a dataclass to a parser.
+
+    Its help has only the basic flags, unless `show_all` is set or the dataclass has no basic flags.
+    """
     group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
     for field in dataclasses.fields(config_class):
         options = {'default': field.default, 'help': field.metadata['help']}
-        if field.default is not None:  # else the help says what happens without it
+        if field.default is not None:
             options['help'] += f' (default: {field.default})'
+        if not show_all and field not in _shown_fields(config_class):
+            options['help'] = argparse.SUPPRESS
+
         if bool in (type(field.default), field.metadata.get('type')):
             options['action'] = argparse.BooleanOptionalAction
         else:
@@ -34,39 +60,135 @@ def add_flags(parser, config_class):
         group.add_argument(*names, dest=field.name, **options)
 
 
+def _shown_fields(config_class):
+    """Return the fields that --help shows: the basic ones, or all if none is basic."""
+    fields = dataclasses.fields(config_class)
+    return [field for field in fields if field.metadata['basic']] or fields
+
+
 def check_ranges(*configs):
-    """Raise ValueError for a number outside the range of its flag, NaN and infinity among them."""
-    tests = {'least': (operator.ge, 'at least'), 'most': (operator.le, 'at most'), 'above': (operator.gt, 'above'),
-             'below': (operator.lt, 'below')}
-    for field, value in ((f, getattr(c, f.name)) for c in configs for f in dataclasses.fields(c)):
-        if value is None:  # not given
-            continue
-        for name, (holds, words) in tests.items():
-            if name in field.metadata and not (holds(value, field.metadata[name]) and math.isfinite(value)):
-                raise ValueError(f'--{field.name} {value}: must be {words} {field.metadata[name]}')
-        if field.metadata.get('choices') and value not in field.metadata['choices']:
-            raise ValueError(f'--{field.name} {value}: must be one of {", ".join(field.metadata["choices"])}')
+    """Raise ValueError for a value outside the range or the choices of its flag, or not finite."""
+    for config in configs:
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if value is not None:
+                _check_range(field, value)
+
+
+def _check_range(field, value):
+    for name, (holds, words) in RANGE_TESTS.items():
+        limit = field.metadata.get(name)
+        if limit is not None and not (holds(value, limit) and math.isfinite(value)):
+            raise ValueError(f'--{field.name} {value}: must be {words} {limit}')
+
+    choices = field.metadata.get('choices')
+    if choices and value not in choices:
+        raise ValueError(f'--{field.name} {value}: must be one of {", ".join(choices)}')
+
+
+# ---------------------------------------------------------------------------------------------------- parser
+class FlagParser(argparse.ArgumentParser):
+    """A parser of flags and of files of flags (`@file`), whose errors name the file."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, allow_abbrev=False, fromfile_prefix_chars='@', **options)
+        self.file = None  # that is being read
+
+    def convert_arg_line_to_args(self, arg_line):
+        """Return the words of one line of a file: quotes as in a shell, comments after #."""
+        return shlex.split(arg_line, comments=True)
+
+    def parse_file(self, path):
+        """Parse the flags of one file alone -> namespace."""
+        if not Path(path).is_file():
+            self.error(f'@{path}: no such file of flags')
+        self.file = path
+        try:
+            return self.parse_args([f'@{path}'])
+        except ValueError as error:  # of shlex
+            self.error(str(error))
+        finally:
+            self.file = None
+
+    def error(self, message):
+        super().error(f'{self.file}: {message}' if self.file else message)
+
+
+class HelpAll(argparse.Action):
+    """Print the help of all flags and exit."""
+
+    def __init__(self, option_strings, dest, full_parser=None, help=None):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+        self.full_parser = full_parser
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        self.full_parser().print_help()
+        parser.exit()
 
 
 def parse_flags(description, *config_classes, argv=None):
-    """-> one instance of each dataclass, filled from the command line (unknown flags end the program)."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    """Return one instance of each dataclass, filled from the command line; unknown flags end the program.
+
+    Raises:
+        ValueError: a value in a file of flags is outside the range of its flag.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _make_parser(description, config_classes, show_all=False)
+
+    # files of flags alone first, so that errors name the file
+    for path in [word[1:] for word in argv if word.startswith('@')]:
+        configs = _make_configs(config_classes, parser.parse_file(path))
+        try:
+            check_ranges(*configs)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+
+    return _make_configs(config_classes, parser.parse_args(argv))
+
+
+def _make_parser(description, config_classes, show_all):
+    total = sum(len(dataclasses.fields(config_class)) for config_class in config_classes)
+    shown = sum(len(_shown_fields(config_class)) for config_class in config_classes)
+    closing = None if show_all or shown == total else f'`--help_all` lists all {total} flags'
+
+    parser = FlagParser(description=description, epilog=closing)
+    parser.add_argument('--help_all', '--help-all', action=HelpAll, help='show all flags and exit',
+                        full_parser=lambda: _make_parser(description, config_classes, show_all=True))
     for config_class in config_classes:
-        add_flags(parser, config_class)
-    values = vars(parser.parse_args(argv))
-    return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)}) for cls in config_classes]
+        add_flags(parser, config_class, show_all)
+    return parser
 
 
+def _make_configs(config_classes, namespace):
+    configs = []
+    for config_class in config_classes:
+        names = [field.name for field in dataclasses.fields(config_class)]
+        configs.append(config_class(**{name: getattr(namespace, name) for name in names}))
+    return configs
+
+
+def make_config(config_class, values):
+    """Return a dataclass made of a checkpoint's dict; raise ValueError that names its unknown fields."""
+    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
+    if unknown:
+        raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
+    return config_class(**values)
+
+
+# --------------------------------------------------------------------------------------------------- scripts
 def run_main(main):
-    """Run a script's `main`: what the user can mend is one line on stderr and exit code 2, not a traceback. Where
-    nobody reads the output any more (`| head`), it ends without a word."""
+    """Run a script's `main`.
+
+    An error that the user can correct becomes one line on stderr and exit code 2, without a traceback. If the
+    reader of stdout has closed it (`| head`), the script ends without a message.
+    """
     try:
-        keep_out_of_home()
+        set_matplotlib_cache()
         main()
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None:  # None: the script was started without stdout
             sys.stdout.flush()
     except (ValueError, OSError, FloatingPointError) as error:
-        if isinstance(error, BrokenPipeError) and not is_read():
+        if isinstance(error, BrokenPipeError) and not stdout_is_open():
             sys.exit(1)
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
@@ -75,8 +197,9 @@ def run_main(main):
         sys.exit(130)
 
 
-def is_read():
-    """Does somebody read stdout? An empty line tries it. If not, what is left to be written goes nowhere."""
+def stdout_is_open():
+    """Return whether stdout still has a reader; an empty line tests it. If not, redirect stdout to nowhere.
+    """
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -85,21 +208,16 @@ def is_read():
     return True
 
 
-def keep_out_of_home():
-    """matplotlib would keep its list of fonts in the home directory, which may be missing or read-only; each user gets
-    a folder among the temporary ones instead. In a container the user id need not have a name."""
+def set_matplotlib_cache():
+    """Give matplotlib a cache folder among the temporary files, one per user.
+
+    Its default is the home directory, which may be missing or read-only. A user id in a container may have no
+    name.
+    """
     if 'MPLCONFIGDIR' in os.environ:
         return
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # the kinds depend on the version of Python
+    except (KeyError, OSError, ImportError):  # the type depends on the version of Python
         user = str(os.getuid()) if hasattr(os, 'getuid') else 'user'
     os.environ['MPLCONFIGDIR'] = str(Path(tempfile.gettempdir(), f'matplotlib-{user}'))
-
-
-def make_config(config_class, values):
-    """A dataclass from a checkpoint's dict. Raises ValueError that names fields which this code does not know."""
-    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
-    if unknown:
-        raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
-    return config_class(**values)

@@ -1,7 +1,7 @@
-"""A folder belongs to one process at a time.
+"""Locks that give a folder to one process at a time.
 
-The operating system's file locks hold it (through filelock), so that it is free again when its process dies, however
-it dies. A file beside the lock names the owner, for the message to the next process that asks.
+They are file locks of the operating system (through filelock), which frees them when the process ends for any
+reason. A file beside the lock names the owner, for the message to another process that asks.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = '.lock'  # stays in the folder when nobody holds it: deleting a lock file that others may open breaks the lock
-OWNER = 'run.lock'  # who holds it, as JSON; exists while a run is in progress, and after a run that was killed
+LOCK = '.lock'  # stays in the folder: deleting a lock file that others may open breaks the lock
+OWNER = 'run.lock'  # JSON about the owner; exists during a run, and after a run that was killed
 
 
 def lock_owner(folder):
-    """-> dict(pid, host, since) of the process that holds `folder`, or None if it is free."""
+    """Return dict(pid, host, since) of the process that holds `folder`, or None if it is free."""
     folder = Path(folder)
     if not (folder / LOCK).exists():
         return None
@@ -34,10 +34,12 @@ def lock_owner(folder):
 
 @contextlib.contextmanager
 def run_lock(folder):
-    """Hold `folder` for this process, creating it if it is missing. Raises ValueError that names the process which
-    holds it already.
+    """Context that holds `folder` for this process.
 
-    Folders created here are removed at the end if nothing was written into them.
+    The folder is created if it is missing, and removed at the end if it is still empty.
+
+    Raises:
+        ValueError: another process holds it; the message names that process.
     """
     folder = Path(folder)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -48,8 +50,9 @@ def run_lock(folder):
         lock.acquire()
     except Timeout:
         owner = _read_owner(folder)
-        raise ValueError(f"{folder} is in use by process {owner['pid']} on {owner['host']} since {owner['since']} "
-                         f'({OWNER}): wait for it, or name another --save_dir') from None
+        holder = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        raise ValueError(f'{folder} is in use by {holder} ({OWNER}): wait for it, or name another '
+                         '--save_dir') from None
 
     try:
         _write_owner(folder)
@@ -66,8 +69,11 @@ def run_lock(folder):
 
 @contextlib.contextmanager
 def file_lock(path, waiting):
-    """Only one process of this user and machine at a time creates the file `path`; the others call waiting() and then
-    wait. The lock file lies in the folder for temporary files, so that nothing is left beside `path`."""
+    """Context in which one process of this user and machine at a time creates the file `path`.
+
+    The other processes call waiting() and then wait. The lock lies among the temporary files, not beside
+    `path`.
+    """
     user = os.getuid() if hasattr(os, 'getuid') else 0
     path_hash = zlib.crc32(str(Path(path).resolve()).encode())
     lock = FileLock(Path(tempfile.gettempdir(), f'opso-{user}-{path_hash:08x}.lock'), timeout=0)
@@ -92,8 +98,11 @@ def _write_owner(folder):
 
 
 def _read_owner(folder):
-    """-> dict(pid, host, since). An owner takes the lock a moment before it writes down who it is, hence the retries; a
-    killed one may have left anything in the file."""
+    """Return dict(pid, host, since) of the owner.
+
+    An owner writes the file a moment after it takes the lock, hence the retries. A killed owner may leave any
+    content.
+    """
     unknown = {'pid': '(unknown)', 'host': 'this or another machine', 'since': 'a moment ago'}
 
     for _ in range(20):

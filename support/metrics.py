@@ -1,4 +1,4 @@
-"""The CSV of a run: it takes new columns at any time, and every row is on disk at once."""
+"""CSV files of metrics."""
 
 import time
 from pathlib import Path
@@ -7,12 +7,11 @@ from support.files import write_atomic
 
 
 class MetricsLog:
-    """A CSV file that takes new columns at any time.
-
-    When a run is resumed, rows after `start_step` are dropped from the file that is there.
+    """A CSV file of metrics. It accepts new columns at any time, and every row is on disk when `log` returns.
     """
 
     def __init__(self, path, start_step=0):
+        """Open the file of a new run, or of one that is resumed at `start_step`: later rows are dropped."""
         self.path = Path(path)
         self.rows = []
         self.columns = ['step', 'time']
@@ -29,7 +28,7 @@ class MetricsLog:
         self._rewrite()
 
     def _add_columns(self, row):
-        """-> whether `row` brought new columns."""
+        """Add the new columns of a row; return whether it has any."""
         new = [name for name in row if name not in self.columns]
         self.columns += new
         return bool(new)
@@ -42,7 +41,7 @@ class MetricsLog:
         return ','.join('' if row.get(name) is None else repr(row[name]) for name in self.columns)
 
     def log(self, step, metrics):
-        """Add one row of numbers, on disk when this returns. Raises OSError where it cannot be written."""
+        """Add one row of metrics {name: number}; raise OSError if it cannot be written."""
         row = {'step': int(step), 'time': round(time.time() - self.begin, 2)}
         row |= {name: float(value) for name, value in metrics.items()}
         self.rows.append(row)
@@ -60,17 +59,20 @@ class MetricsLog:
             with open(self.path, 'a') as file:
                 file.write(self._line(row) + '\n')
         except OSError as error:
-            raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then go on with '
-                          '--resume') from error
+            raise OSError(f'{self.path} cannot be written ({error.strerror}); free some space, then continue '
+                          'with --resume') from error
 
 
 def read_csv(path):
-    """-> list of dicts of floats, one per row; empty cells are left out, and so is a last line that a kill cut short.
+    """Read a CSV of metrics -> list of dicts of floats, one per row.
 
-    Raises ValueError that names a line which is damaged otherwise.
+    Empty cells are left out, and a last line that a kill cut short.
+
+    Raises:
+        ValueError: another line is damaged; the message names it.
     """
     text = Path(path).read_text(encoding='utf-8', errors='replace')
-    header, *lines = text.split('\n')[:-1] or ['']  # what follows the last line break is empty or cut short
+    header, *lines = text.split('\n')[:-1] or ['']  # the text after the last line break is empty or cut short
     columns = header.split(',')
 
     rows = []
@@ -79,12 +81,16 @@ def read_csv(path):
         try:
             rows.append({name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell})
         except ValueError:
-            raise ValueError(f'{path}, line {number} is damaged: mend or delete it') from None
+            raise ValueError(f'{path}, line {number} is damaged: repair or remove the line') from None
     return rows
 
 
 def curve(rows, name):
-    """The column `name` of rows as `read_csv` returns them -> (steps, values), tuples of floats of the same length;
-    both empty where no row has the column."""
+    """Return the steps and the values of a column, tuples of floats; both are empty if no row has the column.
+
+    Args:
+        rows: as from `read_csv`.
+        name: of the column.
+    """
     points = [(row['step'], row[name]) for row in rows if name in row]
     return tuple(step for step, _ in points), tuple(value for _, value in points)

@@ -1,7 +1,8 @@
 """A run of a trainer: its folder and lock, the signals that stop it, its checkpoints.
 
-Both trainers work inside `open_run`, so that a run ends in one of three ways: finished; stopped by a signal, saved, and
-with the command that resumes it on the screen; or with one error line and the last good checkpoint.
+Both trainers work inside `open_run`. A run ends in one of three ways: it is finished; a signal stops it, and
+it is saved and prints the command that resumes it; or it fails with one error line and keeps its last good
+checkpoint.
 """
 
 import contextlib
@@ -29,10 +30,9 @@ from support.metrics import MetricsLog
 from support.trackers import INSTALL, check_trackers, open_trackers
 
 ROOT = Path(__file__).resolve().parents[1]
-# the flags that may change when a run is resumed
-FREE_FLAGS = (
+FREE_FLAGS = (  # flags that may change when a run is resumed
     'num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
-    'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move: their contents are compared
+    'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move; contents are compared
     'device', 'mamba_backend', 'save_dir', 'resume',
     'maze_figures', 'video', 'tensorboard', 'wandb',
 )
@@ -41,38 +41,44 @@ FREE_FLAGS = (
 @dataclasses.dataclass
 class RunConfig:
     """data, files and machine of a run"""
-    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset name; it names the environment too')
-    env: str = flag('', 'your own environment instead, module:factory; with --dataset_path (docs/own_robot.md)')
-    dataset_path: str = flag('', 'npz file to use instead of searching by name')
-    data_dir: str = flag('datasets', 'folder of dataset files; downloads go there')
+    dataset: str = flag('antmaze-medium-navigate-v0', 'OGBench dataset, which names the environment too',
+                        basic=True)
+    env: str = flag('', 'custom environment module:factory; with --dataset_path (docs/own_robot.md)',
+                    basic=True)
+    dataset_path: str = flag('', 'npz file to use instead of a search by name', basic=True)
+    data_dir: str = flag('datasets', 'folder of dataset files and downloads')
     dataset_url: str = flag('', 'base URL of a mirror to download from')
-    max_trajectories: int = flag(0, 'use this many trajectories; 0 uses all', least=0)
-    seed: int = flag(0, 'seed of everything random', least=0, most=2**32 - 1)
-    device: str = flag('auto', 'auto, cpu, cuda or mps')
-    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan', choices=('auto', 'torch', 'mamba_ssm'))
-    tensorboard: bool = flag(False, 'log to TensorBoard as well; needs its package')
-    wandb: bool = flag(False, 'log to Weights & Biases as well; needs its package')
-    save_dir: str = flag('', 'run folder; default <half>_checkpoints/<dataset>/seed<seed>, a new one each time')
-    resume: bool = flag(False, 'continue the newest run of this dataset and seed (or the one in --save_dir)')
+    max_trajectories: int = flag(0, 'number of trajectories to use; 0 uses all', least=0)
+    seed: int = flag(0, 'seed of all random generators', least=0, most=2**32 - 1, basic=True)
+    device: str = flag('auto', 'auto, cpu, cuda or mps', basic=True)
+    mamba_backend: str = flag('auto', 'implementation of the Mamba-2 scan',
+                              choices=('auto', 'torch', 'mamba_ssm'))
+    tensorboard: bool = flag(False, 'log to TensorBoard, which needs its package')
+    wandb: bool = flag(False, 'log to Weights & Biases, which needs its package')
+    save_dir: str = flag('', 'run folder; default: a new <half>_checkpoints/<dataset>/seed<seed>', basic=True)
+    resume: bool = flag(False, 'continue the run in --save_dir, or the newest of this dataset and seed',
+                        basic=True)
 
     @property
     def name(self):
-        """What names the environment, and runs in it: --env, or else the dataset."""
+        """Name of the environment and of its runs: --env, or the dataset."""
         return self.env or self.dataset
 
 
 # -------------------------------------------------------------------------------------------------- folders
 def runs_of(root, name):
-    """-> Path of the folder of all runs of a dataset or own environment."""
-    return Path(root) / name.replace(':', '.')  # Windows has no : in names
+    """Return the folder of all runs of a dataset or a custom environment."""
+    return Path(root) / name.replace(':', '.')  # Windows forbids : in names
 
 
 def new_run_dir(root, name, seed, save_dir='', resume=False):
-    """-> Path of a run's folder: `save_dir`, or else <root>/<name>/seed<seed>.
+    """Return the folder of a run: `save_dir`, or <root>/<name>/seed<seed>.
 
-    Where the latter holds a run already, -run2, -run3, … is appended, so that no command overwrites another's results;
-    with `resume`, it is the newest of these. Raises ValueError if `save_dir` holds a run already and is not to be
-    resumed.
+    If the latter holds a run, -run2, -run3, … is appended, so that no command overwrites results. With
+    `resume` the folder is the newest of these.
+
+    Raises:
+        ValueError: `save_dir` holds a run, and `resume` is not set.
     """
     if save_dir:
         if not resume and (Path(save_dir) / 'config.json').exists():
@@ -90,21 +96,23 @@ def new_run_dir(root, name, seed, save_dir='', resume=False):
     return newest if resume else candidate
 
 
-def check_unchanged(saved, now):
-    """Raise ValueError if the flags of a resumed run (`now`, a dict) differ from the `saved` ones, naming those that
-    do; `FREE_FLAGS` may differ."""
+def check_unchanged(saved, current):
+    """Raise ValueError that names the flags which differ from the saved ones; `FREE_FLAGS` may differ.
+
+    Args:
+        saved, current: {name: value} of flags.
+    """
     changed = [
-        f'--{name} was {value}, is {now.get(name)}'
+        f'--{name} was {value}, is {current.get(name)}'
         for name, value in saved.items()
-        if name not in FREE_FLAGS and now.get(name) != value
+        if name not in FREE_FLAGS and current.get(name) != value
     ]
     if changed:
         raise ValueError('--resume needs the flags that the run was started with: ' + '; '.join(changed))
 
 
 def write_config(folder, *configs, **extra):
-    """Write config.json: the command line, every flag of the dataclasses `configs`, package versions, the git commit
-    (None outside a clone) and `extra`."""
+    """Write config.json: command line, flags, versions of packages, git commit (or None), and `extra`."""
     versions = {'python': platform.python_version()}
     for name in ('torch', 'numpy', 'ogbench', 'mujoco', 'gymnasium', 'mamba-ssm'):
         try:
@@ -124,11 +132,12 @@ def write_config(folder, *configs, **extra):
         'git_commit': commit,
         **extra,
     }
-    write_atomic(Path(folder) / 'config.json', lambda file: file.write(json.dumps(content, indent=2).encode()))
+    text = json.dumps(content, indent=2).encode()
+    write_atomic(Path(folder) / 'config.json', lambda file: file.write(text))
 
 
 def _as_flags(configs):
-    """-> {name: value} of the fields of all dataclasses together; of a name in two of them, the later one counts."""
+    """Return {name: value} of the fields of all dataclasses; the last one of a repeated name counts."""
     flags = {}
     for config in configs:
         flags |= dataclasses.asdict(config)
@@ -137,27 +146,32 @@ def _as_flags(configs):
 
 # ----------------------------------------------------------------------------------------------------- runs
 class Stopped(BaseException):
-    """The user asked to stop, and the work in progress has been finished or dropped. Like KeyboardInterrupt this is not
-    an Exception, so that no `except Exception` swallows it."""
+    """Raised when a signal stops the program, after work in progress was finished or dropped.
+
+    Like KeyboardInterrupt it is not an Exception, so that `except Exception` does not catch it.
+    """
 
 
 class Stop:
-    """Context that catches Ctrl-C (SIGINT) and SIGTERM: after one of them, `check` raises `Stopped` when the training
-    next calls it. Inside `at_once` the signal itself does. A second signal ends the process on the spot."""
+    """Context that handles Ctrl-C (SIGINT) and SIGTERM.
+
+    After a signal, the next call of `check` raises `Stopped`. Inside `interruptible` the signal raises it at
+    once. A second signal ends the process immediately.
+    """
 
     def __init__(self):
-        self.signal = None  # number of the one that came
-        self.now = False
-        self.before = {}  # signal number -> the handler to restore
+        self.signal = None  # number of the received signal
+        self.is_interruptible = False
+        self.old_handlers = {}  # signal number -> handler to restore
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers in the main thread only
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
+                self.old_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.old_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
@@ -165,43 +179,46 @@ class Stop:
             os._exit(128 + number)
 
         self.signal = number
-        if self.now:
+        if self.is_interruptible:
             raise Stopped
-        os.write(2, b'\nstopping after this update; once more to stop at once\n')
+        os.write(2, b'\nstopping after this update; repeat the signal to stop at once\n')
 
     def check(self):
-        """Raise `Stopped` if a signal came."""
+        """Raise `Stopped` if a signal was received."""
         if self.signal:
             raise Stopped
 
     @contextlib.contextmanager
-    def at_once(self):
-        """Context for work that is not worth finishing: a signal raises `Stopped` right there."""
-        self.now = True
+    def interruptible(self):
+        """Context for work that can be dropped: a signal raises `Stopped` inside it."""
+        self.is_interruptible = True
         try:
             self.check()
             yield
         finally:
-            self.now = False
+            self.is_interruptible = False
 
 
 @contextlib.contextmanager
 def open_run(kind, script, *configs):
-    """Context of one training -> `Run`.
+    """Context of one run of a trainer, a `Run`.
 
-    kind: 'offline', 'online' or 'rehearsal'; script: path of what runs; configs: dataclasses of its flags, a
-    `RunConfig` first.
+    The folder is locked and signals are handled. `Stopped` ends the program with exit code 130 or 143, after
+    the command that resumes the run is printed.
 
-    The folder is locked, signals are caught, and `Stopped` ends the program with exit code 130 or 143, after printing
-    the command that resumes the run. With --resume, `run.saved` is the checkpoint to continue from, or None where the
-    run was killed before it saved one.
+    Args:
+        kind: 'offline', 'online' or 'labeling'.
+        script: path of the trainer.
+        configs: dataclasses of its flags, a `RunConfig` first.
 
-    Raises ValueError if another process works in the folder or the flags contradict the checkpoint, FileNotFoundError
-    if there is no run to resume.
+    Raises:
+        ValueError: another process works in the folder, or the flags contradict the checkpoint.
+        FileNotFoundError: there is no run to resume.
     """
     config = configs[0]
     check_trackers(name for name in INSTALL if getattr(config, name))
-    folder = new_run_dir(f'{kind}_checkpoints', config.name, config.seed, config.save_dir, config.resume).resolve()
+    root = f'{kind}_checkpoints'
+    folder = new_run_dir(root, config.name, config.seed, config.save_dir, config.resume).resolve()
     if config.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
         raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
 
@@ -211,14 +228,18 @@ def open_run(kind, script, *configs):
             yield Run(kind, script, folder, configs, stop)
         except Stopped:
             if (folder / 'config.json').exists():
-                print(f'stopped; go on with:\n{resume_command(script, folder, configs)}')
+                print(f'stopped; continue with:\n{resume_command(script, folder, configs)}')
             else:
                 print('stopped before the run began')
             sys.exit(128 + stop.signal)
 
 
 class Run:
-    """The folder of a training and what belongs in it; made by `open_run`."""
+    """A run and its files; made by `open_run`.
+
+    `saved` is the checkpoint to continue from; None in a new run, or if the run was killed before its first
+    save.
+    """
 
     def __init__(self, kind, script, folder, configs, stop):
         self.kind = kind
@@ -231,16 +252,25 @@ class Run:
         self.saved = None
         if self.flags['resume'] and (folder / 'last.pth').exists():
             self.saved = load_checkpoint(folder / 'last.pth', kind)
-            if 'flags' not in self.saved:
-                raise ValueError(f'{folder / "last.pth"} is of an older version that could not resume exactly; it can '
-                                 'be used and evaluated, but not continued')
             check_unchanged(self.saved['flags'], self.flags)
 
     def start_logging(self, csv_name, step, data, **extra):
-        """Write config.json and open the CSV, rows after `step` dropped -> MetricsLog.
+        """Write config.json and open the CSV.
 
-        `data` describes what is trained on; ValueError if that of a resumed run is another. A resumed run also restores
-        the random generators and the number of threads, because the order of sums depends on the latter.
+        A resumed run also restores the random generators and the number of threads, which the order of sums
+        depends on.
+
+        Args:
+            csv_name: file name of the CSV.
+            step: step at which the run starts or resumes; later rows of the CSV are dropped.
+            data: fingerprint of the training data.
+            extra: entries of config.json.
+
+        Returns:
+            MetricsLog.
+
+        Raises:
+            ValueError: the data differ from those of the resumed run.
         """
         if self.saved:
             fingerprint = self.saved['fingerprint']
@@ -260,12 +290,12 @@ class Run:
         self.log.trackers = open_trackers(names, self.folder, title, self.flags, step)
 
         if self.saved and len(self.log.rows) != self.saved['rows']:
-            print(f'warning: {self.log.path} has {len(self.log.rows)} of the {self.saved["rows"]} rows '
-                  'that were logged before', file=sys.stderr)
+            rows = f'{len(self.log.rows)} of the {self.saved["rows"]} logged rows'
+            print(f'warning: {self.log.path} has {rows}', file=sys.stderr)
         return self.log
 
     def save(self, content, name='last.pth'):
-        """Write the dict `content` as a checkpoint, together with all that --resume compares and restores."""
+        """Write a checkpoint: the dict `content` and everything that --resume compares and restores."""
         save_checkpoint(self.folder / name, {
             'kind': self.kind,
             'flags': self.flags,
@@ -276,18 +306,18 @@ class Run:
             **content,
         })
 
-    def check_finite(self, step, info, rows):
-        """Stop a run whose losses or gradients are no longer finite.
+    def report_nonfinite(self, step, info, rows):
+        """Stop a run whose losses or gradients are not finite.
 
-        info: {name: number or 0-d tensor}, with `total_loss` and `grad_norm`; rows: {name: int array}, where the batch
-        lies in the data, written to a file. Raises FloatingPointError that names the term, the update, that file and
-        the checkpoint to go back to.
+        Args:
+            info: {name: float} of the update.
+            rows: {name: int array}, where the batch lies in the data; written to a file.
+
+        Raises:
+            FloatingPointError: that names the term, the update, that file and the checkpoint to go back to.
         """
-        if math.isfinite(float(info['total_loss'] + info['grad_norm'])):
-            return
-
         bad = [name for name, value in info.items() if not math.isfinite(float(value))]
-        wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # the terms come before their total
+        wrong = next((name for name in bad if name.endswith('_loss')), bad[0])  # terms precede their total
 
         path = self.folder / f'nonfinite_update{step}.npz'
         write_atomic(path, lambda file: np.savez(file, step=step, **rows))
@@ -299,11 +329,11 @@ class Run:
 
 
 def resume_command(script, folder, configs):
-    """-> the command line, quoted for the shell, that continues the run in `folder` from the working directory."""
+    """Return the command, quoted for the shell, that continues the run in `folder`."""
     flags = []
     for config in configs:
         for field in dataclasses.fields(config):
-            # the first config that has the field, as some share one
+            # a field of several configs has the value of the first one
             value = next(getattr(other, field.name) for other in configs if hasattr(other, field.name))
             if value == field.default or field.name in ('save_dir', 'resume'):
                 continue
@@ -312,11 +342,11 @@ def resume_command(script, folder, configs):
             else:
                 flags += [f'--{field.name}', str(value)]
 
-    words = ['python', _from_here(script), *flags, '--save_dir', _from_here(folder), '--resume']
+    words = ['python', _relative(script), *flags, '--save_dir', _relative(folder), '--resume']
     return subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)
 
 
-def _from_here(path):
+def _relative(path):
     try:
         return os.path.relpath(path)
     except ValueError:  # on another drive of Windows

@@ -1,17 +1,20 @@
-"""Statistics of results: intervals of success rates, means over seeds, comparisons on the same episodes.
+"""Statistics of results: intervals of success rates, means over seeds, paired comparisons.
 
-scipy.stats is imported inside the functions that need it: it takes half a second, and most programs that import this
-module never call them.
+scipy.stats takes half a second to import, so that only the functions that need it import it.
 """
 
 import numpy as np
 
 
 def wilson_interval(successes, n, level=0.95):
-    """Confidence interval of a success rate (Wilson 1927) -> (low, high), both in [0, 1].
+    """Return the confidence interval (low, high) of a success rate, in [0, 1] (Wilson 1927).
 
-    `successes` of `n` episodes, n at least 1. Unlike the mean ± standard error, the interval stays wider than a point
-    when all episodes succeeded or all failed.
+    Unlike mean ± standard error, the interval is wider than a point if all episodes succeed or all fail.
+
+    Args:
+        successes: number of successful episodes.
+        n: number of episodes, at least 1.
+        level: of confidence.
     """
     from scipy.stats import binomtest
 
@@ -20,12 +23,11 @@ def wilson_interval(successes, n, level=0.95):
 
 
 def iqm(values, axis=-1):
-    """Interquartile mean (Agarwal et al. 2021): the mean without the lowest and the highest quarter of the values.
-
-    `values`: an array of any shape with at least one value along `axis`, which the result no longer has.
+    """Return the interquartile mean along `axis`: the mean without the lowest and the highest quarter of the
+    values (Agarwal et al. 2021).
     """
-    # Not scipy.stats.trim_mean, which cuts whole values only and so drops less than a quarter where n is not a
-    # multiple of 4. Here a value at the border of a quarter counts in part.
+    # A value at the border of a quarter has a fractional weight. scipy.stats.trim_mean drops whole values
+    # only, fewer than a quarter if n is not a multiple of 4.
     values = np.sort(np.moveaxis(np.asarray(values, float), axis, -1), -1)
     n = values.shape[-1]
     rank_from_below = np.arange(1, n + 1)
@@ -36,11 +38,16 @@ def iqm(values, axis=-1):
 
 
 def bootstrap_interval(values, statistic=np.mean, level=0.95, resamples=2000, seed=0):
-    """Percentile bootstrap over the last axis of `values` (..., n) -> (low, high), each of shape (...).
+    """Return the percentile bootstrap interval (low, high) of a statistic.
 
-    `statistic(array, axis=-1)` is what the interval is for. A single value has no spread: low = high.
+    Args:
+        values: (..., n); the bootstrap is over the last axis. A single value gives low = high.
+        statistic: function (array, axis).
+        level: of confidence.
+        resamples: number of bootstrap samples.
+        seed: of the samples.
     """
-    # Not scipy.stats.bootstrap, which refuses a single value; runs with one seed are common here.
+    # scipy.stats.bootstrap refuses a single value, and results of one seed are common.
     values = np.asarray(values, float)
     n = values.shape[-1]
     picks = np.random.default_rng(seed).integers(n, size=(resamples, n))
@@ -52,21 +59,28 @@ def bootstrap_interval(values, statistic=np.mean, level=0.95, resamples=2000, se
 
 
 def paired_comparison(ours, theirs):
-    """Compare two agents by their successes (0 or 1) on the same n episodes, two sequences of length n -> dict.
+    """Compare two agents on the same n episodes.
 
-    difference: mean of ours - theirs, in [-1, 1]
-    low, high: its 95 % bootstrap interval over episodes
-    only_ours, only_theirs: number of episodes that this agent alone solved
-    p_value: McNemar's exact test on these two numbers, two-sided
+    Args:
+        ours, theirs: (n,) successes, 0 or 1.
 
-    Raises ValueError if the lengths differ.
+    Returns:
+        dict of
+        difference: mean of ours - theirs, in [-1, 1];
+        low, high: its 95 % bootstrap interval over episodes;
+        only_ours, only_theirs: number of episodes that only this agent solved;
+        p_value: of McNemar's exact two-sided test on these two numbers.
+
+    Raises:
+        ValueError: the lengths differ.
     """
     from scipy.stats import binomtest
 
     ours = np.asarray(ours, float)
     theirs = np.asarray(theirs, float)
     if ours.shape != theirs.shape:
-        raise ValueError(f'paired episodes need two lists of the same length, got {len(ours)} and {len(theirs)}')
+        raise ValueError('paired episodes need two lists of the same length, '
+                         f'got {len(ours)} and {len(theirs)}')
 
     low, high = bootstrap_interval(ours - theirs)
     only_ours = int(np.sum(ours > theirs))
@@ -85,39 +99,49 @@ def paired_comparison(ours, theirs):
 
 
 def mean_std(values):
-    """-> (mean, sample standard deviation; 0 for a single value)."""
+    """Return the mean and the sample standard deviation (0 for a single value)."""
     mean = float(np.mean(values))
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return mean, std
 
 
 def mean_half_width(values, level=0.95):
-    """Half of the confidence interval of the mean of n values, by Student's t; n at least 2. Of so few values as there
-    are seeds a bootstrap would be too narrow."""
+    """Return half of the confidence interval of the mean of n values, by Student's t; n is at least 2.
+
+    A bootstrap over a few seeds would be too narrow.
+    """
     from scipy.stats import sem, t
 
     return float(t.ppf((1 + level) / 2, len(values) - 1) * sem(values))
 
 
 def last_three_mean(values):
-    """The number that OGBench reports for a run: the mean of its last three evaluations."""
+    """Return the mean of the last three evaluations, which OGBench reports for a run."""
     return float(np.mean(values[-3:]))
 
 
 def over_runs(values):
-    """Sum up one number from each of n runs -> dict of floats: mean, std (0 for a single run), iqm, and low, high, the
-    mean's 95 % bootstrap interval."""
+    """Summarise one value from each of n runs.
+
+    Returns:
+        dict of floats: mean, std (0 for a single run), iqm, and low, high, the mean's 95 % bootstrap
+        interval.
+    """
     mean, std = mean_std(values)
     low, high = bootstrap_interval(values)
     return {'mean': mean, 'std': std, 'iqm': float(iqm(values)), 'low': float(low), 'high': float(high)}
 
 
 def by_evaluation(runs):
-    """Line up the k-th value of every run -> (steps (points,), values (runs, points)).
+    """Align the k-th evaluations of several runs, without interpolation.
 
-    `runs`: list of (steps, values). Each point lies at the mean of the runs' k-th steps, which differ because
-    evaluations wait for an episode to end. Points beyond the end of the shortest run are left out. Nothing is
-    interpolated, unlike in `on_common_steps`.
+    Their steps differ, because evaluations wait for an episode to end.
+
+    Args:
+        runs: list of (steps, values).
+
+    Returns:
+        steps (points,), the means over runs, values (runs, points); as many points as the shortest run has.
     """
     points = min(len(steps) for steps, _ in runs)
     steps = np.mean([steps[:points] for steps, _ in runs], axis=0)
@@ -125,11 +149,14 @@ def by_evaluation(runs):
 
 
 def on_common_steps(runs, points=101):
-    """Interpolate runs linearly over the range of steps that all of them cover -> (steps (points,), values (runs,
-    points)).
+    """Interpolate runs linearly over the range of steps that all of them cover.
 
-    `runs`: list of (steps, values); steps increase but may differ between runs. Where no range is common to all runs,
-    the result has no points.
+    Args:
+        runs: list of (steps, values), steps increasing.
+        points: number of steps in the result; it has none if no range is common to all runs.
+
+    Returns:
+        steps (points,), values (runs, points).
     """
     low = max(steps[0] for steps, _ in runs)
     high = min(steps[-1] for steps, _ in runs)

@@ -1,6 +1,6 @@
-"""TensorBoard and Weights & Biases, on request: they get the rows of the CSV, and nothing else depends on them.
+"""TensorBoard and Weights & Biases, which log the rows of the CSV on request.
 
-Neither is imported unless its flag is given. Models and pictures are in the run folder with or without them.
+Neither package is imported unless its flag is given.
 """
 
 import importlib.util
@@ -11,25 +11,38 @@ INSTALL = {'tensorboard': 'pip install tensorboard',
 
 
 def check_trackers(names):
-    """Raise ValueError for a tracker whose package is not installed; cheap, so that it can be asked first."""
+    """Raise ValueError for a tracker whose package is not installed; imports nothing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f'--{name} needs its package: {INSTALL[name]}; or leave the flag out, the CSV is always '
-                             'written')
+            raise ValueError(f'--{name} needs its package: {INSTALL[name]}; or leave the flag out, '
+                             'the CSV is always written')
 
 
 def open_trackers(names, folder, run_name, flags, first_step):
-    """-> list of functions (step, {name: number}), one per tracker of `names`.
+    """Open trackers whose files go to `folder`/<name>/.
 
-    Their files go to `folder`/<name>/. A resumed run goes on in the same curve: points after `first_step`, which it
-    will make again, are replaced.
+    A resumed run continues the same curve and replaces its points after `first_step`.
+
+    Args:
+        names: of trackers, 'tensorboard' or 'wandb'.
+        folder: of the run.
+        run_name: title of the run.
+        flags: {name: value}, to be logged.
+        first_step: step at which the run starts or resumes.
+
+    Returns:
+        list of functions (step, {name: number}), one per tracker.
+
+    Raises:
+        ValueError: a package is missing or broken.
     """
     check_trackers(names)
     makers = {'tensorboard': _tensorboard, 'wandb': _wandb}
     try:
         return [makers[name](folder / name, run_name, flags, first_step) for name in names]
     except ImportError as error:
-        raise ValueError(f'a package of {" or ".join(names)} cannot be imported ({error}); install it again') from error
+        packages = ' or '.join(names)
+        raise ValueError(f'a package of {packages} cannot be imported ({error}); install it again') from error
 
 
 def _tensorboard(folder, run_name, flags, first_step):
@@ -40,7 +53,7 @@ def _tensorboard(folder, run_name, flags, first_step):
     def log(step, metrics):
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
-        writer.flush()  # a kill loses nothing
+        writer.flush()  # so that a kill loses no rows
 
     return log
 

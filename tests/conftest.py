@@ -1,4 +1,4 @@
-"""Tiny networks and data for the tests; the factories are fixtures, so that no test file imports another."""
+"""Tiny networks and data for the tests; factories are fixtures, so that no test file imports another."""
 
 import dataclasses
 import os
@@ -12,9 +12,10 @@ from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
+from tasks import build_map
 from trajectories import ReplayBuffer, TrajectoryDataset
 
-os.environ['OMP_NUM_THREADS'] = '1'  # of the programs that tests start: the order of sums depends on it
+os.environ['OMP_NUM_THREADS'] = '1'  # for programs that tests start: the order of sums depends on it
 torch.set_num_threads(1)
 
 DIM, ACTION_DIM = 5, 3
@@ -83,7 +84,7 @@ def compare(a, b, path=''):
 
 
 class ConstantAgent:
-    """Does `action` in every environment, for `rollouts.run_episodes`."""
+    """An agent with one `action` for every environment, for `rollouts.run_episodes`."""
 
     def __init__(self, action):
         self.action = np.array(action, np.float32)
@@ -155,7 +156,7 @@ def make_encoder():
 
 @pytest.fixture
 def make_agent(make_config, make_dataset):
-    """make_agent(seed, **config) -> OfflineAgent that knows the statistics of the random walks."""
+    """make_agent(seed, **config) -> OfflineAgent with the statistics of the random walks."""
 
     def make(seed=0, **changes):
         torch.manual_seed(seed)
@@ -167,16 +168,15 @@ def make_agent(make_config, make_dataset):
 
 
 @pytest.fixture
-def make_online(make_agent):
-    """make_online(seed, action_dim, OfflineAgent or None, **online config) -> OnlineAgent"""
+def make_online(make_agent, make_dataset):
+    """make_online(seed, action_dim, OfflineAgent, TrajectoryDataset of the map, **online config) -> OnlineAgent"""
 
-    def make(seed=0, action_dim=ACTION_DIM, offline=None, **changes):
+    def make(seed=0, action_dim=ACTION_DIM, offline=None, data=None, **changes):
         offline = offline or make_agent(seed)
         torch.manual_seed(seed + 1)
-        flags = {'batch_size': 4, 'idm_hidden_dim': 32, 'value_interval': 4, 'action_scale': 1.0, 'online_share': 0.25,
-                 'labeler_updates': 2}
-        config = OnlineConfig(**flags | changes)
-        return OnlineAgent(offline, -np.ones(action_dim), np.ones(action_dim), config)
+        config = OnlineConfig(**{'batch_size': 4, 'idm_hidden_dim': 32, 'action_scale': 1.0} | changes)
+        data_map = build_map(offline, config, data or make_dataset())
+        return OnlineAgent(offline, -np.ones(action_dim), np.ones(action_dim), config, data_map)
 
     return make
 
@@ -193,15 +193,9 @@ def agent(make_online):
     return make_online()
 
 
-@pytest.fixture(params=[False, True], ids=['state', 'memory'])
-def either_agent(make_online, request):
-    """An agent without memory, and one with."""
-    return make_online(memory=request.param)
-
-
 @pytest.fixture
 def make_batches(make_dataset, make_replay):
-    """make_batches(agent) -> OnlineBatches of offline states and of its own episodes."""
+    """make_batches(agent) -> OnlineBatches of offline states and of the agent's episodes."""
     return lambda agent: agent.open_batches(make_dataset(), make_replay((40, 8, 25)))
 
 

@@ -1,4 +1,4 @@
-"""Files that people really have instead of a dataset: one line that names the file, the problem and the way out."""
+"""Damaged and unsuitable dataset files: one line names the file, the problem and the way out."""
 
 import io
 import struct
@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import offline_trainer
-from ogbench_utils import load_trajectories
 from support.flags import run_main
+from support.npz import load_trajectories
 from trajectories import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ['--d_model', '32', '--headdim', '16', '--context_length', '5', '--batch_size', '2', '--num_updates', '1']
+SMALL = ['--d_model', '32', '--headdim', '16', '--context_length', '5', '--batch_size', '2',
+         '--num_updates', '1']
 MANY = settings(max_examples=300, deadline=None, derandomize=True,
                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -61,21 +62,27 @@ BAD = {
     'a web page': (b'\n<!DOCTYPE html><html><body>404</body></html>', ['web page']),
     'empty file': (b'', ['not a zip file']),
     'missing key': (pack(observations=GOOD['observations']), ['no `terminals`']),
-    'wrong shape': (pack(**GOOD | {'observations': np.zeros((21, 3, 2), np.float32)}), ['shape (21, 3, 2)', '2-d']),
+    'wrong shape': (pack(**GOOD | {'observations': np.zeros((21, 3, 2), np.float32)}),
+                    ['shape (21, 3, 2)', '2-d']),
     'wrong dtype': (pack(**GOOD | {'observations': np.full((21, 3), 'x')}), ['<U1', 'numeric']),
-    'complex numbers': (pack(**GOOD | {'observations': np.ones((21, 3), complex)}), ['complex128', 'numeric']),
+    'complex numbers': (pack(**GOOD | {'observations': np.ones((21, 3), complex)}),
+                        ['complex128', 'numeric']),
     'pickled objects': (pack(**GOOD | {'observations': np.array([[print] * 3] * 21)}), ['object', 'numeric']),
     'nan': (changed('observations', (4, 1), np.nan), ['`observations[4, 1]` is nan']),
     'inf': (changed('observations', (20, 2), np.inf), ['`observations[20, 2]` is inf']),
-    'too large for float32': (pack(**GOOD | {'observations': GOOD['observations'] * np.float64(1e300)}), ['inf']),
+    'too large for float32': (pack(**GOOD | {'observations': GOOD['observations'] * np.float64(1e300)}),
+                              ['inf']),
     'no terminals': (changed('terminals', slice(None), False), ['no terminal ends the last 21 of 21 rows']),
     'last row not terminal': (changed('terminals', -1, False), ['no terminal ends the last 7 of 21 rows']),
     'one-state trajectory': (changed('terminals', 8, True), ['trajectory 1 (row 8)', 'one state']),
-    'zero variance': (pack(**GOOD | {'observations': np.ones((21, 3), np.float32)}), ['all states', 'the same']),
-    'fewer windows than the batch': (pack(**arrays((4, 5, 3))), ['2 windows', '--batch_size 3', '--context_length 5']),
-    'context longer than every trajectory': (pack(**arrays((4, 3, 4))), ['--context_length 5', 'longest has 4 states']),
+    'zero variance': (pack(**GOOD | {'observations': np.ones((21, 3), np.float32)}),
+                      ['all states', 'the same']),
+    'fewer windows than the batch': (pack(**arrays((4, 5, 3))),
+                                     ['2 windows', '--batch_size 3', '--context_length 5']),
+    'context longer than every trajectory': (pack(**arrays((4, 3, 4))),
+                                             ['--context_length 5', 'longest has 4 states']),
     'one trajectory': (pack(**arrays((21,))), ['only one trajectory', '-val']),
-    'shape that lies': (npy(HUGE), ['bytes']),
+    'forged shape': (npy(HUGE), ['bytes']),
     'shape below zero': (npy(HUGE.replace(' 1', ' -1')), ['bytes']),
     'shape of text': (npy("{'descr': '<f4', 'fortran_order': False, 'shape': ('a', 3), }"), ['shape']),
     'header with a bad key': (npy("{[]: 1}"), ['']),
@@ -86,7 +93,7 @@ BAD = {
 
 
 def error_line(capsys, *flags):
-    """Run the offline trainer in this process -> its only line on stderr; it must end with exit code 2."""
+    """Run the offline trainer, which must end with exit code 2; return its only line on stderr."""
     with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
         warnings.simplefilter('error')
         run_main(lambda: offline_trainer.main([*SMALL, '--batch_size', '3', *flags]))
@@ -96,7 +103,7 @@ def error_line(capsys, *flags):
 
 
 @pytest.mark.parametrize('name', BAD)
-def test_bad_file(name, tmp_path, monkeypatch, capsys):
+def test_bad_training_file_is_one_line(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     content, words = BAD[name]
     path = tmp_path / 'some.npz'
@@ -105,12 +112,12 @@ def test_bad_file(name, tmp_path, monkeypatch, capsys):
     assert str(path) in line
     for word in words:
         assert word in line
-    ways = ('nothing can be learned', 'repair it', 'use more trajectories', 'give at most', 'lower one of them')
+    ways = ('name another file', 'repair it', 'use more trajectories', 'give at most', 'lower one of them')
     assert any(way in line for way in ways), line
     assert list(tmp_path.iterdir()) == [path]  # no run folder is left
 
 
-def test_bad_validation_file(tmp_path, monkeypatch, capsys):
+def test_bad_validation_file_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path, val = tmp_path / 'some.npz', tmp_path / 'some-val.npz'
     path.write_bytes(pack(**arrays()))
@@ -121,19 +128,20 @@ def test_bad_validation_file(tmp_path, monkeypatch, capsys):
         assert str(val) in line and words in line
 
 
-def test_no_traceback_in_a_real_process(tmp_path):
+def test_bad_file_prints_no_traceback(tmp_path):
     path = tmp_path / 'some.npz'
     path.write_bytes(BAD['nan'][0])
-    done = subprocess.run([sys.executable, ROOT / 'offline_trainer.py', *SMALL, '--dataset_path', path], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith(f'error: {path}: ') and done.stderr.count('\n') == 1
+    done = subprocess.run([sys.executable, ROOT / 'offline_trainer.py', *SMALL, '--dataset_path', path],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {path}: ')
+    assert done.stderr.count('\n') == 1
 
 
 # Generated files
 
 
 def outcome(path, content):
-    """Load generated bytes -> True for data that keeps every promise, False for one clear line."""
+    """Load generated bytes; return True for valid data, False for an error of one line."""
     path.write_bytes(content)
     try:
         with warnings.catch_warnings():
@@ -153,7 +161,7 @@ def outcome(path, content):
 
 @MANY
 @given(data=st.data())
-def test_generated_arrays(tmp_path, data):
+def test_load_dataset_survives_generated_arrays(tmp_path, data):
     """Shapes, types, values and borders of all kinds."""
     rows = data.draw(st.integers(0, 40))
     number = st.one_of(st.floats(width=32), st.floats(-5, 5, width=32), st.integers(-3, 3).map(float))
@@ -168,7 +176,9 @@ def test_generated_arrays(tmp_path, data):
     kind = data.draw(st.sampled_from(['<f4', '>f8', '<f2', '<i2', '|b1', '<c8', '<U3', 'O']))
     with np.errstate(all='ignore'), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        observations = np.nan_to_num(observations).astype(kind) if kind == '<i2' else observations.astype(kind)
+        if kind == '<i2':
+            observations = np.nan_to_num(observations)
+        observations = observations.astype(kind)
     cut = data.draw(st.sampled_from([None, None, None, -1, -2]))
     content = {'observations': observations, 'terminals': terminals[:cut]}
     if data.draw(st.integers(0, 20)) == 0:
@@ -179,8 +189,8 @@ def test_generated_arrays(tmp_path, data):
 @MANY
 @given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=4)), min_size=1, max_size=4),
        cut=st.booleans(), stored=st.booleans())
-def test_generated_damage(tmp_path, edits, cut, stored):
-    """Bytes overwritten, inserted and cut anywhere, in compressed and in plain files."""
+def test_load_dataset_survives_generated_damage(tmp_path, edits, cut, stored):
+    """Bytes are overwritten, inserted and cut anywhere, in compressed and in plain files."""
     buffer = io.BytesIO()
     (np.savez if stored else np.savez_compressed)(buffer, **arrays())
     body = bytearray(buffer.getvalue())
@@ -191,20 +201,21 @@ def test_generated_damage(tmp_path, edits, cut, stored):
 
 
 @MANY
-@given(header=st.one_of(st.text(max_size=110), st.text('{}()[]\'":,0123456789-<fFalseTruedshcor_ \\', max_size=110)),
+@given(header=st.one_of(st.text(max_size=110),
+                        st.text('{}()[]\'":,0123456789-<fFalseTruedshcor_ \\', max_size=110)),
        body=st.binary(max_size=300))
-def test_generated_headers(tmp_path, header, body):
-    """What numpy's header parser makes of any text."""
+def test_load_dataset_refuses_generated_headers(tmp_path, header, body):
+    """Any text as the header of an npy file."""
     header = header.encode(errors='ignore')[:118].decode(errors='ignore')
     assert not outcome(tmp_path / 'some.npz', npy(header, body))
 
 
 @settings(MANY, max_examples=100)
 @given(content=st.binary(max_size=200))
-def test_generated_bytes(tmp_path, content):
+def test_load_dataset_refuses_generated_bytes(tmp_path, content):
     assert not outcome(tmp_path / 'some.npz', content)
 
 
-def test_good_files_are_good(tmp_path):
+def test_load_dataset_accepts_a_good_file(tmp_path):
     assert outcome(tmp_path / 'some.npz', pack(**arrays()))
     np.testing.assert_array_equal(load_trajectories(tmp_path / 'some.npz')[0], arrays()['observations'])

@@ -1,15 +1,16 @@
-"""Flags that cannot work: one line that names them, before any data is loaded and any file is made."""
+"""Flags that cannot work are an error of one line, before data are loaded or files are written."""
 
+import label_with_simulator
 import pytest
 
 import evaluate
 import offline_trainer
 import online_trainer
-import rehearse
 from support.flags import run_main
 
 OFFLINE = [
-    ('--dataset antmaze-medium-navigat-v0', ['antmaze-medium-navigat-v0', 'nearest: antmaze-medium-navigate-v0']),
+    ('--dataset antmaze-medium-navigat-v0',
+     ['antmaze-medium-navigat-v0', 'nearest: antmaze-medium-navigate-v0']),
     ('--dataset humanoidmaze-medium-explore', ['nearest', 'humanoidmaze-medium-navigate-v0']),
     ('--dataset visual-cube-single-play-v0', ['visual-cube-single-play-v0', 'images']),
     ('--dataset scene-play-singletask-task2-v0', ['rewards', 'without "singletask"']),
@@ -45,15 +46,14 @@ ONLINE = [
     ('--max_steps 5', ['--max_steps 5', '--num_envs 8']),
     ('--random_steps -8', ['--random_steps -8', 'at least 0']),
     ('--update_ratio -1', ['--update_ratio -1.0', 'at least 0']),
-    ('--online_share 1.1', ['--online_share 1.1', 'at most 1']),
-    ('--recovery_share 0.5 --true_actions', ['--recovery_share', '--true_actions']),
-    ('--recovery_share 0.5 --actions_path a.npz', ['--recovery_share', '--actions_path']),
+    ('--corrective_fraction 0.5 --true_actions', ['--corrective_fraction', '--true_actions']),
+    ('--corrective_fraction 0.5 --actions_path a.npz', ['--corrective_fraction', '--actions_path']),
     ('--actions_path a.npz --true_actions', ['--actions_path', '--true_actions']),
-    ('--recovery_share 2', ['--recovery_share 2.0', 'at most 1']),
+    ('--corrective_fraction 2', ['--corrective_fraction 2.0', 'at most 1']),
     ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]
-REHEARSE = [
+LABEL = [
     ('--dataset antmaze-tiny-navigate-v0', ['antmaze-tiny-navigate-v0', 'nearest: antmaze-']),
     ('--stages 0', ['--stages 0', 'at least 1']),
     ('--max_steps -1', ['--max_steps -1', 'at least 0']),
@@ -62,15 +62,19 @@ EVALUATE = [
     ('--checkpoint x.pth --episodes_per_task 0', ['--episodes_per_task 0', 'at least 1']),
     ('--checkpoint x.pth --num_envs -2', ['--num_envs -2', 'at least 1']),
     ('--checkpoint x.pth --action_scale 0', ['--action_scale 0', 'above 0']),
+    ('--checkpoint x.pth --stuck_noise -1', ['--stuck_noise -1', 'at least 0']),
 ]
-CASES = [(script, *case) for script, cases in ((offline_trainer, OFFLINE), (online_trainer, ONLINE),
-                                               (rehearse, REHEARSE), (evaluate, EVALUATE)) for case in cases]
+SCRIPTS = {offline_trainer: OFFLINE, online_trainer: ONLINE, label_with_simulator: LABEL, evaluate: EVALUATE}
+CASES = [(script, *case) for script, cases in SCRIPTS.items() for case in cases]
 
 
 @pytest.mark.parametrize('script, flags, words', CASES, ids=[flags for _, flags, _ in CASES])
 def test_bad_flags_fail_before_anything_is_loaded(script, flags, words, tmp_path, monkeypatch, capsys):
     for name in ('load_dataset', 'load_checkpoint', 'open_envs', 'open_run'):
-        monkeypatch.setattr(script, name, lambda *_, name=name, **__: pytest.fail(f'{name} was called'), raising=False)
+        def fail(*_, name=name, **__):
+            pytest.fail(f'{name} was called')
+
+        monkeypatch.setattr(script, name, fail, raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         run_main(lambda: script.main(flags.split()))

@@ -1,4 +1,4 @@
-"""What a run says when it starts: where it computes and why, and how long it will take."""
+"""The banner of a run: device, reason, backend and expected time."""
 
 import sys
 
@@ -15,7 +15,8 @@ def test_device_line_names_device_reason_and_backend(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     cpu, why = torch.device('cpu'), choose_backend('auto', 'cpu')[1]
     threads = torch.get_num_threads()
-    assert device_line('auto', cpu, why) == f'device cpu (no CUDA GPU here): torch SSD on cpu, {threads} threads'
+    assert device_line('auto', cpu, why) == (f'device cpu (no CUDA GPU here): torch SSD on cpu, {threads} '
+                                             'threads')
     assert device_line('cpu', cpu, why).startswith('device cpu (as asked): ')
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     assert 'mps does not pay' in device_line('auto', cpu, why)
@@ -23,7 +24,7 @@ def test_device_line_names_device_reason_and_backend(monkeypatch):
     assert device_line('auto', torch.device('cuda:0'), 'x') == 'device cuda:0 (NVIDIA H100): x'
 
 
-def test_a_missing_mamba_ssm_is_said_with_the_way_to_get_it(monkeypatch):
+def test_choose_backend_names_the_requirements_of_a_missing_mamba_ssm(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mamba_ssm', None)
 
     def missing():
@@ -31,25 +32,26 @@ def test_a_missing_mamba_ssm_is_said_with_the_way_to_get_it(monkeypatch):
 
     monkeypatch.setattr('mamba.load_mamba_ssm_scan', missing)
     backend, why = choose_backend('auto', 'cuda')
-    assert backend == 'torch' and why == ('torch SSD on cuda; mamba-ssm is not installed, requirements-cuda.txt says '
-                                          'how')
+    assert backend == 'torch'
+    assert why == 'torch SSD on cuda; mamba-ssm is not installed (requirements-cuda.txt)'
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A mamba_ssm like PyPI's: importing it fails for want of its CUDA extension, its Triton files work."""
+    """Install a mamba_ssm whose import fails without its CUDA extension and whose Triton files work."""
     folder = tmp_path / 'mamba_ssm' / 'ops' / 'triton'
     folder.mkdir(parents=True)
     (tmp_path / 'mamba_ssm' / '__init__.py').write_text('import selective_scan_cuda\n')
-    (folder / 'ssd_combined.py').write_text('def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size):\n'
-                                            '    from mamba import ssd_scan\n'
-                                            '    return ssd_scan(x, dt, A, B.squeeze(2), C.squeeze(2), chunk_size)\n')
+    (folder / 'ssd_combined.py').write_text(
+        'def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size):\n'
+        '    from mamba import ssd_scan\n'
+        '    return ssd_scan(x, dt, A, B.squeeze(2), C.squeeze(2), chunk_size)\n')
     info = tmp_path / 'mamba_ssm-2.3.2.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mamba-ssm\nVersion: 2.3.2\n')
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split('.')[0] == 'mamba_ssm']:
-        monkeypatch.delitem(sys.modules, name)  # the real one, where it is installed
+        monkeypatch.delitem(sys.modules, name)  # the real one, if installed
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -57,20 +59,21 @@ def package(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_the_kernel_is_used_without_the_cuda_extension_of_its_package(package, monkeypatch):
+def test_choose_backend_uses_the_kernel_without_the_cuda_extension(package, monkeypatch):
     rand = torch.rand
     monkeypatch.setattr(torch, 'rand', lambda *size, device=None: rand(*size))
     assert choose_backend('auto', 'cuda') == ('mamba_ssm', 'mamba_ssm 2.3.2 on cuda')
     assert 'mamba_ssm' not in sys.modules
     with pytest.raises(ModuleNotFoundError, match='selective_scan_cuda'):
-        import mamba_ssm  # noqa: F401  the stand-in is gone
+        import mamba_ssm  # noqa: F401  the stand-in has been removed
 
 
-@pytest.mark.parametrize('seconds, text', [(3, '1 min'), (100, '2 min'), (3599, '1 h 0 min'), (4210, '1 h 10 min')])
-def test_duration(seconds, text):
+@pytest.mark.parametrize('seconds, text', [
+    (3, '1 min'), (100, '2 min'), (3599, '1 h 0 min'), (4210, '1 h 10 min')])
+def test_duration_is_in_minutes_and_hours(seconds, text):
     assert duration(seconds) == text
 
 
-def test_expected_time_counts_what_is_left():
+def test_expected_time_is_for_the_remaining_updates():
     line = expected_time(100, 130, 12_630, 30 / 7)
     assert line == 'expected time: 30 min for the other 12,500 of 12,630, at 7 per second'

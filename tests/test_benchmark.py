@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, and that its sections run."""
+"""The benchmark: timing in turns, ratios, peers, and a section from end to end."""
 
 import json
 import re
@@ -13,27 +13,27 @@ from benchmark_tools import Row, interleaved
 from mamba import Mamba2
 
 
-def test_functions_take_turns_and_medians_count(monkeypatch):
-    """A clock that `slow` moves by 4, 5, 60 s in its three rounds, after a warm-up of 1000 s, and `fast` by 2 s."""
+def test_interleaved_runs_functions_in_turns_and_returns_medians(monkeypatch):
+    """Advance a clock by 1000 s in the warm-up of `slow` and 4, 5, 60 s in its rounds, by 2 s for `fast`."""
     now, order, slow = [0.0], [], iter((1000.0, 4.0, 5.0, 60.0))
     monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
 
-    def take(name, seconds):
+    def work(name, seconds):
         order.append(name)
         now[0] += seconds
 
-    functions = {'slow': lambda: take('slow', next(slow)), 'missing': None, 'fast': lambda: take('fast', 2.0)}
+    functions = {'slow': lambda: work('slow', next(slow)), 'missing': None, 'fast': lambda: work('fast', 2.0)}
     assert interleaved(functions, 3) == {'slow': 5.0, 'missing': None, 'fast': 2.0}
     assert order == ['slow', 'fast'] * 4
 
 
-def test_ratios_say_how_much_longer_the_peer_takes():
+def test_ratios_are_times_of_peers_over_ours():
     row = Row('x', 0.002, {'a': 0.01, 'b': 0.001, 'c': None})
     assert benchmark.ratios_text(row) == '5x a; 0.5x b; (not installed: c)'
     assert [benchmark.seconds_text(t) for t in (1.5, 0.002, 3.2e-5, 0.0)] == ['1.5 s', '2 ms', '32 us', '']
 
 
-def test_the_peers_look_back_only_and_keep_the_shape():
+def test_peers_are_causal_and_keep_the_shape():
     pytest.importorskip('transformers')
     u = torch.randn(2, 40, 128)
     later = torch.cat([u[:, :30], torch.randn(2, 10, 128)], 1)
@@ -45,14 +45,15 @@ def test_the_peers_look_back_only_and_keep_the_shape():
         assert not torch.allclose(out[:, 30:], other[:, 30:], atol=1e-3)
 
 
-def test_a_section_runs_and_makes_a_table(tmp_path, capsys):
-    benchmark.main(['--quick', '--only', 'parts,cuda', '--markdown', '--json', str(tmp_path / 'numbers.json')])
+def test_benchmark_runs_sections_and_prints_a_table(tmp_path, capsys):
+    path = tmp_path / 'numbers.json'
+    benchmark.main(['--quick', '--only', 'parts,cuda', '--markdown', '--json', str(path)])
     out = capsys.readouterr().out
     assert out.startswith('| what | ours |') and out.count('\n| ') == 3 and 'GFLOP/s' in out
-    rows = json.loads((tmp_path / 'numbers.json').read_text())['rows']
+    rows = json.loads(path.read_text())['rows']
     whole, objectives, cuda = rows
     assert whole['ours'] > 0 and 'needs --device cuda' in cuda['note']
-    shares = re.findall(r'([\w/ ]+?) -?\d+% \(of the arithmetic ([\d.]+)%', objectives['note'])
-    assert len(shares) == 5 and 10 < float(dict(shares)[' Q']) < 20, 'without Q an update has a sixth less to do'
+    fractions = re.findall(r'([\w/ ]+?) -?\d+% \(([\d.]+)% of the arithmetic\)', objectives['note'])
+    assert len(fractions) == 5 and 10 < float(dict(fractions)[' Q']) < 20, 'Q takes a sixth of the arithmetic'
     with pytest.raises(ValueError, match='--only nothing'):
         benchmark.main(['--only', 'nothing'])

@@ -1,4 +1,4 @@
-"""The collector's protocols, its files, and the data set that is bundled with the repository."""
+"""Protocols and files of the collectors, and the bundled dataset."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'scripts'))  # by path, so that the collector's spawned workers find it as well
+sys.path.insert(0, str(ROOT / 'scripts' / 'data'))  # by path, so that spawned workers find the modules
 
 import collect_dataset  # noqa: E402
 import collect_manipulation  # noqa: E402
@@ -29,7 +29,7 @@ def make_collector(dataset, rows, noise=0.2, policy='expert', state_only=False):
 
 
 def steps_between(maze_map, start, goal):
-    """Length of the shortest path in cells, found apart from OGBench by spreading over the map."""
+    """Return the length of the shortest path in cells, without OGBench's search."""
     reached, steps = {start}, 0
     while goal not in reached:
         around = {(i + a, j + b) for i, j in reached for a, b in ((0, 1), (0, -1), (1, 0), (-1, 0))}
@@ -39,7 +39,7 @@ def steps_between(maze_map, start, goal):
 
 
 def collect_files(tmp_path, *flags, name='antmaze-medium-navigate-v0'):
-    """Run the command in `tmp_path`, return (exit code, training arrays, validation arrays)."""
+    """Run the command; return (exit code, training arrays, validation arrays)."""
     code = main(['--dataset', name, '--output_dir', str(tmp_path), '--seed', '3', *flags])
     arrays = []
     for path in (tmp_path / f'{name}.npz', tmp_path / f'{name}-val.npz'):
@@ -48,7 +48,7 @@ def collect_files(tmp_path, *flags, name='antmaze-medium-navigate-v0'):
     return code, *arrays
 
 
-def test_vertex_cells_are_dead_ends_corners_and_junctions():
+def test_find_vertex_cells_returns_dead_ends_corners_and_junctions():
     picture = ['#########',
                '#V.V..VV#',
                '###.##VV#',
@@ -59,7 +59,7 @@ def test_vertex_cells_are_dead_ends_corners_and_junctions():
     assert find_vertex_cells(maze_map) == expected
 
 
-def test_files_follow_ogbench_and_do_not_depend_on_the_number_of_workers(tmp_path):
+def test_collected_files_do_not_depend_on_the_number_of_workers(tmp_path):
     flags = ('--num_episodes', '4', '--num-val-episodes', '2', '--max_episode_steps', '40', '--no-state_only')
     one = collect_files(tmp_path / 'one', *flags)
     two = collect_files(tmp_path / 'two', *flags, '--num_workers', '2')
@@ -79,12 +79,13 @@ def test_files_follow_ogbench_and_do_not_depend_on_the_number_of_workers(tmp_pat
         assert np.abs(arrays['actions']).max() <= 1
         for key, value in arrays.items():
             assert np.array_equal(value, same[key]), key
-    # Episodes differ from each other and between the splits.
+
+    # episodes differ from each other and between the splits
     starts = np.concatenate([arrays['observations'][::40, :2] for arrays in one[1:]])
     assert len(np.unique(starts, axis=0)) == 6
 
 
-def test_navigate_walks_to_vertex_cells_and_picks_a_new_one_on_arrival(monkeypatch):
+def test_navigate_draws_a_new_vertex_cell_on_arrival(monkeypatch):
     collector = make_collector('pointmaze-medium-navigate-v0', rows=600)
     maze, arrivals = collector.env, []
     set_goal = maze.set_goal
@@ -103,7 +104,7 @@ def test_navigate_walks_to_vertex_cells_and_picks_a_new_one_on_arrival(monkeypat
     assert not any(maze.maze_map[maze.xy_to_ij(place)] for place in xy)  # never inside a wall
 
 
-def test_stitch_goals_are_four_cells_away_and_stay():
+def test_stitch_goals_are_four_cells_away_and_fixed():
     collector = make_collector('pointmaze-large-stitch-v0', rows=201)
     maze, starts = collector.env, set()
     for number in range(20):
@@ -111,12 +112,12 @@ def test_stitch_goals_are_four_cells_away_and_stay():
         start, goal = maze.cur_task_info['init_ij'], maze.cur_task_info['goal_ij']
         assert steps_between(maze.maze_map, start, goal) == 4
         assert maze.xy_to_ij(xy[0]) == start
-        assert maze.xy_to_ij(maze.cur_goal_xy) == goal == maze.xy_to_ij(xy[-1])  # there at the end, still
+        assert maze.xy_to_ij(maze.cur_goal_xy) == goal == maze.xy_to_ij(xy[-1])  # still there at the end
         starts.add(start)
     assert len(starts) > 8
 
 
-def test_explore_holds_a_random_direction_for_ten_steps():
+def test_explore_keeps_a_random_direction_for_ten_steps():
     collector = make_collector('pointmaze-medium-explore-v0', rows=40, noise=0.0)
     actions = collector.episode(0, 0)['actions'].reshape(4, 10, 2)
     assert (actions == actions[:, :1]).all()
@@ -126,7 +127,7 @@ def test_explore_holds_a_random_direction_for_ten_steps():
     assert np.abs(noisy - actions.reshape(40, 2)).max() > 0.5 and np.abs(noisy).max() == 1.0
 
 
-def test_ant_expert_walks_where_it_is_told():
+def test_ant_expert_walks_in_the_given_direction():
     collector = make_collector('antmaze-medium-stitch-v0', rows=201)
     ends = []
     for number in range(4):
@@ -136,8 +137,8 @@ def test_ant_expert_walks_where_it_is_told():
     assert np.median(ends) < 2.0  # within the goal's cell, from four cells (16 units of path) away
 
 
-def test_recorded_actions_lead_from_row_to_row():
-    """Replaying row t from its qpos and qvel with its action gives row t + 1: no array is shifted."""
+def test_actions_of_the_ant_lead_to_the_next_row():
+    """A simulator step from qpos and qvel of row t with its action gives row t + 1."""
     collector = make_collector('antmaze-medium-navigate-v0', rows=30)
     rows, maze = collector.episode(0, 1), collector.env
     for t in (0, 14, 28):
@@ -145,13 +146,14 @@ def test_recorded_actions_lead_from_row_to_row():
         assert np.allclose(maze.step(rows['actions'][t])[0], rows['observations'][t + 1], atol=1e-2)
 
 
-def test_a_humanoid_without_an_expert(tmp_path, capsys, monkeypatch):
-    """One line names the ways out; random motion is one of them, weights of one's own another."""
+def test_collecting_without_an_expert_names_the_ways_out(tmp_path, capsys, monkeypatch):
+    """One line names the ways out, for example random actions or other weights."""
     name = 'humanoidmaze-medium-navigate-v0'
     monkeypatch.setattr(collect_maze, 'DATASETS_DIR', tmp_path)
     assert main(['--dataset', name, '--output_dir', str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: --dataset {name}: no humanoid expert is bundled; ') and error.count('\n') == 1
+    assert error.startswith(f'error: --dataset {name}: no humanoid expert is bundled; ')
+    assert error.count('\n') == 1
     assert all(way in error for way in ('--expert_path', 'datasets/README.md', '--policy random'))
     with pytest.raises(ValueError, match='no humanoid expert is bundled'):
         evaluate_expert.Expert(name, None, 0.0, 0)
@@ -164,14 +166,14 @@ def test_a_humanoid_without_an_expert(tmp_path, capsys, monkeypatch):
     assert 0.5 < rows['actions'].std() < 0.65 and np.abs(rows['actions']).max() <= 1  # uniform: 0.577
 
 
-def test_state_only_files_hold_the_same_states_and_no_actions():
+def test_state_only_episodes_have_the_same_states():
     whole = make_collector('pointmaze-medium-navigate-v0', rows=20).episode(1, 0)
     states = make_collector('pointmaze-medium-navigate-v0', rows=20, state_only=True).episode(1, 0)
     assert list(states) == ['observations']
     assert np.array_equal(states['observations'], whole['observations'])
 
 
-def test_refuses_to_overwrite(tmp_path, capsys):
+def test_collecting_refuses_to_overwrite(tmp_path, capsys):
     name = 'pointmaze-medium-stitch-v0'
     flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '5')
     (tmp_path / f'{name}-val.npz').write_bytes(b'precious')
@@ -184,7 +186,7 @@ def test_refuses_to_overwrite(tmp_path, capsys):
     assert sorted(train) == sorted(val) == ['observations', 'terminals']
 
 
-def test_a_failed_write_leaves_neither_a_file_nor_litter(tmp_path, monkeypatch):
+def test_save_npz_leaves_no_file_after_an_error(tmp_path, monkeypatch):
     def fail(file, **arrays):
         file.write(b'half')
         raise OSError('disk full')
@@ -206,7 +208,7 @@ def test_a_failed_write_leaves_neither_a_file_nor_litter(tmp_path, monkeypatch):
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', 'nowhere.npz'], 'nowhere.npz: no such npz'),
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no expert; '),
 ])
-def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
+def test_collecting_reports_bad_flags_in_one_line(tmp_path, capsys, flags, message):
     assert main([*flags, '--output_dir', str(tmp_path / 'new')]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith('error: ') and error.count('\n') == 1
@@ -223,21 +225,21 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     ('cube-triple-play-v0', 1001, 0.1, (3000, 300)),
     ('puzzle-4x4-noisy-v0', 1001, 0.1, (1000, 100)),
 ])
-def test_defaults_are_those_of_ogbench(dataset, rows, noise, episodes):
-    """Read off its commands.sh."""
+def test_collecting_defaults_equal_ogbench(dataset, rows, noise, episodes):
+    """Numbers copied from its commands.sh."""
     config, counts, paths = collect_dataset.check_args(collect_dataset.parse_args(['--dataset', dataset]))
     assert (config.dataset, config.rows, config.noise, config.state_only) == (dataset, rows, noise, True)
     assert counts == episodes
     assert paths[1] == Path(f'datasets/{dataset}-val.npz')
 
 
-def test_humanoid_defaults_are_those_of_ogbench():
+def test_collecting_defaults_of_humanoids_equal_ogbench():
     flags = ['--dataset', 'humanoidmaze-giant-navigate-v0', '--policy', 'random']
     config, counts, _ = collect_dataset.check_args(collect_dataset.parse_args(flags))
     assert (config.rows, counts) == (4001, (1000, 100))
 
 
-def test_bundled_files_are_state_only_whole_and_small():
+def test_bundled_files_are_state_only_complete_and_small():
     paths = [MINI, MINI.with_name('antmaze-medium-navigate-mini-v0-val.npz')]
     assert sum(path.stat().st_size for path in paths) <= 12_000_000
     for path, episodes in zip(paths, (100, 10), strict=True):
@@ -251,14 +253,14 @@ def test_bundled_files_are_state_only_whole_and_small():
     assert action.shape == (8,) and action.dtype == np.float32 and np.abs(action).max() <= 1
 
 
-# --------------------------------------------------------------------------------------------------- the robot arm
+# ------------------------------------------------------------------------------------------------ robot arm
 @pytest.fixture(scope='module')
 def cube():
     return make_collector('cube-double-play-v0', 260, noise=0.1)
 
 
-def test_the_oracle_moves_cubes_to_their_targets(cube, monkeypatch):
-    """A target of about 90 steps is over when the arm leaves; the cube that was wanted lies there, whichever it is."""
+def test_oracle_moves_cubes_to_their_targets(cube, monkeypatch):
+    """When the arm leaves after about 90 steps, the cube lies at its target."""
     outcomes = []
     set_new_target = cube.env.set_new_target
 
@@ -277,7 +279,7 @@ def test_the_oracle_moves_cubes_to_their_targets(cube, monkeypatch):
     assert moved.max() > 0.05
 
 
-def test_an_episode_of_the_arm_depends_on_its_number_only(cube):
+def test_episode_of_the_arm_depends_on_its_number_only(cube):
     first = cube.episode(1, 2)
     cube.episode(0, 1)
     fresh = make_collector('cube-double-play-v0', 260, noise=0.1).episode(1, 2)
@@ -287,8 +289,8 @@ def test_an_episode_of_the_arm_depends_on_its_number_only(cube):
     assert not np.array_equal(first['observations'][0], cube.episode(1, 3)['observations'][0])
 
 
-def test_recorded_actions_of_the_arm_lead_from_row_to_row(cube):
-    """In what they mean: x, y and z of the gripper follow the action, row by row."""
+def test_actions_of_the_arm_lead_to_the_next_row(cube):
+    """x, y and z of the gripper follow the action of the same row."""
     rows = cube.episode(0, 4)
     gripper = rows['observations'][:, 12:15]
     moves = np.diff(gripper, axis=0)
@@ -300,7 +302,7 @@ def test_recorded_actions_of_the_arm_lead_from_row_to_row(cube):
 
 @pytest.mark.parametrize('name, targets', [('scene-play-v0', {'cube', 'button', 'drawer', 'window'}),
                                            ('puzzle-3x3-noisy-v0', {'button'})])
-def test_files_of_the_arm_have_the_layout_of_ogbench(tmp_path, name, targets):
+def test_episodes_of_the_arm_have_the_layout_of_ogbench(tmp_path, name, targets):
     flags = ('--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '12', '--no-state_only')
     code, whole, val = collect_files(tmp_path, *flags, name=name)
     assert code == 0 and sorted(whole) == sorted(val)
@@ -313,14 +315,14 @@ def test_files_of_the_arm_have_the_layout_of_ogbench(tmp_path, name, targets):
     assert set(collector.oracles) == targets
 
 
-def test_noisy_data_are_noisier_than_play():
-    """The gripper's action above all: ten times the noise."""
+def test_noisy_data_have_more_noise_than_play():
+    """The noise of the gripper's action is ten times larger."""
     play, noisy = (make_collector(f'cube-single-{kind}-v0', 60, noise=0.1).episode(0, 0)['actions']
                    for kind in ('play', 'noisy'))
     assert np.abs(np.diff(noisy[:, 4])).mean() > 3 * np.abs(np.diff(play[:, 4])).mean()
 
 
-def test_a_scene_without_its_cube_is_played_anew(monkeypatch):
+def test_scene_episode_is_repeated_if_its_cube_leaves_the_view(monkeypatch):
     collector = make_collector('scene-play-v0', 3, noise=0.1)
     answers = [False, True]
     monkeypatch.setattr(collect_manipulation, 'cube_is_visible', lambda qpos: answers.pop(0))
@@ -337,9 +339,9 @@ def test_a_scene_without_its_cube_is_played_anew(monkeypatch):
         assert cube_is_visible(qpos) == visible
 
 
-# ------------------------------------------------------------------------------------------------- how good it is
-def test_the_expert_is_evaluated_on_the_episodes_of_a_seed(tmp_path, monkeypatch, capsys):
-    """With the whole way before it, the noise-free expert solves an easy task; the numbers are printed and written."""
+# ---------------------------------------------------------------------------------------- expert evaluation
+def test_evaluate_expert_uses_the_episodes_of_a_seed(tmp_path, monkeypatch, capsys):
+    """The noise-free expert solves an easy task; the metrics are printed and written."""
     def run(*flags):
         output = tmp_path / 'new' / 'expert.json'
         monkeypatch.setattr(sys, 'argv', ['', '--episodes_per_task', '1', '--output', str(output), *flags])
@@ -351,6 +353,7 @@ def test_the_expert_is_evaluated_on_the_episodes_of_a_seed(tmp_path, monkeypatch
     assert numbers['evaluation/task2_success'] == numbers['evaluation/overall_success'] == 1
     assert 100 < numbers['evaluation/episode_length'] < 500 and numbers['evaluation/on_its_back'] == 0
     assert run('--seed', '1') == numbers and 'evaluation/on_its_back' in capsys.readouterr().out
-    assert run('--seed', '1', '--noise', '0.5')['evaluation/episode_length'] != numbers['evaluation/episode_length']
+    noisy = run('--seed', '1', '--noise', '0.5')
+    assert noisy['evaluation/episode_length'] != numbers['evaluation/episode_length']
     with pytest.raises(ValueError, match='pointmaze-medium-navigate-v0: the experts are'):
         run('--dataset', 'pointmaze-medium-navigate-v0')

@@ -19,15 +19,10 @@ import numpy as np
 import pytest
 
 import ogbench_utils
-from ogbench_utils import (
-    BUNDLED_FOR,
-    BUNDLED_NAME,
-    DATASETS,
-    download,
-    find_dataset,
-    load_trajectories,
-    parse_name,
-)
+from ogbench_utils import BUNDLED_FOR, BUNDLED_NAME, DATASETS, find_dataset, parse_name
+from support import download as downloading
+from support.download import download
+from support.npz import load_trajectories
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'antmaze-large-stitch-v0'
@@ -69,7 +64,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(home))
     monkeypatch.setenv('USERPROFILE', str(home))
     monkeypatch.setattr(ogbench_utils, 'BUNDLED_DIR', bundled)
-    monkeypatch.setattr(ogbench_utils, 'urlopen', no_network)
+    monkeypatch.setattr(downloading, 'urlopen', no_network)
     return data_dir, home / '.ogbench' / 'data', bundled
 
 
@@ -116,7 +111,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     for variable in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(ogbench_utils, 'RETRY_WAITS', (0.0, 0.0, 0.0))
+    monkeypatch.setattr(downloading, 'RETRY_WAITS', (0.0, 0.0, 0.0))
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True).start()
         yield server
@@ -131,18 +126,18 @@ def server(monkeypatch):
     ('antmaze-medium-navigate-mini-v0', 'antmaze-medium-v0'),
     ('pointmaze-giant-stitch-v0', 'pointmaze-giant-v0'),
     ('antmaze-teleport-explore-v0', 'antmaze-teleport-v0'),
-    ('pointmaze-medium-explore-v0', 'pointmaze-medium-v0'),  # OGBench has none, but one can collect it
+    ('pointmaze-medium-explore-v0', 'pointmaze-medium-v0'),  # not OGBench's, but it can be collected
     ('humanoidmaze-teleport-navigate-v0', 'humanoidmaze-teleport-v0'),
     ('antsoccer-arena-stitch-v0', 'antsoccer-arena-v0'),
     ('cube-quadruple-noisy-v0', 'cube-quadruple-v0'),
     ('scene-play-v0', 'scene-v0'),
     ('puzzle-4x6-play-v0', 'puzzle-4x6-v0'),
 ])
-def test_parse_name(name, env_id):
+def test_parse_name_drops_the_kind_of_data(name, env_id):
     assert parse_name(name) == env_id
 
 
-def test_names_are_those_of_ogbench():
+def test_dataset_table_covers_the_state_environments_of_ogbench():
     """Every dataset has an environment, and none of OGBench's environments of states is missing."""
     import gymnasium
     import ogbench  # noqa: F401
@@ -153,16 +148,17 @@ def test_names_are_those_of_ogbench():
     assert {parse_name(name) for name in DATASETS} <= states and len(DATASETS) == len(set(DATASETS)) == 47
 
 
-@pytest.mark.parametrize('name', ['pointmaze-giant-navigate-v0', 'antsoccer-medium-stitch-v0', 'cube-triple-play-v0',
-                                  'scene-noisy-v0', 'puzzle-4x5-play-v0', 'humanoidmaze-giant-stitch-v0'])
-def test_official_dimensions_are_those_of_the_environment(name):
+@pytest.mark.parametrize('name', [
+    'pointmaze-giant-navigate-v0', 'antsoccer-medium-stitch-v0', 'cube-triple-play-v0', 'scene-noisy-v0',
+    'puzzle-4x5-play-v0', 'humanoidmaze-giant-stitch-v0'])
+def test_official_shape_has_the_dimensions_of_the_environment(name):
     env = ogbench_utils.make_env(name)
     observation, goal = ogbench_utils.reset_env(env, 5, 3)
     assert observation.shape == goal.shape == ogbench_utils.official_shape(name)[2:]
 
 
-def test_official_sizes():
-    """Read off OGBench's commands.sh, apart from the table."""
+def test_official_shape_has_the_sizes_of_ogbench():
+    """Numbers copied from OGBench's commands.sh, independently of the table."""
     assert ogbench_utils.official_shape('pointmaze-giant-navigate-v0') == (500, 2001, 2)
     assert ogbench_utils.official_shape('humanoidmaze-giant-stitch-v0') == (10_000, 401, 69)
     assert ogbench_utils.official_shape('antsoccer-medium-stitch-v0') == (8000, 501, 42)
@@ -171,7 +167,7 @@ def test_official_sizes():
         ogbench_utils.official_shape('pointmaze-medium-explore-v0')
 
 
-def test_unknown_name_suggests_the_nearest():
+def test_parse_name_suggests_the_nearest_name():
     with pytest.raises(ValueError, match='nearest: antmaze-medium-navigate-v0'):
         parse_name('antmaze-medum-navigate-v0')
     with pytest.raises(ValueError, match='nearest: humanoidmaze-large-stitch-v0'):
@@ -186,7 +182,7 @@ def test_unknown_name_suggests_the_nearest():
     'xantmaze-medium-navigate-v0', 'antmaze-medium-navigate-v0.npz', 'antmaze-large-navigate-mini-v0',
     'antmaze-medium-v0', 'antmaze-medium-naviget-v0', 'scene-v0', 'play-v0', 'v0', '',
 ])
-def test_other_names_are_refused(name):
+def test_parse_name_refuses_unknown_names(name):
     with pytest.raises(ValueError, match='unknown --dataset'):
         parse_name(name)
 
@@ -199,7 +195,7 @@ def test_other_names_are_refused(name):
     ('antmaze-large-navigate-singletask-v0', 'rewards for one task'),
     ('antmaze-medium-navigate-oraclerep-v0', 'goals that are no states'),
 ])
-def test_what_is_not_supported_is_refused_with_the_reason(name, reason):
+def test_parse_name_gives_the_reason_for_unsupported_datasets(name, reason):
     with pytest.raises(ValueError, match=reason) as error:
         parse_name(name)
     assert '\n' not in str(error.value) and str(error.value).startswith(f'--dataset {name} has ')
@@ -208,7 +204,7 @@ def test_what_is_not_supported_is_refused_with_the_reason(name, reason):
 # Search order
 
 
-def test_search_order(places, tmp_path):
+def test_find_dataset_searches_in_order(places, tmp_path):
     data_dir, home, bundled = places
     given = tmp_path / 'given.npz'
     for path in (given, data_dir / f'{NAME}.npz', home / f'{NAME}.npz'):
@@ -221,7 +217,7 @@ def test_search_order(places, tmp_path):
     assert str(path) in note
 
 
-def test_validation_file_is_the_sibling(places, tmp_path):
+def test_find_dataset_takes_the_validation_file_beside_the_training_file(places, tmp_path):
     data_dir, home, _ = places
     (home / f'{NAME}.npz').touch()
     (data_dir / f'{NAME}-val.npz').touch()
@@ -235,21 +231,21 @@ def test_validation_file_is_the_sibling(places, tmp_path):
     assert find_dataset(NAME, str(given))[1] == tmp_path / 'given-val.npz'
 
 
-def test_given_path_must_exist_even_if_the_dataset_is_elsewhere(places):
+def test_find_dataset_requires_the_given_path(places):
     data_dir = places[0]
     (data_dir / f'{NAME}.npz').touch()
     with pytest.raises(FileNotFoundError, match='--dataset_path nowhere.npz'):
         find_dataset(NAME, 'nowhere.npz', data_dir)
 
 
-def test_bad_name_and_bad_url(places):
+def test_find_dataset_refuses_bad_names_and_urls(places):
     with pytest.raises(ValueError, match='unknown --dataset'):
         find_dataset('antmaze', data_dir=places[0])
     with pytest.raises(ValueError, match='--dataset_url example'):
         find_dataset(NAME, data_dir=places[0], dataset_url='example.org/sets')
 
 
-def test_fallback_to_the_bundled_set_says_so(places):
+def test_find_dataset_announces_the_bundled_fallback(places):
     data_dir, _, bundled = places
     mini = bundled / f'{BUNDLED_NAME}.npz'
     mini.touch()
@@ -265,7 +261,7 @@ def test_fallback_to_the_bundled_set_says_so(places):
         find_dataset(BUNDLED_FOR, data_dir=data_dir)
 
 
-def test_bundled_set_by_its_own_name(places):
+def test_find_dataset_finds_the_bundled_set_by_name(places):
     data_dir, _, bundled = places
     with pytest.raises(FileNotFoundError, match=re.escape(str(bundled))):
         find_dataset(BUNDLED_NAME, data_dir=data_dir)
@@ -277,31 +273,31 @@ def test_bundled_set_by_its_own_name(places):
     assert find_dataset(BUNDLED_NAME, data_dir=data_dir)[0] == data_dir / f'{BUNDLED_NAME}.npz'
 
 
-def test_nothing_found_names_places_reason_and_ways_out(places):
+def test_find_dataset_error_names_places_reason_and_ways_out(places):
     data_dir, home, bundled = places
     (bundled / f'{BUNDLED_NAME}.npz').touch()
     with pytest.raises(FileNotFoundError) as caught:
         find_dataset(NAME, data_dir=data_dir, dataset_url='http://mirror.invalid/x/')
     for words in (str(data_dir), str(home), f'http://mirror.invalid/x/{NAME}', ogbench_utils.OGBENCH_URL,
                   'Name or service not known', '--dataset_path', '--dataset_url', BUNDLED_NAME,
-                  f'python scripts/collect_dataset.py --dataset {NAME}'):
+                  f'python scripts/data/collect_dataset.py --dataset {NAME}'):
         assert words in str(caught.value)
     assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('reason', [socket.gaierror(-2, 'Name not known'), TimeoutError('timed out')])
-def test_unreachable_host_is_asked_once(places, monkeypatch, reason):
+def test_download_does_not_retry_an_unreachable_host(places, monkeypatch, reason):
     asked = []
 
     def fail(request, timeout):
         asked.append(request.full_url)
         raise URLError(reason)
 
-    monkeypatch.setattr(ogbench_utils, 'urlopen', fail)
-    monkeypatch.setattr(ogbench_utils.time, 'sleep', lambda seconds: pytest.fail('waited for a retry'))
+    monkeypatch.setattr(downloading, 'urlopen', fail)
+    monkeypatch.setattr(downloading.time, 'sleep', lambda seconds: pytest.fail('waited for a retry'))
     with pytest.raises(FileNotFoundError):
         find_dataset(NAME, data_dir=places[0])
-    assert len(asked) == 1  # nor is the training file asked for, after the validation file
+    assert len(asked) == 1  # the training file is not requested after the validation file failed
 
 
 # Download
@@ -312,7 +308,7 @@ def big_body():
     return npz_bytes(**{**make_arrays((5_000, 5_000)), 'observations': observations})
 
 
-def test_download_in_place_of_a_missing_dataset(server, tmp_path, monkeypatch):
+def test_find_dataset_downloads_a_missing_dataset(server, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     server.files[f'{NAME}.npz'] = npz_bytes(**make_arrays())
@@ -328,14 +324,14 @@ def test_download_in_place_of_a_missing_dataset(server, tmp_path, monkeypatch):
     assert len(server.requests) == count
 
 
-def test_broken_connection_is_resumed(server, tmp_path):
+def test_download_resumes_a_broken_connection(server, tmp_path):
     body = big_body()
     server.files['a.npz'], server.break_at = body, [100_000, 200_000]
     assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
     assert server.requests == [('a.npz', None), ('a.npz', 100_000), ('a.npz', 200_000)]
 
 
-def test_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
+def test_download_resumes_the_part_file_of_an_earlier_call(server, tmp_path):
     body = big_body()
     server.files['a.npz'], server.break_at = body, [100_000, 100_000, 100_000, 100_000]
     with pytest.raises(OSError, match='broke after 100,000 of'):
@@ -346,7 +342,7 @@ def test_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
     assert server.requests[-1] == ('a.npz', 100_000)
 
 
-def test_server_that_ignores_range(server, tmp_path):
+def test_download_works_if_the_server_ignores_range(server, tmp_path):
     body = big_body()
     server.files['a.npz'], server.ranges = body, False
     (tmp_path / 'a.npz.part').write_bytes(body[:100_000])
@@ -354,26 +350,26 @@ def test_server_that_ignores_range(server, tmp_path):
     assert server.requests == [('a.npz', 100_000)]
 
 
-def test_server_that_tells_no_length(server, tmp_path):
+def test_download_works_without_content_length(server, tmp_path):
     server.files['a.npz'], server.lengths = big_body(), False
     assert download('a.npz', tmp_path, [server.url]).read_bytes() == server.files['a.npz']
 
 
-def test_protocol_error_is_retried(server, tmp_path, monkeypatch):
+def test_download_retries_a_protocol_error(server, tmp_path, monkeypatch):
     server.files['a.npz'] = body = npz_bytes(**make_arrays())
     answers = [IncompleteRead(b''), None]
-    urlopen = ogbench_utils.urlopen
+    urlopen = downloading.urlopen
 
     def fail_once(request, timeout):
         if error := answers.pop(0):
             raise error
         return urlopen(request, timeout=timeout)
 
-    monkeypatch.setattr(ogbench_utils, 'urlopen', fail_once)
+    monkeypatch.setattr(downloading, 'urlopen', fail_once)
     assert download('a.npz', tmp_path, [server.url]).read_bytes() == body
 
 
-def test_part_that_is_already_whole(server, tmp_path):
+def test_download_accepts_a_complete_part_file(server, tmp_path):
     body = big_body()
     server.files['a.npz'] = body
     (tmp_path / 'a.npz.part').write_bytes(body)
@@ -382,7 +378,7 @@ def test_part_that_is_already_whole(server, tmp_path):
 
 
 @pytest.mark.parametrize('size', [100_000, 1_000_000])
-def test_part_of_another_file_is_thrown_away(server, tmp_path, size):
+def test_download_discards_the_part_of_another_file(server, tmp_path, size):
     body = big_body()
     server.files['a.npz'] = body
     (tmp_path / 'a.npz.part').write_bytes(b'x' * size)  # resumed at its end, or answered by 416
@@ -390,21 +386,21 @@ def test_part_of_another_file_is_thrown_away(server, tmp_path, size):
     assert server.requests == [('a.npz', size), ('a.npz', None)]
 
 
-def test_web_page_is_refused_without_retries(server, tmp_path):
+def test_download_refuses_a_web_page_without_retries(server, tmp_path):
     server.files['a.npz'] = b'<!DOCTYPE html><html>moved</html>'
     with pytest.raises(OSError, match='not an OGBench dataset, perhaps a web page'):
         download('a.npz', tmp_path, [server.url])
     assert list(tmp_path.iterdir()) == [] and len(server.requests) == 1
 
 
-def test_npz_without_observations_is_refused(server, tmp_path):
+def test_download_refuses_an_npz_without_observations(server, tmp_path):
     server.files['a.npz'] = npz_bytes(terminals=np.ones(3))
     with pytest.raises(OSError, match='observations'):
         download('a.npz', tmp_path, [server.url])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flipped_byte_is_noticed(server, tmp_path):
+def test_download_detects_a_flipped_byte(server, tmp_path):
     body = bytearray(big_body())
     body[50_000] ^= 0xFF
     server.files['a.npz'] = bytes(body)
@@ -413,7 +409,7 @@ def test_flipped_byte_is_noticed(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_absent_validation_file_is_none_and_absent_training_file_an_error(server, tmp_path, monkeypatch):
+def test_download_requires_the_training_file_only(server, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     assert download('a-val.npz', tmp_path, [server.url]) is None
@@ -426,7 +422,7 @@ def test_absent_validation_file_is_none_and_absent_training_file_an_error(server
     assert find_dataset(NAME, data_dir=tmp_path)[:2] == (tmp_path / f'{NAME}.npz', None)
 
 
-def test_server_error_is_retried_and_the_next_url_is_tried(server, tmp_path):
+def test_download_retries_server_errors_and_tries_the_next_url(server, tmp_path):
     server.files['a.npz'] = body = npz_bytes(**make_arrays())
     server.status = [503, 503]
     assert download('a.npz', tmp_path / 'retry', [server.url]).read_bytes() == body
@@ -438,7 +434,7 @@ def test_server_error_is_retried_and_the_next_url_is_tried(server, tmp_path):
         download('a.npz', tmp_path, [closed, f'{closed}/b'])
 
 
-def test_refused_by_the_server_is_not_retried(server, tmp_path):
+def test_download_does_not_retry_a_refusal(server, tmp_path):
     server.status = [403]
     with pytest.raises(OSError, match='403'):
         download('a.npz', tmp_path, [server.url])
@@ -448,7 +444,7 @@ def test_refused_by_the_server_is_not_retried(server, tmp_path):
 # Reading
 
 
-def test_load(write):
+def test_load_trajectories_returns_states_and_borders(write):
     observations, starts, ends = load_trajectories(write())
     np.testing.assert_array_equal(observations, make_arrays()['observations'])
     assert (observations.dtype, starts.dtype, ends.dtype) == (np.float32, np.int64, np.int64)
@@ -460,7 +456,7 @@ def test_load(write):
     lambda x: x.astype(np.float64), lambda x: x.astype('>f8'), lambda x: x.astype(np.int32), np.asfortranarray
 ])
 @pytest.mark.parametrize('limit', [None, 2])
-def test_other_number_types_and_orders(write, convert, limit):
+def test_load_trajectories_converts_types_and_orders(write, convert, limit):
     arrays = make_arrays()
     terminals = arrays['terminals'].astype(np.float32)
     path = write(observations=convert(arrays['observations']), terminals=terminals)
@@ -469,7 +465,7 @@ def test_other_number_types_and_orders(write, convert, limit):
     assert observations.dtype == np.float32 and observations.flags.c_contiguous
 
 
-def test_max_trajectories(write):
+def test_load_trajectories_keeps_max_trajectories(write):
     path = write()
     observations, starts, ends = load_trajectories(path, max_trajectories=2)
     np.testing.assert_array_equal(observations, make_arrays()['observations'][:8])
@@ -479,9 +475,9 @@ def test_max_trajectories(write):
         load_trajectories(path, max_trajectories=0)
 
 
-def test_many_pieces_and_little_memory(write):
+def test_load_trajectories_reads_in_pieces_with_little_memory(write):
     arrays = make_arrays((100_000,) * 4, dim=29)  # 46 MB, 23 pieces
-    arrays['observations'][:, 1:] = 0  # quick to compress
+    arrays['observations'][:, 1:] = 0  # compresses quickly
     path, size = write(**arrays), arrays['observations'].nbytes
     tracemalloc.start()
     observations, _, _ = load_trajectories(path)
@@ -497,7 +493,7 @@ def test_many_pieces_and_little_memory(write):
 
 
 @pytest.mark.parametrize('order', 'CF')
-def test_later_pieces(write, order):
+def test_load_trajectories_checks_later_pieces(write, order):
     arrays = make_arrays((60_000, 60_000), dim=8)  # 3.8 MB, two pieces
     observations = arrays['observations'].copy(order=order)
     expected = arrays['observations'].copy()
@@ -508,7 +504,7 @@ def test_later_pieces(write, order):
         load_trajectories(write(**{**arrays, 'observations': observations}))
 
 
-def test_actions_are_never_read(tmp_path, write):
+def test_load_trajectories_never_reads_actions(tmp_path, write):
     good = write()
     path = tmp_path / 'bad_actions.npz'
     with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as new:
@@ -547,7 +543,7 @@ def replaced(key, index, value):
     (replaced('terminals', 5, 1), r'trajectory 1 \(row 5\) is one state only'),
     (replaced('terminals', 0, 1), r'trajectory 0 \(row 0\) is one state only'),
 ])
-def test_bad_content_is_one_clear_line(write, changes, words):
+def test_load_trajectories_reports_bad_content_in_one_line(write, changes, words):
     path = write(**changes)
     with pytest.raises(ValueError, match=words) as caught:
         load_trajectories(path)
@@ -555,7 +551,7 @@ def test_bad_content_is_one_clear_line(write, changes, words):
     assert message.startswith(f'{path}: ') and '--dataset_path' in message and '\n' not in message
 
 
-def test_nan_behind_the_kept_trajectories_does_not_matter(write):
+def test_load_trajectories_ignores_nan_in_dropped_trajectories(write):
     path = write(**replaced('observations', (8, 0), np.nan))
     assert len(load_trajectories(path, max_trajectories=2)[0]) == 8
     with pytest.raises(ValueError, match='nan'):
@@ -566,15 +562,15 @@ def test_nan_behind_the_kept_trajectories_does_not_matter(write):
     lambda body: b'', lambda body: b'<html>not here</html>', lambda body: body[:len(body) // 2],
     lambda body: body[:100_000] + bytes(50) + body[100_050:],
 ])
-def test_damaged_file_is_one_clear_line(tmp_path, damage):
+def test_load_trajectories_reports_a_damaged_file_in_one_line(tmp_path, damage):
     path = tmp_path / 'bad.npz'
     path.write_bytes(damage(big_body()))
-    with pytest.raises(ValueError, match='delete it to have it downloaded again') as caught:
+    with pytest.raises(ValueError, match='move it away to have it downloaded again') as caught:
         load_trajectories(path)
     assert str(caught.value).startswith(f'{path}: ')
 
 
-def test_any_flipped_byte_gives_the_data_or_a_clear_error(write):
+def test_load_trajectories_detects_every_flipped_byte(write):
     path = write()
     body, expected = path.read_bytes(), make_arrays()['observations']
     for i in range(len(body)):
@@ -587,7 +583,7 @@ def test_any_flipped_byte_gives_the_data_or_a_clear_error(write):
             np.testing.assert_array_equal(observations, expected)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_load_trajectories_reports_a_missing_file(tmp_path):
     for path in (tmp_path / 'none.npz', tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
             load_trajectories(path)
@@ -596,8 +592,8 @@ def test_missing_file_and_folder(tmp_path):
 # Commands
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='a pipe that nobody reads is no error on Windows')
-def test_a_list_that_nobody_reads_to_its_end_is_no_error():
+@pytest.mark.skipif(os.name == 'nt', reason='a closed pipe is no error on Windows')
+def test_list_command_ignores_a_closed_stdout():
     ours, theirs = os.pipe()
     os.close(ours)
     done = subprocess.run([sys.executable, 'ogbench_utils.py', 'list'], cwd=ROOT, stdout=theirs,
@@ -610,7 +606,7 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_error():
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, capsys):
+def test_list_command_shows_datasets_by_family(places, write, capsys):
     data_dir, home, bundled = places
     (data_dir / f'{NAME}.npz').write_bytes(write().read_bytes())
     (home / 'antmaze-medium-stitch-v0.npz').write_text('damaged')
@@ -618,7 +614,8 @@ def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, cap
     out = capsys.readouterr().out
     lines = {line.split()[0]: line for line in out.splitlines() if '-v0 ' in line}
     assert set(lines) == {BUNDLED_NAME, *DATASETS}
-    assert lines[NAME].split()[1:4] == ['3', '3-5', '3'] and str(data_dir / NAME) in lines[NAME], 'from the file'
+    assert lines[NAME].split()[1:4] == ['3', '3-5', '3'], 'from the file'
+    assert str(data_dir / NAME) in lines[NAME]
     assert 'DAMAGED' in lines['antmaze-medium-stitch-v0'] and str(home) in lines['antmaze-medium-stitch-v0']
     assert lines['humanoidmaze-large-stitch-v0'].split()[1:] == ['5,000', '401', '69', '-', 'not', 'here']
     families = out.split('\n\n')
@@ -627,11 +624,12 @@ def test_list_shows_the_datasets_by_family_and_where_they_are(places, write, cap
     assert 'download NAME' in families[-1] and 'collect_dataset.py --dataset NAME' in families[-1]
 
 
-def test_check_says_what_is_in_a_file_or_what_is_wrong(write, capsys):
+def test_check_command_prints_the_content_or_the_error(write, capsys):
     path = write()
     ogbench_utils.main(['check', str(path)])
     out = capsys.readouterr().out
-    assert f'{path}: good. 3 trajectories of 3-5 rows, 12 observations of 3 dimensions' in out and 'vary' not in out
+    assert f'{path}: good. 3 trajectories of 3-5 rows, 12 observations of 3 dimensions' in out
+    assert 'vary' not in out
     observations = make_arrays()['observations']
     observations[:, 1] = 7
     ogbench_utils.main(['check', str(write(observations=observations))])
@@ -641,18 +639,21 @@ def test_check_says_what_is_in_a_file_or_what_is_wrong(write, capsys):
         ogbench_utils.main(['check', str(path)])
 
 
-def test_download_gets_and_checks_both_files(places, server, monkeypatch, capsys):
+def test_download_command_checks_both_files(places, server, monkeypatch, capsys):
     monkeypatch.undo()  # the network is there
     monkeypatch.setattr(ogbench_utils, 'OGBENCH_URL', server.url)
-    server.files = {f'{NAME}.npz': npz_bytes(**make_arrays()), f'{NAME}-val.npz': npz_bytes(**make_arrays((4, 6)))}
+    server.files[f'{NAME}.npz'] = npz_bytes(**make_arrays())
+    server.files[f'{NAME}-val.npz'] = npz_bytes(**make_arrays((4, 6)))
     ogbench_utils.main(['download', NAME, '--data_dir', str(places[0])])
     out = capsys.readouterr().out
-    assert '(downloaded)' in out and '3 trajectories' in out and f'{NAME}-val.npz: good. 2 trajectories' in out
+    assert '(downloaded)' in out and '3 trajectories' in out
+    assert f'{NAME}-val.npz: good. 2 trajectories' in out
     with pytest.raises(ValueError, match='unknown --dataset antmaze-medum'):
         ogbench_utils.main(['download', 'antmaze-medum-navigate-v0'])
 
 
-def test_errors_of_the_commands_are_one_line(tmp_path):
+def test_commands_report_errors_in_one_line(tmp_path):
     script = Path(ogbench_utils.__file__)
-    done = subprocess.run([sys.executable, script, 'check', 'none.npz'], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, 'check', 'none.npz'], cwd=tmp_path, capture_output=True,
+                          text=True)
     assert done.returncode == 2 and done.stderr == 'error: none.npz: no such dataset file\n'

@@ -1,14 +1,20 @@
-"""scripts/distil_plan.py: a proposer that heads where the plan does, and what it says about bad input."""
+"""scripts/checkpoints: distilled directions, lessons, rebuilt maps, and errors on bad input."""
 
-import add_map
+import dataclasses
+
 import distil_plan
 import numpy as np
 import pytest
+import rebuild_map
+import shrink_checkpoint
 import torch
 import torch.nn.functional as F
 
-from online_agent import OnlineAgent
+from observing.observation_models import FULL_STATE
+from online_agent import OnlineAgent, OnlineConfig
+from planning.planners import ProposerPlanner
 from support.files import load_checkpoint, save_checkpoint
+from tasks import build_map
 from trajectories import TrajectoryDataset
 
 DATASET = 'pointmaze-medium-navigate-v0'
@@ -16,21 +22,23 @@ DIM = 5
 
 
 def around_the_wall():
-    """States (T, 5) of a walk up one corridor, over, and down the next: its ends lie side by side, a wall between
-    them. The last three numbers are noise."""
+    """Return states (T, 5) of a walk up one corridor, over, and down the next one.
+
+    A wall separates its ends. The last three dimensions are noise.
+    """
     up = np.stack([np.zeros(40), np.arange(40) / 4], 1)
     over = np.stack([np.arange(8) / 4, np.full(8, 10.0)], 1)
     down = np.stack([np.full(41, 2.0), 10 - np.arange(41) / 4], 1)
     rng = np.random.default_rng(0)
     way = np.concatenate([up, over, down])
-    way = way + 0.03 * rng.standard_normal(way.shape)  # a walker sways: what stays exactly where it is was put there
+    way = way + 0.03 * rng.standard_normal(way.shape)  # dimensions that rest would be objects
     noise = 0.1 * rng.standard_normal((len(way), DIM - 2))
     return np.concatenate([way, noise], 1).astype(np.float32)
 
 
 @pytest.fixture
 def data(make_config):
-    """Three walks around the wall and back."""
+    """Return the data of three walks around the wall and back."""
     there = around_the_wall()
     walks = [np.concatenate([there, there[::-1]])] * 3
     ends = np.cumsum([len(states) for states in walks]) - 1
@@ -38,79 +46,81 @@ def data(make_config):
     return TrajectoryDataset(np.concatenate(walks), starts, ends, **make_config().sampling())
 
 
-@pytest.fixture
-def planner_agent(make_agent, make_online, data):
-    """An agent with a map of the data, whose locator knows where latents lie."""
+def make_planning(make_agent, data, nodes=60):
+    """Return an agent with a graph of the data, whose feature decoder is trained on them."""
     offline = make_agent()
     offline.set_statistics(*data.statistics(), data.slowness())
-    agent = make_online(offline=offline, hop=4)
-    agent.build_map(data, nodes=60)
+    config = OnlineConfig(idm_hidden_dim=32, waypoint_steps=4)
+    data_map = build_map(offline, config, data, nodes=nodes)
+    agent = OnlineAgent(offline, -np.ones(3), np.ones(3), config, data_map)
 
     states = torch.from_numpy(data.observations)
-    z = agent.encoder.encode_slow(states)
-    locator = agent.acting['locator'].requires_grad_(True)
-    optimizer = torch.optim.Adam(locator.parameters(), lr=3e-3)
+    z = agent.encoder.encode_features(states)
+    feature_decoder = agent.ema_nets['feature_decoder'].requires_grad_(True)
+    optimizer = torch.optim.Adam(feature_decoder.parameters(), lr=3e-3)
     for _ in range(200):
-        loss = (locator(z) - agent.encoder.place(states)).square().mean()
+        loss = (feature_decoder(z) - agent.encoder.goal_features(states)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    locator.requires_grad_(False)
+    feature_decoder.requires_grad_(False)
     return agent
 
 
-def headings(agent, states, goals, plan, monkeypatch):
-    """Where the agent heads for from `states` (B, 5) to `goals`, as I reads it: (B, 5), unit vectors."""
-    seen = []
-
-    def watch(full, observations, targets, goal_places):
-        seen.append(F.normalize(targets - agent.encoder.place(observations), dim=-1))
-        return torch.zeros(len(targets), agent.action_dim)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(agent, 'infer_action', watch)
-        patch.setattr(agent.config, 'plan', plan)
-        agent.act(states, goals, agent.initial_state(len(states)))
-    return seen[0]
+@pytest.fixture
+def planner_agent(make_agent, data):
+    return make_planning(make_agent, data)
 
 
-@pytest.mark.parametrize('objective', ['heading', 'embedding'])
-def test_the_distilled_agent_heads_where_the_plan_does(planner_agent, data, objective, monkeypatch):
-    """From one corridor to the next, also where the goal lies right behind the wall."""
+def directions(agent, states, goals, plan):
+    """Return the unit vectors (B, 5) from `states` (B, 5) to their subgoals on the way to `goals`.
+
+    `plan` chooses the agent's graph planner, else its proposer.
+    """
+    planner = agent.planner.first if plan else agent.planner.second
+    states, goals = torch.from_numpy(states), torch.from_numpy(goals)
+    with torch.no_grad():
+        subgoals, _ = planner.step(states, goals, planner.initial_state(len(states)))
+        return F.normalize(subgoals.features - agent.encoder.goal_features(states), dim=-1)
+
+
+@pytest.mark.parametrize('objective', ['direction', 'embedding'])
+def test_distilled_proposer_follows_the_plan(planner_agent, data, objective):
+    """The goals lie in the next corridor, and some of them right behind the wall."""
     states = data.observations[:38]
     goals = data.observations[88:50:-1].copy()
-    planned = headings(planner_agent, states, goals, True, monkeypatch)
+    planned = directions(planner_agent, states, goals, True)
     assert (planned[:, 1] > 0.5).all()  # up, to the end of the wall
 
-    before = headings(planner_agent, states, goals, False, monkeypatch)
+    before = directions(planner_agent, states, goals, False)
     config = distil_plan.DistilConfig(objective=objective, num_updates=400, batch_size=128, lr=3e-3)
     distil_plan.distil(planner_agent, distil_plan.Teacher(planner_agent, data), config)
-    after = headings(planner_agent, states, goals, False, monkeypatch)
+    after = directions(planner_agent, states, goals, False)
 
     cosines = [(proposed * planned).sum(-1).mean() for proposed in (before, after)]
     assert cosines[0] < 0.6, cosines
-    assert cosines[1] > (0.95 if objective == 'heading' else 0.8), cosines
-    assert not planner_agent.plans
+    assert cosines[1] > (0.95 if objective == 'direction' else 0.8), cosines
+    assert not planner_agent.config.plan
 
 
 def draw_states(agent, data, near_goals, monkeypatch):
-    """-> a Lesson of 200 pairs whose z and z_goal are the raw states."""
+    """Return a Lesson of 200 pairs whose z and z_goal are the raw states."""
     teacher = distil_plan.Teacher(agent, data, near_goals)
-    monkeypatch.setattr(teacher.store, 'read', teacher.store.states)
+    monkeypatch.setattr(teacher.store, 'z', lambda rows, states: states)
     return teacher.draw(200, np.random.default_rng(0))
 
 
-def test_lessons_are_what_acting_plans(planner_agent, data, monkeypatch):
+def test_lessons_match_the_plans_of_acting(planner_agent, data, monkeypatch):
     lesson = draw_states(planner_agent, data, 0.5, monkeypatch)
     goals = lesson.z_goal.numpy()
-    planned = headings(planner_agent, lesson.states.numpy(), goals, True, monkeypatch)
-    place = planner_agent.encoder.place
-    expected = F.normalize(place(lesson.next_states) - place(lesson.states), dim=-1)
+    planned = directions(planner_agent, lesson.states.numpy(), goals, True)
+    features = planner_agent.encoder.goal_features
+    expected = F.normalize(features(lesson.next_states) - features(lesson.states), dim=-1)
     torch.testing.assert_close(planned, expected)
 
 
-def test_near_goals_are_nearby(planner_agent, data, monkeypatch):
-    """In the nearest 6 of 60 nodes, along 22 units of corridor; the others are anywhere."""
+def test_near_goals_lie_in_the_nearest_nodes(planner_agent, data, monkeypatch):
+    """Near nodes are 6 of 60 along 22 units of corridor. Other goals are drawn from all data."""
     farthest = []
     for share in (1.0, 0.0):
         lesson = draw_states(planner_agent, data, share, monkeypatch)
@@ -118,88 +128,124 @@ def test_near_goals_are_nearby(planner_agent, data, monkeypatch):
     assert 0.5 < farthest[0] < 3 and farthest[1] > 8, farthest
 
 
-def test_pairs_without_a_path_are_left_out(planner_agent, data):
-    """Of two places that no trajectory joins."""
+def test_lessons_exclude_pairs_without_a_path(make_agent, data):
+    """No trajectory joins the two parts of the data."""
     far = data.observations + np.float32([50, 0, 0, 0, 0])
     ends = np.append(data.ends, data.ends + len(data))
     starts = np.append(data.starts, data.starts + len(data))
     islands = TrajectoryDataset(np.concatenate([data.observations, far]), starts, ends, context_length=12,
                                 transition_steps=4)
-    planner_agent.build_map(islands, nodes=80)
+    planner_agent = make_planning(make_agent, islands, nodes=80)
     lesson = distil_plan.Teacher(planner_agent, islands, near_goals=0).draw(400, np.random.default_rng(0))
     assert 120 < len(lesson.z) < 280
     assert ((lesson.states[:, 0] > 25) == (lesson.next_states[:, 0] > 25)).all()
     assert (lesson.states[:, 0] > 25).any() and (lesson.states[:, 0] < 25).any()
 
 
-def write(path, agent, data, file, **changes):
-    known = {'dataset': DATASET, 'path': str(file), 'max_trajectories': 0, 'fingerprint': data.fingerprint()}
-    save_checkpoint(path, {'kind': 'online', 'dataset': DATASET, 'data': known | changes, 'agent': agent.state_dict()})
+def write_checkpoint(path, agent, data, file, **changes):
+    """Save a checkpoint of `agent` that records `file` as its data; `changes` replace records."""
+    recorded = {
+        'dataset': DATASET,
+        'path': str(file),
+        'max_trajectories': 0,
+        'fingerprint': data.fingerprint(),
+        'observation_model': dataclasses.asdict(FULL_STATE),
+    }
+    content = {'dataset': DATASET, 'data': recorded | changes, 'agent': agent.state_dict()}
+    save_checkpoint(path, {'kind': 'online', **content})
 
 
-def test_script(planner_agent, data, tmp_path, capsys):
-    """From files to a file; only the proposer differs, and the plan is off. Other data are refused."""
-    files = {name: tmp_path / f'{name}.npz' for name in ('states', 'states-val')}
-    terminals = np.isin(np.arange(len(data)), data.ends)
-    for file in files.values():
-        np.savez(file, observations=data.observations, terminals=terminals)
-    write(tmp_path / 'last.pth', planner_agent, data, files['states'])
-    flags = ['--num_updates', '3', '--batch_size', '16', '--output', str(tmp_path / 'distilled.pth')]
+def load_agent(path):
+    return load_checkpoint(path, 'online')['agent']
 
-    distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
+
+@pytest.fixture
+def states_file(data, tmp_path):
+    """Write the data, with a -val file beside it, and return its path."""
+    is_end = np.isin(np.arange(len(data)), data.ends)
+    for name in ('states.npz', 'states-val.npz'):
+        np.savez(tmp_path / name, observations=data.observations, terminals=is_end)
+    return tmp_path / 'states.npz'
+
+
+@pytest.fixture
+def distil_flags(tmp_path):
+    """distil_flags(checkpoint name) -> flags of a short distillation to distilled.pth"""
+    short = ['--num_updates', '3', '--batch_size', '16', '--output', str(tmp_path / 'distilled.pth')]
+    return lambda name: ['--checkpoint', str(tmp_path / name), *short]
+
+
+def test_distil_plan_changes_only_the_proposer(planner_agent, data, states_file, distil_flags, tmp_path,
+                                               monkeypatch, capsys):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    distil_plan.main(distil_flags('last.pth'))
     assert '45 degrees' in capsys.readouterr().out
-    old, new = (load_checkpoint(tmp_path / name, 'online')['agent'] for name in ('last.pth', 'distilled.pth'))
-    assert old['config']['plan'] and not new['config']['plan']
-    changed = {name.split('.')[0] for name, value in new['acting'].items() if not value.equal(old['acting'][name])}
-    assert changed == {'proposer'}
-    for name, value in new['acting'].items():
-        if name.startswith('proposer'):
-            assert value.equal(new['offline']['nets'][name])
 
-    write(tmp_path / 'other.pth', planner_agent, data, files['states'], fingerprint='other data')
+    old, new = (load_agent(tmp_path / name) for name in ('last.pth', 'distilled.pth'))
+    assert old['config']['plan'] and not new['config']['plan']
+    for nets in ('nets', 'ema_nets'):
+        assert all(value.equal(old[nets][name]) for name, value in new[nets].items())
+    offline_nets = old['offline']['nets'], new['offline']['nets']
+    changed = {name.split('.')[0] for name, value in offline_nets[1].items()
+               if not value.equal(offline_nets[0][name])}
+    assert changed == {'proposer'}
+
+    # a shrunk checkpoint keeps the distilled proposer
+    files = ['--checkpoint', str(tmp_path / 'distilled.pth'), '--output', str(tmp_path / 'small.pth')]
+    monkeypatch.setattr('sys.argv', ['', *files])
+    shrink_checkpoint.main()
+    small = OnlineAgent.from_state_dict(load_agent(tmp_path / 'small.pth'))
+    assert isinstance(small.planner, ProposerPlanner)
+    for name, value in small.offline.nets['proposer'].state_dict().items():
+        torch.testing.assert_close(value, offline_nets[1][f'proposer.{name}'], rtol=1e-3, atol=1e-4)
+
+
+def test_distil_plan_refuses_other_data_without_dataset_path(planner_agent, data, states_file, distil_flags,
+                                                             tmp_path, capsys):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file, fingerprint='other data')
     with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), *flags])
-    distil_plan.main(['--checkpoint', str(tmp_path / 'other.pth'), '--dataset_path', str(files['states']), *flags])
+        distil_plan.main(distil_flags('last.pth'))
+    distil_plan.main([*distil_flags('last.pth'), '--dataset_path', str(states_file)])
     assert 'as asked' in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_a_map_gets_one(planner_agent, data, tmp_path):
-    for name in ('states', 'states-val'):
-        terminals = np.isin(np.arange(len(data)), data.ends)
-        np.savez(tmp_path / f'{name}.npz', observations=data.observations, terminals=terminals)
-    known, planner_agent.state_map = planner_agent.state_map, None
-    planner_agent.config.hop = 0
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'states.npz')
-    add_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--hop', '4'])
-    saved = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
-    assert str(saved.state_map) == str(known)
-    assert saved.config.hop == 4
-
-    write(tmp_path / 'other.pth', planner_agent, data, tmp_path / 'states.npz', fingerprint='other data')
-    with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
-        add_map.main(['--checkpoint', str(tmp_path / 'other.pth')])
-
-
-def test_bad_input_is_named(planner_agent, data, tmp_path):
-    flags = ['--output', str(tmp_path / 'distilled.pth')]
+def test_distil_plan_names_missing_flags_and_files(planner_agent, data, distil_flags, tmp_path):
     with pytest.raises(ValueError, match='--checkpoint.*required'):
-        distil_plan.main(flags)
+        distil_plan.main(['--output', str(tmp_path / 'distilled.pth')])
 
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
     with pytest.raises(FileNotFoundError, match='gone.npz.*--dataset_path'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
-
-    planner_agent.state_map = None
-    write(tmp_path / 'last.pth', planner_agent, data, tmp_path / 'gone.npz')
-    with pytest.raises(ValueError, match='no map.*add_map'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), *flags])
+        distil_plan.main(distil_flags('last.pth'))
 
 
-def test_what_moves_things_has_no_ways_to_teach(make_agent, make_online, data, tmp_path):
+def test_distil_plan_refuses_plans_that_move_objects(make_agent, make_online, data, distil_flags, tmp_path):
     offline = make_agent()
-    offline.moves_things = True
-    agent = make_online(offline=offline)
-    agent.build_map(data)
-    write(tmp_path / 'last.pth', agent, data, tmp_path / 'gone.npz')
-    with pytest.raises(ValueError, match='things that it moves'):
-        distil_plan.main(['--checkpoint', str(tmp_path / 'last.pth'), '--output', str(tmp_path / 'distilled.pth')])
+    offline.set_statistics(*data.statistics(), data.slowness(), has_objects=True)
+    agent = make_online(offline=offline, data=data)
+    write_checkpoint(tmp_path / 'last.pth', agent, data, tmp_path / 'gone.npz')
+    with pytest.raises(ValueError, match='its plans move objects'):
+        distil_plan.main(distil_flags('last.pth'))
+
+
+# ------------------------------------------------------------------------------------------------ rebuild_map
+def test_rebuild_map_replaces_only_the_map(planner_agent, data, states_file, tmp_path, assert_same):
+    expected = str(planner_agent.data_map)
+    planner_agent.config.waypoint_steps = 0
+    planner_agent.data_map = build_map(planner_agent.offline, planner_agent.config, data, nodes=20)
+    assert str(planner_agent.data_map) != expected
+
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    old = load_agent(tmp_path / 'last.pth')
+    rebuild_map.main(['--checkpoint', str(tmp_path / 'last.pth'), '--nodes', '60', '--waypoint_steps', '4'])
+    new = load_agent(tmp_path / 'last.pth')
+    rebuilt = OnlineAgent.from_state_dict(new)
+    assert str(rebuilt.data_map) == expected
+    assert rebuilt.config.waypoint_steps == 4
+    for name in ('offline', 'nets', 'ema_nets', 'optimizer', 'labeler', 'step'):
+        assert_same(old[name], new[name])
+
+
+def test_rebuild_map_refuses_other_data_without_dataset_path(planner_agent, data, states_file, tmp_path):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file, fingerprint='other data')
+    with pytest.raises(ValueError, match='trained on other data.*--dataset_path'):
+        rebuild_map.main(['--checkpoint', str(tmp_path / 'last.pth')])

@@ -1,5 +1,6 @@
-"""evaluate.py: names of metrics, intervals, comparison on the same episodes."""
+"""evaluate.py: metrics, intervals, comparisons on the same episodes; and the scripts that measure labels."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import pytest
 import torch
 
 import evaluate
+from observing.observation_models import FULL_STATE, ObservationModel
 from offline_agent import OfflineAgent
 from ogbench_utils import make_env
-from online_agent import OnlineAgent, OnlineConfig
-from planner import StateMap
+from online_agent import OnlineAgent
 from support.files import save_checkpoint
+from trajectories import TrajectoryDataset
 
 ANT = 'antmaze-medium-navigate-v0'
 
 
-class Easy(gymnasium.Wrapper):
-    """Episodes of 12 steps; succeeded if the ant's first action is positive."""
+class FirstActionEnv(gymnasium.Wrapper):
+    """Episodes of 12 steps that succeed if the first action of the ant's first joint is positive."""
 
     def reset(self, **options):
         self.steps = 0
@@ -34,24 +36,34 @@ class Easy(gymnasium.Wrapper):
         return observation, reward, False, self.steps == 12, info | {'success': float(self.first > 0)}
 
 
+def save_agent(path, agent, dataset, observation_model=FULL_STATE):
+    data = {'observation_model': dataclasses.asdict(observation_model)}
+    save_checkpoint(path, {'kind': 'online', 'dataset': dataset, 'agent': agent.state_dict(), 'data': data})
+
+
 @pytest.fixture
-def checkpoints(make_config, tmp_path, monkeypatch):
-    """Two agents that differ in the sign of their first action -> their files."""
-    monkeypatch.setattr(evaluate, 'make_env', lambda dataset: Easy(make_env(dataset)))
+def checkpoints(make_config, make_online, tmp_path, monkeypatch):
+    """Return the files of two agents that differ in the sign of their actions."""
+    monkeypatch.setattr(evaluate, 'make_env', lambda dataset: FirstActionEnv(make_env(dataset)))
     torch.manual_seed(0)
+    observations = np.random.default_rng(0).standard_normal((60, 29)).astype(np.float32)
+    data = TrajectoryDataset(observations, np.array([0, 30]), np.array([29, 59]))
+
     paths = []
     for sign in (1, -1):
-        agent = OnlineAgent(OfflineAgent(29, make_config()), -np.ones(8), np.ones(8), OnlineConfig(idm_hidden_dim=32))
-        torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].weight, 0.0)
-        torch.nn.init.constant_(agent.acting['inverse_dynamics'].net[-1].bias, sign * 0.5)
+        agent = make_online(action_dim=8, offline=OfflineAgent(29, make_config()), data=data)
+        last_layer = agent.ema_nets['inverse_dynamics'].net[-1]
+        torch.nn.init.constant_(last_layer.weight, 0.0)
+        torch.nn.init.constant_(last_layer.bias, sign * 0.5)
         paths.append(tmp_path / f'{sign}' / 'last.pth')
-        save_checkpoint(paths[-1], {'kind': 'online', 'dataset': ANT, 'agent': agent.state_dict()})
+        save_agent(paths[-1], agent, ANT)
     return paths
 
 
 def run(checkpoint, *flags):
-    fast = ['--episodes_per_task', '3']  # in this process, where make_env is replaced
-    evaluate.main(['--checkpoint', str(checkpoint), *fast, *map(str, flags)])
+    """Evaluate 3 episodes per task in this process, where `make_env` is replaced; return the metrics."""
+    flags = ['--episodes_per_task', '3', *map(str, flags)]
+    evaluate.main(['--checkpoint', str(checkpoint), *flags])
     return json.loads((checkpoint.parent / 'evaluation.json').read_text())
 
 
@@ -59,98 +71,119 @@ def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
     metrics = run(checkpoints[0])
     names = ['overall_success', *(f'task{k}_success' for k in range(1, 6))]
     assert all(metrics[f'evaluation/{name}'] == 1.0 for name in names)
-    assert metrics['evaluation/task3_low'] < metrics['evaluation/overall_low'] < metrics['evaluation/overall_high'] == 1
+    assert metrics['evaluation/task3_low'] < metrics['evaluation/overall_low'] < 1
+    assert metrics['evaluation/overall_high'] == 1
     assert (metrics['dataset'], metrics['episodes_per_task'], metrics['seed']) == (ANT, 3, 0)
+    assert (metrics['plan'], metrics['action_scale'], metrics['stuck_noise']) == (True, 1.0, 0.0)
     assert (checkpoints[0].parent / 'evaluation_paths.png').stat().st_size > 20_000
     assert 'comparison' not in metrics
 
 
-def test_comparison_is_paired(checkpoints, capsys, monkeypatch):
-    seen = []
+def test_comparison_is_on_the_same_episodes(checkpoints, capsys, monkeypatch):
+    recorded = []
     real = evaluate.evaluate
 
     def watch(*args, **kwargs):
         metrics, episodes = real(*args, **kwargs)
-        seen.append([(e.task, e.observations[0], e.goal) for e in episodes])
+        recorded.append([(e.task, e.observations[0], e.goal) for e in episodes])
         return metrics, episodes
 
     monkeypatch.setattr(evaluate, 'evaluate', watch)
     comparison = run(checkpoints[0], '--compare', checkpoints[1])['comparison']
-    for ours, theirs in zip(*seen, strict=True):
+    for ours, theirs in zip(*recorded, strict=True):
         assert ours[0] == theirs[0]
         np.testing.assert_array_equal(ours[1], theirs[1])
         np.testing.assert_array_equal(ours[2], theirs[2])
-    assert comparison['overall'] == {'difference': 1.0, 'low': 1.0, 'high': 1.0, 'only_ours': 15, 'only_theirs': 0,
-                                     'p_value': 2 / 2**15}
+
+    assert comparison['overall'] == {'difference': 1.0, 'low': 1.0, 'high': 1.0, 'only_ours': 15,
+                                     'only_theirs': 0, 'p_value': 2 / 2**15}
     assert comparison['task2']['p_value'] == 0.25 and comparison['checkpoint'] == str(checkpoints[1])
     assert 'overall      +100.0' in capsys.readouterr().out
     assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
 
 
-def test_noise_of_who_rests_needs_a_map(checkpoints):
-    with pytest.raises(ValueError, match='--rest_noise: .* has no map .*add_map'):
-        run(checkpoints[0], '--rest_noise', '1')
-
-
-def test_noise_of_who_rests_can_be_told_to_each_of_two(checkpoints, monkeypatch):
-    """Here all rest at once, and what they do first decides."""
-    monkeypatch.setattr('online_agent.STAY_STEPS', 0)
-    saved = evaluate.load_checkpoint(checkpoints[0], 'online')
-    agent = OnlineAgent.from_state_dict(saved['agent'])
-    centers, none = np.zeros((2, 29), np.float32), np.zeros(0, int)
-    agent.state_map = StateMap(centers[0], centers[0] + 1, centers, centers, 1.0, none, none, none, none, none, hop=10)
-    save_checkpoint(checkpoints[0], saved | {'agent': agent.state_dict()})
-
-    metrics = run(checkpoints[0], '--rest_noise', '9', '--compare', checkpoints[0], '--compare_rest_noise', '0')
-    assert metrics['rest_noise'] == 9
+def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, monkeypatch):
+    """Every robot counts as stuck from its first step, so that stuck noise decides on success."""
+    monkeypatch.setattr('tasks.STUCK_STEPS', 0)
+    path = checkpoints[0]
+    metrics = run(path, '--stuck_noise', '9', '--no-plan',
+                  '--compare', path, '--compare_set', 'stuck_noise=0')
+    assert metrics['stuck_noise'] == 9 and not metrics['plan']
     assert 0 < metrics['evaluation/overall_success'] < 1
     assert metrics['comparison']['overall']['difference'] == metrics['evaluation/overall_success'] - 1
 
 
-def test_a_video_that_cannot_be_made_hurts_nothing(checkpoints, monkeypatch):
-    monkeypatch.setattr('videos.find_gl', lambda: (None, {'egl': 'not there'}))
+def test_compare_set_is_parsed_and_checked():
+    parsed = evaluate.ActOverrides.parse('plan=False,action_scale=0.5')
+    assert parsed == evaluate.ActOverrides(plan=False, action_scale=0.5)
+    assert evaluate.ActOverrides.parse('') == evaluate.ActOverrides()
+    with pytest.raises(ValueError, match='--compare_set speed=2: .* plan, action_scale, stuck_noise'):
+        evaluate.ActOverrides.parse('speed=2')
+    with pytest.raises(ValueError, match='--compare_set plan=maybe: plan cannot be'):
+        evaluate.ActOverrides.parse('plan=maybe')
+    with pytest.raises(ValueError, match='action_scale -1.0: must be above 0'):
+        evaluate.ActOverrides.parse('action_scale=-1')
+
+
+def test_evaluation_succeeds_without_a_video(checkpoints, monkeypatch):
+    monkeypatch.setattr('figures.videos.find_gl', lambda: (None, {'egl': 'missing'}))
     assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
 
 
-def test_the_checkpoint_that_comes_along_finds_its_goals(tmp_path):
+def test_bundled_checkpoint_reaches_its_goals(tmp_path):
     path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
     assert path.stat().st_size < 6e6
     evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--seed', '0',
                    '--output', str(tmp_path / 'evaluation.json')])
     metrics = json.loads((tmp_path / 'evaluation.json').read_text())
-    assert metrics['evaluation/overall_success'] >= 0.5, 'of about 0.9'
+    assert metrics['evaluation/overall_success'] >= 0.5, 'about 0.9 over many episodes'
 
 
-# ---------------------------------------------------------------------------------------------- labels
-def test_how_much_labels_explain(make_online, make_agent, tmp_path, capsys):
+# --------------------------------------------------------------------------------------------------- scripts
+def test_measure_labels_scores_the_labeler(agent, tmp_path, capsys):
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
     states = np.zeros((40, 5), np.float32)
-    states[:-1, :3] = actions[:-1]  # what the labeler below says is the action
-    np.savez(tmp_path / 'data.npz', observations=states, actions=actions, terminals=np.arange(40) == 39)
-    np.savez(tmp_path / 'states.npz', observations=states, terminals=np.arange(40) == 39)
-    agent = make_online(offline=make_agent())
-    save_checkpoint(tmp_path / 'last.pth', {'kind': 'online', 'dataset': '', 'agent': agent.state_dict(), 'data': {}})
-    flags = ['--checkpoint', str(tmp_path / 'last.pth'), '--actions_path']
-    with pytest.raises(ValueError, match='no `actions` in it; collect it with --no-state_only'):
-        measure_labels.main([*flags, str(tmp_path / 'states.npz')])
+    states[:-1, :3] = actions[:-1]  # the labels of the replaced labeler below
+    is_end = np.arange(40) == 39
+    np.savez(tmp_path / 'data.npz', observations=states, actions=actions, terminals=is_end)
+    np.savez(tmp_path / 'states.npz', observations=states, terminals=is_end)
+    save_agent(tmp_path / 'last.pth', agent, '')
+    with pytest.raises(ValueError, match='has no `actions`; collect it with --no-state_only'):
+        measure_labels.main(['--checkpoint', str(tmp_path / 'last.pth'),
+                             '--actions_path', str(tmp_path / 'states.npz')])
 
     config = measure_labels.LabelConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'data.npz'))
-    assert measure_labels.run(config) < 0.5, 'an untrained labeler'
+    assert measure_labels.run(config) < 0.5, 'an unfitted labeler'
     assert 'of 39 steps' in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure_labels.OnlineAgent, 'label', lambda self, steps: steps[:, 0, :3])
+        patch.setattr(OnlineAgent, 'label', lambda self, steps: steps[:, 0, :3])
         assert measure_labels.run(config) == pytest.approx(1)
 
 
-def test_where_only_memory_tells_a_gru_does_and_a_network_without_does_not(tmp_path, capsys):
-    """Actions are what the state before was; the next state is told by nothing."""
+def test_measure_labels_scores_received_observations_only(make_agent, make_online, tmp_path, capsys):
+    """Steps without both observations have no label."""
+    offline = make_agent()
+    offline.has_dropout = True
+    states = np.random.default_rng(0).standard_normal((100, 5)).astype(np.float32)
+    is_end = np.arange(100) == 99
+    np.savez(tmp_path / 'data.npz', observations=states, actions=states[:, :3], terminals=is_end)
+    dropping = ObservationModel('dropped:0.5', drop_rate=0.5)
+    save_agent(tmp_path / 'last.pth', make_online(offline=offline), '', dropping)
+
+    measure_labels.run(measure_labels.LabelConfig(str(tmp_path / 'last.pth'), str(tmp_path / 'data.npz')))
+    count = int(capsys.readouterr().out.split(' steps')[0].split()[-1])
+    assert 10 < count < 45, 'about a quarter of 99'
+
+
+def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
+    """Actions equal the previous state, so that only the GRU predicts them. Next states are unpredictable."""
     rng = np.random.default_rng(0)
-    for end in '', '-val':
+    for end in ('', '-val'):
         states = rng.standard_normal((4, 150, 2)).astype(np.float32)
         actions = np.roll(states, 1, axis=1)
-        np.savez(tmp_path / f'data{end}.npz', observations=states.reshape(-1, 2), actions=actions.reshape(-1, 2),
-                 terminals=np.arange(600) % 150 == 149)
+        np.savez(tmp_path / f'data{end}.npz', observations=states.reshape(-1, 2),
+                 actions=actions.reshape(-1, 2), terminals=np.arange(600) % 150 == 149)
     with pytest.raises(ValueError, match='--actions_path is required'):
         measure_settings.main([])
 
@@ -160,7 +193,7 @@ def test_where_only_memory_tells_a_gru_does_and_a_network_without_does_not(tmp_p
     found = measure_settings.run(config)
     action = {key: r2 for key, (_, r2) in found.items()}
     assert action['full', 10] > 0.7 and action['full', 100] > 0.7
-    assert action['full', 0] < 0.2 > action['full', 1]
-    assert action['noise:3', 10] < 0.4, 'noise hides it'
+    assert action['full', 0] < 0.2 and action['full', 1] < 0.2
+    assert action['noise:3', 10] < 0.4, 'noise hides the previous state'
     assert all(state < 0.2 for state, _ in found.values())
     assert 'noise:3: ' in capsys.readouterr().out

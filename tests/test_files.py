@@ -1,4 +1,4 @@
-"""Files: never half-written, never trusted, one writer per folder; numbers that go wrong leave a trace."""
+"""Files: atomic writes, safe loading, one writer per folder; reports of losses that are not finite."""
 
 import ast
 import json
@@ -29,14 +29,14 @@ from support.metrics import MetricsLog, read_csv
 from trajectories import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '32', '--context_length', '20',
-        '--transition_steps', '5', '--batch_size', '4', '--val_batches', '1', '--max_trajectories', '4']
+TINY = ['--d_model', '32', '--headdim', '16', '--d_state', '8', '--hidden_dim', '32',
+        '--context_length', '20', '--transition_steps', '5', '--batch_size', '4', '--max_trajectories', '4']
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A working directory, and nothing drawn."""
+    """Make tmp_path the working directory; draw no curves."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def fails(capsys, main, *flags):
-    """-> the error line of a command that must end with one."""
+    """Return the error line of a command that must fail."""
     with pytest.raises(SystemExit) as end:
         run_main(lambda: main([*map(str, flags)]))
     stderr = capsys.readouterr().err
@@ -62,34 +62,34 @@ def saver(path, values):
 
 
 @pytest.mark.skipif(fork is None, reason='needs os.fork')
-def test_fifty_kills_while_saving_leave_a_loadable_file(folder):
-    path, seen = folder / 'last.pth', set()
+def test_save_checkpoint_survives_fifty_kills(folder):
+    path, values = folder / 'last.pth', set()
     saver(path, [0])
     for kill in range(50):
         child = fork.Process(target=saver, args=(path, range(1000 * kill, 1000 * kill + 1000)))
         child.start()
         temporary, deadline = path.with_name(f'last.pth.tmp{child.pid}'), time.monotonic() + 10
-        while not temporary.exists():  # a busy machine may need a while to begin
+        while not temporary.exists():  # a busy machine starts slowly
             assert time.monotonic() < deadline
         time.sleep(random.uniform(0.0, 0.02))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         data = load_checkpoint(path, 'offline')['data']
         assert len(data) == 300_000 and (data == data[0]).all()
-        seen.add(float(data[0]))
-    assert len(seen) > 2
+        values.add(float(data[0]))
+    assert len(values) > 2
     remove_leftovers(folder)
     assert [file.name for file in folder.iterdir()] == ['last.pth']
 
 
-def test_leftovers_of_living_processes_stay(folder):
+def test_remove_leftovers_keeps_files_of_live_processes(folder):
     (folder / f'last.pth.tmp{os.getppid()}').touch()
     (folder / 'notes.tmp').touch()
     remove_leftovers(folder)
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_full_disk_keeps_the_last_good_file(folder, monkeypatch):
+def test_write_atomic_keeps_the_old_file_if_the_disk_is_full(folder, monkeypatch):
     """The write fails half-way with ENOSPC."""
     save_checkpoint(folder / 'last.pth', {'value': 1})
 
@@ -111,7 +111,8 @@ def test_a_full_disk_keeps_the_last_good_file(folder, monkeypatch):
             raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(files, 'open', lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
-    with pytest.raises(OSError, match=r'last.pth cannot be written \(No space left on device\), its last') as caught:
+    with pytest.raises(OSError,
+                       match=r'last.pth cannot be written \(No space left on device\), its last') as caught:
         save_checkpoint(folder / 'last.pth', {'value': 2})
     assert '--resume' in str(caught.value)
     assert load_checkpoint(folder / 'last.pth')['value'] == 1 and len(list(folder.iterdir())) == 1
@@ -120,11 +121,12 @@ def test_a_full_disk_keeps_the_last_good_file(folder, monkeypatch):
     assert 'last good' not in str(caught.value)
 
 
-def test_a_full_file_system(folder):
-    """One megabyte: the first checkpoint fits, a second one beside it does not."""
+def test_save_checkpoint_keeps_the_old_file_on_a_full_file_system(folder):
+    """A file system of one megabyte holds one checkpoint, but not two."""
     mount = folder / 'small'
     mount.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1000k', 'tmpfs', mount], capture_output=True).returncode:
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1000k', 'tmpfs', mount],
+                      capture_output=True).returncode:
         pytest.skip('mounting a tmpfs needs root')
     try:
         save_checkpoint(mount / 'last.pth', {'value': torch.zeros(150_000)})
@@ -136,10 +138,10 @@ def test_a_full_file_system(folder):
 
 
 @pytest.mark.skipif(fork is None, reason='needs os.fork')
-def test_a_training_that_may_not_write_large_files(folder, capfd):
-    """RLIMIT_FSIZE stands in for a full disk; the training ends with one line and can be resumed."""
-    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '6', '--val_interval', '2', '--save_dir', 'run',
-             '--device', 'cpu']  # a fork cannot use CUDA
+def test_training_that_cannot_write_ends_with_one_line_and_resumes(folder, capfd):
+    """RLIMIT_FSIZE replaces a full disk."""
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '6', '--val_interval', '2',
+             '--save_dir', 'run', '--device', 'cpu']  # a fork cannot use CUDA
     offline_trainer.main([*flags, '--num_updates', '2'])
     before = (folder / 'run' / 'last.pth').read_bytes()
 
@@ -151,14 +153,15 @@ def test_a_training_that_may_not_write_large_files(folder, capfd):
     child.start()
     child.join()
     stderr = capfd.readouterr().err
-    assert child.exitcode == 2 and 'cannot be written (File too large), its last good version is kept' in stderr
+    assert child.exitcode == 2
+    assert 'cannot be written (File too large), its last good version is kept' in stderr
     assert (folder / 'run' / 'last.pth').read_bytes() == before
     offline_trainer.main([*flags, '--resume'])
     assert load_checkpoint('run/last.pth')['agent']['step'] == 6
 
 
 @pytest.mark.parametrize('torn', ['3,1.0,0.2', '3', '3,1.0,0.25,', '', '2,7.'])
-def test_a_torn_last_line_is_survived(folder, torn):
+def test_metrics_log_drops_an_incomplete_last_line(folder, torn):
     path = folder / 'train.csv'
     log = MetricsLog(path)
     for step in (1, 2):
@@ -173,7 +176,7 @@ def test_a_torn_last_line_is_survived(folder, torn):
     assert [row['loss'] for row in read_csv(path)] == [1 / 3, 2 / 3, 0.5]
 
 
-def test_a_damaged_line_is_named(folder):
+def test_read_csv_names_a_damaged_line(folder):
     (folder / 'a.csv').write_text('step,loss\n1,2\n2,\0\0\n3,4\n')
     with pytest.raises(ValueError, match='a.csv, line 3 is damaged'):
         read_csv(folder / 'a.csv')
@@ -192,13 +195,14 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_a_malicious_checkpoint_is_refused_and_runs_nothing(folder, capsys):
+def test_load_checkpoint_runs_no_code(folder, capsys):
     proof = folder / 'hacked'
     pickle.loads(pickle.dumps(Payload(proof)))
     assert proof.exists()  # the payload works
     proof.unlink()
     torch.save({'format': CHECKPOINT_FORMAT, 'kind': 'offline', 'agent': Payload(proof)}, 'zip.pth')
-    torch.save({'format': CHECKPOINT_FORMAT, 'agent': Payload(proof)}, 'old.pth', _use_new_zipfile_serialization=False)
+    torch.save({'format': CHECKPOINT_FORMAT, 'agent': Payload(proof)}, 'old.pth',
+               _use_new_zipfile_serialization=False)
     Path('plain.pth').write_bytes(pickle.dumps(Payload(proof)))
     for name in ('zip.pth', 'old.pth', 'plain.pth'):
         line = fails(capsys, online_trainer.main, '--offline_checkpoint', name)
@@ -206,24 +210,25 @@ def test_a_malicious_checkpoint_is_refused_and_runs_nothing(folder, capsys):
         assert not proof.exists()
 
 
-def test_every_load_in_the_project_is_a_safe_one():
-    folders = (ROOT, ROOT / 'support', ROOT / 'scripts', ROOT / 'tests')
-    paths = [path for folder in folders for path in folder.glob('*.py')]
-    seen = 0
+def test_all_loads_are_safe():
+    names = ('*.py', '*/*.py', 'scripts/*/*.py')
+    paths = [path for name in names for path in ROOT.glob(name)]
+    count = 0
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
             needed = {'torch.load': ('weights_only', True), 'np.load': ('allow_pickle', False)}.get(name)
             if needed:
-                seen += 1
-                given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg == needed[0]}
+                count += 1
+                given = {word.arg: ast.literal_eval(word.value) for word in node.keywords
+                         if word.arg == needed[0]}
                 assert given == dict([needed]), f'{path.name}, line {node.lineno}: {name} without {needed}'
             elif name in ('pickle.load', 'pickle.loads'):
-                assert path.name in ('environments.py', 'test_files.py'), path  # workers: pipes to its own children
-    assert seen > 3
+                assert path.name == 'test_files.py', path
+    assert count > 3
 
 
-def test_other_checkpoints_say_what_differs(folder, capsys):
+def test_load_checkpoint_names_what_differs(folder, capsys):
     flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run']
     offline_trainer.main(flags)
     good = torch.load('run/last.pth', weights_only=True)
@@ -242,14 +247,15 @@ def test_other_checkpoints_say_what_differs(folder, capsys):
     ]
     for content, words in cases:
         torch.save(content, 'bad.pth')
-        line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'bad.pth',
-                     '--num_envs', 1, '--max_steps', 20, '--random_steps', 20,
-                     '--labeler_updates', '2', '--initial_updates', 1)
+        line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME,
+                     '--offline_checkpoint', 'bad.pth',
+                     '--num_envs', 1, '--max_steps', 20, '--random_steps', 20, '--initial_updates', 1)
         assert 'bad.pth' in line
         for word in words:
             assert word in line
     Path('bad.pth').write_bytes(Path('run/last.pth').read_bytes()[:-5000])
-    assert 'bad.pth is not a readable' in fails(capsys, online_trainer.main, '--offline_checkpoint', 'bad.pth')
+    assert 'bad.pth is not a readable' in fails(capsys, online_trainer.main,
+                                                '--offline_checkpoint', 'bad.pth')
 
 
 # One process per folder
@@ -275,7 +281,7 @@ def holder(folder):
     child.join()
 
 
-def test_a_second_run_is_told_who_is_there(folder, holder, capsys):
+def test_run_lock_names_the_process_that_holds_the_folder(folder, holder, capsys):
     line = fails(capsys, offline_trainer.main, '--dataset', BUNDLED_NAME, *TINY, '--num_updates', 1,
                  '--save_dir', 'run')
     assert f'in use by process {holder.pid} on ' in line and 'run.lock' in line and 'since 2' in line
@@ -283,8 +289,8 @@ def test_a_second_run_is_told_who_is_there(folder, holder, capsys):
     assert sorted(path.name for path in (folder / 'run').iterdir()) == [LOCK, 'held', OWNER]
 
 
-def test_the_lock_of_a_killed_run_is_taken_over(folder, holder):
-    """The system frees it, whatever the dead process has left behind."""
+def test_run_lock_is_free_after_its_process_is_killed(folder, holder):
+    """The operating system frees the lock; the owner file of the killed process stays."""
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
     assert (folder / 'run' / OWNER).exists() and lock_owner(folder / 'run') is None
@@ -294,19 +300,20 @@ def test_the_lock_of_a_killed_run_is_taken_over(folder, holder):
 
 
 @pytest.mark.parametrize('content', ['', '{', '[]', '{"pid": 1}'])
-def test_stale_and_damaged_owners_do_not_matter(folder, content):
+def test_run_lock_ignores_stale_and_damaged_owner_files(folder, content):
     (folder / OWNER).write_text(content)
     assert lock_owner(folder) is None
     with run_lock(folder):
         assert json.loads((folder / OWNER).read_text())['pid'] == os.getpid()
 
 
-def test_an_owner_who_has_not_said_who_he_is_is_respected(folder):
-    with FileLock(folder / LOCK), pytest.raises(ValueError, match='in use by process .unknown.'), run_lock(folder):
+def test_run_lock_respects_a_holder_without_owner_file(folder):
+    in_use = pytest.raises(ValueError, match='in use by process .unknown.')
+    with FileLock(folder / LOCK), in_use, run_lock(folder):
         pytest.fail('entered')
 
 
-def test_a_folder_that_stays_empty_goes_again(folder):
+def test_run_lock_removes_empty_folders(folder):
     with run_lock(folder / 'a' / 'b'):
         assert (folder / 'a' / 'b' / OWNER).exists()
     assert not (folder / 'a').exists()
@@ -317,13 +324,13 @@ def racer(folder, start, results, finish):
     try:
         with run_lock(folder):
             results.put(True)
-            finish.wait()  # until all have tried: on a busy machine the last may come late
+            finish.wait()  # until all have tried
     except ValueError:
         results.put(False)
 
 
 @pytest.mark.skipif(fork is None, reason='needs os.fork')
-def test_of_many_only_one_gets_the_folder(folder):
+def test_run_lock_admits_one_of_many_processes(folder):
     for _ in range(5):
         (folder / OWNER).write_text('{}')
         start, results, finish = fork.Event(), fork.Queue(), fork.Event()
@@ -342,8 +349,9 @@ def test_of_many_only_one_gets_the_folder(folder):
 # Numbers that go wrong
 
 
-def test_a_non_finite_loss_stops_the_offline_run(folder, monkeypatch, capsys):
-    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '9', '--val_interval', '2', '--save_dir', 'run']
+def test_check_finite_stops_the_offline_run(folder, monkeypatch, capsys):
+    flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '9', '--val_interval', '2',
+             '--save_dir', 'run']
     loss, batches = offline_trainer.OfflineAgent.state_loss, {}
 
     def infinite(self, latents, batch):
@@ -370,8 +378,8 @@ def test_a_non_finite_loss_stops_the_offline_run(folder, monkeypatch, capsys):
     assert load_checkpoint('run/last.pth')['agent']['step'] == 9
 
 
-def test_a_non_finite_gradient_stops_too(folder, monkeypatch, capsys):
-    """The loss is a number, its gradient is not: the weights are lost with this very update."""
+def test_check_finite_stops_on_a_gradient(folder, monkeypatch, capsys):
+    """The loss is finite, its gradient is not."""
     loss = offline_trainer.OfflineAgent.reward_loss
 
     def crooked(self, latents, batch):
@@ -384,18 +392,19 @@ def test_a_non_finite_gradient_stops_too(folder, monkeypatch, capsys):
     assert 'grad_norm is ' in line and 'update 1;' in line and 'none yet' in line
 
 
-def test_a_non_finite_loss_stops_the_online_run(folder, monkeypatch, capsys):
+def test_check_finite_stops_the_online_run(folder, monkeypatch, capsys):
     offline_trainer.main(['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run'])
-    loss = OnlineAgent.locator_loss
+    loss = OnlineAgent.feature_decoder_loss
 
     def bad(self, batch):
         value = loss(self, batch)[0] * (torch.nan if self.step == 2 else 1)
-        return value, {'locator_loss': value}
+        return value, {'feature_decoder_loss': value}
 
-    monkeypatch.setattr(OnlineAgent, 'locator_loss', bad)
-    line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME, '--offline_checkpoint', 'run/last.pth',
+    monkeypatch.setattr(OnlineAgent, 'feature_decoder_loss', bad)
+    line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME,
+                 '--offline_checkpoint', 'run/last.pth',
                  '--num_envs', 2, '--random_steps', 40, '--max_steps', 40, '--batch_size', 1,
                  '--save_dir', 'online')
-    assert 'locator_loss is nan at update 3' in line
+    assert 'feature_decoder_loss is nan at update 3' in line
     with np.load('online/nonfinite_update3.npz', allow_pickle=False) as dump:
         assert dump['rows'].shape == (20,)

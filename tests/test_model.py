@@ -1,4 +1,4 @@
-"""The Mamba-2 layer against its slow reference and two independent ones, the encoder's memory, the heads."""
+"""Mamba-2 against its slow reference and two independent ones, backends, encoders and heads."""
 
 import importlib.util
 import inspect
@@ -15,7 +15,7 @@ DIM = 5  # of an observation
 
 
 def scan_inputs(length, dtype=torch.float64):
-    """x, dt, A, B, C of 2 sequences, 3 heads of 4 channels, 5 state dimensions; they need gradients."""
+    """Return x, dt, A, B, C of 2 sequences, 3 heads of 4 channels, 5 state dimensions, with gradients."""
     torch.manual_seed(length)
     x, dt = torch.randn(2, length, 3, 4), torch.rand(2, length, 3)
     A, B, C = -torch.rand(3) - 0.1, torch.randn(2, length, 5), torch.randn(2, length, 5)
@@ -23,7 +23,7 @@ def scan_inputs(length, dtype=torch.float64):
 
 
 def value_and_gradients(function, inputs):
-    """-> [y, dy/d input ...] for one fixed random weighting of y."""
+    """Return y and the gradients of its sum, weighted by fixed random numbers."""
     y = function(*inputs)
     torch.manual_seed(1)
     return [y, *torch.autograd.grad((y * torch.randn(y.shape, dtype=y.dtype)).sum(), inputs)]
@@ -35,7 +35,7 @@ def assert_close(results, expected, **tolerance):
 
 
 def randomize(module):
-    """No parameter at its round initial value (ones, zeros), where a mix-up would not show."""
+    """Perturb all parameters: initial values of ones and zeros would hide a mix-up."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -50,14 +50,14 @@ def layer():
 
 # -------------------------------------------------------------------------------------- state-space dual form
 @pytest.mark.parametrize('length', [1, 7, 8, 9, 16, 31])
-def test_scan_equals_the_recurrence(length):
+def test_ssd_scan_equals_the_recurrence(length):
     inputs = scan_inputs(length)
     for function in (lambda *t: ssd_scan(*t, chunk_size=8), ssd_scan):
         assert_close(value_and_gradients(function, inputs), value_and_gradients(ssd_reference, inputs),
                      rtol=1e-9, atol=1e-10)
 
 
-def test_strong_decay_gives_finite_gradients():
+def test_ssd_scan_has_finite_gradients_under_strong_decay():
     x, dt, A, B, C = (t.detach() for t in scan_inputs(40, torch.float32))
     inputs = [t.requires_grad_() for t in (x, dt * 20 + 20, A * 0 - 16, B, C)]
     results = value_and_gradients(lambda *t: ssd_scan(*t, chunk_size=16), inputs)
@@ -65,10 +65,10 @@ def test_strong_decay_gives_finite_gradients():
     assert_close(results, value_and_gradients(ssd_reference, inputs), rtol=1e-4, atol=1e-4)
 
 
-# --------------------------------------------------------------------------------------------- Mamba-2 layer
+# ---------------------------------------------------------------------------------------------- Mamba-2 layer
 @pytest.mark.parametrize('sizes', [
     dict(d_model=128), dict(d_model=24, d_state=6, d_conv=3, expand=3, headdim=12)])
-def test_parameters_are_those_of_mamba_ssm(sizes):
+def test_mamba2_has_the_parameters_of_mamba_ssm(sizes):
     d, n, p = sizes['d_model'], sizes.get('d_state', 16), sizes.get('headdim', 32)
     inner = sizes.get('expand', 2) * d
     conv, heads = inner + 2 * n, inner // p
@@ -83,7 +83,7 @@ def test_parameters_are_those_of_mamba_ssm(sizes):
     assert sizes != dict(d_model=128) or shapes['in_proj.weight'][0] == 552
 
 
-def test_initial_values_are_those_of_mamba_ssm():
+def test_mamba2_has_the_initial_values_of_mamba_ssm():
     torch.manual_seed(0)
     fresh = Mamba2(d_model=512, headdim=1)  # 1,024 heads
     dt = torch.nn.functional.softplus(fresh.dt_bias)
@@ -93,7 +93,7 @@ def test_initial_values_are_those_of_mamba_ssm():
 
 
 @pytest.mark.parametrize('length', [3, 45])  # shorter than the convolution, longer than a chunk
-def test_forward_is_step_unrolled(layer, length):
+def test_mamba2_forward_equals_unrolled_steps(layer, length):
     u = torch.randn(3, length, 16)
     state, outputs = layer.initial_state(3), []
     for t in range(length):
@@ -102,13 +102,13 @@ def test_forward_is_step_unrolled(layer, length):
     torch.testing.assert_close(layer(u), torch.stack(outputs, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_forward_single_is_forward_on_length_one(layer):
+def test_mamba2_forward_single_equals_forward_on_length_one(layer):
     u = torch.randn(3, 4, 16)
     torch.testing.assert_close(layer.forward_single(u), layer(u.flatten(0, 1).unsqueeze(1)).view(3, 4, 16),
                                rtol=1e-4, atol=1e-6)
 
 
-def test_layer_is_causal(layer):
+def test_mamba2_is_causal(layer):
     u = torch.randn(2, 40, 16, requires_grad=True)
     for t in (1, 20, 33):
         later = torch.cat([u[:, :t], torch.randn(2, 40 - t, 16)], 1)
@@ -117,17 +117,17 @@ def test_layer_is_causal(layer):
         assert (gradient[:, t:] == 0).all() and (gradient[:, :t] != 0).any(2).all()
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_mamba2_rejects_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match='64 must be a multiple of headdim 24'):
         Mamba2(d_model=32, headdim=24)
 
 
-# ------------------------------------------------------------------------------- independent implementations
-def test_layer_agrees_with_transformers(monkeypatch):
+# -------------------------------------------------------------------------------- independent implementations
+def test_mamba2_agrees_with_transformers(monkeypatch):
     pytest.importorskip('transformers')
     from transformers.models.mamba2 import modeling_mamba2
 
-    # where mamba_ssm is installed these names hold its CUDA kernels; __wrapped__ is plain torch
+    # with mamba_ssm installed these names hold its CUDA kernels; __wrapped__ is plain torch
     for name in ('causal_conv1d_fn', 'mamba2_chunk_scan'):
         monkeypatch.setattr(modeling_mamba2, name, inspect.unwrap(getattr(modeling_mamba2, name)))
     torch.manual_seed(0)
@@ -147,7 +147,7 @@ def test_layer_agrees_with_transformers(monkeypatch):
 
 @pytest.fixture
 def import_mamba_ssm(monkeypatch):
-    """Imports a module of mamba_ssm; its plain PyTorch reference and its layer's constructor need no GPU."""
+    """Import a module of mamba_ssm; its PyTorch reference and its layer's constructor need no GPU."""
     if importlib.util.find_spec('mamba_ssm') is None:
         pytest.skip('mamba_ssm is not installed')
     if importlib.util.find_spec('selective_scan_cuda') is None:  # built with CUDA only; nothing here calls it
@@ -163,7 +163,7 @@ def import_mamba_ssm(monkeypatch):
 
 
 @pytest.mark.parametrize('length, their_chunk', [(5, 5), (32, 8), (45, 15)])  # theirs must divide the length
-def test_scan_agrees_with_mamba_ssm(import_mamba_ssm, length, their_chunk):
+def test_ssd_scan_agrees_with_mamba_ssm(import_mamba_ssm, length, their_chunk):
     reference = import_mamba_ssm('ops.triton.ssd_combined').ssd_chunk_scan_combined_ref
     inputs = scan_inputs(length, torch.float32)
     assert_close(value_and_gradients(lambda *t: ssd_scan(*t, chunk_size=16), inputs),
@@ -171,15 +171,15 @@ def test_scan_agrees_with_mamba_ssm(import_mamba_ssm, length, their_chunk):
                      x, dt, A, B.unsqueeze(2), C.unsqueeze(2), their_chunk), inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_state_dict_loads_into_mamba_ssm(import_mamba_ssm, layer):
+def test_mamba2_state_dict_loads_into_mamba_ssm(import_mamba_ssm, layer):
     theirs = import_mamba_ssm('modules.mamba2').Mamba2(16, d_state=8, headdim=8)
     theirs.load_state_dict(layer.state_dict(), strict=True)
 
 
-# -------------------------------------------------------------------------------------------------- backends
+# --------------------------------------------------------------------------------------------------- backends
 def kernel(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None, seq_idx=None,
            cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float('inf')), return_final_states=False):
-    """mamba_chunk_scan_combined as it is called without options: B and C have an axis of groups."""
+    """Play mamba_chunk_scan_combined, called without options: B and C have an axis of groups."""
     batch, length, heads, _ = x.shape
     assert dt.shape == (batch, length, heads) and A.shape == (heads,)
     assert B.shape == C.shape == (batch, length, 1, B.shape[-1])
@@ -190,18 +190,20 @@ def kernel(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_sta
 
 @pytest.fixture
 def install_kernel(monkeypatch):
-    """install_kernel(function): a package mamba_ssm whose kernel is that function."""
+    """Install a package mamba_ssm whose kernel is the given function."""
 
     def install(function):
-        for name in ('mamba_ssm', 'mamba_ssm.ops', 'mamba_ssm.ops.triton', 'mamba_ssm.ops.triton.ssd_combined'):
+        name = 'mamba_ssm'
+        for part in ('', '.ops', '.triton', '.ssd_combined'):
+            name += part
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        monkeypatch.setattr(sys.modules['mamba_ssm.ops.triton.ssd_combined'], 'mamba_chunk_scan_combined',
+        monkeypatch.setattr(sys.modules[name], 'mamba_chunk_scan_combined',
                             function, raising=False)
 
     return install
 
 
-def test_a_cpu_gets_the_torch_backend():
+def test_choose_backend_uses_torch_on_a_cpu():
     for requested in ('torch', 'auto'):
         backend, why = choose_backend(requested, 'cpu')
         assert backend == 'torch' and 'torch' in why and 'cpu' in why
@@ -210,7 +212,7 @@ def test_a_cpu_gets_the_torch_backend():
 
 
 class CompilationError(Exception):
-    """As Triton's, which is a plain Exception."""
+    """A stand-in for Triton's error, which is a plain Exception."""
 
 
 @pytest.mark.parametrize('error', [
@@ -221,7 +223,7 @@ class CompilationError(Exception):
     KeyError('num_warps'),
     CompilationError('at 12:4: dot'),
 ])
-def test_a_kernel_that_cannot_run_is_not_taken(monkeypatch, error):
+def test_choose_backend_rejects_a_kernel_that_raises(monkeypatch, error):
     def fail():
         raise error
 
@@ -233,7 +235,7 @@ def test_a_kernel_that_cannot_run_is_not_taken(monkeypatch, error):
 
 
 @pytest.mark.parametrize('stop', [KeyboardInterrupt, SystemExit])
-def test_the_probe_lets_a_stop_through(monkeypatch, stop):
+def test_choose_backend_does_not_swallow_interrupts(monkeypatch, stop):
     def interrupted():
         raise stop
 
@@ -247,8 +249,8 @@ def test_the_probe_lets_a_stop_through(monkeypatch, stop):
     (lambda *args, **options: 1.1 * kernel(*args, **options), False),
     (lambda x, dt, A, *args, **options: kernel(x, dt, A.detach() + 0 * A, *args, **options), False),
 ])
-def test_a_kernel_must_pass_the_probe(monkeypatch, install_kernel, function, accepted):
-    """The probe's comparison, with its tensors on the CPU: a right kernel, wrong values, wrong gradients."""
+def test_choose_backend_accepts_kernels_that_pass_the_probe(monkeypatch, install_kernel, function, accepted):
+    """Probe on the CPU: a correct kernel, one with wrong values, one with wrong gradients."""
     install_kernel(function)
     rand = torch.rand
     monkeypatch.setattr(torch, 'rand', lambda *size, device=None: rand(*size))
@@ -257,7 +259,7 @@ def test_a_kernel_must_pass_the_probe(monkeypatch, install_kernel, function, acc
     assert accepted or 'differs' in why
 
 
-def test_mamba_ssm_scan_gets_its_layout(install_kernel, make_encoder):
+def test_encoder_calls_the_kernel_in_its_layout(install_kernel, make_encoder):
     calls = []
 
     def count(*args, **options):
@@ -275,9 +277,9 @@ def test_mamba_ssm_scan_gets_its_layout(install_kernel, make_encoder):
     assert torch.equal(fast(observations), encoder(observations)) and len(calls) == 2
 
 
-# --------------------------------------------------------------------------------------------------- encoder
+# ---------------------------------------------------------------------------------------------------- encoder
 def unroll(encoder, observations, state=None):
-    """`step` through (B, L, S) -> z (B, L, D), state."""
+    """Step through observations (B, L, S); return z (B, L, D) and the state."""
     state, outputs = state or encoder.initial_state(len(observations)), []
     for t in range(observations.shape[1]):
         z, state = encoder.step(observations[:, t], state)
@@ -286,7 +288,7 @@ def unroll(encoder, observations, state=None):
 
 
 @pytest.mark.parametrize('kind', ['mamba', 'gru', 'mlp'])
-def test_encoder_is_causal_and_every_parameter_learns(make_encoder, kind):
+def test_encoder_is_causal_and_all_parameters_have_gradients(make_encoder, kind):
     encoder = make_encoder(kind=kind)
     observations = torch.randn(2, 40, DIM, requires_grad=True)
     gradient, = torch.autograd.grad(encoder(observations)[:, :20].sum(), observations)
@@ -295,15 +297,15 @@ def test_encoder_is_causal_and_every_parameter_learns(make_encoder, kind):
     assert all((p.grad != 0).any() for p in encoder.parameters())
 
 
-def test_only_the_encoder_normalises(make_encoder):
+def test_encoder_normalises_observations(make_encoder):
     encoder, raw = make_encoder(), make_encoder()
     observations = torch.randn(2, 20, DIM)
     mean, std = torch.tensor([1.0, -2, 3, 0, 7]), torch.tensor([2.0, 0.5, 3, 10, 0])
-    raw.set_statistics(mean.double().numpy(), std)  # numpy as the data set gives it, or torch
-    assert raw.std.tolist() == [2.0, 0.5, 3, 10, 1]  # the dimension that never varies keeps 1
+    raw.set_statistics(mean.double().numpy(), std)  # arrays or tensors
+    assert raw.std.tolist() == [2.0, 0.5, 3, 10, 1]  # a constant dimension keeps 1
     shifted = observations * raw.std + mean
     torch.testing.assert_close(raw.normalize(shifted), observations, rtol=1e-4, atol=1e-5)
-    for function in ('forward', 'encode_slow', 'encode_full'):
+    for function in ('forward', 'encode_features', 'encode_state'):
         torch.testing.assert_close(getattr(raw, function)(shifted), getattr(encoder, function)(observations),
                                    rtol=1e-4, atol=1e-4)
     z, _ = raw.step(shifted[:, 0], raw.initial_state(2))
@@ -311,26 +313,26 @@ def test_only_the_encoder_normalises(make_encoder):
     assert {'mean', 'std'} <= set(raw.state_dict())
 
 
-def test_a_goal_is_a_sequence_of_length_one(make_encoder):
+def test_encode_features_encodes_a_sequence_of_length_one(make_encoder):
     encoder = randomize(make_encoder())
     goals = torch.randn(3, 4, DIM)
-    torch.testing.assert_close(encoder.encode_slow(goals), encoder(goals.view(12, 1, DIM)).view(3, 4, 32),
+    torch.testing.assert_close(encoder.encode_features(goals), encoder(goals.view(12, 1, DIM)).view(3, 4, 32),
                                rtol=1e-4, atol=1e-5)
 
 
-def test_goals_are_seen_through_their_weight(make_encoder):
+def test_encode_features_weights_dimensions(make_encoder):
     encoder = randomize(make_encoder())
     goals, other = torch.randn(2, 4, DIM)
-    weight = torch.tensor([1.0, 0.5, 0, 0, 1])
-    encoder.set_statistics(torch.zeros(DIM), torch.ones(DIM), weight)
-    torch.testing.assert_close(encoder.encode_slow(goals), encoder.encode_full(goals * weight))
-    mixed = torch.where(weight > 0, goals, other)
-    torch.testing.assert_close(encoder.encode_slow(mixed), encoder.encode_slow(goals))
-    assert not torch.allclose(encoder.encode_full(mixed), encoder.encode_full(goals), atol=1e-2)
+    weights = torch.tensor([1.0, 0.5, 0, 0, 1])
+    encoder.set_statistics(torch.zeros(DIM), torch.ones(DIM), weights)
+    torch.testing.assert_close(encoder.encode_features(goals), encoder.encode_state(goals * weights))
+    mixed = torch.where(weights > 0, goals, other)
+    torch.testing.assert_close(encoder.encode_features(mixed), encoder.encode_features(goals))
+    assert not torch.allclose(encoder.encode_state(mixed), encoder.encode_state(goals), atol=1e-2)
 
 
 @pytest.mark.parametrize('kind', ['gru', 'mlp'])
-def test_other_encoders_have_as_many_parameters(make_encoder, kind):
+def test_gru_and_mlp_encoders_have_as_many_parameters_as_mamba(make_encoder, kind):
     def count(encoder):
         return sum(p.numel() for p in encoder.parameters())
 
@@ -338,20 +340,20 @@ def test_other_encoders_have_as_many_parameters(make_encoder, kind):
     assert count(make_encoder(kind=kind, **sizes)) == pytest.approx(count(make_encoder(**sizes)), rel=0.01)
 
 
-def test_a_gru_has_gradients_on_cuda_too(make_encoder):
-    encoder = make_encoder(kind='gru').train().eval()  # agents are never in training mode
+def test_gru_layers_stay_in_training_mode(make_encoder):
+    encoder = make_encoder(kind='gru').train().eval()  # agents stay in eval mode
     assert all(layer.gru.training for layer in encoder.layers), 'cuDNN has gradients in training mode only'
 
 
-def test_an_mlp_remembers_nothing(make_encoder):
+def test_mlp_encoder_depends_on_single_states(make_encoder):
     encoder = make_encoder(kind='mlp')
     observations = torch.randn(2, 9, DIM)
-    torch.testing.assert_close(encoder(observations), encoder.encode_full(observations))
+    torch.testing.assert_close(encoder(observations), encoder.encode_state(observations))
 
 
 @pytest.mark.parametrize('kind', ['mamba', 'gru', 'mlp'])
 @pytest.mark.parametrize('context', [12, 7, 2, 1])
-def test_step_equals_forward_since_the_older_stream_restarted(make_encoder, context, kind):
+def test_step_equals_forward_since_the_restart_of_the_older_stream(make_encoder, context, kind):
     encoder = randomize(make_encoder(context_length=context, kind=kind))
     observations = torch.randn(2, 3 * context + 2, DIM)
     z, _ = unroll(encoder, observations)
@@ -360,21 +362,22 @@ def test_step_equals_forward_since_the_older_stream_restarted(make_encoder, cont
     for t in range(observations.shape[1]):
         begin = 0 if t < context else next(r for r in restarts if t - r < context)
         memories.append(t - begin + 1)
-        torch.testing.assert_close(z[:, t], encoder(observations[:, begin:t + 1])[:, -1], rtol=1e-4, atol=2e-5)
+        expected = encoder(observations[:, begin:t + 1])[:, -1]
+        torch.testing.assert_close(z[:, t], expected, rtol=1e-4, atol=2e-5)
     assert max(memories) == context and min(memories[context:]) >= context / 2
 
 
-def test_z_forgets_what_is_further_back_than_the_context(make_encoder):
+def test_step_does_not_depend_on_states_before_the_context(make_encoder):
     encoder = make_encoder(context_length=12)
     observations = torch.randn(2, 40, DIM)
     other = torch.cat([torch.randn(2, 15, DIM), observations[:, 15:]], 1)
     (z, _), (z_other, _) = (unroll(encoder, o) for o in (observations, other))
-    assert torch.equal(z[:, 26:], z_other[:, 26:])  # state 14, the last to differ, is 12 back
-    assert not torch.isclose(z[:, 15:18], z_other[:, 15:18]).all(-1).any()  # but shortly after it is remembered
+    assert torch.equal(z[:, 26:], z_other[:, 26:])  # the last state that differs, 14, is 12 steps back
+    assert not torch.isclose(z[:, 15:18], z_other[:, 15:18]).all(-1).any()  # within the context
 
 
 @pytest.mark.parametrize('kind', ['mamba', 'gru'])
-def test_reset_forgets_those_rows_only(make_encoder, kind):
+def test_encoder_state_reset_clears_only_the_given_rows(make_encoder, kind):
     encoder = make_encoder(kind=kind)
     past, observations = torch.randn(3, 17, DIM), torch.randn(3, 30, DIM)
     _, state = unroll(encoder, past)
@@ -386,7 +389,7 @@ def test_reset_forgets_those_rows_only(make_encoder, kind):
     assert not torch.allclose(kept[1, 0], fresh[1, 0], atol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------- heads
+# ------------------------------------------------------------------------------------------------------ heads
 @pytest.mark.parametrize('head, n_latents, shape', [
     (GoalValue(8, 16, n_inputs=2, n_ensemble=3, embedding_dim=4), 2, (3, 4, 6)),
     (GoalValue(8, 16, n_inputs=3, embedding_dim=4), 3, (2, 4, 6)),
@@ -394,24 +397,24 @@ def test_reset_forgets_those_rows_only(make_encoder, kind):
     (InverseDynamics(2 * 8, 5, 16), 2, (4, 6, 5)),
     (InverseDynamics(3 * 8, 5, 16), 3, (4, 6, 5)),
 ])
-def test_heads_use_all_parameters_and_inputs(head, n_latents, shape):
+def test_heads_have_gradients_for_all_parameters_and_inputs(head, n_latents, shape):
     torch.manual_seed(0)
     latents = [torch.randn(4, 6, 8, requires_grad=True) for _ in range(n_latents)]
     out = head(*latents)
     assert out.shape == shape
     (out * torch.randn_like(out)).sum().backward()
     unused = [name for name, p in head.named_parameters() if (p.grad == 0).all()]
-    # V compares two embeddings by one network, so its last bias cancels out (up to rounding)
+    # V embeds both inputs by one network, so that its last bias cancels (up to rounding)
     assert all('goal' in name and name.endswith('6.bias') for name in unused)
     assert all((t.grad != 0).any() for t in latents)
 
 
-def test_members_of_a_value_ensemble_differ():
+def test_goal_value_members_differ():
     one, two = GoalValue(8, 16)(torch.randn(10, 8), torch.randn(10, 8))
     assert not torch.isclose(one, two).any()
 
 
-def test_values_are_minus_the_distance_of_embeddings():
+def test_goal_value_is_minus_the_distance_of_embeddings():
     z, z_next, z_goal = torch.randn(3, 10, 8)
     V, Q = GoalValue(8, 16, embedding_dim=4), GoalValue(8, 16, n_inputs=3, embedding_dim=4)
     assert V.embed(z).shape == (2, 10, 4)
@@ -423,7 +426,7 @@ def test_values_are_minus_the_distance_of_embeddings():
     at_goal = z.clone().requires_grad_()
     value = V(at_goal, at_goal.detach())
     assert (value <= 0).all() and (value > -2e-3).all()
-    assert torch.autograd.grad(value.sum(), at_goal)[0].isfinite().all()  # a root has no slope at zero
+    assert torch.autograd.grad(value.sum(), at_goal)[0].isfinite().all()  # a plain root has none at zero
 
 
 def test_proposer_adds_a_step_to_z():

@@ -1,217 +1,114 @@
-"""Cached latents: those of acting, kept up to date, and the batches drawn from them."""
-
-import copy
+"""Batches of the online half: which steps they hold, and the latents that come with them."""
 
 import numpy as np
 import pytest
 import torch
 
 import online_batches
-from online_batches import OnlineBatches
+from online_batches import OnlineBatches, StateStore
 
 ACTION_DIM, STEPS, D = 3, 4, 32
 
 
-@pytest.mark.parametrize('capacity', [1000, 60])
-def test_refreshing_equals_encoding_from_scratch(either_agent, make_replay, capacity, states):
-    agent = either_agent
-    rng, replay, lost = np.random.default_rng(0), make_replay((), capacity), 0
-    store = agent.latent_store(replay)
-    assert len(store.z) == 0
-    for lengths in ((14,), (5, 20), (), (2, 13, 9), (31,), (40, 11)):
-        dropped = sum(replay.add(states(n, seed=n), rng.uniform(-1, 1, (n - 1, ACTION_DIM))) for n in lengths)
-        store.refresh(dropped)
-        lost += dropped
-        scratch = agent.latent_store(replay)
-        assert len(store.z) == len(replay)
-        torch.testing.assert_close(store.z, scratch.z, rtol=1e-5, atol=1e-5)
-        assert (store.z.square().mean(-1) > 0.5).all()  # normalised latents: no row was left out
-    assert (lost > 0) == (capacity == 60)
+@pytest.fixture
+def large(make_online, make_dataset, make_replay):
+    """-> (TrajectoryDataset, OnlineBatches of 3,000 of its steps)."""
+    agent = make_online(batch_size=250, progress_steps=3)
+    data = make_dataset()
+    return data, agent.open_batches(data, make_replay((40, 8, 25)))
 
 
-def test_refreshing_after_an_episode_that_came_and_went(either_agent, make_replay, states):
-    agent = either_agent
-    replay = make_replay((12,), capacity=20)
-    store = agent.latent_store(replay)
-    store.refresh(sum(replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM))) for n in (15, 10)))
-    scratch = agent.latent_store(replay)
-    torch.testing.assert_close(store.z, scratch.z)
-
-
-def test_lengths_of_episodes_do_not_multiply_the_sizes_of_matrices(make_online, make_replay, monkeypatch, states):
-    agent, replay = make_online(), make_replay(())
-    store, sizes = agent.latent_store(replay), set()
-    encode_slow = agent.encoder.encode_slow
-    monkeypatch.setattr(agent.encoder, 'encode_slow', lambda states: sizes.add(len(states)) or encode_slow(states))
-    for n in (2, 40, 77, 128, 129, 200):
-        replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM), np.float32))
-    store.refresh()
-    assert sizes == {128, 256} and len(store.z) == len(replay)
-
-
-def test_refreshing_encodes_new_rows_only(either_agent, make_replay, monkeypatch, states):
-    encoder, replay = either_agent.encoder, make_replay((30, 30))
-    store, encoded = either_agent.latent_store(replay), []
-
-    def watch(function):
-        def watched(observations):
-            encoded.append(observations.flatten(0, -2))
-            return function(observations)
-        return watched
-
-    for name in ('forward', 'encode_slow'):
-        monkeypatch.setattr(encoder, name, watch(getattr(encoder, name)))
-    new = states(20, seed=5)
-    replay.add(new, np.zeros((19, ACTION_DIM), np.float32))
-    store.refresh()
-    rows, padding = {tuple(row) for row in torch.cat(encoded).tolist()}, (0,) * new.shape[1]
-    assert rows - {padding} == {tuple(row) for row in new.tolist()}
-
-
-class TaggedStore:
-    """Latents are row numbers."""
-
-    device = torch.device('cpu')
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def states(self, rows):
-        return torch.from_numpy(self.dataset.observations[rows])
-
-    steps = online_batches.LatentStore.steps
-    seen_states = online_batches.LatentStore.seen_states
-    origins = online_batches.LatentStore.origins
-    whole_steps = online_batches.LatentStore.whole_steps
-    beliefs = None
-    next_rest = None
-
-    def read(self, rows):
-        return torch.from_numpy(rows).float()[:, None]
-
-    read_full = read
-    keeps_full = True
-
-
-@pytest.fixture(params=[0.0, 1.0], ids=['offline', 'online'])
-def tagged(request, make_dataset, make_replay):
-    """-> (the dataset that all of a batch comes from, OnlineBatches of 3,000 of its transitions)."""
-    stores = TaggedStore(make_dataset()), TaggedStore(make_replay((40, 8, 25)))
-    batches = OnlineBatches(*stores, size=3000, action_dim=ACTION_DIM, online_share=request.param, progress_steps=3,
-                            embed=lambda z: z[None])
-    return stores[int(request.param)].dataset, batches
-
-
-def test_samples_are_transitions_of_one_trajectory(tagged):
-    data, batches = tagged
+def test_batches_hold_steps_of_the_offline_data(large):
+    data, batches = large
     batch = batches.sample(np.random.default_rng(0))
-    latents = batch.latents
-    rows, later, goal, proposer_goal = (
-        value[:, 0].numpy().astype(int)
-        for value in (batch.z, latents.z_next, latents.z_goal, latents.proposer_goal))
+    rows = batch.rows.numpy()
     end = data.end_of[rows]
-    assert set(rows) == set(data.origins) and np.array_equal(batch.rows, rows)
-    assert (rows < end).all() and np.array_equal(batch.states, data.observations[rows])
-    assert (later == np.minimum(rows + STEPS, end)).all()
-    assert np.array_equal(batch.states_soon, data.observations[np.minimum(rows + 3, end)])
-    assert len(set(goal)) > 1 and np.array_equal(batch.goal_states, data.observations[proposer_goal])
-
-    assert latents.z is batch.z and latents.target_z is batch.z
-    for name in ('z', 'z_next', 'z_goal', 'proposer_goal'):
-        assert torch.equal(getattr(latents, f'e_{name}')[0], getattr(latents, name))
+    assert {len(value) for value in vars(batch).values()} == {3000}
+    assert set(rows) == set(data.transition_rows) and (rows < end).all()
+    assert np.array_equal(batch.states, data.observations[rows])
+    assert torch.equal(batch.policy_states, batch.states)
+    assert np.array_equal(batch.progress_states, data.observations[np.minimum(rows + 3, end)])
+    assert not batch.actions.any() and batch.actions.shape == (3000, ACTION_DIM), 'nothing is labeled yet'
 
 
-def test_what_lies_ahead_is_3_to_k_steps_on_or_the_end(tagged):
-    data, batches = tagged
+def test_batches_repeat_with_their_generator(large, assert_same):
+    _, batches = large
+    first, second = (batches.sample(np.random.default_rng(0)) for _ in range(2))
+    assert_same(vars(first), vars(second))
+
+
+def test_subgoals_lie_3_to_k_steps_ahead_or_at_the_end(large):
+    data, batches = large
     batch = batches.sample(np.random.default_rng(0))
     rows = batch.rows.numpy()
     candidates = [data.observations[np.minimum(rows + n, data.end_of[rows])] for n in range(1, STEPS + 2)]
-    hits = np.stack([np.all(batch.states_ahead.numpy() == states, 1) for states in candidates])
+    hits = np.stack([np.all(batch.subgoal_states.numpy() == states, 1) for states in candidates])
     inside = rows + STEPS + 1 <= data.end_of[rows]
     shares = hits[:, inside].mean(1)
     assert shares[[0, 1, -1]].max() == 0, 'nearer than progress is measured, or further than k'
     assert shares[2:STEPS].min() > 0.4 and shares.sum() == 1
     assert hits[:, ~inside].any(0).all()
+    later = data.observations[rows + batch.steps_to_subgoal.numpy().astype(int)]
+    assert np.array_equal(batch.subgoal_states, later)
 
 
-def test_samples_have_the_agents_own_actions_only(tagged):
-    data, batches = tagged
-    batch = batches.sample(np.random.default_rng(0))
-    assert batch.is_online.dtype == torch.bool and batch.actions.shape == (3000, ACTION_DIM)
-    assert batch.actions.dtype == torch.float32
-    if batches.online_share:
-        assert batch.is_online.all() and np.array_equal(batch.actions, data.actions[batch.rows])
-    else:
-        assert not batch.is_online.any() and not batch.actions.any()
-
-
-def test_own_steps_are_all_pairs_of_states_of_the_replay(tagged):
-    _, batches = tagged
-    own = batches.online_store.dataset
-    steps, actions = batches.own_steps()
+def test_online_steps_are_all_pairs_of_states_of_the_replay(large):
+    _, batches = large
+    replay = batches.online_store.dataset
+    steps, actions = batches.online_steps()
     assert len(steps) == 40 + 8 + 25 - 3
-    assert np.array_equal(steps, own.observations[own.origins[:, None] + np.arange(2)])
-    assert np.array_equal(actions, own.actions[own.origins])
+    assert np.array_equal(steps, replay.observations[replay.transition_rows[:, None] + np.arange(2)])
+    assert np.array_equal(actions, replay.actions[replay.transition_rows])
 
 
-def test_what_is_kept_changes_nothing(either_agent, make_dataset):
-    """Latents from the cache are those that are computed for each batch."""
+def test_online_steps_follow_a_replay_that_drops_episodes(agent, make_dataset, make_replay, states):
+    replay = make_replay((12,), capacity=60)
+    batches = OnlineBatches(agent, make_dataset(), replay)
+    for lengths in ((14,), (5, 20), (), (2, 13, 9), (31,), (40, 11)):
+        dropped = sum(replay.add(states(n, seed=n), np.zeros((n - 1, ACTION_DIM))) for n in lengths)
+        batches.refresh(dropped)
+        steps, actions = batches.online_steps()
+        assert len(steps) == len(actions) == len(replay.transition_rows)
+
+
+def test_cached_latents_are_those_computed_for_a_batch(agent, make_dataset):
     data = make_dataset()
-    kept, fresh = either_agent.latent_store(data, cached=True), either_agent.latent_store(data, cached=False)
-    assert kept.cached and not fresh.cached
+    cached, computed = StateStore(data, agent, caches=True), StateStore(data, agent, caches=False)
+    assert cached.caches_z and cached.caches_state_latents and not computed.caches_z
     rows = np.random.default_rng(0).integers(len(data), size=50)
-    torch.testing.assert_close(kept.read(rows), fresh.read(rows), rtol=1e-4, atol=1e-5)
     states = torch.from_numpy(data.observations[rows])
-    torch.testing.assert_close(kept.read(rows), either_agent.encoder.encode_slow(states), rtol=1e-4, atol=1e-5)
-
-    if either_agent.config.memory:
-        assert kept.read_full(rows) is None and fresh.read_full(rows) is None
-        return
-    assert kept.keeps_full and not fresh.keeps_full
-    for store in kept, fresh:
-        torch.testing.assert_close(store.read_full(rows), either_agent.encode_seen(states), rtol=1e-4, atol=1e-5)
+    for store in cached, computed:
+        z = store.z(rows, states)
+        torch.testing.assert_close(z, agent.encoder.encode_features(states), rtol=1e-4, atol=1e-5)
+        latents = store.state_latents(rows, states)
+        torch.testing.assert_close(latents, agent.encode_policy_states(states), rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_reads_what_is_kept(make_online, make_dataset, make_replay):
-    agent = make_online(online_share=0.25)
-    batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
-    assert batch.is_online.any() and not batch.is_online.all()
-    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states), rtol=1e-4, atol=1e-5)
-
-
-def test_what_is_not_kept_is_computed_where_it_is_read(make_online, make_dataset, make_replay, monkeypatch):
+def test_batches_without_a_cache_have_the_same_latents(make_online, make_dataset, make_replay, monkeypatch):
+    agent, data, replay = make_online(), make_dataset(), make_replay((40, 8, 25))
+    cached = agent.open_batches(data, replay).sample(np.random.default_rng(0))
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', 0)
-    agent = make_online(online_share=0.25)
-    batch = agent.open_batches(make_dataset(), make_replay((40, 8, 25))).sample(np.random.default_rng(0))
-    assert batch.full is None
-    torch.testing.assert_close(agent.remember(batch), agent.encode_seen(batch.seen_states))
+    computed = agent.open_batches(data, replay).sample(np.random.default_rng(0))
+    assert torch.equal(cached.rows, computed.rows)
+    for name in ('z', 'state_latents'):
+        torch.testing.assert_close(getattr(cached, name), getattr(computed, name), rtol=1e-4, atol=1e-5)
 
 
-def test_windows_cover_all_transitions(make_dataset, make_replay):
-    """All rows that have a next state are drawn, as often on average; windows end where trajectories do."""
-    stores = TaggedStore(make_dataset()), TaggedStore(make_replay((40, 8, 25)))
-    batches = OnlineBatches(*stores, size=12 * 400, action_dim=ACTION_DIM, window=12)
-    batch = batches.sample(np.random.default_rng(0))
-    data, rows = stores[0].dataset, batch.rows.numpy()
-    assert batch.windows.shape[:2] == batch.positions.shape == (400, 12) and set(rows) == set(data.origins)
-    firsts = rows - batch.positions.numpy().ravel()
-    assert np.array_equal(data.end_of[firsts], data.end_of[rows])
-    assert np.array_equal(batch.windows[:, 0], data.observations[firsts.reshape(400, 12)[:, 0]])
-    assert np.array_equal(batch.states, data.observations[rows]) and (rows < data.end_of[rows]).all()
-
-
-def test_large_data_are_not_kept(make_online, make_dataset, monkeypatch):
-    agent, data = make_online(), make_dataset()
-    assert agent.latent_store(data).keeps_full
+def test_large_data_are_not_cached(agent, make_dataset, monkeypatch):
+    data = make_dataset()
     size = 4 * D * len(data)
+    assert StateStore(data, agent).caches_state_latents
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', size)
-    assert agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
+    assert StateStore(data, agent).caches_z and not StateStore(data, agent).caches_state_latents
     monkeypatch.setattr(online_batches, 'CACHE_BYTES', size - 1)
-    assert not agent.latent_store(data).cached and not agent.latent_store(data).keeps_full
+    assert not StateStore(data, agent).caches_z
 
 
-def test_an_update_with_resting_values_leaves_them(make_online, make_batches):
-    agent = make_online(value_interval=0)
-    before = copy.deepcopy(agent.offline.nets.state_dict())
-    agent.update(make_batches(agent).sample(np.random.default_rng(0)))
-    assert all(torch.equal(p, before[name]) for name, p in agent.offline.nets.state_dict().items())
+def test_the_encoder_sees_few_sizes_of_batches(agent, make_dataset, monkeypatch):
+    """oneDNN compiles a product for each new number of rows, and keeps it."""
+    sizes = set()
+    encode = agent.encoder.encode_features
+    monkeypatch.setattr(agent.encoder, 'encode_features', lambda states: sizes.add(len(states)) or encode(states))
+    for lengths in ((2, 40), (77,), (128,), (129,), (200,)):
+        StateStore(make_dataset(lengths), agent)
+    assert sizes == {128, 256}

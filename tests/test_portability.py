@@ -1,4 +1,4 @@
-"""Windows and macOS: nothing on the main path that only Unix has. Read from the source, since CI runs on Linux."""
+"""No Unix-only feature on the main path, judged from the source."""
 
 import ast
 import re
@@ -7,20 +7,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted({*ROOT.glob('*.py'), *(ROOT / 'scripts').glob('*.py')} - {ROOT / 'scripts' / 'soak.py'})  # it kills
+FOLDERS = ('.', 'environments', 'figures', 'labeling', 'observing', 'planning', 'scripts', 'scripts/*')
+FILES = sorted({path for folder in FOLDERS for path in ROOT.glob(f'{folder}/*.py')}
+               - {ROOT / 'scripts' / 'soak.py'})  # which sends SIGKILL
 UNIX_MODULES = {'fcntl', 'resource', 'pwd', 'grp', 'termios', 'pty', 'posix'}
-UNIX_NAMES = {'fork', 'forkpty', 'getuid', 'geteuid', 'killpg', 'setsid', 'setpgid', 'uname', 'mkfifo', 'nice',
-              'SIGKILL', 'SIGSTOP', 'SIGCONT', 'SIGALRM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'alarm', 'sched_setaffinity'}
+UNIX_NAMES = {'fork', 'forkpty', 'getuid', 'geteuid', 'killpg', 'setsid', 'setpgid', 'uname', 'mkfifo',
+              'nice', 'alarm', 'sched_setaffinity', 'SIGKILL', 'SIGSTOP', 'SIGCONT', 'SIGALRM', 'SIGHUP',
+              'SIGUSR1', 'SIGUSR2'}
 
 
 def problems(source):
-    """-> what only Unix has, or what Windows does otherwise, in a source text."""
+    """Return the features of a source text that only Unix has, or that differ on Windows."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
             found += [name for name in names if name in UNIX_MODULES]
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ('os', 'signal'):
+        elif isinstance(node, ast.Attribute) and getattr(node.value, 'id', '') in ('os', 'signal'):
             found += [node.attr] * (node.attr in UNIX_NAMES)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found += re.findall(r'^/(?:tmp|dev|var)\b\S*$', node.value)
@@ -30,7 +33,7 @@ def problems(source):
             if name in ('get_context', 'set_start_method') and getattr(node.args[0], 'value', '') != 'spawn':
                 found.append(f'{name} other than spawn')
             if name == 'rename':
-                found.append('rename: fails on Windows where the target is there; replace does not')
+                found.append('rename: fails on Windows if the target exists; replace does not')
             if name in ('Popen', 'run', 'call') and getattr(options.get('shell'), 'value', False):
                 found.append('shell=True')
             if name in ('read_text', 'write_text') and 'encoding' not in options:
@@ -39,18 +42,19 @@ def problems(source):
 
 
 @pytest.mark.parametrize('source', [
-    'import fcntl', 'from resource import getrusage', 'import os\nos.fork()', 'open("/tmp/x")', 'p.read_text()',
-    'import signal\nsignal.SIGKILL', 'multiprocessing.get_context("fork")', 'os.rename(a, b)', 'run("ls", shell=True)'])
-def test_problems_are_found(source):
+    'import fcntl', 'from resource import getrusage', 'import os\nos.fork()', 'open("/tmp/x")',
+    'p.read_text()', 'import signal\nsignal.SIGKILL', 'multiprocessing.get_context("fork")',
+    'os.rename(a, b)', 'run("ls", shell=True)'])
+def test_problems_finds_unix_features(source):
     assert problems(source)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_nothing_that_only_unix_has(path):
+def test_sources_use_no_unix_features(path):
     assert not problems(path.read_text(encoding='utf-8'))
 
 
-def test_make_targets_are_wrappers_that_the_docs_spell_out():
+def test_docs_list_the_make_targets():
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
     targets = re.search(r'^\.PHONY:(.*)$', makefile, re.M)[1].split()
     assert {'demo', 'test', 'install', 'clean'} <= set(targets)

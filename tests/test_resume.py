@@ -1,4 +1,7 @@
-"""A run that is stopped or killed anywhere goes on as if nothing had happened; children are forked, to save imports."""
+"""Runs that are stopped or killed anywhere and resumed end like uninterrupted ones, to the bit.
+
+Trainings run in forked children, which saves their imports.
+"""
 
 import os
 import random
@@ -17,52 +20,64 @@ import torch
 from tqdm import tqdm
 
 import offline_trainer
-import ogbench_utils
 import online_trainer
-from offline_agent import OfflineAgent, OfflineConfig
+from labeling.labeler import Labeler
+from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
 from support.flags import run_main
 from support.metrics import read_csv
+from support.npz import load_trajectories
 
 if not hasattr(os, 'fork'):
     pytest.skip('needs os.fork', allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
-OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
-                      '--batch_size 4 --num_updates 40 --val_interval 6 --log_interval 4 --val_batches 2')
+OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
+                      '--transition_steps 5 --batch_size 4 --num_updates 40 --val_interval 6 '
+                      '--log_interval 4')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 3 --random_steps 90 '
-                     '--labeler_updates 2 --initial_updates 12 '
-                     '--max_steps 450 --update_ratio 0.2 --eval_interval 150 --eval_episodes 1 --final_eval_episodes 2')
+                     '--initial_updates 12 --max_steps 450 --update_ratio 0.2 --eval_interval 150 '
+                     '--eval_episodes 1 --final_eval_episodes 2')
 
 
 @pytest.fixture(scope='module')
 def data_path(tmp_path_factory):
     """Four trajectories of 200 states of the bundled set."""
     path = tmp_path_factory.mktemp('data') / 'slice.npz'
-    bundled = ROOT / 'datasets' / f'{ogbench_utils.BUNDLED_NAME}.npz'
-    observations = ogbench_utils.load_trajectories(bundled, 4)[0].reshape(4, -1, 29)[:, :200].reshape(-1, 29)
+    bundled = ROOT / 'datasets' / f'{BUNDLED_NAME}.npz'
+    observations = load_trajectories(bundled, 4)[0].reshape(4, -1, 29)[:, :200].reshape(-1, 29)
     np.savez(path, observations=observations, terminals=np.arange(800) % 200 == 199)
     return path
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path, make_short_env):
-    """No curves, short episodes, a folder of its own."""
+    """Draw no curves, shorten episodes, work in tmp_path."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda curves, panels, path, _: path.with_name('curves.png').touch())
+        monkeypatch.setattr(script, 'plot_curves',
+                            lambda curves, panels, path, _: path.with_name('curves.png').touch())
     monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def rows_of_few_updates():
+def short_log_interval():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_trainer, 'LOG_INTERVAL', 4)
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_labeler():
+    """Fit the labeler with 2 updates of its kernel."""
+    fit = Labeler.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
+        yield
+
+
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, data_path, make_short_env):
+def whole(tmp_path_factory, data_path, make_short_env, quick_labeler):
     """Uninterrupted runs: {trainer: (flags, folder)}."""
     folder, runs = tmp_path_factory.mktemp('whole'), {}
     with pytest.MonkeyPatch.context() as patch:
@@ -78,12 +93,12 @@ def whole(tmp_path_factory, data_path, make_short_env):
 
 
 def start(script, flags):
-    """Run a trainer's main in a forked child -> pid."""
+    """Run a trainer's main in a forked child; return its pid."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
-    tqdm.set_lock(threading.RLock())  # its own is shared with the parent: a child killed with it would block all
+    tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent: a killed child would block it
     code = 1
     try:
         run_main(lambda: script.main([*flags]))
@@ -99,7 +114,8 @@ def start(script, flags):
 
 
 def ended(pid, seconds=0.0):
-    """Wait for so long -> exit code, negative for a signal, or None while it runs."""
+    """Wait up to `seconds` for the exit code, which is negative for a signal; None if the child still runs.
+    """
     deadline = time.monotonic() + seconds
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -111,7 +127,8 @@ def ended(pid, seconds=0.0):
 
 
 def timeless(path):
-    return [{name: value for name, value in row.items() if not name.startswith('time')} for row in read_csv(path)]
+    return [{name: value for name, value in row.items() if not name.startswith('time')}
+            for row in read_csv(path)]
 
 
 def assert_same_run(script, whole, folder, assert_same):
@@ -127,8 +144,8 @@ def assert_same_run(script, whole, folder, assert_same):
 
 
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])
-def test_killed_at_random_moments_and_resumed(script, whole, tmp_path, assert_same):
-    """SIGKILL six times; whatever was being done, the end is that of the run that nobody touched, bit for bit."""
+def test_killed_run_resumes_to_the_bit(script, whole, tmp_path, assert_same):
+    """After six SIGKILLs at random moments the result equals that of the uninterrupted run."""
     folder, kills, codes = tmp_path / 'run', 0, []
     seconds = {offline_trainer: 0.8, online_trainer: 1.5}[script]
     while not codes:
@@ -148,15 +165,15 @@ def test_killed_at_random_moments_and_resumed(script, whole, tmp_path, assert_sa
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])
-def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert_same, capfd):
-    """Three times, at random moments; each stop saves, draws, and prints the command that goes on."""
+def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_same, capfd):
+    """After three signals at random moments; each stop saves, draws, and prints the command that resumes."""
     folder, flags = tmp_path / 'run', whole[script][0]
     command, stops = [*flags, '--save_dir', str(folder)], 0
     for _ in range(3):
         pid = start(script, command)
         code = None
         while code is None and not ((folder / 'run.lock').exists() and (folder / 'config.json').exists()):
-            code = ended(pid, 0.002)  # before, a signal says 'stopped' and no more
+            code = ended(pid, 0.002)  # an earlier signal prints 'stopped' only
         if code is None:
             code = ended(pid, random.uniform(0, 0.4))
         if code is None:
@@ -165,7 +182,7 @@ def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert
         if code == 0:
             break
         output = capfd.readouterr().out
-        assert code == 128 + number and 'stopped; go on with:\npython ' in output
+        assert code == 128 + number and 'stopped; continue with:\npython ' in output
         assert script is online_trainer or (folder / 'last.pth').exists()
         assert script is online_trainer or (folder / 'curves.png').exists()
         program, *command = shlex.split(output.splitlines()[-1])[1:]
@@ -176,15 +193,14 @@ def test_stopped_by_a_signal_and_resumed(script, number, whole, tmp_path, assert
     assert_same_run(script, whole, folder, assert_same)
 
 
-def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
-    """At every update of the first two rounds in turn, and in the evaluation behind them; Q, V and proposer, which
-    stay as they are in the other tests, are trained on."""
-    flags, folder = [*whole[online_trainer][0], '--value_interval', '4'], tmp_path / 'run'
+def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
+    """A stop at every update of the first two rounds in turn, and in the evaluation after them."""
+    flags, folder = whole[online_trainer][0], tmp_path / 'run'
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
-    update, seen = online_trainer.OnlineAgent.update, []
+    update, steps = online_trainer.OnlineAgent.update, []
 
     def stop_now(self, *arguments):
-        seen.append(self.step)
+        steps.append(self.step)
         os.kill(os.getpid(), signal.SIGINT)
         return update(self, *arguments)
 
@@ -194,10 +210,11 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
             online_trainer.main([*flags, '--save_dir', str(folder), *['--resume'][:number > 1]])
         content = load_checkpoint(folder / 'last.pth')
         assert end.value.code == 130 and content['agent']['step'] == number
-    assert seen == list(range(15)) and len(content['round']['infos']) == 3  # 12 updates in the first round
+    assert steps == list(range(15)) and len(content['round']['infos']) == 3  # 12 updates in the first round
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', update)
     evaluate = online_trainer.evaluate
-    monkeypatch.setattr(online_trainer, 'evaluate', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9))
+    monkeypatch.setattr(online_trainer, 'evaluate',
+                        lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(9))
     with pytest.raises(SystemExit) as end:
         online_trainer.main([*flags, '--save_dir', str(folder), '--resume'])
     assert end.value.code == 143
@@ -206,8 +223,9 @@ def test_a_stop_among_the_updates_of_a_round_loses_none(whole, tmp_path, monkeyp
     assert_same_run(online_trainer, {online_trainer: (flags, tmp_path / 'whole')}, folder, assert_same)
 
 
-def test_second_signal_ends_at_once(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update', lambda *_: [time.sleep(0.01) for _ in range(3000)])
+def test_second_signal_ends_the_process(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update',
+                        lambda *_: [time.sleep(0.01) for _ in range(3000)])
     folder = tmp_path / 'run'
     pid = start(offline_trainer, [*whole[offline_trainer][0], '--save_dir', str(folder)])
     while not (folder / 'train.csv').exists():
@@ -221,7 +239,7 @@ def test_second_signal_ends_at_once(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])
-def test_a_finished_run_says_so_and_changes_nothing(script, whole, tmp_path, capfd, assert_same):
+def test_resuming_a_finished_run_changes_nothing(script, whole, tmp_path, capfd, assert_same):
     folder = tmp_path / 'copy'
     shutil.copytree(whole[script][1], folder)
     before = {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
@@ -239,19 +257,21 @@ def test_a_finished_run_says_so_and_changes_nothing(script, whole, tmp_path, cap
      ['--dataset was antmaze-medium-navigate-v0, is antmaze-large-navigate-v0']),
     (offline_trainer, ['--lr', '0.1', '--val_interval', '7'],
      ['--lr was 0.0003, is 0.1', '--val_interval was 6, is 7']),
-    (online_trainer, ['--num_envs', '2', '--update_ratio', '1'], ['--num_envs was 3, is 2', '--update_ratio was 0.2']),
+    (online_trainer, ['--num_envs', '2', '--update_ratio', '1'],
+     ['--num_envs was 3, is 2', '--update_ratio was 0.2']),
 ])
-def test_contradicting_flags_are_named(script, changes, words, whole, tmp_path):
+def test_resume_names_contradicting_flags(script, changes, words, whole, tmp_path):
     folder = tmp_path / 'copy'
     shutil.copytree(whole[script][1], folder)
     with pytest.raises(ValueError, match='--resume needs the flags') as caught:
         script.main([*whole[script][0], *changes, '--save_dir', str(folder), '--resume'])
     for word in words:
         assert word in str(caught.value)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole[script][1].iterdir())
+    copied, original = (sorted(path.name for path in run.iterdir()) for run in (folder, whole[script][1]))
+    assert copied == original
 
 
-def test_other_data_under_the_same_flags_is_refused(whole, tmp_path, data_path):
+def test_resume_refuses_other_data(whole, tmp_path, data_path):
     folder, other = tmp_path / 'copy', tmp_path / 'other.npz'
     shutil.copytree(whole[offline_trainer][1], folder)
     with np.load(data_path, allow_pickle=False) as arrays:
@@ -262,10 +282,10 @@ def test_other_data_under_the_same_flags_is_refused(whole, tmp_path, data_path):
     with pytest.raises(ValueError, match='--resume needs the data'):
         offline_trainer.main([*flags, '--dataset_path', str(other)])
     shutil.copy(data_path, other)
-    offline_trainer.main([*flags, '--dataset_path', str(other)])  # the same data elsewhere
+    offline_trainer.main([*flags, '--dataset_path', str(other)])  # the same data in another file
 
 
-def test_budgets_may_be_raised_and_weights_are_those_of_one_long_run(whole, tmp_path, assert_same):
+def test_raised_budget_gives_the_weights_of_one_long_run(whole, tmp_path, assert_same):
     flags, reference = whole[offline_trainer]
     run = [*flags, '--save_dir', str(tmp_path / 'run')]
     offline_trainer.main([*run, '--num_updates', '17'])
@@ -275,7 +295,7 @@ def test_budgets_may_be_raised_and_weights_are_those_of_one_long_run(whole, tmp_
 
 
 def test_online_resumes_without_the_offline_checkpoint(whole, tmp_path, assert_same):
-    """It was renamed, deleted or trained on; the online run has its own copy."""
+    """The checkpoint of an online run has a copy of the offline agent."""
     flags = whole[online_trainer][0]
     source, folder = tmp_path / 'offline.pth', tmp_path / 'run'
     shutil.copy(flags[-1], source)
@@ -286,7 +306,7 @@ def test_online_resumes_without_the_offline_checkpoint(whole, tmp_path, assert_s
     assert load_checkpoint(folder / 'last.pth')['collector']['steps'] == 180
 
 
-def test_best_so_far_is_remembered(whole, tmp_path, monkeypatch):
+def test_resume_keeps_the_best_model(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(offline_trainer, 'validate', lambda agent, *_: {'total_loss': abs(agent.step - 12)})
     run = [*whole[offline_trainer][0], '--save_dir', str(tmp_path / 'run')]
     offline_trainer.main([*run, '--num_updates', '18'])
@@ -294,8 +314,8 @@ def test_best_so_far_is_remembered(whole, tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / 'run' / 'best_model.pth')['agent']['step'] == 12
 
 
-def test_global_generators_go_on(whole, tmp_path, monkeypatch):
-    """Nothing in the training draws from them now; if something ever does, a resumed run still agrees."""
+def test_resume_restores_the_global_generators(whole, tmp_path, monkeypatch):
+    """The trainings do not draw from them; an update that does so is resumed exactly."""
     update = offline_trainer.OfflineAgent.update
 
     def noisy(self, batch):
@@ -308,17 +328,3 @@ def test_global_generators_go_on(whole, tmp_path, monkeypatch):
     offline_trainer.main([*flags, '--save_dir', 'two', '--num_updates', '6'])
     offline_trainer.main([*flags, '--save_dir', 'two', '--resume'])
     assert timeless('one/train.csv') == timeless('two/train.csv')
-
-
-def test_latents_do_not_depend_on_when_they_were_made(make_online, make_replay):
-    """Round by round, as a run goes, or all at once, as a resumed one starts; at the real size of a latent."""
-    agent = make_online(offline=OfflineAgent(5, OfflineConfig()))
-    replay = make_replay((2,))
-    store = agent.latent_store(replay)
-    for seed, lengths in enumerate([(2, 3), (15, 130, 8), (40,)]):
-        for other in lengths:
-            replay.add(np.random.default_rng(seed).normal(size=(other, 5)).astype(np.float32),
-                       np.zeros((other - 1, 3), np.float32))
-        store.refresh()
-    again = agent.latent_store(replay)
-    assert torch.equal(store.z, again.z)

@@ -18,29 +18,30 @@ ROWS = np.arange(len(TRAJECTORY))
 CONTEXT, STEPS = 12, 4
 LENGTH = CONTEXT + STEPS  # of a window
 
+
 def make_tagged(**changes):
-    """A state is (its trajectory, its row), so that a batch says where everything comes from."""
+    """Dataset whose states are (trajectory, row), so that a batch shows the origin of its states."""
     sampling = dict(context_length=CONTEXT, transition_steps=STEPS, discount=0.9, positions_per_window=6)
     return TrajectoryDataset(np.stack([TRAJECTORY, ROWS], 1).astype(np.float32),
                              np.append(0, ENDS[:-1] + 1), ENDS, **(sampling | changes))
 
 
 def draw_batch(size=300, seed=0, **changes):
-    """-> a batch as numpy arrays, and the rows (B, P) that its transitions start from."""
+    """Return a batch of numpy arrays, and the rows (B, P) of its transitions."""
     tensors = make_tagged(**changes).sample(size, np.random.default_rng(seed))
     batch = SimpleNamespace(**{name: tensor.numpy() for name, tensor in vars(tensors).items()})
     return batch, np.take_along_axis(batch.observations[..., 1], batch.positions, 1).astype(int)
 
 
 def draw_transitions(size=20_000, seed=0, **changes):
-    """-> sample_transitions's arrays for random rows that have a next state, and the rows."""
+    """Return Transitions of random rows with a next state, and the rows."""
     data, rng = make_tagged(**changes), np.random.default_rng(seed)
-    rows = rng.choice(data.origins, size)
+    rows = rng.choice(data.transition_rows, size)
     return data.sample_transitions(rows, rng), rows
 
 
 # --------------------------------------------------------------------------------------------------- windows
-def test_windows_stay_inside_a_trajectory_and_have_a_context_where_they_can():
+def test_windows_stay_inside_a_trajectory():
     batch, _ = draw_batch(2000)
     trajectory, rows = np.moveaxis(batch.observations, -1, 0).astype(int)
     valids, first, end = batch.valids, rows[:, :1], END_OF[rows[:, :1]]
@@ -55,29 +56,31 @@ def test_windows_stay_inside_a_trajectory_and_have_a_context_where_they_can():
 
 
 @pytest.mark.parametrize('length', [201, 1001])
-def test_how_often_rows_near_a_border_are_drawn(length):
-    """Windows lie around a uniform row and are moved inside where they overlap a border. So against a mean of 1,
-    the i-th row from the nearer border has weight (c + 1 + 2i) / 2c (0.5 to 1.5) for i < c, any other 1."""
-    c, n, origins = 100, 20_000, length - 1
-    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]), np.array([origins]), c,
-                             transition_steps=25, positions_per_window=0)
-    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(origins)
+def test_draw_windows_weight_of_rows_near_a_border(length):
+    """Windows lie around a uniform row and are moved inside if they overlap a border. Relative to the mean,
+    the i-th row from the nearer border has weight (c + 1 + 2i) / 2c (0.5 to 1.5) for i < c, every other row
+    1."""
+    c, n, transition_rows = 100, 20_000, length - 1
+    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]),
+                             np.array([transition_rows]), c, transition_steps=25, positions_per_window=0)
+    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(transition_rows)
     drawn = (batch.observations[:, :1, 0] + batch.positions).int().numpy()
-    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / origins)
-    border = np.minimum(rows, origins - 1 - rows)
+    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / transition_rows)
+    border = np.minimum(rows, transition_rows - 1 - rows)
     expected = np.where(border < c, (c + 1 + 2 * border) / (2 * c), 1)
-    assert weight[origins] == 0  # the last row has no next state
-    assert (np.abs(weight[:origins] - expected) < 5 * np.sqrt(expected * origins / (n * c))).all()
-    assert weight[:origins].min() > 0.4 and weight.max() < 1.65
+    assert weight[transition_rows] == 0  # the last row has no next state
+    tolerance = 5 * np.sqrt(expected * transition_rows / (n * c))
+    assert (np.abs(weight[:transition_rows] - expected) < tolerance).all()
+    assert weight[:transition_rows].min() > 0.4 and weight.max() < 1.65
 
 
-def test_short_and_long_trajectories_are_drawn_as_often():
-    """Per row, whatever the length: one shorter than a window is taken whole."""
+def test_sample_draws_short_and_long_trajectories_equally_often():
+    """Rows have the same weight at any length of their trajectory."""
     _, rows = draw_batch(30_000)
-    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().origins))
+    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().transition_rows))
     assert (weight[ENDS] == 0).all()
     assert np.delete(weight, ENDS).min() > 0.45
-    assert weight.max() < 2  # reached in the middle of a trajectory of almost two contexts
+    assert weight.max() < 2  # the maximum is in the middle of a trajectory of almost two contexts
     for end, length in zip(ENDS, LENGTHS, strict=True):
         assert weight[end - length + 1:end].mean() == pytest.approx(1, abs=0.1)
 
@@ -93,24 +96,24 @@ def test_transitions_are_k_steps_or_up_to_the_end():
     assert np.take_along_axis(batch.valids, following, 1).all()
 
 
-def test_every_state_that_has_a_next_one_is_drawn_and_no_end_ever():
+def test_sample_draws_every_transition_row_and_no_end():
     _, rows = draw_batch(2000)
-    assert set(make_tagged().origins) == set(rows.ravel()) == set(ROWS) - set(ENDS)
+    assert set(make_tagged().transition_rows) == set(rows.ravel()) == set(ROWS) - set(ENDS)
 
 
-@pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than there are
-def test_every_position_of_a_window_can_be_asked_for(count):
+@pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than a window has
+def test_sample_with_all_positions_of_a_window(count):
     batch, rows = draw_batch(positions_per_window=count)
     first = batch.observations[:, 0, 1].astype(int)
     long = np.array(LENGTHS)[TRAJECTORY[first]] > CONTEXT
     assert long.any() and not long.all()
     assert (batch.positions[long] == np.arange(CONTEXT)).all()
-    for row in rows[~long]:  # repeats the last one that has a next state
+    for row in rows[~long]:  # the last row with a next state is repeated
         end = END_OF[row[0]]
         assert set(row) == set(range(row[0], end)) and row[0] == end - LENGTHS[TRAJECTORY[end]] + 1
 
 
-def test_a_batch_is_state_only_and_ready_for_the_networks(make_replay):
+def test_window_batch_is_state_only_and_float32(make_replay):
     for data in (make_tagged(), make_replay()):
         batch = data.sample(3, np.random.default_rng(0))
         tensors = vars(batch)
@@ -121,7 +124,7 @@ def test_a_batch_is_state_only_and_ready_for_the_networks(make_replay):
         assert batch.goals.shape == batch.proposer_goals.shape == (3, 6, data.observations.shape[1])
 
 
-def test_a_batch_depends_on_the_generator_alone():
+def test_sample_depends_on_the_generator_only():
     data, rng = make_tagged(), np.random.default_rng(3)
     state = rng.bit_generator.state
     first, second = data.sample(5, rng), data.sample(5, rng)
@@ -133,7 +136,7 @@ def test_a_batch_depends_on_the_generator_alone():
 
 
 # ---------------------------------------------------------------------------------------- goals and rewards
-def test_goals_are_the_current_state_ahead_or_anywhere():
+def test_goals_are_current_future_or_random_rows():
     batch, rows = draw_batch(3000)
     trajectory, goals = np.moveaxis(batch.goals, -1, 0).astype(int)
     current, future = batch.at_goal, batch.future
@@ -146,7 +149,7 @@ def test_goals_are_the_current_state_ahead_or_anywhere():
 
 
 @pytest.mark.parametrize('current, random', [(0.2, 0.3), (0.0, 0.0), (0.3, 0.7), (1.0, 0.0), (0.0, 1.0)])
-def test_shares_of_goals_are_the_flags(current, random):
+def test_fractions_of_goals_equal_the_flags(current, random):
     batch, _ = draw_transitions(current_goals=current, random_goals=random)
     shares = batch.at_goal.mean(), batch.future.mean()
     assert np.abs(np.subtract(shares, (current, 1 - current - random))).max() < 0.015
@@ -154,7 +157,7 @@ def test_shares_of_goals_are_the_flags(current, random):
         assert (share == 0) == (expected < 1e-9)
 
 
-def test_future_goals_are_geometric_among_the_states_that_are_left():
+def test_future_goals_have_a_truncated_geometric_distribution():
     data, rng = make_tagged(current_goals=0, random_goals=0), np.random.default_rng(0)
     distance = data.sample_transitions(np.full(20_000, 20), rng).goal_rows - 20  # 19 states are left
     frequency = np.bincount(distance, minlength=20) / 20_000
@@ -164,16 +167,16 @@ def test_future_goals_are_geometric_among_the_states_that_are_left():
 
 
 def simulate(row, goal, next_row):
-    """Walk from row to next_row at -1 per step, discount 0.9 -> (reward, discount of what comes after)."""
+    """Walk from row to next_row at -1 per step with discount 0.9; return (reward, discount afterwards)."""
     reward, discount = 0.0, 1.0
-    for place in range(row, next_row):
-        if place == goal:
+    for position in range(row, next_row):
+        if position == goal:
             return reward, 0.0
         reward, discount = reward - discount, discount * 0.9
     return reward, 0.0 if next_row == goal else discount
 
 
-def test_rewards_and_discounts_are_those_of_walking_to_the_goal():
+def test_rewards_and_discounts_equal_a_simulated_walk():
     batch, rows = draw_transitions(4000)
     goals = np.where(batch.at_goal | batch.future, batch.goal_rows, -1)  # -1: never met
     walked = [simulate(*numbers) for numbers in zip(rows, goals, batch.next_rows, strict=True)]
@@ -186,7 +189,7 @@ def test_rewards_and_discounts_are_those_of_walking_to_the_goal():
     assert (batch.rewards[batch.at_goal] == 0).all()
 
 
-def test_proposer_goals_are_uniform_over_the_future():
+def test_proposer_goals_are_uniform_over_future_rows():
     data, rng = make_tagged(proposer_random_goals=0), np.random.default_rng(0)
     batch = data.sample_transitions(np.full(20_000, 19), rng)  # 20 states follow
     count = np.bincount(batch.proposer_goal_rows, minlength=len(ROWS))
@@ -196,13 +199,13 @@ def test_proposer_goals_are_uniform_over_the_future():
 
 
 @pytest.mark.parametrize('share', [0.2, 1.0])
-def test_proposer_goals_from_anywhere_are_never_near(share):
+def test_random_proposer_goals_are_never_near(share):
     batch, rows = draw_transitions(proposer_random_goals=share)
     goals, near = batch.proposer_goal_rows, batch.proposer_near
     assert (goals[near] > rows[near]).all() and (goals[near] <= batch.next_rows[near]).all()
     elsewhere = (TRAJECTORY[goals] != TRAJECTORY[rows]) | (goals <= rows)
     assert not (near & elsewhere).any()
-    behind = np.mean([1 - (END_OF[row] - row) / len(ROWS) for row in rows])  # chance that any row is elsewhere
+    behind = np.mean([1 - (END_OF[row] - row) / len(ROWS) for row in rows])  # chance of a row elsewhere
     assert abs(elsewhere.mean() - share * behind) < 0.015
     assert near.any() == (share < 1)
 
@@ -213,7 +216,7 @@ def test_num_windows_and_statistics():
     ends = np.array([12, 26])  # 13 states, 12 of them with a next one, and 14
     assert TrajectoryDataset(np.zeros((27, 2)), np.array([0, 13]), ends, CONTEXT).num_windows == 1 + 2
     data = make_tagged()
-    data.observations = data.observations * 1e4 + 1e7  # float32 sums would lose this
+    data.observations = data.observations * 1e4 + 1e7  # float32 sums are not exact enough for these
     mean, std = data.statistics()
     rows = data.observations.astype(np.float64)
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
@@ -232,18 +235,20 @@ def test_num_windows_and_statistics():
     (dict(discount=1.0), 'discount=1.0'),
     (dict(discount=0.0), 'discount=0.0'),
 ])
-def test_impossible_numbers_are_refused_by_name(changes, name):
+def test_trajectory_dataset_names_parameters_out_of_range(changes, name):
     with pytest.raises(ValueError, match=name):
         make_tagged(**changes)
 
 
 # -------------------------------------------------------------------------------------------- replay buffer
 def episode(length, rng):
-    return rng.standard_normal((length, 3)).astype(np.float32), rng.uniform(-1, 1, (length - 1, 2)).astype('f4')
+    states = rng.standard_normal((length, 3)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (length - 1, 2)).astype(np.float32)
+    return states, actions
 
 
 def assert_holds(replay, episodes):
-    """The buffer's contents are exactly these episodes, in order."""
+    """Assert that the buffer contains exactly these episodes, in order."""
     assert len(replay) == sum(len(states) for states, _ in episodes)
     assert len(replay.starts) == len(replay.ends) == len(episodes)
     for (states, actions), start, end in zip(episodes, replay.starts, replay.ends, strict=True):
@@ -251,11 +256,11 @@ def assert_holds(replay, episodes):
         assert np.array_equal(replay.actions[start:end], actions)
         assert (replay.end_of[start:end + 1] == end).all()
     rows = set(range(len(replay)))
-    assert set(replay.origins) == rows - set(replay.ends) and len(replay.end_of) == len(replay)
+    assert set(replay.transition_rows) == rows - set(replay.ends) and len(replay.end_of) == len(replay)
 
 
 @pytest.mark.parametrize('capacity', [20, 61, 10_000])
-def test_replay_holds_the_newest_whole_episodes(capacity):
+def test_replay_keeps_the_newest_whole_episodes(capacity):
     rng = np.random.default_rng(capacity)
     replay, expected = ReplayBuffer(3, 2, capacity), []
     for length in rng.integers(2, 20, 60):
@@ -278,8 +283,8 @@ def test_replay_fills_its_last_slot():
     assert_holds(replay, [whole])
 
 
-def test_a_full_replay_does_not_move_at_every_episode():
-    """Its rows are copied to a new place only when the room behind them, a quarter, is used up."""
+def test_full_replay_seldom_copies_its_rows():
+    """Its rows are copied only when the spare room of a quarter is used up."""
     rng, replay, made = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=100), []
     queue = replay.queues['observations']
     empty = queue.empty
@@ -289,7 +294,7 @@ def test_a_full_replay_does_not_move_at_every_episode():
     assert len(replay) == 100 and 10 < len(made) < 35 and max(made) <= 130
 
 
-def test_replay_keeps_its_own_copy():
+def test_replay_copies_episodes():
     rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2)
     states, actions = episode(5, rng)
     kept = states.copy(), actions.copy()
@@ -298,7 +303,7 @@ def test_replay_keeps_its_own_copy():
     assert_holds(replay, [kept])
 
 
-def test_replay_goes_through_a_checkpoint(tmp_path):
+def test_replay_is_restored_from_a_checkpoint(tmp_path):
     rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=30)
     episodes = [episode(n, rng) for n in (12, 9, 7, 11)]
     for e in episodes[:3]:
@@ -313,7 +318,7 @@ def test_replay_goes_through_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize('states, actions', [(1, 0), (5, 5), (5, 3), (11, 10)])  # 11 rows do not fit
-def test_replay_refuses_what_is_no_episode(states, actions):
+def test_replay_refuses_bad_episodes(states, actions):
     rng, replay = np.random.default_rng(0), ReplayBuffer(3, 2, capacity=10)
     good = episode(6, rng)
     replay.add(*good)
@@ -322,9 +327,9 @@ def test_replay_refuses_what_is_no_episode(states, actions):
     assert_holds(replay, [good])
 
 
-def test_replay_samples_and_describes_filled_rows_only(make_replay):
+def test_replay_samples_filled_rows_only(make_replay):
     replay = make_replay(lengths=(15, 8, 33, 2))
-    assert len(replay.queues['observations'].storage) > len(replay)  # there is room to spare, and it must not show
+    assert len(replay.queues['observations'].storage) > len(replay)  # spare room must not be sampled
     mean, _ = replay.statistics()
     np.testing.assert_allclose(mean, replay.observations[:58].mean(0, dtype=np.float64))
     known = {tuple(row) for row in replay.observations[:58].tolist()}
@@ -338,14 +343,14 @@ NAME = 'antmaze-medium-navigate-v0'
 
 
 def write_npz(path, count, offset=0):
-    """`count` trajectories of 3 states with an array of actions that nothing may read."""
+    """Write `count` trajectories of 3 states, with actions that must not be read."""
     rows = np.arange(offset, offset + 3 * count, dtype=np.float32)
     np.savez(path, observations=np.stack([rows, -rows], 1), terminals=(np.arange(3 * count) % 3 == 2),
              actions=np.array(['not to be read'], dtype=object))
     return str(path)
 
 
-def test_load_dataset_takes_the_validation_file(tmp_path):
+def test_load_dataset_uses_the_validation_file(tmp_path):
     path = write_npz(tmp_path / 'some.npz', 20)
     write_npz(tmp_path / 'some-val.npz', 4, offset=1000)
     train, val, source = load_dataset(NAME, path, max_trajectories=7, context_length=3, transition_steps=2)
@@ -364,20 +369,21 @@ def test_load_dataset_holds_out_the_last_tenth(tmp_path, count, held):
     border = 3 * (count - held)
     assert train.observations[:, 0].tolist() == list(range(border))
     assert val.observations[:, 0].tolist() == list(range(border, 3 * count))
-    assert train.ends.tolist() == list(range(2, border, 3)) and val.ends.tolist() == list(range(2, 3 * held, 3))
+    assert train.ends.tolist() == list(range(2, border, 3))
+    assert val.ends.tolist() == list(range(2, 3 * held, 3))
     assert f'the last {held} trajectories are held out' in source.note
     assert train.context_length == val.context_length == 3
     assert set(val.sample(5, np.random.default_rng(0)).observations[..., 0].unique().int().tolist()) <= set(
         range(border, 3 * count))
 
 
-def test_load_dataset_needs_something_to_validate_on(tmp_path):
+def test_load_dataset_refuses_one_trajectory_without_validation_file(tmp_path):
     with pytest.raises(ValueError, match='some.npz: only one trajectory is used and there is no -val file'):
         load_dataset(NAME, write_npz(tmp_path / 'some.npz', 5), max_trajectories=1)
 
 
-def test_slowness_tells_what_lasts_from_what_returns():
-    """A drift, a noise and a constant; with as many steps the drift's share stays 1 and the noise's nothing."""
+def test_slowness_separates_drift_from_noise():
+    """Of a drift, noise and a constant, only the drift is slow."""
     rng = np.random.default_rng(0)
     drift = np.cumsum(rng.standard_normal((20, 200)), 1)
     observations = np.stack([drift, rng.standard_normal((20, 200)), np.ones((20, 200))], -1).reshape(-1, 3)
@@ -394,28 +400,28 @@ def make_trajectories(count=20, length=200, **dimensions):
     return TrajectoryDataset(observations, ends - length + 1, ends)
 
 
-def test_what_never_changes_within_a_trajectory_is_not_slow():
-    """A mass or an identifier differs between trajectories only: V must not see it instead of the place."""
+def test_slowness_is_zero_for_constants_of_a_trajectory():
+    """A mass or an identifier differs between trajectories only."""
     rng = np.random.default_rng(0)
-    place = np.cumsum(rng.standard_normal((20, 200)), 1)
+    position = np.cumsum(rng.standard_normal((20, 200)), 1)
     noise = rng.standard_normal((20, 200))
     identifier = np.arange(20)[:, None]
-    alone = make_trajectories(place=place, noise=noise).slowness()
-    slowness = make_trajectories(identifier=identifier, place=place, noise=noise).slowness()
+    alone = make_trajectories(position=position, noise=noise).slowness()
+    slowness = make_trajectories(identifier=identifier, position=position, noise=noise).slowness()
     assert slowness[0] == 0
     np.testing.assert_allclose(slowness[1:], alone)
 
 
-def test_no_time_scale_is_longer_than_the_trajectories():
-    """A dimension that hardly changes within a trajectory would have a time scale of a million steps."""
+def test_slowness_limits_the_time_scale_to_the_longest_trajectory():
+    """A dimension that hardly changes would otherwise have a time scale of a million steps."""
     rng = np.random.default_rng(0)
-    place = np.cumsum(rng.standard_normal((20, 200)), 1)
-    nearly = 1000 * np.arange(20)[:, None] + 1e-2 * place
-    slowness = make_trajectories(nearly=nearly, place=place).slowness()
+    position = np.cumsum(rng.standard_normal((20, 200)), 1)
+    nearly = 1000 * np.arange(20)[:, None] + 1e-2 * position
+    slowness = make_trajectories(nearly=nearly, position=position).slowness()
     assert slowness[0] == 1 and slowness[1] > 0.01
 
 
-def test_the_summary_of_slowness_warns_where_one_dimension_holds_nearly_all():
+def test_slowness_summary_warns_about_a_dominant_dimension():
     line, warning = slowness_summary(np.array([0.001, 1.0, 0.5]))
     assert '1: 1' in line and not warning
     line, warning = slowness_summary(np.array([0.001, 1.0, 0.05]))
@@ -423,7 +429,7 @@ def test_the_summary_of_slowness_warns_where_one_dimension_holds_nearly_all():
     assert not slowness_summary(np.ones(1))[1]
 
 
-def test_statistics_are_those_of_numpy_whatever_the_pieces(monkeypatch):
+def test_statistics_do_not_depend_on_the_pieces(monkeypatch):
     rng = np.random.default_rng(0)
     data = make_trajectories(7, 150, a=1000 + rng.standard_normal((7, 150)), b=rng.standard_normal((7, 150)))
     monkeypatch.setattr(trajectories, 'ROWS_AT_ONCE', 64)

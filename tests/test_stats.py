@@ -1,4 +1,4 @@
-"""Statistics against values worked out by hand or by brute force."""
+"""Statistics, compared with values computed by hand or by brute force."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import pytest
 from support.stats import bootstrap_interval, iqm, paired_comparison, wilson_interval
 
 
-def test_wilson_interval():
+def test_wilson_interval_equals_published_values():
     low, high = wilson_interval(8, 10)  # Newcombe 1998, the score interval of 8/10
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
     assert wilson_interval(0, 20)[0] == 0 and wilson_interval(20, 20)[1] == 1
-    assert wilson_interval(0, 20)[1] > 0.1, 'no successes in 20 episodes do not mean a rate of zero'
+    assert wilson_interval(0, 20)[1] > 0.1, '20 failures do not imply a rate of zero'
 
 
-def test_iqm_leaves_out_the_outer_quarters():
+def test_iqm_drops_the_outer_quarters():
     assert iqm([0, 1, 2, 99]) == 1.5
     assert iqm([5.0]) == 5.0
     assert iqm([1, 2]) == 1.5
@@ -32,7 +32,7 @@ def test_bootstrap_interval_covers_the_mean():
     assert bootstrap_interval(outlier, iqm)[1] < bootstrap_interval(outlier)[1]
 
 
-def test_paired_comparison():
+def test_paired_comparison_counts_discordant_episodes():
     ours, theirs = np.array([1] * 9 + [0] * 11), np.array([1] * 1 + [0] * 19)
     result = paired_comparison(ours, theirs)
     assert result['difference'] == pytest.approx(0.4)

@@ -1,4 +1,4 @@
-"""OpenMP threads spin while the cores are free and sleep while they are crowded; users who chose keep their choice."""
+"""OpenMP threads spin while cores are free and sleep while they are crowded; user settings stay."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def run(code, **settings):
 
 
 @pytest.mark.parametrize('name', ['offline_trainer', 'online_trainer', 'evaluate', 'model'])
-def test_torch_finds_the_settings_when_it_loads(name):
+def test_scripts_set_openmp_variables_before_importing_torch(name):
     """OpenMP reads them once, while torch is imported: what is set later does nothing."""
     found = run(f"""
 import os, sys
@@ -36,7 +36,7 @@ import {name}
 
 
 @pytest.mark.parametrize('settings', [{'OMP_WAIT_POLICY': 'ACTIVE'}, {'GOMP_SPINCOUNT': '7'}])
-def test_users_keep_their_settings(settings):
+def test_share_cores_keeps_user_settings(settings):
     code = f"""
 import os
 from support import threads
@@ -46,15 +46,15 @@ print(*(os.environ.get(name) for name in {SETTINGS}), threads._watcher)
     assert run(code, **settings) == [settings.get(name, 'None') for name in SETTINGS] + ['None']
 
 
-def test_programs_started_by_programs_share_as_well():
+def test_share_cores_works_in_child_processes():
     """They inherit what the first one set, which is not a user's choice."""
     code = 'from support import threads; threads.share_cores(); print(threads._watcher is not None)'
-    expected = str(threads.waited() is not None)
+    expected = str(threads.waiting_time() is not None)
     assert run(code) == run(code, GOMP_SPINCOUNT=threads.SPINS, KMP_BLOCKTIME='0') == [expected]
 
 
-@pytest.mark.skipif(threads.waited() is None, reason='needs /proc/self/task/*/schedstat')
-def test_a_crowd_comes_and_goes():
+@pytest.mark.skipif(threads.waiting_time() is None, reason='needs /proc/self/task/*/schedstat')
+def test_share_cores_suppresses_spinning_while_cores_are_crowded():
     """libgomp spins shortly while it has more threads than cores: they come when our threads wait for cores, and all of
     them leave when the cores are free again."""
     found = run("""
@@ -68,15 +68,15 @@ def waited():
     global time_waited
     time_waited += per_look
     return time_waited
-threads.waited, threads.INTERVAL = waited, 0.02
+threads.waiting_time, threads.INTERVAL = waited, 0.02
 torch.ones(1 << 20).add_(1)
 
 def tasks():
     return len(os.listdir('/proc/self/task'))
 
-def wait_until(arrived):
+def wait_until(received):
     for _ in range(500):
-        if arrived():
+        if received():
             break
         time.sleep(0.02)
     return tasks()

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B, replaced by recorders: they get what the CSV gets, and are not missed."""
+"""TensorBoard and W&B, replaced by recorders: they log the rows of the CSV, and no run needs them."""
 
 import importlib.util
 import subprocess
@@ -17,58 +17,62 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Both packages, replaced -> what they were told."""
-    told = SimpleNamespace(tensorboard=[], wandb=[], started=[])
+    """Replace both packages; return what they logged."""
+    logged = SimpleNamespace(tensorboard=[], wandb=[], started=[])
 
     class SummaryWriter:
         def __init__(self, folder, purge_step):
-            told.started.append(('tensorboard', folder, purge_step))
+            logged.started.append(('tensorboard', folder, purge_step))
 
         def add_text(self, name, text):
             pass
 
         def add_scalar(self, name, value, step):
-            told.tensorboard.append((step, name, value))
+            logged.tensorboard.append((step, name, value))
 
         def flush(self):
             pass
 
     def init(**options):
-        told.started.append(('wandb', options['id'], options['resume']))
-        return SimpleNamespace(define_metric=lambda *a, **k: None, log=told.wandb.append)
+        logged.started.append(('wandb', options['id'], options['resume']))
+        return SimpleNamespace(define_metric=lambda *a, **k: None, log=logged.wandb.append)
 
     board, wandb = ModuleType('torch.utils.tensorboard'), ModuleType('wandb')
     board.SummaryWriter, wandb.init = SummaryWriter, init
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', board)
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
     monkeypatch.setattr(trackers, 'check_trackers', lambda names: None)
-    return told
+    return logged
 
 
-def test_trackers_get_the_rows_of_the_csv(fakes, tmp_path):
+def test_trackers_log_the_rows_of_the_csv(fakes, tmp_path):
     log = MetricsLog(tmp_path / 'train.csv')
     log.trackers = trackers.open_trackers(['tensorboard', 'wandb'], tmp_path, 'name', {'seed': 0}, 0)
     log.log(5, {'training/loss': 2})
     log.log(9, {'training/loss': 1.5, 'evaluation/overall_success': 0.5})
     log.log(12, {'training/loss': 1.0})
-    rows = [{name: value for name, value in row.items() if name != 'time'} for row in read_csv(tmp_path / 'train.csv')]
+    rows = [{name: value for name, value in row.items() if name != 'time'}
+            for row in read_csv(tmp_path / 'train.csv')]
     assert fakes.wandb == rows
-    assert fakes.tensorboard == [(row['step'], name, row[name]) for row in rows for name in row if name != 'step']
+    assert fakes.tensorboard == [(row['step'], name, row[name]) for row in rows for name in row
+                                 if name != 'step']
 
 
-def test_a_resumed_run_goes_on_in_the_same_curve(fakes, tmp_path):
-    for first_step in (0, 500, 0):  # anew, resumed, anew in the same folder
+def test_trackers_continue_the_curve_of_a_resumed_run(fakes, tmp_path):
+    for first_step in (0, 500, 0):  # a new run, resumed, another new run in the same folder
         trackers.open_trackers(['tensorboard', 'wandb'], tmp_path, 'name', {}, first_step)
-    boards, runs = ([entry for entry in fakes.started if entry[0] == name] for name in ('tensorboard', 'wandb'))
+    boards, runs = ([entry for entry in fakes.started if entry[0] == name]
+                    for name in ('tensorboard', 'wandb'))
     assert [purge for _, _, purge in boards] == [None, 501, None]
     assert runs[0] == runs[1] != runs[2] and runs[0][2] == 'allow'
 
 
-def test_a_missing_package_is_one_line_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+def test_missing_tracker_package_is_one_line_before_data_are_loaded(tmp_path, monkeypatch, capsys):
     import offline_trainer
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    monkeypatch.setattr(offline_trainer, 'load_dataset', lambda *args, **options: pytest.fail('data were loaded'))
+    monkeypatch.setattr(offline_trainer, 'load_dataset',
+                        lambda *args, **options: pytest.fail('data were loaded'))
     for name in ('tensorboard', 'wandb'):
         with pytest.raises(SystemExit, match='2'):
             run_main(lambda name=name: offline_trainer.main([f'--{name}']))
@@ -77,14 +81,15 @@ def test_a_missing_package_is_one_line_before_anything_is_loaded(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_package_is_one_line(tmp_path, monkeypatch):
+def test_broken_tracker_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, 'check_trackers', lambda names: None)
     monkeypatch.setitem(sys.modules, 'wandb', None)  # makes its import fail
     with pytest.raises(ValueError, match='wandb cannot be imported'):
         trackers.open_trackers(['wandb'], tmp_path, 'name', {}, 0)
 
 
-def test_nobody_imports_them_unasked():
+def test_trackers_are_imported_on_request_only():
     code = ('import sys, evaluate, offline_trainer, online_trainer; '
-            'assert not {"wandb", "tensorboard", "matplotlib.pyplot"} & set(sys.modules), sorted(sys.modules)')
+            'names = {"wandb", "tensorboard", "matplotlib.pyplot"}; '
+            'assert not names & set(sys.modules), sorted(sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

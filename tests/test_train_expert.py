@@ -1,4 +1,4 @@
-"""The experts that collect data: what they see, how they are trained, that training goes on where it stopped."""
+"""Experts for data collection: their features, their training and its resumption."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'scripts'))
+sys.path[:0] = [str(ROOT / 'scripts' / name) for name in ('data', 'experts')]
 
 import train_expert  # noqa: E402
-from collect_maze import load_expert, seen_by_expert  # noqa: E402
-from distil_expert import ROBOTS, Walk, export, network  # noqa: E402
+from collect_maze import expert_inputs, load_expert  # noqa: E402
+from distil_expert import ROBOTS, Walk, export, make_student  # noqa: E402
 from train_expert import (  # noqa: E402
     MIRROR_ACTIONS,
     MIRROR_FEATURES,
@@ -27,13 +27,13 @@ DIRECTION = np.array([0.6, 0.8])
 
 
 def twin(body, change_qpos, change_qvel):
-    """A second humanoid in a changed copy of the state of the first."""
+    """Return a second humanoid in a changed copy of the state of the first."""
     other = Humanoid(0, True)
     other.env.set_state(change_qpos(body.data.qpos.copy()), change_qvel(body.data.qvel.copy()))
     return other
 
 
-def test_a_mirrored_humanoid_moves_as_the_mirror_says():
+def test_mirrored_humanoid_moves_like_its_mirror_image():
     def mirror_joints(x):
         return MIRROR_FEATURES[1][:21] * x[MIRROR_FEATURES[0][:21]]
 
@@ -63,7 +63,7 @@ def test_a_mirrored_humanoid_moves_as_the_mirror_says():
     assert np.abs(features[37:]).max() > 0.5  # it moved
 
 
-def test_what_the_two_see_does_not_depend_on_the_compass():
+def test_features_do_not_depend_on_the_compass_direction():
     body = Humanoid(5, True)
     body.reset()
     angle = 2.0
@@ -84,14 +84,16 @@ def test_what_the_two_see_does_not_depend_on_the_compass():
     assert np.allclose(body.features(DIRECTION), other.features(rotation @ DIRECTION), atol=1e-4)
 
     states = [np.r_[0, 0, robot.env._get_obs()] for robot in (body, other)]
-    seen = [seen_by_expert(state, direction, ROBOTS['humanoid'].ground_vectors)
-            for state, direction in zip(states, (DIRECTION, rotation @ DIRECTION), strict=True)]
-    assert np.allclose(*seen, atol=1e-4)
-    assert np.isclose(seen[0][37], states[0][39:41] @ DIRECTION)  # along
-    assert np.array_equal(np.delete(seen[0], [37, 38, 40, 41]), np.delete(states[0][2:], [37, 38, 40, 41]).astype('f4'))
+    inputs = [expert_inputs(state, direction, ROBOTS['humanoid'].ground_vectors)
+              for state, direction in zip(states, (DIRECTION, rotation @ DIRECTION), strict=True)]
+    assert np.allclose(*inputs, atol=1e-4)
+    assert np.isclose(inputs[0][37], states[0][39:41] @ DIRECTION)  # along
+    rotated = [37, 38, 40, 41]
+    others = np.delete(states[0][2:], rotated).astype(np.float32)
+    assert np.array_equal(np.delete(inputs[0], rotated), others)
 
 
-def test_walks_end_soon_after_a_fall_and_the_ground_does_not():
+def test_only_episodes_that_begin_upright_end_after_a_fall():
     lengths = {}
     for begins_standing in (True, False):
         robot = DirectedRobot(Humanoid, 0, begins_standing)
@@ -102,8 +104,8 @@ def test_walks_end_soon_after_a_fall_and_the_ground_does_not():
     assert 10 < lengths[True] < 60 and lengths[False] is None
 
 
-def test_ants_among_walls_are_those_of_the_plain():
-    """The same actions and pushes lead from one state to the same."""
+def test_ant_has_the_same_dynamics_in_a_maze():
+    """The same actions and pushes lead from the same state to the same state."""
     plain, walled = (train_expert.Ant(0, begins_standing) for begins_standing in (True, False))
     walled.reset()
     assert walled.env.maze_map[walled.env.xy_to_ij(walled.data.qpos[:2])] == 0
@@ -118,9 +120,9 @@ def test_ants_among_walls_are_those_of_the_plain():
     assert np.abs(plain.data.qvel).max() > 0.5, 'it moved'
 
 
-def test_returns_stop_where_decisions_do_not_follow():
+def test_replay_returns_stop_at_cuts():
     replay = Replay(8, 1, 1, 1)
-    for i in range(11):  # the first three are written over
+    for i in range(11):  # the first three are overwritten
         replay.add([[i]], [[0.0]], [float(i)], [[i + 0.5]], [i == 5])
     x, _, total, after, factor = replay.sample(np.random.default_rng(0), 200, 3, 0.5)
     begins = x[:, 0]
@@ -132,25 +134,25 @@ def test_returns_stop_where_decisions_do_not_follow():
 
 
 @pytest.mark.parametrize('name', ROBOTS)
-def test_the_exported_student_is_what_the_collector_reads(tmp_path, name):
-    student = network(ROBOTS[name], 16)
+def test_collector_loads_the_exported_student(tmp_path, name):
+    student = make_student(ROBOTS[name], 16)
     export(ROBOTS[name], student, tmp_path / 'expert.npz')
     walk = Walk(name, 'medium', 0, rows=5)
     action = load_expert(tmp_path / 'expert.npz')(walk.observation, walk.direction)
     with torch.no_grad():
-        wanted = student(torch.from_numpy(walk.seen)).numpy()
+        wanted = student(torch.from_numpy(walk.student_features)).numpy()
     assert action.shape == wanted.shape and np.allclose(action, wanted, atol=5e-3)  # half precision
     robot = DirectedRobot(train_expert.ROBOTS[name], 0, True)
-    assert walk.features.shape == robot.features().shape and walk.features.dtype == np.float32
+    assert walk.teacher_features.shape == robot.features().shape
+    assert walk.teacher_features.dtype == np.float32
 
 
 @pytest.mark.parametrize('name', train_expert.ROBOTS)
-def test_training_goes_on_where_it_stopped(tmp_path, name):
+def test_training_resumes(tmp_path, name):
     pytest.importorskip('jax')
     flags = ['--robot', name, '--output_dir', str(tmp_path), '--replay_path', str(tmp_path / 'replay.npz')]
-    flags += ['--num_envs', '4',
-             '--standing_envs', '2', '--updates', '2', '--batch', '8', '--hidden', '16', '--first_decisions', '40',
-             '--replay', '400']
+    flags += ['--num_envs', '4', '--standing_envs', '2', '--updates', '2', '--batch', '8', '--hidden', '16',
+              '--first_decisions', '40', '--replay', '400']
     state = train_expert.train(train_expert.parse_args([*flags, '--num_decisions', '80']))
     assert int(state['step']) == 2 * 11  # from the 40th decision on
     with pytest.raises(ValueError, match='add --resume'):

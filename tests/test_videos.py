@@ -1,4 +1,4 @@
-"""Videos: the same episode as the evaluated one, and no GL library can hurt the program."""
+"""Videos: replays of evaluated episodes, the choice of an OpenGL library, and files."""
 
 import os
 import stat
@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 import ogbench_utils
-import videos
+from figures import videos
+from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
-from senses import FULL
 
 ANT = 'antmaze-medium-navigate-v0'
 
 
 @pytest.fixture
 def episode():
-    """Eighteen random steps of task 2."""
+    """Return an Episode of eighteen random steps in task 2."""
     env = make_env(ANT)
     rng = np.random.default_rng(0)
     observation, goal = reset_env(env, 2, 5)
@@ -32,7 +32,7 @@ def episode():
 
 @pytest.fixture
 def no_gl(monkeypatch):
-    """Rendering returns an empty picture, so that no GL library is needed."""
+    """Render empty frames, which need no OpenGL library."""
 
     def make(dataset, **options):
         env = make_env(dataset, **options)
@@ -42,40 +42,42 @@ def no_gl(monkeypatch):
     monkeypatch.setattr(ogbench_utils, 'make_env', make)
 
 
-def job_of(episode, folder):
+def write_job(episode, folder):
+    """Write the job of a video and return its path."""
     path = folder / 'job.npz'
-    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL, size=200, every=4)
+    videos.write_job(path, ANT, episode, folder / 'video' / 'task2', FULL_STATE, size=200, every=4)
     return path
 
 
-def outcome(picture):
+def outcome_color(picture):
+    """Return the colour of a frame below the word of the outcome; black without an outcome."""
     return picture.convert('RGB').getpixel((picture.width - 74, picture.height - 6))
 
 
-def test_video_of_an_episode(episode, no_gl, tmp_path, monkeypatch):
+def test_render_writes_a_gif_with_the_outcome_at_its_end(episode, no_gl, tmp_path, monkeypatch):
     monkeypatch.setattr(videos.shutil, 'which', lambda name: None)
-    path = videos.render(job_of(episode, tmp_path))
+    path = videos.render(write_job(episode, tmp_path))
     assert path == tmp_path / 'video' / 'task2.gif'
     with Image.open(path) as gif:
         assert gif.size == (200, 224) and gif.n_frames >= 6
-        first = outcome(gif)
+        assert outcome_color(gif) == (0, 0, 0), 'no outcome in the first frame'
         gif.seek(gif.n_frames - 1)
-        assert first == (0, 0, 0) and outcome(gif) != first, 'the outcome is told at the end, not before'
-        failure = outcome(gif)
+        failure = outcome_color(gif)
+        assert failure != (0, 0, 0)
 
     episode.success = 1.0
-    with Image.open(videos.render(job_of(episode, tmp_path))) as gif:
+    with Image.open(videos.render(write_job(episode, tmp_path))) as gif:
         gif.seek(gif.n_frames - 1)
-        assert outcome(gif) != failure
+        assert outcome_color(gif) != failure
 
 
-def test_video_of_another_episode_is_refused(episode, no_gl, tmp_path):
+def test_render_refuses_a_replay_that_differs(episode, no_gl, tmp_path):
     episode.observations[9, 3] += 0.01
     with pytest.raises(OSError, match='step 9 '):
-        videos.render(job_of(episode, tmp_path))
+        videos.render(write_job(episode, tmp_path))
 
 
-def test_ffmpeg_is_used_where_it_is(tmp_path, monkeypatch):
+def test_write_video_prefers_ffmpeg_and_falls_back_to_gif(tmp_path, monkeypatch):
     if os.name == 'nt':
         pytest.skip('the stand-in for ffmpeg is a shell script')
     program = tmp_path / 'ffmpeg'
@@ -90,32 +92,36 @@ def test_ffmpeg_is_used_where_it_is(tmp_path, monkeypatch):
     assert path.suffix == '.gif' and not path.with_suffix('.mp4').exists()
 
 
-def test_a_gl_library_that_does_not_work_is_passed_over(monkeypatch):
-    """For real: MuJoCo refuses the name when it is imported."""
+def test_find_gl_skips_a_library_that_fails(monkeypatch):
+    """MuJoCo refuses the name when it is imported in the probe's subprocess."""
     monkeypatch.setenv('MUJOCO_GL', 'nonsense')
     name, failures = videos.find_gl()
     assert 'nonsense' in failures and name != 'nonsense'
-    assert os.environ['MUJOCO_GL'] == 'nonsense', 'this process is left as it is'
+    assert os.environ['MUJOCO_GL'] == 'nonsense', 'unchanged in this process'
 
 
-def test_without_gl_it_is_said_what_to_install(episode, tmp_path, monkeypatch, capsys):
-    codes = {'egl': -11, 'osmesa': 1}  # a segmentation fault, an error
+def test_record_names_what_to_install_without_gl(episode, tmp_path, monkeypatch, capsys):
+    codes = {'egl': -11, 'osmesa': 1}  # a segmentation fault, an exception
+    errors = {'egl': '', 'osmesa': 'Traceback\nno such library'}
+
+    def fail(gl, *arguments, timeout=None):
+        return subprocess.CompletedProcess(arguments, codes[gl], '', errors[gl])
+
     monkeypatch.delenv('MUJOCO_GL', raising=False)
     monkeypatch.setattr(videos.sys, 'platform', 'linux')
-    monkeypatch.setattr(videos, '_run', lambda gl, *args, timeout=None: subprocess.CompletedProcess(
-        args, codes[gl], '', 'Traceback\nno such library' if codes[gl] == 1 else ''))
+    monkeypatch.setattr(videos, '_run', fail)
     assert videos.record(ANT, [episode], tmp_path) == []
     message = capsys.readouterr().err
     assert len(message.strip().splitlines()) == 1
-    assert all(word in message for word in ('egl: the process ended with code -11', 'no such library', 'libegl1',
-                                            'libosmesa6'))
+    for part in ('egl: the process ended with code -11', 'no such library', 'libegl1', 'libosmesa6'):
+        assert part in message
     assert not list(tmp_path.iterdir())
 
 
-def test_rendering_for_real(episode, tmp_path, capsys):
+def test_record_renders_one_video_per_task(episode, tmp_path, capsys):
     if videos.find_gl()[0] is None:
         pytest.skip('no GL library renders here')
-    path, = videos.record(ANT, [episode, episode], tmp_path)
+    (path,) = videos.record(ANT, [episode, episode], tmp_path)
     with Image.open(path) as video:
         frame = np.asarray(video.convert('RGB'))
     assert frame[30:].std() > 30, 'walls and floor'

@@ -1,0 +1,1 @@
+"""Custom environments, and environments that are recreated after a fault."""

@@ -1,0 +1,1 @@
+"""Figures and videos of what an agent has learned and done."""

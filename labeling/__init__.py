@@ -1,0 +1,1 @@
+"""Actions for states that have none: the labeler, simulator labels, corrective transitions."""

@@ -1,0 +1,286 @@
+"""Observation models: which part of a state the agent observes (--observe).
+
+    full           the state
+    positions      the state without velocities
+    torso          the pose of the robot's body without its limbs, as a camera would measure it
+    dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
+    noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
+
+The data, the environment and the goals are observed through the same model.
+
+`find_dimensions` determines which dimensions are positions. It probes MuJoCo environments by moving the
+simulated robot. A custom environment has an attribute `observed`, such as {'positions': [0], 'torso': [0]}.
+"""
+
+import dataclasses
+import math
+
+import gymnasium
+import numpy as np
+
+KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationModel:
+    """The meaning of a setting of --observe, in builtin types that a checkpoint can hold.
+
+    The noise of `noise:SIGMA` depends on the data: see `with_noise_scale`.
+    """
+
+    setting: str = 'full'
+    dimensions: tuple | None = None  # observed dimensions of a raw state; None: all
+    drop_rate: float = 0.0  # probability that an observation is dropped
+    noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
+    noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
+
+    @classmethod
+    def from_setting(cls, setting, env):
+        """Return the observation model of a setting in an environment, which may be wrapped.
+
+        Raises:
+            ValueError: the setting is invalid, or the environment does not define its dimensions.
+        """
+        kind, amount = parse_setting(setting)
+        if kind in ('positions', 'torso'):
+            return cls(setting, dimensions=tuple(find_dimensions(env, setting)))
+        if kind == 'dropped':
+            return cls(setting, drop_rate=amount)
+        if kind == 'noise':
+            return cls(setting, noise_fraction=amount)
+        return cls()
+
+    @classmethod
+    def from_dict(cls, saved):
+        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        return cls(**values)
+
+    def with_noise_scale(self, std):
+        """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""
+        if not self.noise_fraction or self.noise is not None:
+            return self
+        noise = self.noise_fraction * np.asarray(std, np.float64)
+        return dataclasses.replace(self, noise=tuple(noise.tolist()))
+
+    def __bool__(self):
+        """Return whether observations differ from states."""
+        return self.setting != 'full'
+
+    def observe(self, states, rng):
+        """Observe states without dropping any.
+
+        Args:
+            states: (T, S) raw states.
+            rng: numpy Generator of the noise.
+
+        Returns:
+            (T, S') float32 observations.
+        """
+        observations = states if self.dimensions is None else states[:, self.dimensions]
+        if self.noise is not None:
+            observations = observations + rng.standard_normal(observations.shape) * self.noise
+        return observations.astype(np.float32)
+
+    def observe_trajectories(self, states, starts, ends, seed):
+        """Observe each trajectory i as an episode whose reset has the seed [seed, i].
+
+        Args:
+            states: (N, S) raw states.
+            starts, ends: (n,) first and last row of each trajectory.
+            seed: int.
+
+        Returns:
+            (N, S') float32 observations; `states` itself if they are fully observed.
+        """
+        if not self:
+            return states
+
+        observations = []
+        for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            observer = EpisodeObserver(self, [seed, i])
+            observations.append(observer.observe(states[start:end + 1]))
+        return np.concatenate(observations)
+
+    def wrap(self, env):
+        """Return the environment with observations of this model."""
+        return PartialObservation(env, self) if self else env
+
+    def columns(self, dimensions):
+        """Return the indices in an observation of some dimensions of a raw state.
+
+        Raises:
+            ValueError: a dimension is not observed.
+        """
+        if self.dimensions is None:
+            return list(dimensions)
+
+        hidden = sorted(set(dimensions) - set(self.dimensions))
+        if hidden:
+            raise ValueError(f'--observe {self.setting}: dimensions {hidden} of the state are not observed; '
+                             'use --observe full')
+        return [self.dimensions.index(dimension) for dimension in dimensions]
+
+
+FULL_STATE = ObservationModel()
+
+
+class EpisodeObserver:
+    """Observes one episode through an `ObservationModel`. The first observation is never dropped.
+
+    Drops, noise and noise of goals have one generator each, so that observing states one by one or many at
+    once gives the same observations.
+    """
+
+    def __init__(self, observation_model, seed):
+        self.observation_model = observation_model
+        drop_seed, noise_seed, goal_seed = np.random.SeedSequence(seed).spawn(3)
+        self.drop_rng = np.random.default_rng(drop_seed)
+        self.noise_rng = np.random.default_rng(noise_seed)
+        self.goal_rng = np.random.default_rng(goal_seed)
+        self.last = None  # (1, S') the last observation
+
+    def observe(self, states):
+        """Return the observations (T, S') float32 of the next raw states (T, S) of the episode."""
+        observations = self.observation_model.observe(states, self.noise_rng)
+
+        if self.observation_model.drop_rate:
+            dropped = self.drop_rng.random(len(observations)) < self.observation_model.drop_rate
+            last = observations[:1] if self.last is None else self.last
+
+            # each row repeats the latest received one; row 0 is the last observation of the previous call
+            received = np.where(dropped, 0, np.arange(1, len(observations) + 1))
+            observations = np.concatenate([last, observations])[np.maximum.accumulate(received)]
+
+        self.last = observations[-1:]
+        return observations
+
+    def observe_goal(self, goal):
+        """Return the observation (S',) float32 of a raw goal (S,)."""
+        return self.observation_model.observe(np.asarray(goal)[None], self.goal_rng)[0]
+
+
+class PartialObservation(gymnasium.Wrapper):
+    """Observe an environment through an `ObservationModel`; a reset's seed determines drops and noise."""
+
+    def __init__(self, env, observation_model):
+        super().__init__(env)
+        self.observation_model = observation_model
+        self.observer = None
+
+        space = env.observation_space
+        size = space.shape[0] if observation_model.dimensions is None else len(observation_model.dimensions)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        state, info = self.env.reset(seed=seed, options=options)
+        self.observer = EpisodeObserver(self.observation_model, seed)
+        return self._observe(state), self._observe_goal(info)
+
+    def step(self, action):
+        state, reward, terminated, truncated, info = self.env.step(action)
+        return self._observe(state), reward, terminated, truncated, self._observe_goal(info)
+
+    def _observe(self, state):
+        return self.observer.observe(np.asarray(state)[None])[0]
+
+    def _observe_goal(self, info):
+        if 'goal' not in info:
+            return info
+        return info | {'goal': self.observer.observe_goal(info['goal'])}
+
+
+def observation_model_of(checkpoint):
+    """Return the observation model of the data that the agent of a checkpoint was trained on."""
+    return ObservationModel.from_dict(checkpoint['data']['observation_model'])
+
+
+def parse_setting(setting):
+    """Parse a setting: 'dropped:0.5' -> ('dropped', 0.5), 'positions' -> ('positions', 0.0).
+
+    Raises:
+        ValueError: the setting is invalid.
+    """
+    kind, _, number = setting.partition(':')
+    try:
+        amount = float(number) if number else 0.0
+    except ValueError:
+        amount = math.nan
+
+    limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
+    is_valid_amount = 0 < amount < limit if limit else not number
+    if kind not in KINDS or not is_valid_amount:
+        raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '
+                         'and 1, or noise:SIGMA with SIGMA above 0')
+    return kind, amount
+
+
+def find_dimensions(env, kind):
+    """Determine which dimensions of a state are positions or the pose of the torso.
+
+    Args:
+        env: environment, which may be wrapped.
+        kind: 'positions' or 'torso'.
+
+    Returns:
+        List of int, in the order of the observation.
+
+    Raises:
+        ValueError: the environment does not define them.
+    """
+    env = env.unwrapped
+    observed = getattr(env, 'observed', None)
+    if observed is not None:
+        if kind not in observed:
+            raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
+                             'list of dimensions')
+        return [int(dimension) for dimension in observed[kind]]
+
+    get_state = getattr(env, 'get_ob', None) or getattr(env, 'compute_observation', None)
+    if get_state is None or not hasattr(env, 'model'):
+        raise ValueError(f'--observe {kind}: the environment does not define these dimensions; give it an '
+                         'attribute `observed`, such as {"positions": [0, 1], "torso": [0, 1]}')
+    return _probe_mujoco(env, get_state, kind)
+
+
+def _probe_mujoco(env, get_state, kind):
+    """Find the dimensions by setting poses and velocities of the simulated robot.
+
+    A velocity changes with the joint velocities. A dimension of the torso is a position that changes when the
+    free joints are translated and rotated.
+    """
+    import mujoco
+
+    rng = np.random.default_rng(0)
+    env.reset(seed=0)
+    data = env.data
+    pose = data.qpos.copy()
+
+    def state_of(qpos, qvel):
+        data.qpos[:] = qpos
+        data.qvel[:] = qvel
+        mujoco.mj_forward(env.model, data)
+        return np.array(get_state(), np.float64)
+
+    # dimensions that do not depend on velocities
+    at_rest = state_of(pose, 0)
+    moving = state_of(pose, rng.uniform(0.5, 1, data.qvel.shape))
+    is_position = np.isclose(moving, at_rest, rtol=0, atol=1e-9)
+    if kind == 'positions':
+        return np.flatnonzero(is_position).tolist()
+
+    # the robot has a torso if its first joint is free; other free joints are those of balls
+    free_joints = np.flatnonzero(env.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    if 0 not in free_joints:
+        raise ValueError('--observe torso: the robot is fixed to the ground and has no torso; '
+                         'use --observe positions')
+
+    # dimensions that depend on the poses of the free joints
+    moved_pose = pose.copy()
+    for joint in free_joints:
+        first = env.model.jnt_qposadr[joint]
+        quaternion = rng.uniform(0.5, 1, 4)
+        moved_pose[first:first + 3] += rng.uniform(0.1, 0.2, 3)
+        moved_pose[first + 3:first + 7] = quaternion / np.linalg.norm(quaternion)
+    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=0, atol=1e-9)
+    return np.flatnonzero(is_position & has_changed).tolist()

@@ -1,0 +1,110 @@
+"""Download dataset files: resumed when the connection breaks, checked before they get their name."""
+
+import socket
+import time
+import zipfile
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from support.locks import file_lock
+from support.npz import READ_ERRORS
+
+TIMEOUT = 20.0  # seconds, to connect and for every read
+RETRY_WAITS = (0.5, 1.0, 2.0)  # seconds between attempts; a machine without a network waits for all of them
+
+
+def download(file_name, data_dir, urls):
+    """Download a file from the first base URL that has it.
+
+    An unfinished `.part` file is resumed by the next attempt or call.
+
+    Args:
+        file_name: name of an npz file.
+        data_dir: folder to write to; created if it is missing.
+        urls: base URLs, tried in order.
+
+    Returns:
+        Path of the file; None for a `-val.npz` that no host has, if one of them answers so (404).
+
+    Raises:
+        OSError: the message names each URL and what failed there.
+    """
+    path = Path(data_dir) / file_name
+    failures = []
+    absent = False
+    for url in (f'{base.rstrip("/")}/{file_name}' for base in urls):
+        for wait in (*RETRY_WAITS, None):
+            try:
+                return _download_once(url, path)
+            except (OSError, HTTPException, ValueError) as error:
+                absent |= getattr(error, 'code', 0) == 404
+                if wait is None or not _is_worth_retrying(error):
+                    failures.append(f'{url}: {error}')
+                    break
+                time.sleep(wait)
+
+    if absent and file_name.endswith('-val.npz'):
+        return None
+    raise OSError('; '.join(failures))
+
+
+def _download_once(url, path):
+    """Download a file unless another process does so first; return its path."""
+    with file_lock(path, lambda: print(f'waiting for another process that downloads {path}')):
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(url, path.with_name(f'{path.name}.part')).replace(path)
+    return path
+
+
+def _is_worth_retrying(error):
+    """Return whether a second attempt may succeed; not for an unknown host, a refusal, or a wrong file."""
+    no_host = isinstance(getattr(error, 'reason', None), (socket.gaierror, TimeoutError))
+    refused = isinstance(error, ValueError) or 400 <= getattr(error, 'code', 0) < 500
+    return not no_host and not refused
+
+
+def _fetch(url, part):
+    """Complete the file `part` from `url` and return it.
+
+    Raises:
+        OSError: the connection failed; worth a second attempt.
+        ValueError: the server's file is not a dataset.
+    """
+    have = part.stat().st_size if part.is_file() else 0
+    request = Request(url, headers={'Range': f'bytes={have}-'} if have else {})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:
+            if response.status != 206:  # the server ignores Range and sends the whole file
+                have = 0
+            _receive(response, part, have)
+    except HTTPError as error:
+        if error.code != 416:  # 416: the server has no more bytes; the check below decides if that is all
+            raise
+
+    try:
+        with zipfile.ZipFile(part) as archive:
+            archive.getinfo('observations.npy')
+            damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f'{damaged} is damaged')
+    except (*READ_ERRORS, KeyError) as error:
+        part.unlink()
+        kind = OSError if have else ValueError  # a resumed file may consist of two different ones
+        raise kind(f'the download is not an OGBench dataset, perhaps a web page ({error})') from error
+    return part
+
+
+def _receive(response, part, have):
+    """Append a response to the `have` bytes of a file; raise OSError if the connection breaks."""
+    total = have + int(response.headers['Content-Length'] or -have)
+    bar = tqdm(desc=part.stem, total=total or None, initial=have, unit='B', unit_scale=True, mininterval=1)
+    with bar, open(part, 'ab' if have else 'wb') as file:
+        while chunk := response.read(1 << 16):
+            bar.update(file.write(chunk))
+        if file.tell() < total:
+            raise OSError(f'the connection broke after {file.tell():,} of {total:,} bytes')
