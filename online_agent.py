@@ -197,21 +197,27 @@ class OnlineAgent:
         Returns:
             Actions (B, A), float32 numpy in the environment's action space, and the next ActState.
         """
-        # state estimates and subgoals
         raw_observations = observations
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
 
+        # the present states: the observations themselves, or predictions if observations are dropped
         states, estimate = self.estimator.step(observations, state.estimate)
+
+        # subgoals: the next node of a shortest path on the data's graph, or the goal within a hop of it;
+        # after the next move, if there are objects; the proposer's, where there is no path
         subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
 
-        # the policy's actions, or one-step labels where the planner retreats
+        # the averaged policy reads f(s), the normalised state, and unit directions to subgoal and goal
+        # (locomotion), or the displacements that are left (manipulation); locomotion scales its actions
         latents = self.encode_policy_states(states)
         inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))
         actions = self.task.action_scale * self.ema_nets['inverse_dynamics'](latents, *inputs)
+
+        # manipulation only: one-step labels lead back to a start pose after a timeout
         actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
 
-        # noise, then the bounds of the action space
+        # noise of stuck robots (--stuck_noise, off by default) and of exploration
         actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, state.stuck)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)

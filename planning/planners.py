@@ -8,7 +8,9 @@ The agent uses all planners through one interface, `Planner`.
     FallbackPlanner  the first planner's subgoals, or the second one's if the first has none
     GoalBiased       exploration: sometimes a subgoal between the latents of state and goal
 
-To add a planner, write a class with the three methods of `Planner` and choose it in `OnlineAgent`.
+To add a planner, write a class with the three methods of `Planner` and choose it in
+`OnlineAgent._make_planner`. A planner that needs a map of the data builds it in `build_map` of tasks.py and
+loads it in `load_map` there.
 """
 
 from typing import Any, NamedTuple, Protocol
