@@ -82,7 +82,7 @@ class StateStore:
         self.caches_z = size <= CACHE_BYTES if caches is None else caches
         self.caches_state_latents = self.caches_z and not drops and 2 * size <= CACHE_BYTES
         if self.caches_z:
-            self._fill_caches(size // (4 * len(dataset)))
+            self._fill_caches()
 
     def states(self, rows):
         """Return the raw states (..., S) of rows, a slice or an int array (...).
@@ -115,9 +115,10 @@ class StateStore:
         return self.agent.encode_policy_states(policy_states)
 
     @torch.no_grad()
-    def _fill_caches(self, latent_dim):
+    def _fill_caches(self):
         """Encode all rows, `ENCODED_ROWS` at a time."""
         count = len(self.dataset)
+        latent_dim = self.agent.encoder.d_model
         self._z = torch.empty(count, latent_dim, device=self.device)
         self._state_latents = torch.empty(count if self.caches_state_latents else 0, latent_dim,
                                           device=self.device)

@@ -138,7 +138,7 @@ class Locomotion:
 
     # ----------------------------------------------------------------------------- steps to imitate
     def sampler(self, dataset):
-        """Return the SubgoalSampler of a trajectory dataset."""
+        """Return the subgoals of a trajectory dataset: StepsAhead."""
         return StepsAhead(dataset, self.nearest, self.farthest)
 
     def weights(self, batch, baseline):
@@ -231,7 +231,7 @@ class Manipulation:
 
     # ----------------------------------------------------------------------------- steps to imitate
     def sampler(self, dataset):
-        """Return the SubgoalSampler of a trajectory dataset."""
+        """Return the subgoals of a trajectory dataset: NextMove."""
         return NextMove(dataset, self.scale)
 
     def weights(self, batch, baseline):
