@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from labeling.labeler import r2_score
 from model import mlp
+from support.tolerances import divisor
 
 MAX_DEVIATION = 5.0  # standard deviations; clips inputs and residuals, such as changes at a joint limit
 HELD_OUT_FRACTION = 0.02  # of the rows, to evaluate networks
@@ -334,9 +335,9 @@ class InverseModel(nn.Module):
     def set_statistics(self, contexts, changes):
         """Set the input mean and standard deviation to those of contexts (n, C) and changes (n, D)."""
         self.context_mean.copy_(contexts.mean(0))
-        self.context_std.copy_(contexts.std(0).clamp(min=1e-6))
+        self.context_std.copy_(divisor(contexts.std(0), self.context_mean))
         self.change_mean.copy_(changes.mean(0))
-        self.change_std.copy_(changes.std(0).clamp(min=1e-6))
+        self.change_std.copy_(divisor(changes.std(0), self.change_mean))
 
     def forward(self, contexts, changes):
         """Return actions (n, A) of raw contexts (n, C) and changes (n, D)."""
@@ -399,7 +400,7 @@ class ActionSearch:
         self.config = config
         self.device = device
         self.probes = []
-        self.change_std = changes.std(0).clamp(min=1e-6)
+        self.change_std = divisor(changes.std(0), changes.mean(0))
 
     def residuals(self, probes):
         """Return mean squared differences (n,) between changes of probes and data, in stds of the data's."""
