@@ -464,12 +464,16 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     context_length = sampling.get('context_length', 1)
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, context_length)
 
+    warning = precision_warning(train_path, observations, ends)
+    if warning:
+        print(warning, file=sys.stderr)
+
     # the states as the agent observes them
     if observation_model:
         std = TrajectoryDataset(observations, starts, ends).statistics()[1]
         observation_model = observation_model.with_noise_scale(std)
-        observations = observation_model.observe_trajectories(observations, starts, ends,
-                                                              seed=TRAINING_SEED)
+    observation_model = observation_model.with_origin(observations)
+    observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
 
     # validation data: a file, or the last trajectories
     if val_path is not None:

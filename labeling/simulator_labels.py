@@ -97,13 +97,13 @@ class Simulator:
                              'except for a free first joint')
 
     def simulate(self, states, actions):
-        """Return the next PhysicsStates (float32) of one environment step from each state.
+        """Return the next PhysicsStates, in the precision of `states`, of one environment step from each state.
 
         Raises:
             FloatingPointError: the physics failed.
         """
-        qpos = np.empty(states.qpos.shape, np.float32)
-        qvel = np.empty(states.qvel.shape, np.float32)
+        qpos = np.empty_like(states.qpos)
+        qvel = np.empty_like(states.qvel)
         for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
             self.env.set_state(states.qpos[i].astype(np.float64), states.qvel[i].astype(np.float64))
             self.env.do_simulation(actions[i], self.env.frame_skip)
@@ -173,7 +173,7 @@ class Simulator:
         position_change = next_states.qpos - states.qpos
         velocity_change = next_states.qvel - states.qvel
         if not self.has_free_root:
-            return np.concatenate([position_change, velocity_change], 1)
+            return np.concatenate([position_change, velocity_change], 1).astype(np.float32)
 
         to_root = root_rotation(states).inv()
         changes = [
