@@ -3,8 +3,8 @@
 import gymnasium
 import numpy as np
 import pytest
-import toy_objects
 import torch
+import toy_objects
 from gymnasium.spaces import Box
 
 from labeling.labeler import Labeler
