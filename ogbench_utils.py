@@ -22,6 +22,7 @@ from environments import custom_env
 from support.download import download
 from support.flags import run_main
 from support.npz import load_trajectories
+from support.tolerances import find_origin, precision_warning, varies
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
 # kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
@@ -334,14 +335,17 @@ def check_dataset(path):
     """
     path = Path(path)
     observations, starts, ends = load_trajectories(path)
-    constant = int(np.sum(observations.std(0) < 1e-6))
+    relative = observations - find_origin(observations)
+    constant = int(np.sum(~varies(relative.std(0), relative.mean(0))))
     disk = path.stat().st_size / 1e6
     memory = observations.nbytes / 1e6
 
     print(f'{path}: good. {len(starts):,} trajectories of {_format_range(ends - starts + 1)} rows, '
           f'{len(observations):,} observations of {observations.shape[1]} dimensions, '
           f'{disk:,.1f} MB on disk, {memory:,.0f} MB in memory'
-          + (f'; {constant} dimensions never vary' if constant else ''))
+          + (f'; {constant} dimension(s) never vary' if constant else ''))
+    if warning := precision_warning(path, observations, ends):
+        print(warning)
 
 
 def main(argv=None):

@@ -201,7 +201,7 @@ class Collector:
         if self.steps == 0 and config.random_steps:
             explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs),
                                      self.rng)
-            left = min(config.random_steps, left or config.random_steps)
+            left = config.random_steps if left is None else min(config.random_steps, left)
             count = config.max_episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)

@@ -14,6 +14,7 @@ import torch
 from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import find_dataset
 from support.npz import load_trajectories
+from support.tolerances import precision_warning, varies
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
 ROWS_AT_ONCE = 1 << 18  # for statistics: a float64 copy of all rows would take twice their memory
@@ -215,17 +216,18 @@ class TrajectoryDataset:
         # mean squared change over variance = 2 (1 - autocorrelation)
         change = self.observations[rows + self.transition_steps] - self.observations[rows]
         change = np.square(change.astype(np.float64)).mean(0)
-        variance = np.square(self.statistics()[1])
-        varies = change > MIN_RELATIVE_CHANGE * np.maximum(variance, MIN_RELATIVE_CHANGE)
-        if not varies.any():
+        mean, std = self.statistics()
+        variance = np.square(std)
+        changes = varies(std, mean) & (change > MIN_RELATIVE_CHANGE * variance)
+        if not changes.any():
             return np.ones(self.observations.shape[1])
-        relative_change = np.divide(change, variance, np.full_like(variance, 2.0), where=varies)
+        relative_change = np.divide(change, variance, np.full_like(variance, 2.0), where=changes)
 
         # time scale in units of k, at most that of the longest trajectory
         longest = max(2 * self.transition_steps, int(np.max(self.ends - self.starts)))
         max_autocorrelation = np.exp(-self.transition_steps / longest)
         autocorrelation = np.clip(1 - 0.5 * relative_change, 1e-6, max_autocorrelation)
-        time_scale = np.where(varies, -1 / np.log(autocorrelation), 0.0)
+        time_scale = np.where(changes, -1 / np.log(autocorrelation), 0.0)
         return np.square(time_scale / time_scale.max())
 
     def fingerprint(self):
@@ -353,7 +355,7 @@ def slowness_summary(slowness):
     median = np.median(slowness)
     line = f'slow dimensions (--slow_goals): {shown}; median of all {len(slowness)}: {median:.2g}'
 
-    fraction = slowness[order[0]] / max(slowness.sum(), 1e-12)
+    fraction = slowness[order[0]] / slowness.sum()
     if len(slowness) == 1 or fraction < DOMINANT_SLOWNESS:
         return line, ''
     return line, (f'warning: dimension {order[0]} of the states holds {fraction:.0%} of the goal '
@@ -462,12 +464,16 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     context_length = sampling.get('context_length', 1)
     observations, starts, ends = load_trajectories(train_path, max_trajectories or None, context_length)
 
+    warning = precision_warning(train_path, observations, ends)
+    if warning:
+        print(warning, file=sys.stderr)
+
     # the states as the agent observes them
     if observation_model:
         std = TrajectoryDataset(observations, starts, ends).statistics()[1]
         observation_model = observation_model.with_noise_scale(std)
-        observations = observation_model.observe_trajectories(observations, starts, ends,
-                                                              seed=TRAINING_SEED)
+    observation_model = observation_model.with_origin(observations)
+    observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
 
     # validation data: a file, or the last trajectories
     if val_path is not None:
@@ -549,7 +555,8 @@ def _check_data(train, val, train_path, val_path, batch_size):
                          f'{train_dim}; move the file that does not belong here to another folder')
 
     # dimensions that vary
-    constant = np.flatnonzero(train.observations.min(0) == train.observations.max(0))
+    mean, std = train.statistics()
+    constant = np.flatnonzero(~varies(std, mean))
     if len(constant) == train_dim:
         raise ValueError(f'{train_path}: all states in `observations` are the same, so that nothing '
                          'can be learned from them; name another file with --dataset_path')

@@ -61,6 +61,7 @@ class Maze:
             columns = [maze.model.nq - 7, maze.model.nq - 6]
 
         self.columns = observation_model.columns(columns)
+        self.origin = observation_model.origin_of(self.columns).astype(np.float32)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
         self.goal_observations = self._goal_observations(observation_model.wrap(env))
@@ -111,7 +112,7 @@ class Maze:
 
     def positions(self, observations):
         """Return xy (..., 2) of the robot, or the ball in soccer, in states (..., S)."""
-        return observations[..., self.columns]
+        return observations[..., self.columns] + self.origin
 
     @property
     def extent(self):

@@ -36,6 +36,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from support.tolerances import divisor, varies
+
 MAX_TRANSITIONS = 20_000  # the agent's steps in a fit
 MAX_INDUCING_INPUTS = 1000
 HELD_OUT_FRACTION = 0.1  # of the steps, to compute R2
@@ -53,7 +55,7 @@ FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
-MIN_INPUT_STD = 1e-3  # inputs with a smaller standard deviation are constant
+ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
 MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
 LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
 
@@ -246,9 +248,13 @@ class Labeler(nn.Module):
 
     def _standardize(self, inputs):
         """Clip, standardize and mask inputs (n, F)."""
+        # a change is the difference of two states, so that it is rounded like them
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        size = ROUNDED_STATES * size.view(2, -1)[0].repeat(2)
+
         inputs = inputs.clamp(self.low, self.high)
-        varies = self.std > MIN_INPUT_STD
-        return self.input_mask * varies * (inputs - self.mean) / self.std.clamp(min=MIN_INPUT_STD)
+        mask = self.input_mask * varies(self.std, size)
+        return mask * (inputs - self.mean) / divisor(self.std, size)
 
     def _rbf_kernel(self, x, y):
         """Return the squared exponential kernels (A, n, m) between inputs x (n, F) and y (m, F)."""

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from labeling.labeler import r2_score
 from model import mlp
+from support.tolerances import divisor
 
 MAX_DEVIATION = 5.0  # standard deviations; clips inputs and residuals, such as changes at a joint limit
 HELD_OUT_FRACTION = 0.02  # of the rows, to evaluate networks
@@ -96,13 +97,13 @@ class Simulator:
                              'except for a free first joint')
 
     def simulate(self, states, actions):
-        """Return the next PhysicsStates (float32) of one environment step from each state.
+        """Return the next PhysicsStates, in the precision of `states`, of one environment step from each state.
 
         Raises:
             FloatingPointError: the physics failed.
         """
-        qpos = np.empty(states.qpos.shape, np.float32)
-        qvel = np.empty(states.qvel.shape, np.float32)
+        qpos = np.empty_like(states.qpos)
+        qvel = np.empty_like(states.qvel)
         for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
             self.env.set_state(states.qpos[i].astype(np.float64), states.qvel[i].astype(np.float64))
             self.env.do_simulation(actions[i], self.env.frame_skip)
@@ -172,7 +173,7 @@ class Simulator:
         position_change = next_states.qpos - states.qpos
         velocity_change = next_states.qvel - states.qvel
         if not self.has_free_root:
-            return np.concatenate([position_change, velocity_change], 1)
+            return np.concatenate([position_change, velocity_change], 1).astype(np.float32)
 
         to_root = root_rotation(states).inv()
         changes = [
@@ -334,9 +335,9 @@ class InverseModel(nn.Module):
     def set_statistics(self, contexts, changes):
         """Set the input mean and standard deviation to those of contexts (n, C) and changes (n, D)."""
         self.context_mean.copy_(contexts.mean(0))
-        self.context_std.copy_(contexts.std(0).clamp(min=1e-6))
+        self.context_std.copy_(divisor(contexts.std(0), self.context_mean))
         self.change_mean.copy_(changes.mean(0))
-        self.change_std.copy_(changes.std(0).clamp(min=1e-6))
+        self.change_std.copy_(divisor(changes.std(0), self.change_mean))
 
     def forward(self, contexts, changes):
         """Return actions (n, A) of raw contexts (n, C) and changes (n, D)."""
@@ -399,7 +400,7 @@ class ActionSearch:
         self.config = config
         self.device = device
         self.probes = []
-        self.change_std = changes.std(0).clamp(min=1e-6)
+        self.change_std = divisor(changes.std(0), changes.mean(0))
 
     def residuals(self, probes):
         """Return mean squared differences (n,) between changes of probes and data, in stds of the data's."""

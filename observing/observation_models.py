@@ -6,7 +6,9 @@
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
 
-The data, the environment and the goals are observed through the same model.
+The data, the environment and the goals are observed through the same model. Observations are float32, which
+holds seven digits. A dimension with a large offset, such as a position in UTM coordinates, is therefore
+observed relative to an origin, which is subtracted in float64. The data determine it (`with_origin`).
 
 `find_dimensions` determines which dimensions are positions. It probes MuJoCo environments by moving the
 simulated robot. A custom environment has an attribute `observed`, such as {'positions': [0], 'torso': [0]}.
@@ -17,6 +19,8 @@ import math
 
 import gymnasium
 import numpy as np
+
+from support.tolerances import find_origin
 
 KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
 
@@ -33,6 +37,7 @@ class ObservationModel:
     drop_rate: float = 0.0  # probability that an observation is dropped
     noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
     noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
+    origin: tuple | None = None  # (S',) zero point of observations; (): all 0; None: not yet determined
 
     @classmethod
     def from_setting(cls, setting, env):
@@ -52,9 +57,12 @@ class ObservationModel:
 
     @classmethod
     def from_dict(cls, saved):
-        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples."""
+        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples.
+
+        It keeps its origin, without which it was saved if that is 0, whatever data it is used with.
+        """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return cls(**values)
+        return cls(**values | {'origin': values.get('origin') or ()})
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""
@@ -62,6 +70,13 @@ class ObservationModel:
             return self
         noise = self.noise_fraction * np.asarray(std, np.float64)
         return dataclasses.replace(self, noise=tuple(noise.tolist()))
+
+    def with_origin(self, states):
+        """Return this model with the origin that raw states (N, S) need in float32; a set origin is kept."""
+        if self.origin is not None:
+            return self
+        origin = find_origin(self._select(states))
+        return dataclasses.replace(self, origin=tuple(origin.tolist()) if origin.any() else ())
 
     def __bool__(self):
         """Return whether observations differ from states."""
@@ -77,10 +92,16 @@ class ObservationModel:
         Returns:
             (T, S') float32 observations.
         """
-        observations = states if self.dimensions is None else states[:, self.dimensions]
+        observations = self._select(states)
         if self.noise is not None:
             observations = observations + rng.standard_normal(observations.shape) * self.noise
+        if self.origin:
+            observations = observations - np.array(self.origin)
         return observations.astype(np.float32)
+
+    def _select(self, states):
+        """Return the observed dimensions of raw states (T, S)."""
+        return states if self.dimensions is None else states[:, self.dimensions]
 
     def observe_trajectories(self, states, starts, ends, seed):
         """Observe each trajectory i as an episode whose reset has the seed [seed, i].
@@ -91,10 +112,10 @@ class ObservationModel:
             seed: int.
 
         Returns:
-            (N, S') float32 observations; `states` itself if they are fully observed.
+            (N, S') float32 observations; `states` itself if they are float32 and fully observed.
         """
-        if not self:
-            return states
+        if not self and not self.origin:
+            return states.astype(np.float32, copy=False)
 
         observations = []
         for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -104,7 +125,7 @@ class ObservationModel:
 
     def wrap(self, env):
         """Return the environment with observations of this model."""
-        return PartialObservation(env, self) if self else env
+        return PartialObservation(env, self) if self or self.origin else env
 
     def columns(self, dimensions):
         """Return the indices in an observation of some dimensions of a raw state.
@@ -120,6 +141,10 @@ class ObservationModel:
             raise ValueError(f'--observe {self.setting}: dimensions {hidden} of the state are not observed; '
                              'use --observe full')
         return [self.dimensions.index(dimension) for dimension in dimensions]
+
+    def origin_of(self, columns):
+        """Return the origin (n,) float64 of some columns of an observation."""
+        return np.array(self.origin)[columns] if self.origin else np.zeros(len(columns))
 
 
 FULL_STATE = ObservationModel()
@@ -265,7 +290,7 @@ def _probe_mujoco(env, get_state, kind):
     # dimensions that do not depend on velocities
     at_rest = state_of(pose, 0)
     moving = state_of(pose, rng.uniform(0.5, 1, data.qvel.shape))
-    is_position = np.isclose(moving, at_rest, rtol=0, atol=1e-9)
+    is_position = np.isclose(moving, at_rest, rtol=1e-9, atol=0)
     if kind == 'positions':
         return np.flatnonzero(is_position).tolist()
 
@@ -282,5 +307,5 @@ def _probe_mujoco(env, get_state, kind):
         quaternion = rng.uniform(0.5, 1, 4)
         moved_pose[first:first + 3] += rng.uniform(0.1, 0.2, 3)
         moved_pose[first + 3:first + 7] = quaternion / np.linalg.norm(quaternion)
-    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=0, atol=1e-9)
+    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=1e-9, atol=0)
     return np.flatnonzero(is_position & has_changed).tolist()

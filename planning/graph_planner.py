@@ -49,7 +49,7 @@ RNG_STREAM = 7  # separates the random draws of the graph from others with the s
 CHUNK_ROWS = 1 << 18  # rows of the data whose features are in memory at once
 RADIUS_QUANTILE = 0.999  # quantile of the distance from a state to its node that defines the radius of nodes
 OFF_MAP_RADII = 2.0  # distance from all nodes, in radii, beyond which a state is off the map
-MIN_ACTIVE_SCALE = 1e-3  # scale, in largest ones, below which look-ups ignore a dimension
+MIN_ACTIVE_SPREAD = 2.5e-4  # spread of nodes, in the largest one, below which look-ups ignore a dimension
 DISPLACEMENT_PAIRS = 50_000  # pairs of states, at most, for the median displacement
 STATIONARY_FRACTION = 0.2  # displacement, in 90th percentiles, below which a state is stationary
 
@@ -63,7 +63,7 @@ JUMP_RATIO = 7.0  # change of some dimension in a jump, in ordinary changes of i
 SAMPLED_STEPS = 100_000  # steps, at most, for the quantiles of changes
 CELLS_PER_JUMP = 4  # cells along the length of the shortest jump, within which take-offs share a jump source
 PLANNING_DISCOUNT = 0.9999  # per step, of value iteration; near 1, reliability counts for more than speed
-VALUE_TOL = 1e-7  # largest change of a value at which value iteration stops
+VALUE_TOL = 1e-7  # largest relative change of a value at which value iteration stops
 
 CACHED_ROUTES = 128  # routes that a planner keeps, one per goal node
 
@@ -120,20 +120,23 @@ class StateGraph:
         rng = np.random.default_rng([seed, RNG_STREAM])
         hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
         mean, scale = (np.asarray(array, np.float32) for array in (mean, scale))
-        active = active_dims(scale)
 
         def features(rows):
             return to_features(data.observations[rows], mean, scale)
 
         # nodes, and the node of each row of the data
         centers = choose_centers(features, data.end_of, hop, nodes, rng)
-        labels, distances, step_lengths = assign_nodes(features, len(data), centers, active)
+        labels, distances, step_lengths = assign_nodes(features, len(data), centers)
+        while len(used := np.unique(labels)) < len(centers):  # drop nodes without states
+            centers = centers[used]
+            labels, distances, step_lengths = assign_nodes(features, len(data), centers)
         representatives = nearest_rows(labels, distances, len(centers))
 
         # the gap between nodes bounds the radius below: distances are 0 if each state is a node
         radius = max(np.quantile(distances, RADIUS_QUANTILE), median_gap(centers))
 
         # jumps of the data, and the regions in which they begin
+        active = active_dims(centers)
         jumps = find_jumps(data.observations, step_lengths, data.end_of, active)
         source_ids = find_jump_sources(features(np.flatnonzero(jumps))[:, active], step_lengths[jumps])
 
@@ -200,9 +203,13 @@ def to_features(states, mean, scale):
     return (states - mean) * scale
 
 
-def active_dims(scale):
-    """Return the mask (S,) bool of the dimensions that affect the look-up of nodes noticeably."""
-    return scale > MIN_ACTIVE_SCALE * scale.max()
+def active_dims(centers):
+    """Return the mask (S,) bool of the dimensions in which nodes at centers (K, S) differ noticeably.
+
+    The others hardly affect which node is nearest. Features have no unit, unlike their scale.
+    """
+    spread = centers.std(0)
+    return spread >= MIN_ACTIVE_SPREAD * spread.max()
 
 
 # ------------------------------------------------------------------------------------------------ planning
@@ -230,7 +237,7 @@ class GraphPlanner:
         self._node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
 
         # look-up of the node of a state
-        self._active = active_dims(graph.scale)
+        self._active = active_dims(graph.centers)
         self._tree = KDTree(graph.centers[:, self._active])
 
         # sparse matrices by target: incoming edges, and nodes from which a target is near. Each pair is
@@ -404,7 +411,7 @@ class GraphPlanner:
 
             # Bellman update
             new_value = np.maximum(value, np.maximum(edge_values, jump_values))
-            changed = (new_value - value).max() > VALUE_TOL
+            changed = (new_value > (1 + VALUE_TOL) * value).any()
             value = new_value
 
         # the target of the best edge of each node: the last one in ascending order overwrites the others
@@ -514,7 +521,7 @@ def cluster(features, nodes, spacing, rng, max_nodes=MAX_NODES):
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def assign_nodes(features, count, centers, active):
+def assign_nodes(features, count, centers):
     """Assign each row of the data to its nearest node.
 
     Rows are processed in chunks, since the features of all rows would take as much memory as the data.
@@ -523,13 +530,13 @@ def assign_nodes(features, count, centers, active):
         features: function from rows of the data to their features (n, S).
         count: number of rows N.
         centers: (K, S) features of the nodes.
-        active: (S,) bool, dimensions of the look-up.
 
     Returns:
         labels: (N,) int32, nearest node of each row.
         distances: (N,) float32, distance to it.
         step_lengths: (N,) float32, feature distance from each row to the next, 0 at the last row.
     """
+    active = active_dims(centers)
     tree = KDTree(centers[:, active])
     labels = np.empty(count, np.int32)
     distances = np.empty(count, np.float32)

@@ -24,6 +24,8 @@ import functools
 import numpy as np
 import torch
 
+from support.tolerances import divisor
+
 # object dimensions, standard deviations of the data
 REST_TOL = 0.02  # a dimension that changes by less is at rest
 MOTION_TOL = 1.0  # the robot moves if some dimension changes by more in transition_steps
@@ -71,13 +73,14 @@ def find_objects(data):
     """
     observations = data.observations[:len(data)]
     none = np.zeros(observations.shape[1])
-    std = data.statistics()[1]
-    std = np.where(std > 1e-6, std, 1)
+    mean, std = data.statistics()
+    std = divisor(std, mean)
 
-    # changes within k and within 4k steps
+    # changes within k, within 4k and within a few steps
     short = _absolute_changes(observations, data.end_of, data.transition_steps, std)
     long = _absolute_changes(observations, data.end_of, 4 * data.transition_steps, std)
-    if short is None or long is None:
+    brief = _absolute_changes(observations, data.end_of, REST_STEPS, std)
+    if short is None or long is None or brief is None:
         return none
 
     # dimensions that rest while others move; at least one other dimension must be left to move them
@@ -90,7 +93,6 @@ def find_objects(data):
         return none
 
     # a walker rests in each of its coordinates along some corridor, but never in all of them
-    brief = _absolute_changes(observations, data.end_of, REST_STEPS, std)
     is_busy = brief[:, ~is_object].max(1) > REST_TOL
     all_rest = (brief[is_busy][:, is_object] < REST_TOL).all(1)
     if all_rest.sum() < MIN_JOINT_REST_FRACTION * is_busy.sum():

@@ -77,7 +77,7 @@ def evaluation_flags(metrics, online_flags):
     """Return the flags of evaluate.py that change the checkpoint and are not among its online flags."""
     words = []
     for name, default in EVALUATION.items():
-        value = metrics.get(name) or default
+        value = metrics.get(name, default)
         if value != default and f'--{name}' not in online_flags.split():
             words += [f'--{name}', f'{value:g}']
     return ' '.join(words)

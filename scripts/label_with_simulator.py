@@ -37,6 +37,7 @@ from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E40
 from support.kernels import prepare_cpu  # noqa: E402
 from support.npz import load_physics  # noqa: E402
 from support.runs import RunConfig, open_run  # noqa: E402
+from support.tolerances import divisor  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from utils import normalize_actions, unnormalize_actions  # noqa: E402
 
@@ -143,7 +144,7 @@ class SimulatorLabeling:
         self.simulator = simulator
         self.space = simulator.env.action_space
         self.action_dim = len(self.space.low)
-        self.velocity_std = np.maximum(physics.qvel.std(0), 1e-6)
+        self.velocity_std = divisor(physics.qvel.std(0), physics.qvel.mean(0))
 
         # what is probed
         self.rows, self.solve_order = choose_rows(config, data, simulator)

@@ -46,7 +46,8 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
         context_length: number of states that the longest trajectory must have.
 
     Returns:
-        observations (N, S) float32, starts (n,) int64, ends (n,) int64, the last row of each trajectory.
+        observations (N, S) float32, or float64 if the file has more digits; starts (n,) int64, ends (n,) int64,
+        the last row of each trajectory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,7 +89,7 @@ def load_actions(path, rows):
                 f'{path}: there are no `actions` in it, which --true_actions learns from; name one that '
                 'has them with --dataset_path, or collect it with --no-state_only')
         size = len(_read_rows(archive, 'terminals', 1))
-        return _read_rows(archive, 'actions', 2, size, rows)
+        return _read_rows(archive, 'actions', 2, size, rows).astype(np.float32, copy=False)
 
 
 def fingerprint_of_actions(path):
@@ -106,7 +107,7 @@ def load_physics(path, rows, qpos_dim, qvel_dim):
     OGBench's files have them, and those of `collect_dataset.py --physics`.
 
     Returns:
-        qpos (rows, qpos_dim) float32, qvel (rows, qvel_dim) float32.
+        qpos (rows, qpos_dim), qvel (rows, qvel_dim), in the precision of the file.
 
     Raises:
         ValueError: the file has no simulator states, those of another robot, or is damaged.
@@ -165,7 +166,7 @@ def _find_borders(terminals):
 
 
 def _read_rows(archive, key, ndim, size=None, rows=None):
-    """Read the first `rows` rows of an array as float32.
+    """Read the first `rows` rows of an array as float32, or as float64 if it has more digits than that.
 
     The array is read in pieces, so that memory is hardly more than the result.
 
@@ -182,13 +183,13 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
 
         # an array in Fortran order cannot be read in pieces
         step = shape[0] if fortran else max(1, BYTES_PER_READ // row_bytes)
-        values = np.empty((rows or shape[0], *shape[1:]), np.float32)
+        kept = np.float32 if np.can_cast(dtype, np.float32) else np.float64
+        values = np.empty((rows or shape[0], *shape[1:]), kept)
         pieces = range(0, len(values), step)
         for i in tqdm(pieces, f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
-            with np.errstate(over='ignore'):  # a value too large for float32 becomes inf and is refused below
-                values[i:i + step] = data[:len(values) - i]
+            values[i:i + step] = data[:len(values) - i]
             _check_finite(values, i, i + step, key)
     return values
 
@@ -215,8 +216,10 @@ def _check_size(found, expected, key):
 
 
 def _check_finite(values, begin, end, key):
-    """Raise ValueError that names the first value of rows begin:end which is not finite."""
-    bad = np.argwhere(~np.isfinite(values[begin:end]))
+    """Raise ValueError that names the first value of rows begin:end which is not finite in float32."""
+    with np.errstate(over='ignore'):  # a value too large for float32 becomes inf
+        bad = np.argwhere(~np.isfinite(values[begin:end].astype(np.float32, copy=False)))
     if len(bad):
         index = (begin + bad[0][0], *bad[0][1:])
-        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}')
+        problem = ', too large for float32' if np.isfinite(values[index]) else ''
+        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}{problem}')

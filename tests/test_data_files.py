@@ -633,7 +633,7 @@ def test_check_command_prints_the_content_or_the_error(write, capsys):
     observations = make_arrays()['observations']
     observations[:, 1] = 7
     ogbench_utils.main(['check', str(write(observations=observations))])
-    assert '1 dimensions never vary' in capsys.readouterr().out
+    assert '1 dimension(s) never vary' in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match='some.npz'):
         ogbench_utils.main(['check', str(path)])

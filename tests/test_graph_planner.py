@@ -429,8 +429,25 @@ def test_dimensions_of_scale_0_do_not_separate_nodes():
     assert route[planner.locate(np.array([[0, 777]], np.float32))[0]] >= 0
 
 
-def test_active_dims_are_those_above_a_thousandth_of_the_largest_scale():
-    assert active_dims(np.float32([4, 0.01, 0.003, 0])).tolist() == [True, True, False, False]
+def test_active_dims_are_those_in_which_nodes_differ():
+    centers = np.float32([[0, 0, 0, 5], [4, 0.01, 0.0005, 5]])
+    assert active_dims(centers).tolist() == [True, True, False, False]
+    assert active_dims(centers[:1]).all()  # a single node
+
+
+def test_a_node_without_states_is_dropped(monkeypatch):
+    # a center that is far from all states; the next node must not lend it a state
+    def centers_with_an_empty_one(*arguments):
+        return np.float32([[0, 0], [500, 500], [9, 0]])
+
+    monkeypatch.setattr(graph_planner, 'choose_centers', centers_with_an_empty_one)
+    graph = StateGraph.from_data(dataset(walk((0, 0), (10, 0))), np.zeros(2), np.ones(2), hop=HOP)
+    assert graph.centers.tolist() == [[0, 0], [9, 0]]
+    np.testing.assert_allclose(graph.states, graph.centers, atol=0.5)
+
+    # the last one, for which there is no next node
+    monkeypatch.setattr(graph_planner, 'choose_centers', lambda *_: np.float32([[0, 0], [9, 0], [500, 500]]))
+    assert len(StateGraph.from_data(dataset(walk((0, 0), (10, 0))), np.zeros(2), np.ones(2), hop=HOP)) == 2
 
 
 def test_state_graph_uses_a_fraction_of_transition_steps_as_default_hop():

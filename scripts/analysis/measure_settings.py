@@ -29,6 +29,7 @@ from ogbench_utils import make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.npz import load_actions, load_trajectories  # noqa: E402
+from support.tolerances import divisor  # noqa: E402
 
 CONTEXTS = (1, 10, 100)  # observations that the GRU reads in the test
 NUM_STATES = 2000  # states of the test
@@ -61,7 +62,8 @@ class ObservedTrajectories:
         actions = load_actions(path, len(states))
         observations = observation_model.observe_trajectories(states, starts, ends, seed=0)
         if mean_std is None:
-            mean_std = [(array.mean(0), array.std(0) + 1e-6) for array in (observations, states)]
+            mean_std = [(array.mean(0), divisor(array.std(0), array.mean(0)))
+                        for array in (observations, states)]
         self.mean_std = mean_std
 
         (observation_mean, observation_std), (mean, std) = mean_std
