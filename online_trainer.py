@@ -170,8 +170,9 @@ def find_offline_source(config, saved):
         ValueError: if the offline checkpoint is of another dataset.
     """
     if saved:
-        return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
-                             observation_model_of(saved))
+        with prefix_errors('last.pth of the run'):
+            return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
+                                 observation_model_of(saved))
 
     path = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(path, 'offline')
@@ -179,8 +180,9 @@ def find_offline_source(config, saved):
     if data['dataset'] != config.name:
         raise ValueError(f"{path} was trained on {data['dataset']}, {name_flag(config.name)} is "
                          f'{config.name}: they must be the same')
-    return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
-                         observation_model_of(checkpoint))
+    with prefix_errors(path):
+        return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
+                             observation_model_of(checkpoint))
 
 
 def load_given_actions(path, data, space):
@@ -226,7 +228,7 @@ def train(config, agent_config):
     with open_run('online', __file__, config, agent_config) as run:
         # the offline agent and its environments
         source = find_offline_source(config, run.saved)
-        with prefix_errors(source.path):
+        with prefix_errors(run.last if run.saved else source.path):
             offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
         envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
@@ -278,7 +280,8 @@ def load_offline_data(config, source, offline, space):
 def make_agent(run, config, agent_config, offline, data, space):
     """Return an OnlineAgent with a new map of the data, or with the saved map of a resumed run."""
     if run.saved:
-        data_map = load_map(offline, run.saved['agent']['map'])
+        with prefix_errors(run.last):
+            data_map = load_map(offline, run.saved['agent']['map'])
     else:
         data_map = build_map(offline, agent_config, data, config.seed)
     return OnlineAgent(offline, space.low, space.high, agent_config, data_map)
@@ -353,7 +356,8 @@ class OnlineTraining:
         self.best = -1.0
         self.round = None
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
 
         # logs and pictures
         last_row = self.collector.steps - bool(self.round)  # a round in progress has no row yet

@@ -32,7 +32,7 @@ from labeling.simulator_labels import (  # noqa: E402
 )
 from ogbench_utils import check_name, make_env  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
-from support.files import write_atomic  # noqa: E402
+from support.files import prefix_errors, write_atomic  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from support.npz import load_physics  # noqa: E402
@@ -157,7 +157,8 @@ class SimulatorLabeling:
         self.converged = torch.zeros(0, dtype=torch.bool)  # (k,)
         self.solving_probes = 0
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
         self.log = run.start_logging('labeling.csv', self.num_steps, data.fingerprint())
 
     @property

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.contents import has_type
+
 RANGE_TESTS = {  # option of `flag` -> (test, words)
     'least': (operator.ge, 'at least'),
     'most': (operator.le, 'at most'),
@@ -67,12 +69,19 @@ def _shown_fields(config_class):
 
 
 def check_ranges(*configs):
-    """Raise ValueError for a value outside the range or the choices of its flag, or not finite."""
+    """Raise ValueError for a value of another type than its flag, outside its range or choices, or not finite."""
     for config in configs:
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if value is not None:
+            if value is not None or field.default is not None:
+                _check_type(field, value)
                 _check_range(field, value)
+
+
+def _check_type(field, value):
+    kind = field.metadata.get('type', type(field.default))
+    if not has_type(value, kind):
+        raise ValueError(f'--{field.name} {value}: must be of type {kind.__name__}')
 
 
 def _check_range(field, value):
@@ -168,11 +177,17 @@ def _make_configs(config_classes, namespace):
 
 
 def make_config(config_class, values):
-    """Return a dataclass made of a checkpoint's dict; raise ValueError that names its unknown fields."""
-    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
+    """Return a dataclass made of a checkpoint's dict, whose values are checked as flags are.
+
+    Raises:
+        ValueError: a name is unknown, or a value is not one that its flag can have.
+    """
+    unknown = sorted(map(str, values.keys() - {field.name for field in dataclasses.fields(config_class)}))
     if unknown:
         raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
-    return config_class(**values)
+    config = config_class(**values)
+    check_ranges(config)
+    return config
 
 
 # --------------------------------------------------------------------------------------------------- scripts
