@@ -326,6 +326,7 @@ class OfflineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.infos = saved['infos']
+        mean_of(self.infos)  # fails unless they hold numbers
 
 
 def validate(agent, dataset, batch_size):
@@ -339,7 +340,7 @@ def validate(agent, dataset, batch_size):
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OfflineTrainConfig, OfflineConfig, argv=argv))
+    train(*parse_flags(__doc__, OfflineTrainConfig, OfflineConfig, argv=argv))
 
 
 if __name__ == '__main__':

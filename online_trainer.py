@@ -24,6 +24,7 @@ from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
+from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
 from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
 from support.files import load_checkpoint, prefix_errors
@@ -551,11 +552,14 @@ class OnlineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.round = Round(**saved['round']) if saved['round'] else None
+        if self.round:
+            check_layout(vars(self.round), {'first_step': Number(int, least=0), 'updates_due': Number(int, least=0)})
+            mean_of([self.round.row, *self.round.infos])  # fails unless they hold numbers
 
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OnlineTrainConfig, OnlineConfig, argv=argv))
+    train(*parse_flags(__doc__, OnlineTrainConfig, OnlineConfig, argv=argv))
 
 
 if __name__ == '__main__':

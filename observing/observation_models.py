@@ -18,6 +18,8 @@ import math
 import gymnasium
 import numpy as np
 
+from support.contents import Number, check_layout, has_type
+
 KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
 
 
@@ -52,9 +54,19 @@ class ObservationModel:
 
     @classmethod
     def from_dict(cls, saved):
-        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples."""
+        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples.
+
+        Raises:
+            ValueError: `saved` is none.
+        """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return cls(**values)
+        model = cls(**values)
+        parse_setting(model.setting)
+        check_layout(values, {'drop_rate': Number(float, least=0), 'noise_fraction': Number(float, least=0)})
+        for name, kind in (('dimensions', int), ('noise', float)):
+            if not all(has_type(value, kind) and value >= 0 for value in values[name] or ()):
+                raise ValueError(f'`{name}` of the observation model is {values[name]}')
+        return model
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""

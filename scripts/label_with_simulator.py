@@ -31,6 +31,7 @@ from labeling.simulator_labels import (  # noqa: E402
     Simulator,
 )
 from ogbench_utils import check_name, make_env  # noqa: E402
+from support.contents import Number, Tensor, check_layout  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
 from support.files import prefix_errors, write_atomic  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
@@ -300,10 +301,25 @@ class SimulatorLabeling:
         })
 
     def load_state_dict(self, saved):
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; raise ValueError if it is of other data."""
+        # sizes: n probed rows, D changes, A actions, k solved states
+        sizes = {'n': len(self.rows), 'D': self.search.changes.shape[1], 'A': self.action_dim}
+        check_layout(saved, {
+            'rounds_done': Number(int, least=1),
+            'solving_probes': Number(int, least=0),
+            'solved_actions': Tensor('float32', 'k A'),
+            'converged': Tensor('bool', 'k'),
+        }, **sizes)
+        for probes in saved['probes']:
+            check_layout(probes, {'actions': Tensor('float32', 'n A'), 'changes': Tensor('float32', 'n D')},
+                         **sizes)
+        if saved['rounds_done'] > self.config.num_rounds:
+            raise ValueError(f'`rounds_done` is {saved["rounds_done"]}; there are {self.config.num_rounds} rounds')
+
         self.rounds_done = saved['rounds_done']
         self.search.probes = [Probes(**probes) for probes in saved['probes']]
         if saved['fit']:
+            check_layout(saved['fit'], {'rmse': Tensor('float32', 'A'), 'r2': Number(float)}, **sizes)
             network = self.search.load_network(saved['fit']['network'])
             self.fit = Fit(**saved['fit'] | {'network': network})
         self.solved_actions = saved['solved_actions']
@@ -326,7 +342,7 @@ class SimulatorLabeling:
 
 
 def main(argv=None):
-    label_dataset(*parse_flags(__doc__.splitlines()[0], SimulatorLabelConfig, argv=argv))
+    label_dataset(*parse_flags(__doc__, SimulatorLabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from support.threads import cores  # noqa: E402
 
 from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
 from support.stats import by_evaluation, over_runs  # noqa: E402
 
@@ -200,7 +200,7 @@ def report(script, seeds, save_dir):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index('--') if '--' in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(description=summary(__doc__),
                                      epilog='flags after -- go to the trainer, with {seed} replaced')
     parser.add_argument('script', choices=SCRIPTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],

@@ -197,15 +197,20 @@ def load_checkpoint(path, kind=None):
                          'again, or use the version of OPSO that wrote it')
     if damage:
         raise ValueError(f'{path} is not a readable OPSO checkpoint ({damage}): {_way_out(path)}')
+    check_content(content, path, kind)
+    return content
+
+
+def check_content(content, path, kind=None):
+    """Raise ValueError that names the file `path` unless a dict is what a checkpoint of a kind contains."""
     found = content.get('kind')
-    if found not in REQUIRED_KEYS or kind not in (None, found):
+    if not isinstance(found, str) or found not in REQUIRED_KEYS or kind not in (None, found):
         needed = f'an {kind}' if kind else 'an offline, online or labeling'
         raise ValueError(f'{path} is an {found} checkpoint, {needed} one is needed')
     with prefix_errors(path):
         check_types(content, REQUIRED_KEYS[found])
         if 'data' in REQUIRED_KEYS[found]:
             check_types(content['data'], DATA_KEYS)
-    return content
 
 
 def _way_out(path):

@@ -44,7 +44,7 @@ def add_flags(parser, config_class, show_all=True):
 
     Its help has only the basic flags, unless `show_all` is set or the dataclass has no basic flags.
     """
-    group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
+    group = parser.add_argument_group(config_class.__name__, summary(config_class.__doc__))
     for field in dataclasses.fields(config_class):
         options = {'default': field.default, 'help': field.metadata['help']}
         if field.default is not None:
@@ -138,6 +138,11 @@ class HelpAll(argparse.Action):
 def parse_flags(description, *config_classes, argv=None):
     """Return one instance of each dataclass, filled from the command line; unknown flags end the program.
 
+    Args:
+        description: docstring of the script, whose first line --help shows.
+        config_classes: dataclasses of flags.
+        argv: words; None: those of the command line.
+
     Raises:
         ValueError: a value in a file of flags is outside the range of its flag.
     """
@@ -160,7 +165,7 @@ def _make_parser(description, config_classes, show_all):
     shown = sum(len(_shown_fields(config_class)) for config_class in config_classes)
     closing = None if show_all or shown == total else f'`--help_all` lists all {total} flags'
 
-    parser = FlagParser(description=description, epilog=closing)
+    parser = FlagParser(description=summary(description), epilog=closing)
     parser.add_argument('--help_all', '--help-all', action=HelpAll, help='show all flags and exit',
                         full_parser=lambda: _make_parser(description, config_classes, show_all=True))
     for config_class in config_classes:
@@ -191,6 +196,11 @@ def make_config(config_class, values):
 
 
 # --------------------------------------------------------------------------------------------------- scripts
+def summary(doc):
+    """Return the first line of a docstring, which is None under `python -OO`."""
+    return (doc or '').partition('\n')[0]
+
+
 def run_main(main):
     """Run a script's `main`.
 

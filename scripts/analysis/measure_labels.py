@@ -101,7 +101,7 @@ def labels_of_simulator(config, trajectories):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], LabelConfig, argv=argv))
+    run(*parse_flags(__doc__, LabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from tqdm import tqdm  # noqa: E402
 from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 ROWS_AT_ONCE = 20_000
 
@@ -36,7 +36,7 @@ def infer(checkpoint, observations):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--data_path', required=True, help='npz with observations, terminals and actions')
     parser.add_argument('--checkpoints', nargs='+', required=True, help='last.pth of online runs')
     parser.add_argument('--output', required=True)

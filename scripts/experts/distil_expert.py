@@ -32,7 +32,7 @@ from collect_maze import MazeCollector, expert_inputs  # noqa: E402
 from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
 
 SWITCH_INTERVAL = 40  # steps after which the acting network is drawn anew
@@ -224,7 +224,7 @@ def distil(flags):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--teacher',
                         help='npz of train_expert.py (default: experts/<robot>/teacher.npz)')

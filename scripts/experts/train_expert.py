@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from ogbench_utils import make_env  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
 
 STANDING_HEAD = 1.4  # metres; height of the head of a standing humanoid in OGBench and dm_control
@@ -554,7 +554,7 @@ def unflatten(like, flat, prefix=''):
 
 # ---------------------------------------------------------------------------------------------------- command
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--num_decisions', type=int, default=1_500_000,
                         help='total number of decisions (default: 1.5 million)')
