@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from support.contents import has_type
@@ -22,6 +23,7 @@ REQUIRED_KEYS = {  # kind -> {name: type}
     'offline': {'agent': dict, 'data': dict},
     'online': {'agent': dict, 'data': dict, 'dataset': str},
     'labeling': {},
+    'student': {'network': dict},  # of scripts/experts/distil_expert.py
 }
 DATA_KEYS = {'dataset': str, 'path': str, 'max_trajectories': int, 'fingerprint': str, 'observation_model': dict}
 TEMPORARY = re.compile(r'.+\.opso-tmp(\d+)')  # name of a file that `write_atomic` is writing, and the process
@@ -205,8 +207,7 @@ def check_content(content, path, kind=None):
     """Raise ValueError that names the file `path` unless a dict is what a checkpoint of a kind contains."""
     found = content.get('kind')
     if not isinstance(found, str) or found not in REQUIRED_KEYS or kind not in (None, found):
-        needed = f'an {kind}' if kind else 'an offline, online or labeling'
-        raise ValueError(f'{path} is an {found} checkpoint, {needed} one is needed')
+        raise ValueError(f'{path} is an {found} checkpoint, an {kind or "offline or online"} one is needed')
     with prefix_errors(path):
         check_types(content, REQUIRED_KEYS[found])
         if 'data' in REQUIRED_KEYS[found]:
@@ -233,6 +234,30 @@ def check_types(content, types):
             raise ValueError(f'it is not a whole checkpoint: {name} is missing')
         if not has_type(content[name], kind):
             raise ValueError(f'its {name} is of type {type(content[name]).__name__}')
+
+
+def load_arrays(path, names=None):
+    """Read arrays of an npz file without running code from it.
+
+    Args:
+        path: file.
+        names: of the arrays; None: all.
+
+    Returns:
+        {name: array}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no npz file, a damaged one, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names or file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many types; all mean that the file cannot be used
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'{path} is not a readable npz file ({reason}): use a copy of it or another file') from error
 
 
 @contextlib.contextmanager

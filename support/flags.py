@@ -217,6 +217,11 @@ def run_main(main):
             sys.exit(1)
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if 'MUJOCO_GL' not in str(error):  # an environment variable that MuJoCo refuses
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)
         sys.exit(130)

@@ -93,7 +93,8 @@ OFFLINE_FORGERIES = [
     ('agent/optimizer/param_groups/0/lr', 'x'), ('agent/optimizer/param_groups', []),
     *((f'data/{name}', value) for name in DATA for value in (MISSING, 7.5)),
     ('data/observation_model', {}), ('data/observation_model/odd', 1), ('data/observation_model/dimensions', ['x']),
-    ('data/observation_model/setting', 'odd'), ('data/observation_model/noise', 3), ('data/observation_model/drop_rate', 'x'),
+    ('data/observation_model/setting', 'odd'), ('data/observation_model/noise', 3),
+    ('data/observation_model/drop_rate', 'x'),
     ('agent', []), ('data', None), ('kind', 'other'), ('kind', 5), ('agent', {}),
 ]
 ONLINE_FORGERIES = [

@@ -3,16 +3,17 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
-from support import files, locks, runs
-from support.files import save_checkpoint
-from support.flags import run_main
+from support import files, locks, runs, trackers
+from support.files import load_arrays, save_checkpoint
+from support.flags import parse_flags, run_main
 from support.locks import LOCK, OWNER, run_lock
 from support.metrics import MetricsLog, read_csv
 from support.results import read_json, read_rows
@@ -80,6 +81,25 @@ def test_run_that_failed_before_its_first_step_does_not_block_the_command(folder
     log.log(1, {'loss': 2})
     with pytest.raises(ValueError, match='holds a run already'):
         begin()
+
+
+def test_a_login_that_fails_leaves_no_run(folder, monkeypatch):
+    class UsageError(Exception):
+        """Neither a ValueError nor an OSError, as wandb's own."""
+
+    def init(**_):
+        raise UsageError('No API key configured.\nUse `wandb login` to log in.')
+
+    wandb = ModuleType('wandb')
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    monkeypatch.setattr(trackers, 'check_trackers', lambda names: None)
+    monkeypatch.setattr(runs, 'check_trackers', lambda names: None)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r'--wandb cannot start \(No API key configured.\): wandb login'):
+            begin(wandb=True)
+        assert not (folder / 'config.json').exists()
+    begin()
 
 
 def test_default_folder_is_another_one_if_the_first_has_results(folder):
@@ -296,11 +316,34 @@ def test_damaged_results_are_one_line(tmp_path, content):
 # python -OO
 
 
-def test_help_without_docstrings():
+def test_scripts_work_without_docstrings(capsys):
     """`python -OO` removes them."""
-    done = subprocess.run([sys.executable, '-OO', 'scripts/add_result.py', '--help'], cwd=ROOT, capture_output=True,
-                          text=True)
-    assert done.returncode == 0 and 'folders of the run' in done.stdout
+    with pytest.raises(SystemExit, match='0'):
+        parse_flags(None, RunConfig, argv=['--help'])
+    assert '--seed' in capsys.readouterr().out
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('scripts/**/*.py'), *ROOT.glob('support/*.py')]:
+        assert '__doc__.' not in path.read_text(encoding='utf-8'), path
+
+
+# npz files
+
+
+def test_damaged_npz_is_one_line(tmp_path):
+    path = tmp_path / 'expert.npz'
+    np.savez(path, w1=np.zeros((3, 3)))
+    whole = path.read_bytes()
+    assert load_arrays(path, ['w1'])['w1'].shape == (3, 3) and load_arrays(path).keys() == {'w1'}
+    cases = [b'', whole[:-30], whole[:40] + b'\xff' + whole[41:], whole[:100] + b'\xff' * 9 + whole[109:], b'\0' * 99]
+    for content in cases:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='expert.npz is not a readable npz file') as caught:
+            load_arrays(path, ['w1'])
+        assert '\n' not in str(caught.value)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match='w2 is not a file in the archive'):
+        load_arrays(path, ['w2'])
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path / 'none.npz')
 
 
 def test_errors_end_with_one_line(folder, capsys):
