@@ -27,6 +27,7 @@ from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
+from support.runs import stop_signals  # noqa: E402
 from support.stats import by_evaluation, over_runs  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
@@ -219,7 +220,8 @@ def main(argv=None):
         raise ValueError(f'{sorted(reserved)[0]} is set for each seed; leave it out after --')
 
     save_dir = Path(options.save_dir)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run_all stops the trainings
+    for number in stop_signals()[1:]:  # all but Ctrl-C: run_all stops the trainings
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     codes = {}
     if not options.only_report:
         codes = run_all(options.script, options.seeds, save_dir, flags, options.cores)

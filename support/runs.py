@@ -233,7 +233,7 @@ class Stop:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             self.terminals = [output for output in (1, 2) if os.isatty(output)]
-            for number in _stop_signals():
+            for number in stop_signals():
                 self.old_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -273,7 +273,7 @@ class Stop:
             self.is_interruptible = False
 
 
-def _stop_signals():
+def stop_signals():
     """Return the signals that stop a run; `nohup` ignores SIGHUP, and a run leaves it ignored."""
     others = [getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
     return [*ENDING_SIGNALS, *(number for number in others if signal.getsignal(number) != signal.SIG_IGN)]

@@ -333,8 +333,9 @@ def test_damaged_npz_is_one_line(tmp_path):
     np.savez(path, w1=np.zeros((3, 3)))
     whole = path.read_bytes()
     assert load_arrays(path, ['w1'])['w1'].shape == (3, 3) and load_arrays(path).keys() == {'w1'}
-    cases = [b'', whole[:-30], whole[:40] + b'\xff' + whole[41:], whole[:100] + b'\xff' * 9 + whole[109:], b'\0' * 99]
-    for content in cases:
+    changed = bytearray(whole)
+    changed[whole.index(b'NUMPY') + 130] ^= 1
+    for content in (b'', whole[:-30], changed, b'\0' * 99):
         path.write_bytes(content)
         with pytest.raises(ValueError, match='expert.npz is not a readable npz file') as caught:
             load_arrays(path, ['w1'])
