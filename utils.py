@@ -40,8 +40,8 @@ def load_optimizer(optimizer, state):
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     moments = state['state']
     for i, values in moments.items():
-        shape = parameters[i].shape
-        if any(values[name].shape != shape for name in ('exp_avg', 'exp_avg_sq')):
+        found = [values[name].shape for name in ('step', 'exp_avg', 'exp_avg_sq')]
+        if found != [(), parameters[i].shape, parameters[i].shape]:
             raise ValueError(f'its optimiser does not have the sizes of its networks: parameter {i}')
     optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
 

@@ -313,8 +313,11 @@ class SimulatorLabeling:
         for probes in saved['probes']:
             check_layout(probes, {'actions': Tensor('float32', 'n A'), 'changes': Tensor('float32', 'n D')},
                          **sizes)
-        if saved['rounds_done'] > self.config.num_rounds:
-            raise ValueError(f'`rounds_done` is {saved["rounds_done"]}; there are {self.config.num_rounds} rounds')
+        rounds = saved['rounds_done']
+        if rounds > self.config.num_rounds or len(saved['probes']) != min(rounds, 2):
+            raise ValueError(f'{rounds} rounds and {len(saved["probes"])} kept probes do not belong together')
+        if len(saved['solved_actions']) > len(self.solve_order):
+            raise ValueError(f'{len(saved["solved_actions"])} states are solved; at most {len(self.solve_order)} are')
 
         self.rounds_done = saved['rounds_done']
         self.search.probes = [Probes(**probes) for probes in saved['probes']]

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from support.contents import Number, check_layout
 from support.devices import random_state, restore_random_state
 from support.files import (
     check_types,
@@ -38,6 +39,7 @@ from support.trackers import INSTALL, check_trackers, open_trackers
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOST_THREADS = 1024  # of torch; more exhaust the memory
 GIT_SECONDS = 10  # after which git counts as broken
 CHECKPOINTS = ('last.pth', 'best_model.pth')
 LOGS = ('train.csv', 'online.csv', 'updates.csv', 'labeling.csv')
@@ -398,9 +400,10 @@ class Run:
                 raise ValueError(f'--resume needs the data that the run was started with: {fingerprint}; '
                                  f'this is {data}')
             with prefix_errors(self.last):
+                check_layout(self.saved, {'threads': Number(int, least=1)})
                 restore_random_state(self.saved['random'])
             if 'OMP_NUM_THREADS' not in os.environ:
-                torch.set_num_threads(self.saved['threads'])
+                torch.set_num_threads(min(self.saved['threads'], MOST_THREADS))
 
         self.data = data
         # trackers first: what fails before config.json is written leaves no run

@@ -38,29 +38,24 @@ def online(agent, batches):
     return {'kind': 'online', 'dataset': 'toy', 'data': DATA, 'agent': agent.state_dict()}
 
 
-def use_offline(checkpoint, batch):
-    agent = OfflineAgent.from_state_dict(checkpoint['agent'])
+def load_offline(checkpoint):
     observation_model_of(checkpoint)
-    agent.update(batch)
+    return OfflineAgent.from_state_dict(checkpoint['agent'])
 
 
-def use_online(checkpoint, states):
-    agent = OnlineAgent.from_state_dict(checkpoint['agent'])
+def load_online(checkpoint):
     observation_model_of(checkpoint)
-    actions, _ = agent.act(states(2), states(2, seed=1), agent.initial_state(2))
-    assert actions.shape == (2, 3) and np.isfinite(actions).all()
-    agent.label(torch.from_numpy(states(4, 2)))
+    return OnlineAgent.from_state_dict(checkpoint['agent'])
 
 
-def use_labels(checkpoint):
+def load_labels(checkpoint):
     """Restore a labeling with 6 probed rows, 4 changes and 2 action dimensions."""
     labeling = SimulatorLabeling.__new__(SimulatorLabeling)
     labeling.rows, labeling.solve_order, labeling.action_dim = np.arange(6), np.arange(3), 2
     labeling.config = SimpleNamespace(num_rounds=8)
     labeling.search = ActionSearch(torch.zeros(6, 3), torch.ones(6, 4), 2, NetworkConfig(8, 2, 4, 1e-3))
     labeling.load_state_dict(checkpoint)
-    labeling.search.residuals(labeling.search.probes[-1])
-    assert labeling.rounds_done <= 8
+    return labeling
 
 
 @pytest.fixture
@@ -144,12 +139,12 @@ def forge(checkpoint, path, value):
     return forged
 
 
-def tracebacks(tmp_path, checkpoint, kind, use, forgeries):
+def tracebacks(tmp_path, checkpoint, kind, load, use, forgeries):
     """Return the forgeries that give neither one line with the file's name nor a working agent, and the others."""
     path = tmp_path / 'forged.pth'
     save_checkpoint(path, checkpoint)
     checkpoint = load_checkpoint(path, kind)
-    use(checkpoint)  # works as it is
+    use(load(checkpoint))  # works as it is
 
     bad, lines, worked = [], [], []
     for name, value in forgeries:
@@ -157,7 +152,8 @@ def tracebacks(tmp_path, checkpoint, kind, use, forgeries):
         try:
             check_content(content, path, kind)
             with prefix_errors(path):
-                use(content)
+                loaded = load(content)
+            use(loaded)
             worked.append((name, value))
         except ValueError as error:
             lines.append(str(error))
@@ -170,20 +166,28 @@ def tracebacks(tmp_path, checkpoint, kind, use, forgeries):
 
 def test_forged_offline_checkpoints_give_one_line_or_work(tmp_path, offline, make_dataset):
     batch = make_dataset().sample(4, np.random.default_rng(0))
-    bad, lines, worked = tracebacks(tmp_path, offline, 'offline', lambda c: use_offline(c, batch), OFFLINE_FORGERIES)
+    bad, lines, worked = tracebacks(tmp_path, offline, 'offline', load_offline, lambda agent: agent.update(batch),
+                                    OFFLINE_FORGERIES)
     assert not bad and len(lines) > 60, bad
     allowed = {'agent/optimizer/param_groups/0/lr', 'agent/optimizer/param_groups'}  # settings decide
     assert {name for name, _ in worked} <= allowed, worked
 
 
 def test_forged_online_checkpoints_give_one_line_or_work(tmp_path, online, states):
-    bad, lines, worked = tracebacks(tmp_path, online, 'online', lambda c: use_online(c, states), ONLINE_FORGERIES)
+    def use(agent):
+        actions, _ = agent.act(states(2), states(2, seed=1), agent.initial_state(2))
+        assert actions.shape == (2, 3) and np.isfinite(actions).all()
+        agent.label(torch.from_numpy(states(4, 2)))
+
+    bad, lines, worked = tracebacks(tmp_path, online, 'online', load_online, use, ONLINE_FORGERIES)
     assert not bad and len(lines) > 50, bad
     assert {name for name, _ in worked} <= {'agent/offline/has_dropout'}, worked
 
 
 def test_forged_labeling_checkpoints_give_one_line_or_work(tmp_path, labels):
-    bad, lines, worked = tracebacks(tmp_path, labels, 'labeling', use_labels, LABEL_FORGERIES)
+    bad, lines, worked = tracebacks(tmp_path, labels, 'labeling', load_labels,
+                                    lambda labeling: labeling.search.residuals(labeling.search.probes[-1]),
+                                    LABEL_FORGERIES)
     assert not bad and len(lines) > 20, bad
     assert not worked, worked
 
