@@ -237,7 +237,7 @@ def compare(path, episodes, other_episodes):
 
 def main(argv=None):
     """Evaluate with the flags of `argv`; default: those of the command line."""
-    run(*parse_flags(__doc__.splitlines()[0], EvaluateConfig, argv=argv))
+    run(*parse_flags(__doc__, EvaluateConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from ogbench_utils import check_name, make_env
 from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, plot_curves
+from support.files import prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.runs import RunConfig, Stopped, open_run
@@ -215,7 +216,8 @@ class OfflineTraining:
         self.best = float('inf')
         self.infos = []  # of the updates since the last row
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
 
         # with this record the online half finds the same data
         self.data_record = {
@@ -324,6 +326,7 @@ class OfflineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.infos = saved['infos']
+        mean_of(self.infos)  # fails unless they hold numbers
 
 
 def validate(agent, dataset, batch_size):
@@ -337,7 +340,7 @@ def validate(agent, dataset, batch_size):
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OfflineTrainConfig, OfflineConfig, argv=argv))
+    train(*parse_flags(__doc__, OfflineTrainConfig, OfflineConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -31,9 +31,10 @@ from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner
 from planning.object_planner import ObjectPlanner
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
+from support.contents import Number, check_layout
 from support.flags import flag, make_config
 from tasks import load_map, make_task
-from utils import load_weights, normalize_actions, unnormalize_actions
+from utils import load_optimizer, load_weights, normalize_actions, unnormalize_actions
 
 LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 
@@ -44,7 +45,7 @@ class OnlineConfig:
 
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
                            basic=True)
-    idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
+    idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1, most=8192)
     lr: float = flag(1e-3, "Adam's learning rate", above=0)
     lr_decay_updates: int = flag(
         0, 'updates of a schedule whose second half decays to 1/100; 0 disables it', least=0)
@@ -107,6 +108,8 @@ class OnlineAgent:
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.action_dim = len(self.action_low)
+        if self.action_low.shape != self.action_high.shape or self.action_low.ndim != 1:
+            raise ValueError('the bounds of the action space must be two vectors of the same length')
         if (not np.isfinite([self.action_low, self.action_high]).all()
                 or (self.action_low >= self.action_high).any()):
             raise ValueError('the action space needs finite bounds, low below high; it has '
@@ -366,12 +369,17 @@ class OnlineAgent:
         load_weights(self.ema_nets, state['ema_nets'])
         self.labeler.load_state_dict(state['labeler'])
         if state['optimizer'] is not None:
-            self.optimizer.load_state_dict(state['optimizer'])
+            load_optimizer(self.optimizer, state['optimizer'])
         self.step = state['step']
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        """Rebuild the agent of a `state_dict` on a device."""
+        """Rebuild the agent of a `state_dict` on a device.
+
+        Raises:
+            ValueError: if `state` is not one of this code.
+        """
+        check_layout(state, {'step': Number(int, least=0)})
         offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         config = make_config(OnlineConfig, state['config'])
         data_map = load_map(offline, state['map'])

@@ -24,6 +24,7 @@ from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
+from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
 from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
 from support.files import load_checkpoint, prefix_errors
@@ -170,8 +171,9 @@ def find_offline_source(config, saved):
         ValueError: if the offline checkpoint is of another dataset.
     """
     if saved:
-        return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
-                             observation_model_of(saved))
+        with prefix_errors('last.pth of the run'):
+            return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
+                                 observation_model_of(saved))
 
     path = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(path, 'offline')
@@ -179,8 +181,9 @@ def find_offline_source(config, saved):
     if data['dataset'] != config.name:
         raise ValueError(f"{path} was trained on {data['dataset']}, {name_flag(config.name)} is "
                          f'{config.name}: they must be the same')
-    return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
-                         observation_model_of(checkpoint))
+    with prefix_errors(path):
+        return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
+                             observation_model_of(checkpoint))
 
 
 def load_given_actions(path, data, space):
@@ -226,7 +229,7 @@ def train(config, agent_config):
     with open_run('online', __file__, config, agent_config) as run:
         # the offline agent and its environments
         source = find_offline_source(config, run.saved)
-        with prefix_errors(source.path):
+        with prefix_errors(run.last if run.saved else source.path):
             offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
         envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
@@ -278,7 +281,8 @@ def load_offline_data(config, source, offline, space):
 def make_agent(run, config, agent_config, offline, data, space):
     """Return an OnlineAgent with a new map of the data, or with the saved map of a resumed run."""
     if run.saved:
-        data_map = load_map(offline, run.saved['agent']['map'])
+        with prefix_errors(run.last):
+            data_map = load_map(offline, run.saved['agent']['map'])
     else:
         data_map = build_map(offline, agent_config, data, config.seed)
     return OnlineAgent(offline, space.low, space.high, agent_config, data_map)
@@ -353,7 +357,8 @@ class OnlineTraining:
         self.best = -1.0
         self.round = None
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
 
         # logs and pictures
         last_row = self.collector.steps - bool(self.round)  # a round in progress has no row yet
@@ -547,11 +552,14 @@ class OnlineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.round = Round(**saved['round']) if saved['round'] else None
+        if self.round:
+            check_layout(vars(self.round), {'first_step': Number(int, least=0), 'updates_due': Number(int, least=0)})
+            mean_of([self.round.row, *self.round.infos])  # fails unless they hold numbers
 
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OnlineTrainConfig, OnlineConfig, argv=argv))
+    train(*parse_flags(__doc__, OnlineTrainConfig, OnlineConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import numpy as np
 
 from environments.safe_env import num_tasks
 from ogbench_utils import episode_seed, reset_env
+from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
 
@@ -236,7 +237,8 @@ class Collector:
         return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
 
     def load_state_dict(self, state):
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned; raise ValueError if it is none."""
+        check_layout(state, {'steps': Number(int, least=0), 'episodes': Number(int, least=0)})
         self.rng.bit_generator.state = state['rng']
         self.steps = state['steps']
         self.episodes = state['episodes']

@@ -51,9 +51,17 @@ def build_map(offline, config, data, seed=0, nodes=0):
 
 
 def load_map(offline, saved):
-    """Rebuild the map of an OfflineAgent from the map's `state_dict`."""
+    """Rebuild the map of an OfflineAgent from the map's `state_dict`.
+
+    Raises:
+        ValueError: if it is the map of other data.
+    """
     kind = ObjectMap if offline.has_objects else StateGraph
-    return kind.from_state_dict(saved)
+    data_map = kind.from_state_dict(saved)
+    if len(data_map.scale) != offline.observation_dim:
+        raise ValueError(f'its map is of states of {len(data_map.scale)} dimensions, its networks are of '
+                         f'{offline.observation_dim}')
+    return data_map
 
 
 def make_task(offline, config, data_map):

@@ -13,6 +13,7 @@ import torch
 
 from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import find_dataset
+from support.contents import Tensor, check_layout
 from support.npz import load_trajectories
 from support.tolerances import precision_warning, varies
 
@@ -424,7 +425,11 @@ class ReplayBuffer(TrajectoryDataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, state):
-        """Replace the episodes by those of a `state_dict`."""
+        """Replace the episodes by those of a `state_dict`; raise ValueError if it is of another buffer."""
+        rows = {'least': 0, 'below': 'N'}
+        layout = {'observations': Tensor('float32', 'N S'), 'actions': Tensor('float32', 'N A'),
+                  'starts': Tensor('int64', 'n', **rows), 'ends': Tensor('int64', 'n', **rows)}
+        check_layout(state, layout, S=self.observations.shape[1], A=self.actions.shape[1])
         self._append(len(self), observations=state['observations'].numpy(),
                      actions=state['actions'].numpy())
         self._set_borders(state['starts'].numpy(), state['ends'].numpy())

@@ -36,6 +36,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from support.contents import Tensor, check_layout
 from support.tolerances import divisor, varies
 
 MAX_TRANSITIONS = 20_000  # the agent's steps in a fit
@@ -58,6 +59,21 @@ CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's step
 ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
 MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
 LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
+
+LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
+    'log_length_scale': Tensor('float64', 'A F'),
+    'log_linear_scale': Tensor('float64', 'A F'),
+    'log_variance': Tensor('float64', 'A 1 1'),
+    'log_noise': Tensor('float64', 'A 1 1'),
+    'input_mask': Tensor('bool', 'F'),
+    'mean': Tensor('float64', 'F'),
+    'std': Tensor('float64', 'F', least=0),
+    'low': Tensor('float64', 'F'),
+    'high': Tensor('float64', 'F'),
+    'inducing_inputs': Tensor('float64', 'M F'),
+    'inducing_weights': Tensor('float64', 'A M 1'),
+    'linear_weights': Tensor('float64', 'A F'),
+}
 
 
 class Labeler(nn.Module):
@@ -276,7 +292,13 @@ class Labeler(nn.Module):
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def load_state_dict(self, state, **options):
-        """Load a state dict with any number of inducing inputs."""
+        """Load a state dict with any number of inducing inputs.
+
+        Raises:
+            ValueError: if a tensor does not fit.
+        """
+        actions, inputs = self.linear_weights.shape
+        check_layout(state, LAYOUT, F=inputs, A=actions)
         self.inducing_inputs = torch.zeros_like(state['inducing_inputs'])
         self.inducing_weights = torch.zeros_like(state['inducing_weights'])
         return super().load_state_dict(state, **options)

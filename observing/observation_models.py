@@ -20,6 +20,7 @@ import math
 import gymnasium
 import numpy as np
 
+from support.contents import Number, check_layout, has_type
 from support.tolerances import find_origin
 
 KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
@@ -59,10 +60,21 @@ class ObservationModel:
     def from_dict(cls, saved):
         """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples.
 
-        It keeps its origin, without which it was saved if that is 0, whatever data it is used with.
+        It keeps its origin, whatever data it is used with.
+
+        Raises:
+            ValueError: `saved` is none.
         """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return cls(**values | {'origin': values.get('origin') or ()})
+        model = cls(**values | {'origin': values['origin'] or ()})
+        parse_setting(model.setting)
+        check_layout(values, {'drop_rate': Number(float, least=0), 'noise_fraction': Number(float, least=0)})
+        for name, kind in (('dimensions', int), ('noise', float)):
+            if not all(has_type(value, kind) and value >= 0 for value in values[name] or ()):
+                raise ValueError(f'`{name}` of the observation model is {values[name]}')
+        if not all(has_type(value, float) for value in model.origin):
+            raise ValueError(f'`origin` of the observation model is {model.origin}')
+        return model
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""

@@ -31,6 +31,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
 from planning.planners import Subgoals
+from support.contents import Number, Tensor, check_layout
 
 # entries of a route in place of the next node
 NO_PATH = -1
@@ -181,8 +182,32 @@ class StateGraph:
 
     @classmethod
     def from_state_dict(cls, saved):
-        """Return the graph whose `state_dict` was `saved`."""
+        """Return the graph whose `state_dict` was `saved`; raise ValueError if it is none."""
+        sizes = check_layout(saved, GRAPH_LAYOUT)
+        check_layout(saved['jumps'], JUMPS_LAYOUT, **sizes)
         return cls(**_to_arrays(saved) | {'jumps': JumpModel(**_to_arrays(saved['jumps']))})
+
+
+GRAPH_LAYOUT = {  # of `StateGraph.state_dict`, beside its jumps
+    'mean': Tensor('float32', 'S'),
+    'scale': Tensor('float32', 'S', least=0),
+    'centers': Tensor('float32', 'K S'),
+    'states': Tensor('float32', 'K S'),
+    'radius': Number(float, least=0),
+    'sources': Tensor('int32', 'E', least=0, below='K'),
+    'targets': Tensor('int32', 'E', least=0, below='K'),
+    'costs': Tensor('float32', 'E', least=0),
+    'near_sources': Tensor('int32', 'M', least=0, below='K'),
+    'near_targets': Tensor('int32', 'M', least=0, below='K'),
+    'hop': Number(int, least=1),
+}
+JUMPS_LAYOUT = {
+    'source_nodes': Tensor('int32', 'J', least=0, below='K'),
+    'source_ids': Tensor('int32', 'J', least=0, below='P'),
+    'landing_source_ids': Tensor('int32', 'P', least=0, below='P'),
+    'landing_nodes': Tensor('int32', 'P', least=0, below='K'),
+    'landing_probs': Tensor('float32', 'P', least=0),
+}
 
 
 def _to_tensors(values):

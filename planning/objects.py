@@ -24,6 +24,7 @@ import functools
 import numpy as np
 import torch
 
+from support.contents import Tensor, check_layout
 from support.tolerances import divisor
 
 # object dimensions, standard deviations of the data
@@ -509,13 +510,30 @@ class ObjectMap:
 
     @classmethod
     def from_state_dict(cls, saved):
-        """Rebuild the map that `state_dict` was called on."""
+        """Rebuild the map that `state_dict` was called on; raise ValueError if `saved` is none."""
+        check_layout(saved, MAP_LAYOUT)
         arrays = {name: tensor.cpu().numpy() for name, tensor in saved.items()}
         return cls(**arrays | {'move_timeout': int(arrays['move_timeout'])})
 
     def __str__(self):
         return (f'{len(self.switches)} switches, {len(self.movable)} movable objects, '
                 f'{len(self.sources):,} + {len(self.placed_objects):,} moves')
+
+
+MAP_LAYOUT = {  # of `ObjectMap.state_dict`
+    'scale': Tensor('float32', 'S', least=0),
+    'object_of': Tensor('int32', 'S', least=-1, below='S'),
+    'level_objects': Tensor('int', 'L', least=0, below='W'),
+    'level_states': Tensor('float32', 'L S'),
+    'sources': Tensor('int8', 'E W', least=0, below='L'),
+    'targets': Tensor('int8', 'E W', least=0, below='L'),
+    'placed_objects': Tensor('int32', 'G', least=0, below='S'),
+    'placed_configurations': Tensor('int8', 'G W', least=0, below='L'),
+    'placed_before': Tensor('float32', 'G S'),
+    'placed_after': Tensor('float32', 'G S'),
+    'move_timeout': Tensor('int', least=0),
+    'start_states': Tensor('float32', 'T S'),
+}
 
 
 def _unique_switch_moves(sources, targets):

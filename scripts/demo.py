@@ -18,7 +18,7 @@ ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_epis
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--save_dir', default='demo_run',
                         help='folder of the runs; -2, -3, … is added if it exists (default: %(default)s)')
     folder = new_folder(Path(parser.parse_args().save_dir).resolve())

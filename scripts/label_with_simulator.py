@@ -31,8 +31,9 @@ from labeling.simulator_labels import (  # noqa: E402
     Simulator,
 )
 from ogbench_utils import check_name, make_env  # noqa: E402
+from support.contents import Number, Tensor, check_layout  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
-from support.files import write_atomic  # noqa: E402
+from support.files import prefix_errors, write_atomic  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from support.npz import load_physics  # noqa: E402
@@ -158,7 +159,8 @@ class SimulatorLabeling:
         self.converged = torch.zeros(0, dtype=torch.bool)  # (k,)
         self.solving_probes = 0
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
         self.log = run.start_logging('labeling.csv', self.num_steps, data.fingerprint())
 
     @property
@@ -300,10 +302,28 @@ class SimulatorLabeling:
         })
 
     def load_state_dict(self, saved):
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; raise ValueError if it is of other data."""
+        # sizes: n probed rows, D changes, A actions, k solved states
+        sizes = {'n': len(self.rows), 'D': self.search.changes.shape[1], 'A': self.action_dim}
+        check_layout(saved, {
+            'rounds_done': Number(int, least=1),
+            'solving_probes': Number(int, least=0),
+            'solved_actions': Tensor('float32', 'k A'),
+            'converged': Tensor('bool', 'k'),
+        }, **sizes)
+        for probes in saved['probes']:
+            check_layout(probes, {'actions': Tensor('float32', 'n A'), 'changes': Tensor('float32', 'n D')},
+                         **sizes)
+        rounds = saved['rounds_done']
+        if rounds > self.config.num_rounds or len(saved['probes']) != min(rounds, 2):
+            raise ValueError(f'{rounds} rounds and {len(saved["probes"])} kept probes do not belong together')
+        if len(saved['solved_actions']) > len(self.solve_order):
+            raise ValueError(f'{len(saved["solved_actions"])} states are solved; at most {len(self.solve_order)} are')
+
         self.rounds_done = saved['rounds_done']
         self.search.probes = [Probes(**probes) for probes in saved['probes']]
         if saved['fit']:
+            check_layout(saved['fit'], {'rmse': Tensor('float32', 'A'), 'r2': Number(float)}, **sizes)
             network = self.search.load_network(saved['fit']['network'])
             self.fit = Fit(**saved['fit'] | {'network': network})
         self.solved_actions = saved['solved_actions']
@@ -326,7 +346,7 @@ class SimulatorLabeling:
 
 
 def main(argv=None):
-    label_dataset(*parse_flags(__doc__.splitlines()[0], SimulatorLabelConfig, argv=argv))
+    label_dataset(*parse_flags(__doc__, SimulatorLabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

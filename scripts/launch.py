@@ -25,8 +25,9 @@ from support.threads import cores  # noqa: E402
 
 from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
+from support.runs import stop_signals  # noqa: E402
 from support.stats import by_evaluation, over_runs  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
@@ -200,7 +201,7 @@ def report(script, seeds, save_dir):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index('--') if '--' in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(description=summary(__doc__),
                                      epilog='flags after -- go to the trainer, with {seed} replaced')
     parser.add_argument('script', choices=SCRIPTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
@@ -219,7 +220,8 @@ def main(argv=None):
         raise ValueError(f'{sorted(reserved)[0]} is set for each seed; leave it out after --')
 
     save_dir = Path(options.save_dir)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run_all stops the trainings
+    for number in stop_signals()[1:]:  # all but Ctrl-C: run_all stops the trainings
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     codes = {}
     if not options.only_report:
         codes = run_all(options.script, options.seeds, save_dir, flags, options.cores)

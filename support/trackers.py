@@ -8,6 +8,7 @@ import secrets
 
 INSTALL = {'tensorboard': 'pip install tensorboard',
            'wandb': 'pip install wandb (then wandb login, or WANDB_MODE=offline)'}
+WAYS_OUT = {'tensorboard': 'repair the folder', 'wandb': 'wandb login, or WANDB_MODE=offline'}
 
 
 def check_trackers(names):
@@ -34,15 +35,21 @@ def open_trackers(names, folder, run_name, flags, first_step):
         list of functions (step, {name: number}), one per tracker.
 
     Raises:
-        ValueError: a package is missing or broken.
+        ValueError: a package is missing or broken, or its server or login fails.
     """
     check_trackers(names)
     makers = {'tensorboard': _tensorboard, 'wandb': _wandb}
-    try:
-        return [makers[name](folder / name, run_name, flags, first_step) for name in names]
-    except ImportError as error:
-        packages = ' or '.join(names)
-        raise ValueError(f'a package of {packages} cannot be imported ({error}); install it again') from error
+    trackers = []
+    for name in names:
+        try:
+            trackers.append(makers[name](folder / name, run_name, flags, first_step))
+        except ImportError as error:
+            raise ValueError(f'a package of {name} cannot be imported ({error}); install it again') from error
+        except Exception as error:  # wandb has errors of its own for logins and servers
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise ValueError(f'--{name} cannot start ({reason}): {WAYS_OUT[name]}, or leave the flag out; the '
+                             'CSV is always written') from error
+    return trackers
 
 
 def _tensorboard(folder, run_name, flags, first_step):

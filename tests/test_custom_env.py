@@ -11,7 +11,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 import evaluate
@@ -24,7 +23,7 @@ from figures import videos
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode, run_episodes
-from support.files import load_checkpoint
+from support.files import load_checkpoint, save_checkpoint
 from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -326,8 +325,8 @@ def test_bad_factories_are_refused_in_one_line(robot, capsys, source, words):
 
 def test_evaluate_refuses_a_missing_module(trained, robot, monkeypatch):
     """The flag --dataset gives the new name of the environment."""
-    checkpoint = torch.load(trained[0] / 'last.pth', weights_only=True)
-    torch.save(checkpoint | {'dataset': 'gone:make'}, 'moved.pth')
+    checkpoint = load_checkpoint(trained[0] / 'last.pth')
+    save_checkpoint('moved.pth', checkpoint | {'dataset': 'gone:make'})
     with pytest.raises(ValueError, match='--env gone:make: cannot import gone'):
         evaluate.main(['--checkpoint', 'moved.pth'])
     evaluate.main(['--checkpoint', 'moved.pth', '--dataset', EXAMPLE, '--episodes_per_task', '1'])

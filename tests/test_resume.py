@@ -140,7 +140,7 @@ def assert_same_run(script, whole, folder, assert_same):
     logs = {offline_trainer: ['train.csv'], online_trainer: ['online.csv', 'updates.csv']}[script]
     for csv in logs:
         assert timeless(reference / csv) == timeless(folder / csv) != []
-    assert not list(folder.glob('*.tmp*')) and not (folder / 'run.lock').exists()
+    assert not list(folder.glob('*-tmp*')) and not (folder / 'run.lock').exists()
 
 
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])

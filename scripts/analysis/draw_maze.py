@@ -121,7 +121,7 @@ def shrink(path):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], DrawConfig, argv=argv))
+    run(*parse_flags(__doc__, DrawConfig, argv=argv))
 
 
 if __name__ == '__main__':

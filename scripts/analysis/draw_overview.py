@@ -158,7 +158,7 @@ def save(figure, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--output', type=Path, default=OUTPUT,
                         help='.png, .pdf or .svg file (default: %(default)s)')
     flags = parser.parse_args()

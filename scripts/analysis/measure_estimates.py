@@ -99,7 +99,7 @@ def r2_score(predicted, target):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], EstimatesConfig, argv=argv))
+    run(*parse_flags(__doc__, EstimatesConfig, argv=argv))
 
 
 if __name__ == '__main__':

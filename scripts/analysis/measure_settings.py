@@ -167,7 +167,7 @@ def run(config):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], SettingsConfig, argv=argv))
+    run(*parse_flags(__doc__, SettingsConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.figures import plot_bands  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
 from support.stats import last_three_mean, over_runs  # noqa: E402
 
@@ -77,7 +77,7 @@ def print_table(groups, metric):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('runs', nargs='+', help='[LABEL=]pattern of run folders or CSV files')
     parser.add_argument('--metric', default='evaluation/overall_success',
                         help='column of the CSV files (default: %(default)s)')

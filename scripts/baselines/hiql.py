@@ -26,7 +26,7 @@ SAVE_INTERVAL = 10_000
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--impls', required=True, help="folder impls/ of OGBench's repository")
     parser.add_argument('--dataset', required=True)
     parser.add_argument('--data_dir', required=True, help='folder with <dataset>.npz, which has actions')

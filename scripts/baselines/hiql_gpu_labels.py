@@ -21,8 +21,8 @@ from tqdm import tqdm  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from support.files import load_checkpoint  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import load_arrays, load_checkpoint  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 ROWS_AT_ONCE = 20_000
 
@@ -36,14 +36,14 @@ def infer(checkpoint, observations):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--data_path', required=True, help='npz with observations, terminals and actions')
     parser.add_argument('--checkpoints', nargs='+', required=True, help='last.pth of online runs')
     parser.add_argument('--output', required=True)
     flags = parser.parse_args()
 
-    with np.load(flags.data_path, allow_pickle=False) as file:
-        observations, terminals, true = file['observations'], file['terminals'], file['actions']
+    arrays = load_arrays(flags.data_path, ('observations', 'terminals', 'actions'))
+    observations, terminals, true = arrays.values()
     inside = ~terminals.astype(bool)
     actions = [true]
     for checkpoint in flags.checkpoints:

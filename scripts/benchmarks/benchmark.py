@@ -22,7 +22,7 @@ from benchmark_threads import arithmetic, threads
 from benchmark_tools import ROOT  # noqa: F401  makes the modules beside README.md importable
 from benchmark_training import cuda, curve, layer, offline, parts
 
-from support.flags import run_main
+from support.flags import run_main, summary
 from support.kernels import choose_matmul_kernels
 
 SECTIONS = {section.__name__: section for section in (
@@ -59,7 +59,7 @@ def machine():
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--quick', action='store_true', help='fewer rounds and smaller sizes; under a minute')
     parser.add_argument('--only', default='', help=f'comma-separated sections of {", ".join(SECTIONS)}')
     parser.add_argument('--device', default='cpu', help='cpu or cuda, which adds the rows of a GPU')

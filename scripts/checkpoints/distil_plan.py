@@ -248,7 +248,7 @@ def run(config):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], DistilConfig, argv=argv))
+    run(*parse_flags(__doc__, DistilConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -60,7 +60,7 @@ def run(config):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], MapConfig, argv=argv))
+    run(*parse_flags(__doc__, MapConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -147,7 +147,7 @@ def save_npz(path, arrays):
 
 def parse_args(argv=None):
     """Parse the command line; flags have underscores or dashes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0], allow_abbrev=False)
 
     def add(name, **kwargs):
         parser.add_argument(*dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}']), **kwargs)

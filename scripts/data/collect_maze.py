@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ogbench_utils import make_env
+from support.files import load_arrays, prefix_errors
 
 STITCH_CELLS = 4  # from start to goal
 EXPLORE_INTERVAL = 10  # steps with one direction
@@ -68,11 +69,12 @@ def load_expert(path):
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f'{path}: no such npz file; name the weights of an expert with --expert_path')
-    with np.load(path, allow_pickle=False) as file:
-        if set(file.files) - {'ground_vectors'} != set(EXPERT_KEYS):
-            raise ValueError(f'{path}: no expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
-        w1, b1, w2, b2, w_mean, b_mean = (file[key].astype(np.float32) for key in EXPERT_KEYS)
-        ground_vectors = file['ground_vectors'].tolist() if 'ground_vectors' in file.files else None
+    arrays = load_arrays(path)
+    if arrays.keys() - {'ground_vectors'} != set(EXPERT_KEYS):
+        raise ValueError(f'{path}: no expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
+    with prefix_errors(path):
+        w1, b1, w2, b2, w_mean, b_mean = (arrays[key].astype(np.float32) for key in EXPERT_KEYS)
+        ground_vectors = arrays['ground_vectors'].tolist() if 'ground_vectors' in arrays else None
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))  # 0.79... = sqrt(2 / pi)

@@ -31,9 +31,16 @@ from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import MazeCollector, expert_inputs  # noqa: E402
 from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
-from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import (  # noqa: E402
+    load_arrays,
+    load_checkpoint,
+    prefix_errors,
+    save_checkpoint,
+    write_atomic,
+)
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
+from utils import load_weights  # noqa: E402
 
 SWITCH_INTERVAL = 40  # steps after which the acting network is drawn anew
 FIRST_UPDATE = 20_000  # steps before it
@@ -69,8 +76,9 @@ ROBOTS = {
 
 def load_teacher(path):
     """Load the actor of train_expert.py: a function of features (B, F) that returns mean actions (B, A)."""
-    with np.load(path, allow_pickle=False) as file:
-        layers = [(file[f'actor/{i}/w'], file[f'actor/{i}/b']) for i in range(3)]
+    names = [(f'actor/{i}/w', f'actor/{i}/b') for i in range(3)]
+    arrays = load_arrays(path, sum(names, ()))
+    layers = [(arrays[weight], arrays[bias]) for weight, bias in names]
 
     def teacher(x):
         for weight, bias in layers[:-1]:
@@ -154,7 +162,9 @@ def distil(flags):
     robot = ROBOTS[flags.robot]
     student = make_student(robot, flags.hidden)
     if flags.resume:
-        student.load_state_dict(torch.load(flags.student, weights_only=True))
+        saved = load_checkpoint(flags.student, 'student')
+        with prefix_errors(flags.student):
+            load_weights(student, saved['network'])
     optimizer = torch.optim.Adam(student.parameters(), lr=flags.lr)
 
     mazes = ('medium', 'large')
@@ -172,7 +182,7 @@ def distil(flags):
 
     def save():
         export(robot, student, flags.output)
-        write_atomic(flags.student, lambda file: torch.save(student.state_dict(), file))
+        save_checkpoint(flags.student, {'kind': 'student', 'network': student.state_dict()})
 
     while steps < flags.num_steps:
         # actions of both networks; those of the teacher are the labels
@@ -224,7 +234,7 @@ def distil(flags):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--teacher',
                         help='npz of train_expert.py (default: experts/<robot>/teacher.npz)')

@@ -22,7 +22,7 @@ from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 HUMANOID_HEAD = 23  # index of the head's height in the humanoid's observation
 STANDING_HEAD = 1.2  # metres
@@ -63,7 +63,7 @@ def fallen(dataset, episodes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--dataset', default='antmaze-medium-navigate-v0',
                         help='dataset of an ant or a humanoid (default: %(default)s)')
     parser.add_argument('--noise', type=float, default=0.0,
