@@ -19,7 +19,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+
+from support.progress import progress_bar
 
 # Errors that a damaged file can raise. zipfile reports encryption and unknown compression as RuntimeError.
 # The last five come from numpy's parser of npy headers; a forged header can request a huge array, hence
@@ -184,7 +185,7 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
         step = shape[0] if fortran else max(1, BYTES_PER_READ // row_bytes)
         values = np.empty((rows or shape[0], *shape[1:]), np.float32)
         pieces = range(0, len(values), step)
-        for i in tqdm(pieces, f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
+        for i in progress_bar(pieces, f'reading {key}', leave=False, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
             with np.errstate(over='ignore'):  # a value too large for float32 becomes inf and is refused below

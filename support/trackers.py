@@ -1,10 +1,11 @@
-"""TensorBoard and Weights & Biases, which log the rows of the CSV on request.
+"""TensorBoard and Weights & Biases, which log the rows of the CSV on request; one that fails is left out.
 
 Neither package is imported unless its flag is given.
 """
 
 import importlib.util
 import secrets
+import sys
 
 INSTALL = {'tensorboard': 'pip install tensorboard',
            'wandb': 'pip install wandb (then wandb login, or WANDB_MODE=offline)'}
@@ -39,10 +40,30 @@ def open_trackers(names, folder, run_name, flags, first_step):
     check_trackers(names)
     makers = {'tensorboard': _tensorboard, 'wandb': _wandb}
     try:
-        return [makers[name](folder / name, run_name, flags, first_step) for name in names]
+        return [_keep_running(name, makers[name](folder / name, run_name, flags, first_step))
+                for name in names]
     except ImportError as error:
         packages = ' or '.join(names)
         raise ValueError(f'a package of {packages} cannot be imported ({error}); install it again') from error
+
+
+def _keep_running(name, log):
+    """Return a function that calls `log` until it fails: a run goes on without a tracker, with one warning."""
+    failed = False
+
+    def log_while_it_works(step, metrics):
+        nonlocal failed
+        if failed:
+            return
+        try:
+            log(step, metrics)
+        except Exception as error:  # disks, networks and servers; each package has its own types
+            failed = True
+            cause = (str(error).splitlines() or [''])[0]
+            print(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all rows',
+                  file=sys.stderr)
+
+    return log_while_it_works
 
 
 def _tensorboard(folder, run_name, flags, first_step):
