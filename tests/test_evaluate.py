@@ -197,3 +197,75 @@ def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
     assert action['noise:3', 10] < 0.4, 'noise hides the previous state'
     assert all(state < 0.2 for state, _ in found.values())
     assert 'noise:3: ' in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- what is saved
+def test_numbers_are_written_before_pictures_and_videos(checkpoints, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError('latex was not found')
+
+    monkeypatch.setattr(evaluate, 'draw_evaluation', fail)
+    monkeypatch.setattr(evaluate, 'record', fail)
+    assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
+    picture, video = capsys.readouterr().err.splitlines()
+    assert 'evaluation_paths.png was not made (RuntimeError: latex was not found)' in picture
+    assert 'evaluation_videos was not made' in video
+
+
+def test_numbers_are_written_before_the_second_checkpoint(checkpoints, monkeypatch):
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, 'measure', lambda config, path, *rest: (
+        measure(config, path, *rest) if path == str(checkpoints[0]) else pytest.fail('an environment')))
+    with pytest.raises(pytest.fail.Exception):
+        run(checkpoints[0], '--compare', checkpoints[1])
+    metrics = json.loads((checkpoints[0].parent / 'evaluation.json').read_text())
+    assert metrics['evaluation/overall_success'] == 1.0
+
+
+def test_former_evaluation_is_kept(checkpoints, capsys):
+    """A look at one episode does not replace an evaluation; the same evaluation again adds no file."""
+    folder = checkpoints[0].parent
+    (folder / 'evaluation_notes.txt').write_text('of the user')
+    first = run(checkpoints[0], '--compare', checkpoints[1])
+    for flags in (['--compare', checkpoints[1]], []):
+        assert run(checkpoints[0], *flags) == first
+    assert not list(folder.glob('evaluation-*'))
+    picture = (folder / 'evaluation_paths.png').read_bytes()
+
+    capsys.readouterr()
+    run(checkpoints[0], '--episodes_per_task', '1')
+    assert f'the former evaluation is kept: {folder / "evaluation-1.json"}' in capsys.readouterr().out
+    look = run(checkpoints[0], '--episodes_per_task', '1', '--seed', '1')
+    assert json.loads((folder / 'evaluation-1.json').read_text()) == first
+    assert json.loads((folder / 'evaluation-2.json').read_text())['seed'] == 0 and look['seed'] == 1
+    assert (folder / 'evaluation-1_paths.png').read_bytes() == picture
+    assert sorted(path.name for path in folder.glob('evaluation*')) == [
+        'evaluation-1.json', 'evaluation-1_compared_paths.png', 'evaluation-1_paths.png', 'evaluation-2.json',
+        'evaluation-2_paths.png', 'evaluation.json', 'evaluation_notes.txt', 'evaluation_paths.png']
+
+
+def test_output_that_cannot_be_written_is_found_before_any_episode(checkpoints, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(evaluate, 'measure', lambda *_: pytest.fail('an episode'))
+    for output in (tmp_path / 'file' / 'evaluation.json', tmp_path):
+        with pytest.raises(OSError, match=f'^{output} cannot be written .*name another file with --output$'):
+            run(checkpoints[0], '--output', output)
+
+    def read_only(**_):
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr('tempfile.TemporaryFile', read_only)
+    with pytest.raises(OSError, match=r'evaluation.json cannot be written \(Read-only file system\); name'):
+        run(checkpoints[0])
+
+
+def test_full_disk_prints_the_numbers(checkpoints, monkeypatch, capsys):
+    def full(path, write):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(evaluate, 'write_atomic', full)
+    with pytest.raises(OSError, match=r'No space left on device\).*printed above') as error:
+        run(checkpoints[0])
+    assert '--resume' not in str(error.value) and '--output' in str(error.value)
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index('{'):])['evaluation/overall_success'] == 1.0
