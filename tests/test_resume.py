@@ -377,17 +377,18 @@ def test_failed_validation_is_repeated_alone(whole, tmp_path, monkeypatch, asser
     (online_trainer, 'online.csv', 90)])
 def test_row_that_cannot_be_written_loses_no_update(script, csv, step, whole, tmp_path, monkeypatch, assert_same):
     """The disk is full for a moment. A resumed run writes the row."""
-    append = MetricsLog._append
+    def guarded(write):
+        def write_unless_full(self, *row):
+            if self.path.name == csv and self.rows and self.rows[-1]['step'] == step:
+                fail()
+            write(self, *row)
 
-    def full(self, row):
-        if self.path.name == csv and row['step'] == step:
-            fail()
-        append(self, row)
+        return write_unless_full
 
     flags, folder = whole[script][0], tmp_path / 'run'
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsLog, '_append', full)
-        patch.setattr(MetricsLog, '_rewrite', lambda self: full(self, (self.rows or [{'step': 0}])[-1]))
+        for name in ('_append', '_rewrite'):
+            patch.setattr(MetricsLog, name, guarded(getattr(MetricsLog, name)))
         with pytest.raises(OSError, match='5 times'):
             script.main([*flags, '--save_dir', str(folder)])
     done = load_checkpoint(folder / 'last.pth')['agent']['step']
