@@ -3,6 +3,7 @@
 Neither package is imported unless its flag is given.
 """
 
+import contextlib
 import importlib.util
 import secrets
 import sys
@@ -60,8 +61,9 @@ def _keep_running(name, log):
         except Exception as error:  # disks, networks and servers; each package has its own types
             failed = True
             cause = (str(error).splitlines() or [''])[0]
-            print(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all rows',
-                  file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all '
+                      'rows', file=sys.stderr)
 
     return log_while_it_works
 

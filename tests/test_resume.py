@@ -337,21 +337,22 @@ def fail(*_, **__):
 
 def test_failed_evaluation_is_repeated_alone(whole, tmp_path, monkeypatch, assert_same, capsys):
     """An environment may fail in the last evaluation, after hours of gradient steps."""
-    flags, folder = whole[online_trainer][0], tmp_path / 'run'
-    flags = [*flags, '--eval_interval', '0', '--save_dir']
-    online_trainer.main([*flags, str(tmp_path / 'whole')])
+    (flags, reference), folder = whole[online_trainer], tmp_path / 'run'
+    flags = [*flags, '--save_dir', str(folder)]
+    evaluate = online_trainer.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(online_trainer, 'evaluate', fail)
+        patch.setattr(online_trainer, 'evaluate', lambda agent, envs, count, *rest: (
+            fail() if count == 2 else evaluate(agent, envs, count, *rest)))  # 2 in the last evaluation only
         with pytest.raises(OSError, match='evaluation failed: .* 5 times .*last.pth, and --resume repeats'):
-            online_trainer.main([*flags, str(folder)])
-    done = load_checkpoint(tmp_path / 'whole' / 'last.pth')['agent']['step']
+            online_trainer.main(flags)
+    done = load_checkpoint(reference / 'last.pth')['agent']['step']
     assert load_checkpoint(folder / 'last.pth')['agent']['step'] == done
 
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', lambda *_: pytest.fail('an update'))
     monkeypatch.setattr(online_trainer.Collector, 'round', lambda *_: pytest.fail('a round'))
     capsys.readouterr()
-    online_trainer.main([*flags, str(folder), '--resume'])
-    assert_same_run(online_trainer, {online_trainer: (flags, tmp_path / 'whole')}, folder, assert_same)
+    online_trainer.main([*flags, '--resume'])
+    assert_same_run(online_trainer, whole, folder, assert_same)
     assert not set('\r\x1b') & set(capsys.readouterr().err), 'no bar in a log'
 
 
