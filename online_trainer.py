@@ -3,6 +3,7 @@
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -12,7 +13,6 @@ from pathlib import Path
 import support.threads  # noqa: F401  before torch
 
 import numpy as np
-from tqdm import tqdm
 
 from environments.custom_env import name_flag
 from environments.safe_env import num_tasks, open_envs
@@ -26,12 +26,13 @@ from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
-from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
+from support.figures import SUCCESS_LIMITS, Curves, Panel, optional_picture, plot_curves
 from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
 from support.npz import fingerprint_of_actions, load_actions
+from support.progress import progress_bar, say
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
 from trajectories import ReplayBuffer, load_recorded
@@ -376,7 +377,10 @@ class OnlineTraining:
 
     # ------------------------------------------------------------------------------------- the loop
     def loop(self):
-        """Repeat rounds: collect, label, update, evaluate if due, save; save if the run is stopped."""
+        """Repeat rounds: collect, label, update, save, evaluate if due, save, draw; save if stopped.
+
+        The gradient steps are saved before the evaluation, and its numbers before pictures and videos.
+        """
         if self.collector.done and not self.round:
             self.finish_without_rounds()
             return
@@ -393,15 +397,16 @@ class OnlineTraining:
                     with self.run.stop.interruptible():
                         self.collect_and_refresh()
                 self.update()
-                metrics = self.evaluate_if_due()
+                metrics, episodes = self.evaluate_if_due()
                 self.finish_round(metrics)
+                self.draw(episodes)
 
                 rounds += 1
                 # the first round has random steps, so that its time does not predict the others
                 if rounds == 2 and not self.collector.done:
                     seconds = time.perf_counter() - begin
-                    self.progress.write(
-                        expected_time(done_before, self.progress.n, self.progress.total, seconds))
+                    if line := expected_time(done_before, self.progress.n, self.progress.total, seconds):
+                        say(line)
                 self.run.stop.check()
         except Stopped:
             if self.round:
@@ -413,13 +418,12 @@ class OnlineTraining:
 
     def open_progress(self):
         """Open a bar of environment steps with --max_steps, else of episodes."""
-        options = {'dynamic_ncols': True, 'mininterval': 1.0}
         if self.config.max_steps:
-            self.progress = tqdm(total=self.config.max_steps, initial=self.collector.steps,
-                                 unit='step', **options)
+            self.progress = progress_bar(total=self.config.max_steps, initial=self.collector.steps,
+                                         unit='step')
         else:
-            self.progress = tqdm(total=self.config.max_episodes, initial=self.collector.episodes,
-                                 unit='episode', **options)
+            self.progress = progress_bar(total=self.config.max_episodes, initial=self.collector.episodes,
+                                         unit='episode')
 
     def collect_and_refresh(self):
         """Collect one round of episodes, fit the labeler to all online steps and label the data."""
@@ -452,56 +456,72 @@ class OnlineTraining:
         Raises:
             Stopped: if the run is stopped, between two gradient steps.
         """
+        self.log_updates_if_due()  # of a run that ended before this row was written
         missing = self.round.updates_due - len(self.round.infos)
-        for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for _ in progress_bar(range(missing), 'updates', leave=False):
             batch = self.batches.sample(self.rng)
             info = self.agent.update(batch)
             self.round.infos.append(info)
             if not math.isfinite(info['total_loss'] + info['grad_norm']):
                 self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
-            if self.agent.step % LOG_INTERVAL == 0:
-                self.updates_log.log(self.agent.step,
-                                     mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
+            self.log_updates_if_due()
             if self.run.stop.signal:
                 raise Stopped
+
+    def log_updates_if_due(self):
+        """Log a row of updates.csv every `LOG_INTERVAL` gradient steps, once."""
+        step = self.agent.step
+        logged = self.updates_log.rows[-1]['step'] if self.updates_log.rows else 0
+        if not self.round.infos or step % LOG_INTERVAL or step == logged:
+            return
+        with self.saved_on_error():
+            self.updates_log.log(step, mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
+
+    @contextlib.contextmanager
+    def saved_on_error(self):
+        """Context of a row of a CSV: if it cannot be written, the gradient steps are saved first."""
+        try:
+            yield
+        except OSError:
+            self.save_all()
+            raise
 
     def evaluate_if_due(self):
         """Evaluate every `eval_interval` environment steps and at the end.
 
         Returns:
-            Dict of metrics; empty if no evaluation is due.
+            Dict of metrics and list of episodes; both empty if no evaluation is due.
+
+        Raises:
+            OSError: if the evaluation failed.
         """
         interval = self.config.eval_interval
         crossed = interval and self.collector.steps // interval > self.round.first_step // interval
         if not (self.collector.done or crossed):
-            return {}
+            return {}, []
 
-        with self.run.stop.interruptible():
-            return self.evaluate(final=self.collector.done)
+        self.save_all()
+        try:
+            with self.run.stop.interruptible():
+                return self.evaluate(final=self.collector.done)
+        except (ValueError, OSError) as error:
+            raise OSError(f'the evaluation failed: {error}; all gradient steps are in '
+                          f'{self.run.folder / "last.pth"}, and --resume repeats the evaluation') from error
 
     def evaluate(self, final):
-        """Evaluate the agent, draw the episodes and return the metrics; record videos if `final`."""
-        # episodes
+        """Evaluate the agent; return the metrics and the episodes, more of them if `final`."""
         count = self.config.final_eval_episodes if final else self.config.eval_episodes
         total = num_tasks(self.envs[0]) * count
-        with tqdm(total=total, desc='evaluation', leave=False, dynamic_ncols=True,
-                  mininterval=1.0) as progress:
+        with progress_bar(total=total, desc='evaluation', leave=False) as progress:
             seed = episode_seed(self.config.seed, 5)
-            metrics, episodes = evaluate(self.agent, self.envs, count, seed, progress)
-
-        # figure and videos
-        title = f'{self.config.name}, {self.collector.steps:,} environment steps'
-        draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
-        if self.config.video and final:
-            record(self.config.name, episodes, self.run.folder / 'videos',
-                   self.source.observation_model)
-        return metrics
+            return evaluate(self.agent, self.envs, count, seed, progress)
 
     def finish_round(self, metrics):
-        """Log the round, save checkpoints and draw; `metrics` are those of its evaluation or {}."""
+        """Log the round and save checkpoints; `metrics` are those of its evaluation or {}."""
         row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
+        with self.saved_on_error():
+            self.log.log(self.collector.steps, row)
         self.round = None
-        self.log.log(self.collector.steps, row)
 
         if metrics:
             success = metrics['evaluation/overall_success']
@@ -511,27 +531,44 @@ class OnlineTraining:
                 # before last.pth: after a kill in between, it is repeated
                 self.save('best_model.pth', success=success)
         self.save_all()
-        self.draw_curves()
 
     def finish_without_rounds(self):
         """Print that the budget is spent, and evaluate if the last evaluation is missing."""
         print(f'this run is finished: {self.collector.episodes:,} episodes, '
               f'{self.collector.steps:,} environment steps; raise --max_episodes or --max_steps to '
               'continue it')
+        episodes = []
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
-            self.log.log(self.collector.steps, self.evaluate(final=True))
+            metrics, episodes = self.evaluate(final=True)
+            self.log.log(self.collector.steps, metrics)
             self.save_all()
-        self.draw_curves()
+        self.draw(episodes)
 
-    # ---------------------------------------------------------------------------------------- files
+    # ------------------------------------------------------------------------------------- pictures
+    def draw(self, episodes):
+        """Draw the curves and the episodes of an evaluation, if any; record videos of the last one."""
+        self.draw_curves()
+        if not episodes:
+            return
+
+        with self.run.stop.interruptible(), optional_picture(self.picture):
+            title = f'{self.config.name}, {self.collector.steps:,} environment steps'
+            draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
+        if self.config.video and self.collector.done:
+            folder = self.run.folder / 'videos'
+            with self.run.stop.interruptible(), optional_picture(folder):
+                record(self.config.name, episodes, folder, self.source.observation_model)
+
     def draw_curves(self):
         """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
         panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
                   Curves(self.log.rows, 'environment steps')]
-        plot_curves(curves, panels, self.run.folder / 'online_training_curves.png',
-                    f'OPSO online, {self.config.name}, seed {self.config.seed}')
+        path = self.run.folder / 'online_training_curves.png'
+        with optional_picture(path):
+            plot_curves(curves, panels, path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
+    # ---------------------------------------------------------------------------------------- files
     def save(self, name, **extra):
         """Write a checkpoint that `evaluate.py` can load, with the entries `extra`."""
         checkpoint = {'dataset': self.config.name, 'source': self.source.path, 'data': self.source.data,

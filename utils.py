@@ -53,14 +53,16 @@ def duration(seconds):
 
 
 def expected_time(first, done, total, seconds):
-    """Return one line on the time that the rest takes.
+    """Return one line on the time that the rest takes; '' if there is no rest, or no speed yet.
 
     Args:
         first, done, total: counts of updates, steps or episodes.
         seconds: time from the count `first` to `done`.
     """
-    rate = (done - first) / seconds
     left = total - done
+    if left <= 0 or done <= first:
+        return ''
+    rate = (done - first) / seconds
     return (f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, '
             f'at {rate:.3g} per second')
 

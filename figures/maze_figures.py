@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from observing.observation_models import FULL_STATE
 from ogbench_utils import episode_seed, reset_env
-from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
+from support.figures import FAILURE, GOOD, INK, TASK_COLORS, default_style, save, subplots
 
 OUTER_MARGIN = 0.7  # part of the outer walls that is cut off, in maze cells
 CELL_SPLIT = 4  # fine cells per side of a maze cell; a fine cell is about as wide as an ant
@@ -260,7 +260,7 @@ def make_panels(count, title, columns=3, size=(2.3, 2.0)):
     width, height = size
     figsize = (max(width * columns, 3.2), height * rows + 0.3)
 
-    figure, axes = pyplot().subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
+    figure, axes = subplots(rows, columns, figsize)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     figure.suptitle(title, fontsize=TITLE_SIZE)
 
@@ -291,6 +291,7 @@ def draw_agent(probe, agent, folder, title):
     return [values, proposals, latents]
 
 
+@default_style()
 def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
     """Draw V(z, z_g) as a heat map for each task, with one colour scale.
 
@@ -396,6 +397,7 @@ def _draw_arrows(axis, start, end, color, **options):
     axis.quiver(x, y, dx, dy, color=color, angles='xy', scale_units='xy', scale=1, **head, **options)
 
 
+@default_style()
 def draw_proposals(probe, outputs, path, title):
     """Draw arrows from positions to where f_P(z, z_g) proposes to be `transition_steps` later.
 
@@ -461,6 +463,7 @@ def nearest_neighbour_distance(points, xy):
     return np.median(np.linalg.norm(xy[nearest] - xy, axis=1))
 
 
+@default_style()
 def draw_latents(probe, outputs, path, title):
     """Draw two principal components of z and of V's embedding e(z), coloured by position in the maze.
 
@@ -487,6 +490,7 @@ def draw_latents(probe, outputs, path, title):
     save(figure, path)
 
 
+@default_style()
 def draw_paths(maze, episodes, path, title):
     """Draw the paths of evaluation episodes (`rollouts.Episode`), one panel for each task."""
     figure, axes = make_maze_panels(maze, title)
@@ -514,6 +518,7 @@ def draw_paths(maze, episodes, path, title):
     save(figure, path)
 
 
+@default_style()
 @torch.no_grad()
 def draw_episode(probe, agent, episode, path, title, every=25):
     """Draw one episode and two kinds of subgoal, `every` this many steps (dots).
@@ -544,6 +549,7 @@ def draw_episode(probe, agent, episode, path, title, every=25):
     save(figure, path)
 
 
+@default_style()
 def draw_plan(maze, planner, path, title):
     """Draw the graph of the data (`GraphPlanner`) and, for each task, distances to the goal and the planned path.
 

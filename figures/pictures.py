@@ -28,7 +28,7 @@ from figures.maze_figures import (
 )
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env
-from support.figures import FAILURE, INK, TASK_COLORS, save
+from support.figures import FAILURE, INK, TASK_COLORS, default_style, save
 
 NUM_SEGMENTS = 6  # trajectories that are drawn
 SEGMENT_STEPS = 300  # steps of each, the last ones, at most
@@ -117,6 +117,7 @@ def estimated_steps(agent, states, goal):
     return steps_of(values, agent.config.reward_scale, agent.config.discount)
 
 
+@default_style()
 def draw_trajectory_values(segments, agent, path, title):
     """Draw the steps to the last state of each trajectory: elapsed (dashed), estimated by V (solid).
 
@@ -140,6 +141,7 @@ def draw_trajectory_values(segments, agent, path, title):
     save(figure, path)
 
 
+@default_style()
 @torch.no_grad()
 def draw_trajectory_latents(segments, agent, path, title):
     """Draw two principal components of z and of V's embedding e(z), coloured by the time to the goal.
@@ -164,6 +166,7 @@ def draw_trajectory_latents(segments, agent, path, title):
     save(figure, path)
 
 
+@default_style()
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 

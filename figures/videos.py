@@ -21,6 +21,7 @@ import numpy as np
 
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
+from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_RATE = 12  # frames per second
@@ -64,7 +65,8 @@ def _run(gl, *arguments, timeout=None):
     environment['PYTHONPATH'] = os.pathsep.join(paths)
 
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    environment['PYTHONIOENCODING'] = 'utf-8'  # paths pass through the output
+    return subprocess.run(command, env=environment, capture_output=True, encoding='utf-8', timeout=timeout)
 
 
 def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, every=8):
@@ -100,7 +102,7 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
 
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}']
-            print(f'no video of task {task}: {lines[-1]}', file=sys.stderr)
+            print(f'no video of task {task}: {lines[-1].removeprefix("error: ")}', file=sys.stderr)
         else:
             paths.append(Path(done.stdout.splitlines()[-1]))
     return paths
@@ -198,9 +200,12 @@ def _render_frame(env):
     """Return a frame (H, W, 3) uint8.
 
     Raises:
-        OSError: if the environment's render() returns no frame.
+        OSError: if the environment has no render(), or one that returns no frame.
     """
-    pixels = np.asarray(env.unwrapped.render())
+    try:
+        pixels = np.asarray(env.unwrapped.render())
+    except NotImplementedError:  # of gymnasium.Env
+        raise OSError('the environment has no render()') from None
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise OSError("the environment's render() returned no array (H, W, 3); "
                       'let its factory pass render_mode on')
@@ -257,4 +262,4 @@ if __name__ == '__main__':
     if sys.argv[1] == 'probe':
         probe()
     else:
-        print(render(sys.argv[2]))
+        run_main(lambda: print(render(sys.argv[2])))

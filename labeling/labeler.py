@@ -34,9 +34,9 @@ import copy
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from support.contents import Tensor, check_layout
+from support.progress import progress_bar
 from support.tolerances import divisor, varies
 
 MAX_TRANSITIONS = 20_000  # the agent's steps in a fit
@@ -182,7 +182,7 @@ class Labeler(nn.Module):
         batch_size = min(len(inputs), KERNEL_BATCH)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
 
-        for _ in tqdm(range(updates), 'labeler', leave=False, dynamic_ncols=True, delay=1):
+        for _ in progress_bar(range(updates), 'labeler', leave=False, delay=1):
             # draw a minibatch
             rows = rng.choice(len(inputs), batch_size, replace=False)
             x = inputs[rows]

@@ -37,10 +37,10 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from labeling.labeler import r2_score
 from model import mlp
+from support.progress import progress_bar
 from support.tolerances import divisor
 
 MAX_DEVIATION = 5.0  # standard deviations; clips inputs and residuals, such as changes at a joint limit
@@ -104,7 +104,7 @@ class Simulator:
         """
         qpos = np.empty_like(states.qpos)
         qvel = np.empty_like(states.qvel)
-        for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for i in progress_bar(range(len(actions)), 'probes', leave=False):
             self.env.set_state(states.qpos[i].astype(np.float64), states.qvel[i].astype(np.float64))
             self.env.do_simulation(actions[i], self.env.frame_skip)
             qpos[i] = self.env.data.qpos
@@ -135,7 +135,7 @@ class Simulator:
         solved = np.empty(actions.shape, np.float32)
         residuals = np.empty(len(actions), np.float32)
         num_probes = 0
-        for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for i in progress_bar(range(len(actions)), 'states solved', leave=False):
             solver = ActionSolver(self.env, states[i], next_states[i], velocity_std)
             solved[i], residuals[i] = solver.solve(actions[i])
             num_probes += solver.num_probes
@@ -475,7 +475,7 @@ class ActionSearch:
         # train; the learning rate falls linearly to 0 in the second half
         optimizer = torch.optim.AdamW(network.parameters(), lr or self.config.lr, weight_decay=WEIGHT_DECAY)
         schedule = LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / updates))
-        for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for _ in progress_bar(range(updates), 'updates', leave=False):
             batch = draw(torch.randint(num_train, (self.config.batch_size,)))
             contexts, changes, actions = (part.to(self.device) for part in batch)
             loss = (network(contexts, changes) - actions).square().mean()

@@ -153,7 +153,8 @@ def main():
     replaced = add_run(flags.csv, run)
     action = 'replaced in' if replaced else 'added to'
     name = f'{run.experiment}, {run.dataset}, seed {run.seed}'
-    print(f'{name}: {100 * run.success:.1f} %, {action} {flags.csv}')
+    episodes = f'{TASKS * run.episodes_per_task} episodes'
+    print(f'{name}: {100 * run.success:.1f} % of {episodes}, {action} {flags.csv}')
 
 
 if __name__ == '__main__':

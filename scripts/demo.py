@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
+from support.flags import run_main  # noqa: E402
+
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '500', '--val_interval', '250']
 ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_episodes', '20']
@@ -55,4 +59,4 @@ def run(script, *arguments):
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -223,13 +223,13 @@ class SimulatorLabeling:
         self.search.probes = [*self.search.probes[-1:], probes]
         self.rounds_done += 1
 
-        # report
+        # save and report
         residuals = self.search.residuals(probes)
         mean, median = residuals.mean().item(), residuals.median().item()
-        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
-              f'median {median:.3f}')
         self.log.log(self.num_steps, {'residual_mean': mean, 'residual_median': median})
         self.save()
+        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
+              f'median {median:.3f}')
 
     def solve(self, actions):
         """Solve for the actions of the next part of `solve_order`, log and save.
@@ -249,12 +249,12 @@ class SimulatorLabeling:
         self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
         self.solving_probes += result.num_probes
 
-        # report
+        # save and report
         count = len(self.solved_actions)
         fraction = self.converged.float().mean().item()
-        print(f'least squares at {count:,} states, {self.solving_probes:,} probes: {fraction:.0%} converged')
         self.log.log(self.num_steps, {'solved_states': count, 'converged_fraction': fraction})
         self.save()
+        print(f'least squares at {count:,} states, {self.solving_probes:,} probes: {fraction:.0%} converged')
 
     def best_actions(self):
         """Return solved actions where they converged, and corrections elsewhere (n, A).

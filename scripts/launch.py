@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from support.threads import cores  # noqa: E402
 
-from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
+from support.figures import INK, TASK_COLORS, default_style, optional_picture, save, subplots  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
@@ -153,11 +153,12 @@ def markdown(points, seeds):
     return '\n'.join([*lines, '', f'Seeds {seeds}; the interval is a percentile bootstrap over them.'])
 
 
+@default_style()
 def draw(points, path, title):
     """Draw one panel per result column: thin lines for seeds, a bold mean, a shaded interval."""
     names = result_columns(points)
     rows = -(-len(names) // 4)
-    figure, axes = pyplot().subplots(rows, 4, figsize=(12.4, 2.4 * rows), squeeze=False, layout='constrained')
+    figure, axes = subplots(rows, 4, (12.4, 2.4 * rows))
 
     for axis, name in zip(axes.flat, names, strict=False):
         shown = [point for point in points if point.name == name]
@@ -194,7 +195,9 @@ def report(script, seeds, save_dir):
     table = markdown(points, tables)
     write_atomic(save_dir / 'aggregate.csv', lambda file: file.write(csv_text(points).encode()))
     write_atomic(save_dir / 'aggregate.md', lambda file: file.write((table + '\n').encode()))
-    draw(points, save_dir / 'aggregate.png', f'{save_dir.name}: {len(tables)} seeds, mean and 95 % interval')
+    path = save_dir / 'aggregate.png'
+    with optional_picture(path):
+        draw(points, path, f'{save_dir.name}: {len(tables)} seeds, mean and 95 % interval')
     return table
 
 

@@ -25,7 +25,7 @@ from support.figures import plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.results import BUDGET, TASKS, Baseline, read_args_file, read_json, read_rows, split_flags  # noqa: E402
-from support.stats import mean_half_width, mean_std  # noqa: E402
+from support.stats import mean_half_width, mean_std, signed  # noqa: E402
 
 # around a block; on a page with several blocks with the name of the block
 BEGIN = '<!-- make_tables.py{} -->'
@@ -162,8 +162,8 @@ def difference_text(pairs, column='success', by_seed=True):
     if not values:
         return '–'
     width = f' ± {mean_half_width(values):.0f}' if len(values) > 1 else ''
-    each = f' ({", ".join(f"{value:+.0f}" for value in values)})' if by_seed else ''
-    return f'{np.mean(values):+.1f}{width}{each}'
+    each = f' ({", ".join(signed(value, 0) for value in values)})' if by_seed else ''
+    return f'{signed(np.mean(values), 1)}{width}{each}'
 
 
 def range_text(values):
@@ -434,7 +434,7 @@ def other_rows(results):
             code(name),
             mean_text(runs),
             mean_text([other for _, other in pairs]) if pairs else '–',
-            f'{difference:+.1f}' if pairs else '–',
+            signed(difference, 1) if pairs else '–',
             str(len(pairs)),
             *steps_and_episodes(runs),
         ))

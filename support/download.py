@@ -8,10 +8,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from support.locks import file_lock
 from support.npz import READ_ERRORS
+from support.progress import progress_bar
 
 TIMEOUT = 20.0  # seconds, to connect and for every read
 RETRY_WAITS = (0.5, 1.0, 2.0)  # seconds between attempts; a machine without a network waits for all of them
@@ -102,7 +101,7 @@ def _fetch(url, part):
 def _receive(response, part, have):
     """Append a response to the `have` bytes of a file; raise OSError if the connection breaks."""
     total = have + int(response.headers['Content-Length'] or -have)
-    bar = tqdm(desc=part.stem, total=total or None, initial=have, unit='B', unit_scale=True, mininterval=1)
+    bar = progress_bar(desc=part.stem, total=total or None, initial=have, unit='B', unit_scale=True)
     with bar, open(part, 'ab' if have else 'wb') as file:
         while chunk := response.read(1 << 16):
             bar.update(file.write(chunk))

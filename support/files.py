@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import struct
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -61,6 +62,18 @@ def write_atomic(path, write):
             raise OSError(f'{path} cannot be written ({error.strerror or error}){kept}; free some space or '
                           'repair the folder, then repeat the command, a run with --resume') from error
         raise
+
+
+def check_writable(path):
+    """Raise OSError unless a file can be written, for programs that compute for long before they write it."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, 'it is a folder')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f'{path} cannot be written ({error.strerror}); name another file with --output') from error
 
 
 def remove_leftovers(folder):

@@ -208,6 +208,7 @@ def run_main(main):
     reader of stdout has closed it (`| head`), the script ends without a message.
     """
     try:
+        set_streams()
         set_matplotlib_cache()
         main()
         if sys.stdout is not None:  # None: the script was started without stdout
@@ -236,6 +237,13 @@ def stdout_is_open():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
+
+
+def set_streams():
+    """Let stdout and stderr print characters that their encoding lacks, as \\xb2, and each line at once."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a stand-in, or None, has no such method
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
 
 
 def set_matplotlib_cache():

@@ -45,11 +45,14 @@ class MetricsLog:
         row = {'step': int(step), 'time': round(time.time() - self.begin, 2)}
         row |= {name: float(value) for name, value in metrics.items()}
         self.rows.append(row)
-
-        if self._add_columns(row):
-            self._rewrite()
-        else:
-            self._append(row)
+        try:
+            if self._add_columns(row):
+                self._rewrite()
+            else:
+                self._append(row)
+        except OSError:
+            del self.rows[-1]  # `rows` are those of the file
+            raise
 
         for track in self.trackers:
             track(row['step'], {name: row[name] for name in metrics})

@@ -19,7 +19,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+
+from support.progress import progress_bar
 
 # Errors that a damaged file can raise. zipfile reports encryption and unknown compression as RuntimeError.
 # The last five come from numpy's parser of npy headers; a forged header can request a huge array, hence
@@ -186,7 +187,7 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
         kept = np.float32 if np.can_cast(dtype, np.float32) else np.float64
         values = np.empty((rows or shape[0], *shape[1:]), kept)
         pieces = range(0, len(values), step)
-        for i in tqdm(pieces, f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
+        for i in progress_bar(pieces, f'reading {key}', leave=False, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
             values[i:i + step] = data[:len(values) - i]

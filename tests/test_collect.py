@@ -186,6 +186,19 @@ def test_collecting_refuses_to_overwrite(tmp_path, capsys):
     assert sorted(train) == sorted(val) == ['observations', 'terminals']
 
 
+def test_a_failing_print_loses_no_episodes(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError('nothing reads stdout')
+
+    arrays = {'terminals': np.arange(5) == 4}
+    monkeypatch.setattr(collect_dataset, 'collect', lambda *_: [arrays, arrays])
+    monkeypatch.setattr(collect_dataset, 'print', fail, raising=False)
+    flags = ['--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '5', '--output_dir']
+    with pytest.raises(OSError, match='nothing reads'):
+        main(['--dataset', 'pointmaze-medium-stitch-v0', *flags, str(tmp_path)])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_save_npz_leaves_no_file_after_an_error(tmp_path, monkeypatch):
     def fail(file, **arrays):
         file.write(b'half')

@@ -25,7 +25,7 @@ from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
 from support.flags import run_main
-from support.metrics import read_csv
+from support.metrics import MetricsLog, read_csv
 from support.npz import load_trajectories
 
 if not hasattr(os, 'fork'):
@@ -328,3 +328,92 @@ def test_resume_restores_the_global_generators(whole, tmp_path, monkeypatch):
     offline_trainer.main([*flags, '--save_dir', 'two', '--num_updates', '6'])
     offline_trainer.main([*flags, '--save_dir', 'two', '--resume'])
     assert timeless('one/train.csv') == timeless('two/train.csv')
+
+
+# ------------------------------------------------------------- what fails after the gradient steps loses none
+def fail(*_, **__):
+    raise OSError('the environment failed 5 times in a row')
+
+
+def test_failed_evaluation_is_repeated_alone(whole, tmp_path, monkeypatch, assert_same, capsys):
+    """An environment may fail in the last evaluation, after hours of gradient steps."""
+    (flags, reference), folder = whole[online_trainer], tmp_path / 'run'
+    flags = [*flags, '--save_dir', str(folder)]
+    evaluate = online_trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(online_trainer, 'evaluate', lambda agent, envs, count, *rest: (
+            fail() if count == 2 else evaluate(agent, envs, count, *rest)))  # 2 in the last evaluation only
+        with pytest.raises(OSError, match='evaluation failed: .* 5 times .*last.pth, and --resume repeats'):
+            online_trainer.main(flags)
+    done = load_checkpoint(reference / 'last.pth')['agent']['step']
+    assert load_checkpoint(folder / 'last.pth')['agent']['step'] == done
+
+    monkeypatch.setattr(online_trainer.OnlineAgent, 'update', lambda *_: pytest.fail('an update'))
+    monkeypatch.setattr(online_trainer.Collector, 'round', lambda *_: pytest.fail('a round'))
+    capsys.readouterr()
+    online_trainer.main([*flags, '--resume'])
+    assert_same_run(online_trainer, whole, folder, assert_same)
+    assert not set('\r\x1b') & set(capsys.readouterr().err), 'no bar in a log'
+
+
+def test_failed_validation_is_repeated_alone(whole, tmp_path, monkeypatch, assert_same):
+    flags, reference = whole[offline_trainer]
+    run = [*flags, '--save_dir', str(tmp_path / 'run')]
+    with monkeypatch.context() as patch:
+        patch.setattr(offline_trainer, 'validate',
+                      lambda agent, *_: fail() if agent.step == 40 else {'total_loss': 9.0})
+        with pytest.raises(OSError, match='5 times'):
+            offline_trainer.main(run)
+    assert load_checkpoint(tmp_path / 'run' / 'last.pth')['agent']['step'] == 40
+
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update', lambda *_: pytest.fail('an update'))
+    offline_trainer.main([*run, '--resume'])
+    assert_same(*(load_checkpoint(folder / 'last.pth')['agent'] for folder in (reference, tmp_path / 'run')))
+    rows = timeless(tmp_path / 'run' / 'train.csv')
+    assert rows[-1] == timeless(reference / 'train.csv')[-1] and len(rows) == len(read_csv(reference / 'train.csv'))
+
+
+@pytest.mark.parametrize('script, csv, step', [
+    (offline_trainer, 'train.csv', 20), (offline_trainer, 'train.csv', 24), (online_trainer, 'updates.csv', 8),
+    (online_trainer, 'online.csv', 90)])
+def test_row_that_cannot_be_written_loses_no_update(script, csv, step, whole, tmp_path, monkeypatch, assert_same):
+    """The disk is full for a moment. A resumed run writes the row."""
+    def guarded(write):
+        def write_unless_full(self, *row):
+            if self.path.name == csv and self.rows and self.rows[-1]['step'] == step:
+                fail()
+            write(self, *row)
+
+        return write_unless_full
+
+    flags, folder = whole[script][0], tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        for name in ('_append', '_rewrite'):
+            patch.setattr(MetricsLog, name, guarded(getattr(MetricsLog, name)))
+        with pytest.raises(OSError, match='5 times'):
+            script.main([*flags, '--save_dir', str(folder)])
+    done = load_checkpoint(folder / 'last.pth')['agent']['step']
+    assert done == (12 if csv == 'online.csv' else step), 'all updates before the row'
+    script.main([*flags, '--save_dir', str(folder), '--resume'])
+    assert_same_run(script, whole, folder, assert_same)
+
+
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_failing_pictures_and_prints_change_nothing(script, whole, tmp_path, monkeypatch, capsys, assert_same):
+    folder = tmp_path / 'run'
+    monkeypatch.setattr(script, 'plot_curves', fail)
+    monkeypatch.setattr('support.progress.tqdm.write', fail)
+    if script is offline_trainer:
+        monkeypatch.setattr(offline_trainer.TrainingPictures, 'draw', fail)
+    else:
+        monkeypatch.setattr(online_trainer, 'draw_evaluation', fail)
+        monkeypatch.setattr(online_trainer, 'record', fail)
+    extra = ['--video'] if script is online_trainer else []
+    script.main([*whole[script][0], *extra, '--save_dir', str(folder)])
+    assert_same_run(script, whole, folder, assert_same)
+
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('warning: ')]
+    assert all('was not made (OSError: the environment failed' in line for line in lines)
+    names = {offline_trainer: ['training_curves.png', 'a picture in'],
+             online_trainer: ['online_training_curves.png', 'maze_paths.png', 'videos']}[script]
+    assert all(any(name in line for line in lines) for name in names)

@@ -216,8 +216,8 @@ def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quic
         online_trainer.main([*online, '--actions_path', 'nowhere.npz'])
 
 
-@pytest.mark.parametrize('rounds', [1, 3, 4])
-def test_labeling_resumes_exactly(physics, monkeypatch, rounds):
+@pytest.mark.parametrize('rounds, at', [(1, 'simulation'), (3, 'print'), (4, 'simulation')])
+def test_labeling_resumes_exactly(physics, monkeypatch, rounds, at):
     flags = [*TINY, '--data_dir', 'data', '--num_updates', '5', '--stages', '2']
     label_with_simulator.main([*flags, '--save_dir', 'whole'])
 
@@ -230,10 +230,17 @@ def test_labeling_resumes_exactly(physics, monkeypatch, rounds):
         calls.append(arguments)
         return simulate(self, *arguments)
 
-    monkeypatch.setattr(Simulator, 'simulate', stop_after_some)
-    with pytest.raises(KeyboardInterrupt):
-        label_with_simulator.main([*flags, '--save_dir', 'stopped'])
-    monkeypatch.setattr(Simulator, 'simulate', simulate)
+    def fail_to_print(text):
+        if text.startswith(f'round {rounds}:'):
+            raise OSError('nothing reads stdout')
+
+    with monkeypatch.context() as patch:
+        if at == 'print':
+            patch.setattr(label_with_simulator, 'print', fail_to_print, raising=False)
+        else:
+            patch.setattr(Simulator, 'simulate', stop_after_some)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            label_with_simulator.main([*flags, '--save_dir', 'stopped'])
     assert load_checkpoint('stopped/last.pth', 'labeling')['rounds_done'] == rounds
 
     label_with_simulator.main([*flags, '--save_dir', 'stopped', '--resume'])

@@ -91,9 +91,9 @@ def main():
                                   num_video_episodes=0)
             row[f'task{task}'] = float(info['success'])
         row['overall'] = float(np.mean([row[f'task{task}'] for task in range(1, 6)]))
-        print(json.dumps(row), flush=True)
         with open(output / 'evaluations.jsonl', 'a', encoding='utf-8') as lines:
             lines.write(json.dumps(row) + '\n')
+        print(json.dumps(row), flush=True)
 
     begin = time.time()
     for i in range(start + 1, flags.num_updates + 1):

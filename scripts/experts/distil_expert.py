@@ -14,6 +14,7 @@ requirements.txt are sufficient.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -156,6 +157,9 @@ def export(robot, student, path):
 
 def distil(flags):
     """Train the student and save it, as an expert and for --resume."""
+    for path in (flags.output, flags.student):
+        if Path(path).exists() and not flags.resume:
+            raise ValueError(f'{path} exists: add --resume, or name other files with --output and --student')
     teacher = load_teacher(flags.teacher)
     torch.set_num_threads(1)
     torch.manual_seed(flags.seed)
@@ -175,7 +179,10 @@ def distil(flags):
     labels = np.zeros((capacity, robot.action_dim), np.float32)
     rng = np.random.default_rng(flags.seed)
 
-    log = MetricsLog(Path(flags.output).with_name(Path(flags.output).stem + '_distil.csv'))
+    # a resumed distillation adds its steps to the curve
+    curve = Path(flags.output).with_name(Path(flags.output).stem + '_distil.csv')
+    log = MetricsLog(curve, start_step=float('inf') if flags.resume else 0)
+    first_step = log.rows[-1]['step'] if log.rows else 0
     meters = Meters()
     steps = 0
     begin = saved = time.perf_counter()
@@ -184,53 +191,55 @@ def distil(flags):
         export(robot, student, flags.output)
         save_checkpoint(flags.student, {'kind': 'student', 'network': student.state_dict()})
 
-    while steps < flags.num_steps:
-        # actions of both networks; those of the teacher are the labels
-        progress = min(1.0, steps / flags.warm_steps)
-        rows = np.arange(steps, steps + n) % capacity
-        inputs[rows] = np.stack([walk.student_features for walk in walks])
-        labels[rows] = teacher_actions = teacher(np.stack([walk.teacher_features for walk in walks]))
-        with torch.no_grad():
-            student_actions = student(torch.from_numpy(inputs[rows])).numpy()
+    try:
+        while steps < flags.num_steps:
+            # actions of both networks; those of the teacher are the labels
+            progress = min(1.0, steps / flags.warm_steps)
+            rows = np.arange(steps, steps + n) % capacity
+            inputs[rows] = np.stack([walk.student_features for walk in walks])
+            labels[rows] = teacher_actions = teacher(np.stack([walk.teacher_features for walk in walks]))
+            with torch.no_grad():
+                student_actions = student(torch.from_numpy(inputs[rows])).numpy()
 
-        # one step of each walk
-        noise = flags.noise * rng.standard_normal(student_actions.shape)
-        for i, walk in enumerate(walks):
-            if walk.steps_left % SWITCH_INTERVAL == 0:
-                walk.teacher_acts = rng.random() < 1 - (1 - flags.teacher_share) * progress
-            action = teacher_actions[i] if walk.teacher_acts else student_actions[i]
-            walk.step(np.clip(action + noise[i], -1, 1))
+            # one step of each walk
+            noise = flags.noise * rng.standard_normal(student_actions.shape)
+            for i, walk in enumerate(walks):
+                if walk.steps_left % SWITCH_INTERVAL == 0:
+                    walk.teacher_acts = rng.random() < 1 - (1 - flags.teacher_share) * progress
+                action = teacher_actions[i] if walk.teacher_acts else student_actions[i]
+                walk.step(np.clip(action + noise[i], -1, 1))
 
-            name = 'teacher' if walk.teacher_acts else 'student'
-            meters.add(f'{name}/standing', walk.standing())
-            if walk.standing():
-                meters.add(f'{name}/speed', walk.speed())
-            if walk.steps_left <= 0:
-                walk.reset()
-        steps += n
+                name = 'teacher' if walk.teacher_acts else 'student'
+                meters.add(f'{name}/standing', walk.standing())
+                if walk.standing():
+                    meters.add(f'{name}/speed', walk.speed())
+                if walk.steps_left <= 0:
+                    walk.reset()
+            steps += n
 
-        # an update
-        if steps >= FIRST_UPDATE and steps // n % flags.interval == 0:
-            for group in optimizer.param_groups:
-                group['lr'] = flags.lr * max(0.03, 1 - steps / flags.num_steps)
-            at = rng.integers(0, min(steps, capacity), flags.batch)
-            error = student(torch.from_numpy(inputs[at])) - torch.from_numpy(labels[at])
-            loss = error.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            meters.add('loss', loss.detach())
+            # an update
+            if steps >= FIRST_UPDATE and steps // n % flags.interval == 0:
+                for group in optimizer.param_groups:
+                    group['lr'] = flags.lr * max(0.03, 1 - steps / flags.num_steps)
+                at = rng.integers(0, min(steps, capacity), flags.batch)
+                error = student(torch.from_numpy(inputs[at])) - torch.from_numpy(labels[at])
+                loss = error.square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                meters.add('loss', loss.detach())
 
-        # log and save
-        if steps % LOG_INTERVAL < n:
-            row = meters.means() | {'steps_per_second': steps / (time.perf_counter() - begin)}
-            log.log(steps, row)
-            text = json.dumps({name: float(f'{value:.3g}') for name, value in row.items()})
-            print(f'{steps:,} {text}', flush=True)
-        if time.perf_counter() - saved > 120:
-            save()
-            saved = time.perf_counter()
-    save()
+            # log and save
+            if steps % LOG_INTERVAL < n:
+                row = meters.means() | {'steps_per_second': steps / (time.perf_counter() - begin)}
+                log.log(first_step + steps, row)
+                text = json.dumps({name: float(f'{value:.3g}') for name, value in row.items()})
+                print(f'{steps:,} {text}', flush=True)
+            if time.perf_counter() - saved > 120:
+                save()
+                saved = time.perf_counter()
+    finally:  # also of a failed or stopped distillation
+        save()
 
 
 def parse_args(argv=None):
@@ -271,4 +280,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM saves, as Ctrl-C does
     run_main(main)
