@@ -9,6 +9,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import support.threads  # noqa: F401  before torch
@@ -16,7 +17,8 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
-from environments.safe_env import num_tasks, open_envs
+from environments.checks import num_tasks
+from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, open_maze
 from figures.videos import record
 from mamba import choose_backend
@@ -125,7 +127,8 @@ def run(config):
     # the second one, on the same episodes
     if config.compare:
         others, other_episodes, agent = measure(config, config.compare, other, dataset, compared)
-        metrics['comparison'] = compare(config.compare, episodes, other_episodes)
+        metrics['comparison'] = compare(config.compare, episodes, other_episodes,
+                                        observation_model_of(other) == observation_model)
         pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
         draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
 
@@ -174,19 +177,16 @@ def measure(config, path, checkpoint, dataset, overrides):
     with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
 
-    # environments
-    envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
-    dimensions = envs[0].observation_space.shape[0]
-    if dimensions != agent.offline.observation_dim:
-        raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
-                         f'the environment has {dimensions}')
-
-    # episodes
+    # environments and episodes
     n = config.episodes_per_task
-    total = num_tasks(envs[0]) * n
-    with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True,
-              mininterval=1.0) as progress:
-        metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
+    with open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint)) as envs:
+        dimensions = envs[0].observation_space.shape[0]
+        if dimensions != agent.offline.observation_dim:
+            raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
+                             f'the environment has {dimensions}')
+        with tqdm(total=num_tasks(envs[0]) * n, desc='evaluation', unit='episode', dynamic_ncols=True,
+                  mininterval=1.0) as progress:
+            metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
 
     # intervals, and the settings of this evaluation
     for name, part in parts(episodes):
@@ -215,16 +215,24 @@ def spaced(name):
     return name.replace('task', 'task ')
 
 
-def compare(path, episodes, other_episodes):
+def compare(path, episodes, other_episodes, same_observation=True):
     """Compare two checkpoints on the same episodes; print and return `paired_comparison` results.
 
     Args:
         path: of the second checkpoint. episodes, other_episodes: lists of Episode, in the same order.
+        same_observation: whether both observe states alike, so that starts and goals can be compared.
     """
-    print(f'\nminus {path}, on the same episodes')
+    heading = 'on episodes of the same seeds'
+    results = {'checkpoint': str(path)}
+    if same_observation:
+        results['different_episodes'] = count_differences(episodes, other_episodes)
+        heading = 'on the same episodes'
+        if results['different_episodes']:
+            heading = (f"NOT on the same episodes: start or goal differs in {results['different_episodes']} "
+                       f'of {len(episodes)}; the reset of the environment must follow from its seed')
+    print(f'\nminus {path}, {heading}')
     print(f'{"":10s} difference   95 % interval     only this   only that   p')
 
-    results = {'checkpoint': str(path)}
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
         r = paired_comparison([episode.success for episode in ours],
                               [episode.success for episode in theirs])
@@ -235,10 +243,18 @@ def compare(path, episodes, other_episodes):
     return results
 
 
+def count_differences(episodes, other_episodes):
+    """Return how many pairs of episodes differ in their start or goal."""
+    return sum(not (np.array_equal(ours.observations[0], theirs.observations[0])
+                    and np.array_equal(ours.goal, theirs.goal))
+               for ours, theirs in zip(episodes, other_episodes, strict=True))
+
+
 def main(argv=None):
     """Evaluate with the flags of `argv`; default: those of the command line."""
     run(*parse_flags(__doc__.splitlines()[0], EvaluateConfig, argv=argv))
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes the environments, as Ctrl-C does
     run_main(main)

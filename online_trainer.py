@@ -3,6 +3,7 @@
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -14,9 +15,10 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 from tqdm import tqdm
 
+from environments.checks import num_tasks
 from environments.custom_env import name_flag
-from environments.safe_env import num_tasks, open_envs
-from figures.pictures import draw_evaluation, open_maze
+from environments.safe_env import open_envs
+from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
 from mamba import choose_backend
 from observing.observation_models import ObservationModel, observation_model_of
@@ -223,13 +225,14 @@ def train(config, agent_config):
     prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
 
-    with open_run('online', __file__, config, agent_config) as run:
+    with open_run('online', __file__, config, agent_config) as run, contextlib.ExitStack() as opened:
         # the offline agent and its environments
         source = find_offline_source(config, run.saved)
         with prefix_errors(source.path):
             offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
+        envs = opened.enter_context(
+            open_envs(config.name, config.num_envs, make_env, source.observation_model))
         check_dimensions(envs[0], offline, source.path, config.name)
 
         # data, agent, rounds
@@ -360,7 +363,7 @@ class OnlineTraining:
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(),
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
-        self.maze = open_maze(config.name, source.observation_model)
+        self.maze = maze_of(envs[0], source.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
 
         # batches
@@ -488,6 +491,7 @@ class OnlineTraining:
         title = f'{self.config.name}, {self.collector.steps:,} environment steps'
         draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and final:
+            self.envs.close()  # a video opens one of its own
             record(self.config.name, episodes, self.run.folder / 'videos',
                    self.source.observation_model)
         return metrics

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from environments.checks import closing
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
 
@@ -148,8 +149,6 @@ def render(job):
     Raises:
         OSError: if a replayed observation differs from the evaluated one.
     """
-    from ogbench_utils import reset_env
-
     with np.load(job, allow_pickle=False) as file:
         dataset = str(file['dataset'])
         task = int(file['task'])
@@ -162,9 +161,18 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = observation_model.wrap(open_rendering(dataset, size))
-    observation, _ = reset_env(env, task, seed)
+    with closing(open_rendering(dataset, size)) as env:
+        frames = _replay(observation_model.wrap(env), task, seed, actions, observations, success, every)
 
+    outcome_second = [frames[-1]] * FRAME_RATE
+    return write_video(frames + outcome_second, output)
+
+
+def _replay(env, task, seed, actions, observations, success, every):
+    """Return frames (PIL images) of an episode that is repeated in `env`; arguments as in `write_job`."""
+    from ogbench_utils import reset_env
+
+    observation, _ = reset_env(env, task, seed)
     frames = []
     for step in range(len(actions) + 1):
         last = step == len(actions)
@@ -175,10 +183,8 @@ def render(job):
             outcome = success if last else None
             frames.append(label(_render_frame(env), f'task {task}   step {step}', outcome))
         if not last:
-            observation = env.step(actions[step])[0].astype(np.float32)
-
-    outcome_second = [frames[-1]] * FRAME_RATE
-    return write_video(frames + outcome_second, output)
+            observation = np.array(env.step(actions[step].copy())[0], np.float32)
+    return frames
 
 
 def open_rendering(name, size):
@@ -197,9 +203,12 @@ def _render_frame(env):
     """Return a frame (H, W, 3) uint8.
 
     Raises:
-        OSError: if the environment's render() returns no frame.
+        OSError: if the environment has no render(), or it returns no frame.
     """
-    pixels = np.asarray(env.unwrapped.render())
+    try:
+        pixels = np.asarray(env.unwrapped.render())
+    except NotImplementedError:  # of gymnasium.Env
+        raise OSError('the environment has no render(), which returns a picture (H, W, 3)') from None
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise OSError("the environment's render() returned no array (H, W, 3); "
                       'let its factory pass render_mode on')
