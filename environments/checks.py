@@ -35,7 +35,7 @@ def read_reset(result, shape):
     Raises:
         EnvError: a requirement is not met.
     """
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+    if not isinstance(result, tuple | list) or len(result) != 2 or not isinstance(result[1], dict):
         raise EnvError(f'reset returns {short(result)}; it must return (observation, info), info a dict')
     observation, info = result
     observation = read_state('the observation of reset', observation, shape)
@@ -53,7 +53,7 @@ def read_step(result, shape):
     Raises:
         EnvError: a requirement is not met.
     """
-    if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
+    if not isinstance(result, tuple | list) or len(result) != 5 or not isinstance(result[4], dict):
         raise EnvError(f'step returns {short(result)}; it must return (observation, reward, terminated, '
                        'truncated, info), info a dict')
     observation, reward, terminated, truncated, info = result

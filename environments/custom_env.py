@@ -99,7 +99,7 @@ def _prepare(name, env):
 
     space = env.observation_space
     if isinstance(space, gymnasium.spaces.Dict) and 'desired_goal' in space.spaces:
-        if name not in _other_dims:
+        if name not in _checked:
             _other_dims[name] = find_other_dims(env)
             print(f'--env {name}: {_describe_layout(space, _other_dims[name])}')
         env = GoalDict(env, _other_dims[name])

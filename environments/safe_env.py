@@ -101,6 +101,10 @@ class SafeEnv(gymnasium.Env):
     def unwrapped(self):
         return getattr(self.env, 'unwrapped', self.env)
 
+    def get_wrapper_attr(self, name):
+        """Return an attribute of this environment, or of the wrapped one."""
+        return getattr(self, name) if hasattr(self, name) else self.env.get_wrapper_attr(name)
+
     def close(self):
         """Close the environment; the next reset makes it again."""
         env = self.env

@@ -290,7 +290,7 @@ BAD = {
     'success of two values': (
         changed(step=step_to(STATE, success=np.ones(2))), ["info['success']", 'must be a bool']),
     'step of gym': (
-        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step fails', 'terminated, truncated']),
+        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step returns', 'terminated, truncated']),
 }
 
 
