@@ -339,5 +339,11 @@ def _describe_layout(space, other_dims):
     """Return a line on which dimensions make a state, for the user's dataset must have the same."""
     size = space['achieved_goal'].shape[0]
     left_out = sorted({*range(space['observation'].shape[0])} - {*other_dims.tolist()})
-    line = f'a state is the achieved goal ({size}), then dimensions {other_dims.tolist()} of `observation`'
-    return f'{line}; left out, since they repeat the achieved goal: {left_out or "none"}'
+    return (f'a state is the achieved goal ({size} dimensions), then dimensions {_ranges(other_dims)} of '
+            f'`observation`; left out, since they repeat the achieved goal: {_ranges(left_out)}')
+
+
+def _ranges(numbers):
+    """Return increasing numbers as text: '0-2, 5', or 'none'."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
+    return ', '.join(f'{run[0]}-{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs) or 'none'

@@ -40,9 +40,9 @@ def open_envs(dataset, n, make=make_env, observation_model=FULL_STATE):
     envs = Envs()
     try:
         for _ in range(n):
-            env = SafeEnv(lambda: make(dataset), faults)
-            envs.append(observation_model.wrap(env))
-            if any(env.unwrapped is other.unwrapped for other in envs[:-1]):
+            envs.append(SafeEnv(lambda: make(dataset), faults))
+            envs[-1] = observation_model.wrap(envs[-1])
+            if any(envs[-1].unwrapped is other.unwrapped for other in envs[:-1]):
                 raise ValueError(f'--env {dataset}: the factory returns the same environment twice')
     except BaseException as error:
         made = max(1, len({id(env.unwrapped) for env in envs}))

@@ -162,14 +162,20 @@ def render(job):
         every = int(file['every'])
 
     with closing(open_rendering(dataset, size)) as env:
-        frames = _replay(observation_model.wrap(env), task, seed, actions, observations, success, every)
+        # a wrapper may render a custom environment; those of gymnasium.make refuse to render OGBench's
+        draw = env.render if is_custom(dataset) else env.unwrapped.render
+        env = observation_model.wrap(env)
+        frames = _replay(env, draw, task, seed, actions, observations, success, every)
 
     outcome_second = [frames[-1]] * FRAME_RATE
     return write_video(frames + outcome_second, output)
 
 
-def _replay(env, task, seed, actions, observations, success, every):
-    """Return frames (PIL images) of an episode that is repeated in `env`; arguments as in `write_job`."""
+def _replay(env, draw, task, seed, actions, observations, success, every):
+    """Return frames (PIL images) of an episode that is repeated in `env` and rendered by `draw()`.
+
+    Other arguments: those of `write_job`, or parts of its `Episode`.
+    """
     from ogbench_utils import reset_env
 
     observation, _ = reset_env(env, task, seed)
@@ -181,7 +187,7 @@ def _replay(env, task, seed, actions, observations, success, every):
                           "versions, or let the environment's reset(seed) determine the episode")
         if last or step % every == 0:
             outcome = success if last else None
-            frames.append(label(_render_frame(env), f'task {task}   step {step}', outcome))
+            frames.append(label(_render_frame(draw), f'task {task}   step {step}', outcome))
         if not last:
             observation = np.array(env.step(actions[step].copy())[0], np.float32)
     return frames
@@ -199,14 +205,14 @@ def open_rendering(name, size):
     return env
 
 
-def _render_frame(env):
+def _render_frame(draw):
     """Return a frame (H, W, 3) uint8.
 
     Raises:
         OSError: if the environment has no render(), or it returns no frame.
     """
     try:
-        pixels = np.asarray(env.unwrapped.render())
+        pixels = np.asarray(draw())
     except NotImplementedError:  # of gymnasium.Env
         raise OSError('the environment has no render(), which returns a picture (H, W, 3)') from None
     if pixels.ndim != 3 or pixels.shape[-1] != 3:

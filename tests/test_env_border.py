@@ -554,7 +554,7 @@ def test_goal_dict_keeps_velocities_of_a_robot_that_starts_at_rest(register, cap
     envs = open_envs(name, 2, make_env)
     assert envs[0].observation_space.shape == (4,)
     line, = capsys.readouterr().out.splitlines()
-    assert 'achieved goal (2), then dimensions [2, 3] of `observation`; left out' in line and '[0, 1]' in line
+    assert 'goal (2 dimensions), then dimensions 2-3 of `observation`; left out' in line and line.endswith(': 0-1')
     episode, = run_episodes(envs, [(1, 0)], constant_agent([1.0, 0.0]), max_steps=5)
     assert np.abs(np.diff(episode.observations[:, 0]) - episode.observations[1:, 2]).max() < 1e-6
     np.testing.assert_array_equal(episode.goal[2:], [0, 0])
@@ -649,7 +649,7 @@ def test_act_refuses_bad_inputs_by_name(agent, states, name):
         with pytest.raises(ValueError, match=words):
             agent.act(**(inputs | {name: bad}), state=agent.initial_state(2))
     for bad in (inputs[name][:, :4], inputs[name][0]):
-        with pytest.raises(ValueError, match=rf'act: `{name}` have the shape .*one row per episode'):
+        with pytest.raises(ValueError, match=rf'act: `{name}` have the shape .* \(B, 5\)'):
             agent.act(**(inputs | {name: bad}), state=agent.initial_state(2))
 
 
