@@ -11,13 +11,15 @@ The newest evaluation is in evaluation.json, a former one is kept as evaluation-
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import support.threads  # noqa: F401  before torch
 
 import numpy as np
 
-from environments.safe_env import num_tasks, open_envs
+from environments.checks import num_tasks
+from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, open_maze
 from figures.videos import record
 from mamba import choose_backend
@@ -130,9 +132,10 @@ def run(config):
     # the second one, on the same episodes
     if config.compare:
         others, other_episodes, agent = measure(config, config.compare, other, dataset, compared)
-        metrics['comparison'] = compare(config.compare, episodes, other_episodes)
+        metrics['comparison'] = compare(config.compare, episodes, other_episodes,
+                                        observation_model_of(other) == observation_model)
         output.write(metrics)
-        print_comparison(metrics['comparison'])
+        print_comparison(metrics['comparison'], len(episodes))
         drawn['compared_'] = agent.offline, other_episodes, others
     print(f'written: {output.path}')
 
@@ -247,18 +250,16 @@ def measure(config, path, checkpoint, dataset, overrides):
     with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
 
-    # environments
-    envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
-    dimensions = envs[0].observation_space.shape[0]
-    if dimensions != agent.offline.observation_dim:
-        raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
-                         f'the environment has {dimensions}')
-
-    # episodes
+    # environments and episodes
     n = config.episodes_per_task
-    total = num_tasks(envs[0]) * n
-    with progress_bar(total=total, desc='evaluation', unit='episode') as progress:
-        metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
+    with open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint)) as envs:
+        dimensions = envs[0].observation_space.shape[0]
+        if dimensions != agent.offline.observation_dim:
+            raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
+                             f'the environment has {dimensions}')
+        total = num_tasks(envs[0]) * n
+        with progress_bar(total=total, desc='evaluation', unit='episode') as progress:
+            metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
 
     # intervals, and the settings of this evaluation
     for name, part in parts(episodes):
@@ -287,28 +288,50 @@ def spaced(name):
     return name.replace('task', 'task ')
 
 
-def compare(path, episodes, other_episodes):
+def compare(path, episodes, other_episodes, same_observation=True):
     """Compare two checkpoints on the same episodes.
 
     Args:
         path: of the second checkpoint. episodes, other_episodes: lists of Episode, in the same order.
+        same_observation: whether both observe states alike, so that starts and goals can be compared.
 
     Returns:
-        Dict of the path and of a `paired_comparison` for each task and overall.
+        Dict of the path, of the number of pairs with different starts or goals, if it can be counted,
+        and of a `paired_comparison` for each task and overall.
     """
     results = {'checkpoint': str(path)}
+    if same_observation:
+        results['different_episodes'] = count_differences(episodes, other_episodes)
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
         results[name] = paired_comparison([episode.success for episode in ours],
                                           [episode.success for episode in theirs])
     return results
 
 
-def print_comparison(comparison):
-    """Print the results of `compare`, a line for each task and overall."""
-    print(f'\nminus {comparison["checkpoint"]}, on the same episodes')
+def count_differences(episodes, other_episodes):
+    """Return how many pairs of episodes differ in their start or goal."""
+    return sum(not (np.array_equal(ours.observations[0], theirs.observations[0])
+                    and np.array_equal(ours.goal, theirs.goal))
+               for ours, theirs in zip(episodes, other_episodes, strict=True))
+
+
+def print_comparison(comparison, count):
+    """Print the results of `compare` of `count` pairs, a line for each task and overall."""
+    # what was compared
+    different = comparison.get('different_episodes')
+    if different is None:
+        pairs = 'on episodes of the same seeds'
+    elif different:
+        pairs = (f'NOT on the same episodes: start or goal differs in {different} of {count}; the reset of '
+                 'the environment must follow from its seed')
+    else:
+        pairs = 'on the same episodes'
+    print(f'\nminus {comparison["checkpoint"]}, {pairs}')
+
+    # differences
     print(f'{"":10s} difference   95 % interval     only this   only that   p')
     for name, r in comparison.items():
-        if name == 'checkpoint':
+        if not isinstance(r, dict):
             continue
         difference, low, high = (signed(100 * r[key], 1) for key in ('difference', 'low', 'high'))
         print(f'{spaced(name):10s} {difference:>8s}     {low:>6s} - {high:>6s}   {r["only_ours"]:9d}   '
@@ -321,4 +344,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes the environments, as Ctrl-C does
     run_main(main)

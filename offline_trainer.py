@@ -14,6 +14,7 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 import torch
 
+from environments.checks import closing
 from environments.custom_env import check_states, name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
@@ -101,8 +102,9 @@ def train(config, agent_config):
         with run.stop.interruptible():
             data, val_data, source = load_data(config, agent_config)
             if config.env:
-                check_states(config.env, source.observation_model.wrap(make_env(config.env)),
-                             source.path, data.observations.shape[1])
+                with closing(make_env(config.env)) as env:
+                    check_states(config.env, source.observation_model.wrap(env), source.path,
+                                 data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         summary = set_statistics(agent, data, source.observation_model)
@@ -153,7 +155,8 @@ def load_data(config, agent_config):
     """Return the training and validation TrajectoryDataset and the DataSource of the flags."""
     observation_model = FULL_STATE
     if config.observe != 'full':
-        observation_model = ObservationModel.from_setting(config.observe, make_env(config.name))
+        with closing(make_env(config.name)) as env:
+            observation_model = ObservationModel.from_setting(config.observe, env)
     return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
                         config.max_trajectories, batch_size=config.batch_size,
                         observation_model=observation_model, **agent_config.sampling())

@@ -260,24 +260,31 @@ def episode_seed(*entropy):
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def reset_env(env, task_id, seed):
-    """Reset an environment to a task reproducibly.
+def seed_generators(env, seed):
+    """Seed the generators besides that of an environment itself; None leaves them as they are.
 
     OGBench draws from three generators: the global one of numpy (noise of start and goal), that of
     the action space, and that of the environment.
+    """
+    if seed is not None:
+        np.random.seed(seed % 2**32)
+        env.action_space.seed(seed)
+
+
+def reset_env(env, task_id, seed):
+    """Reset an environment to a task reproducibly.
 
     Args:
         env: the environment.
         task_id: counted from 1.
-        seed: of all three generators.
+        seed: of all generators.
 
     Returns:
-        Observation and goal (S,), float32.
+        Observation and goal (S,), float32, both copies.
     """
-    np.random.seed(seed % 2**32)
-    env.action_space.seed(seed)
+    seed_generators(env, seed)
     observation, info = env.reset(seed=seed, options={'task_id': task_id})
-    return np.asarray(observation, np.float32), np.asarray(info['goal'], np.float32)
+    return np.array(observation, np.float32), np.array(info['goal'], np.float32)
 
 
 # ------------------------------------------------------------------------------------- command line

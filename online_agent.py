@@ -199,7 +199,12 @@ class OnlineAgent:
 
         Returns:
             Actions (B, A), float32 numpy in the environment's action space, and the next ActState.
+
+        Raises:
+            ValueError: if an observation or a goal has another shape or is not finite.
         """
+        self._check_states('observations', observations)
+        self._check_states('goals', goals)
         raw_observations = observations
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
@@ -226,6 +231,17 @@ class OnlineAgent:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = unnormalize_actions(np.clip(actions, -1, 1), self.action_low, self.action_high)
         return actions, ActState(estimate, plan, stuck)
+
+    def _check_states(self, name, states):
+        """Raise ValueError that names what is wrong with an input (B, S) of `act`."""
+        shape = np.shape(states)
+        if len(shape) != 2 or shape[1] != self.offline.observation_dim:
+            raise ValueError(f'act: `{name}` have the shape {shape}; it must be (B, '
+                             f'{self.offline.observation_dim}), one row for each of B episodes')
+        if not np.isfinite(states).all():
+            row, dimension = np.argwhere(~np.isfinite(states))[0]
+            raise ValueError(f'act: `{name}[{row}, {dimension}]` is {states[row][dimension]}; give finite '
+                             'states, such as the last good reading')
 
     def encode_policy_states(self, states):
         """Encode raw states (n, S), clipped as the task does, to f(s) (n, D)."""

@@ -14,9 +14,10 @@ import support.threads  # noqa: F401  before torch
 
 import numpy as np
 
+from environments.checks import num_tasks
 from environments.custom_env import name_flag
-from environments.safe_env import num_tasks, open_envs
-from figures.pictures import draw_evaluation, open_maze
+from environments.safe_env import open_envs
+from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
 from mamba import choose_backend
 from observing.observation_models import ObservationModel, observation_model_of
@@ -227,13 +228,14 @@ def train(config, agent_config):
     prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
 
-    with open_run('online', __file__, config, agent_config) as run:
+    with open_run('online', __file__, config, agent_config) as run, contextlib.ExitStack() as opened:
         # the offline agent and its environments
         source = find_offline_source(config, run.saved)
         with prefix_errors(run.last if run.saved else source.path):
             offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
+        envs = opened.enter_context(
+            open_envs(config.name, config.num_envs, make_env, source.observation_model))
         check_dimensions(envs[0], offline, source.path, config.name)
 
         # data, agent, rounds
@@ -366,7 +368,7 @@ class OnlineTraining:
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(),
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
-        self.maze = open_maze(config.name, source.observation_model)
+        self.maze = maze_of(envs[0], source.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
 
         # batches
@@ -556,6 +558,7 @@ class OnlineTraining:
             draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
         if self.config.video and self.collector.done:
             folder = self.run.folder / 'videos'
+            self.envs.close()  # a video opens an environment of its own
             with self.run.stop.interruptible(), optional_picture(folder):
                 record(self.config.name, episodes, folder, self.source.observation_model)
 

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from environments.safe_env import num_tasks
+from environments.checks import num_tasks
 from ogbench_utils import episode_seed, reset_env
 from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions

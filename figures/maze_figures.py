@@ -44,7 +44,10 @@ START_AND_GOAL = (('start', 'o', 'white'), ('goal', '*', GOAL_COLOR))  # legend 
 
 
 class Maze:
-    """Walls, tasks and walking distances of an OGBench maze; positions xy in the environment's units."""
+    """Walls, tasks and walking distances of an OGBench maze; positions xy in the environment's units.
+
+    env: the environment, whose states `observation_model` observes.
+    """
 
     def __init__(self, env, observation_model=FULL_STATE):
         maze = env.unwrapped
@@ -64,7 +67,7 @@ class Maze:
         self.origin = observation_model.origin_of(self.columns).astype(np.float32)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(observation_model.wrap(env))
+        self.goal_observations = self._goal_observations(env)
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from environments.checks import closing
 from figures.maze_figures import (
     FAILED_PATH_COLOR,
     GOAL_COLOR,
@@ -35,11 +36,15 @@ SEGMENT_STEPS = 300  # steps of each, the last ones, at most
 
 
 def open_maze(name, observation_model=FULL_STATE):
-    """Return the `Maze` of an environment's name, goals by `observation_model`; None if it is no maze."""
-    env = make_env(name)
-    maze = Maze(env, observation_model) if hasattr(env.unwrapped, 'maze_map') else None
-    env.close()
-    return maze
+    """Return `maze_of` the environment of a name, which is closed."""
+    with closing(make_env(name)) as env:
+        return maze_of(observation_model.wrap(env), observation_model)
+
+
+def maze_of(env, observation_model=FULL_STATE):
+    """Return the `Maze` of an environment, observed by `observation_model`; None if it is none of OGBench."""
+    required = ('maze_map', 'ij_to_xy', 'task_infos', '_maze_unit')
+    return Maze(env, observation_model) if all(hasattr(env.unwrapped, name) for name in required) else None
 
 
 class TrainingPictures:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from environments.checks import closing
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
 from support.flags import run_main
@@ -151,8 +152,6 @@ def render(job):
     Raises:
         OSError: if a replayed observation differs from the evaluated one.
     """
-    from ogbench_utils import reset_env
-
     with np.load(job, allow_pickle=False) as file:
         dataset = str(file['dataset'])
         task = int(file['task'])
@@ -165,9 +164,24 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = observation_model.wrap(open_rendering(dataset, size))
-    observation, _ = reset_env(env, task, seed)
+    with closing(open_rendering(dataset, size)) as env:
+        # a wrapper may render a custom environment; those of gymnasium.make refuse to render OGBench's
+        draw = env.render if is_custom(dataset) else env.unwrapped.render
+        env = observation_model.wrap(env)
+        frames = _replay(env, draw, task, seed, actions, observations, success, every)
 
+    outcome_second = [frames[-1]] * FRAME_RATE
+    return write_video(frames + outcome_second, output)
+
+
+def _replay(env, draw, task, seed, actions, observations, success, every):
+    """Return frames (PIL images) of an episode that is repeated in `env` and rendered by `draw()`.
+
+    Other arguments: those of `write_job`, or parts of its `Episode`.
+    """
+    from ogbench_utils import reset_env
+
+    observation, _ = reset_env(env, task, seed)
     frames = []
     for step in range(len(actions) + 1):
         last = step == len(actions)
@@ -176,12 +190,10 @@ def render(job):
                           "versions, or let the environment's reset(seed) determine the episode")
         if last or step % every == 0:
             outcome = success if last else None
-            frames.append(label(_render_frame(env), f'task {task}   step {step}', outcome))
+            frames.append(label(_render_frame(draw), f'task {task}   step {step}', outcome))
         if not last:
-            observation = env.step(actions[step])[0].astype(np.float32)
-
-    outcome_second = [frames[-1]] * FRAME_RATE
-    return write_video(frames + outcome_second, output)
+            observation = np.array(env.step(actions[step].copy())[0], np.float32)
+    return frames
 
 
 def open_rendering(name, size):
@@ -196,16 +208,16 @@ def open_rendering(name, size):
     return env
 
 
-def _render_frame(env):
+def _render_frame(draw):
     """Return a frame (H, W, 3) uint8.
 
     Raises:
-        OSError: if the environment has no render(), or one that returns no frame.
+        OSError: if the environment has no render(), or it returns no frame.
     """
     try:
-        pixels = np.asarray(env.unwrapped.render())
+        pixels = np.asarray(draw())
     except NotImplementedError:  # of gymnasium.Env
-        raise OSError('the environment has no render()') from None
+        raise OSError('the environment has no render(), which returns a picture (H, W, 3)') from None
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise OSError("the environment's render() returned no array (H, W, 3); "
                       'let its factory pass render_mode on')

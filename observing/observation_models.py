@@ -11,7 +11,8 @@ holds seven digits. A dimension with a large offset, such as a position in UTM c
 observed relative to an origin, which is subtracted in float64. The data determine it (`with_origin`).
 
 `find_dimensions` determines which dimensions are positions. It probes MuJoCo environments by moving the
-simulated robot. A custom environment has an attribute `observed`, such as {'positions': [0], 'torso': [0]}.
+simulated robot. A custom environment, or a wrapper of it, has an attribute `observed`, such as
+{'positions': [0], 'torso': [0]}.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import math
 import gymnasium
 import numpy as np
 
+from environments.checks import find_attribute, short
 from support.contents import Number, check_layout, has_type
 from support.tolerances import find_origin
 
@@ -265,19 +267,29 @@ def find_dimensions(env, kind):
     Raises:
         ValueError: the environment does not define them.
     """
-    env = env.unwrapped
-    observed = getattr(env, 'observed', None)
+    observed = find_attribute(env, 'observed')
     if observed is not None:
-        if kind not in observed:
-            raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
-                             'list of dimensions')
-        return [int(dimension) for dimension in observed[kind]]
+        return _read_observed(observed, kind, env.observation_space.shape[0])
 
+    env = getattr(env, 'unwrapped', env)
     get_state = getattr(env, 'get_ob', None) or getattr(env, 'compute_observation', None)
     if get_state is None or not hasattr(env, 'model'):
         raise ValueError(f'--observe {kind}: the environment does not define these dimensions; give it an '
                          'attribute `observed`, such as {"positions": [0, 1], "torso": [0, 1]}')
     return _probe_mujoco(env, get_state, kind)
+
+
+def _read_observed(observed, kind, size):
+    """Return the list of int `observed[kind]`, distinct dimensions of a state of `size` dimensions."""
+    if not isinstance(observed, dict) or kind not in observed:
+        raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
+                         'list of dimensions')
+    dimensions = np.asarray(observed[kind])
+    is_list = dimensions.ndim == 1 and dimensions.size and dimensions.dtype.kind in 'iu'
+    if not is_list or len(set(dimensions.tolist()) & set(range(size))) < len(dimensions):
+        raise ValueError(f'--observe {kind}: `observed` of the environment gives {short(observed[kind])}; it '
+                         f'must be a list of distinct dimensions, 0 to {size - 1}')
+    return dimensions.tolist()
 
 
 def _probe_mujoco(env, get_state, kind):

@@ -9,6 +9,7 @@ once. The dataset needs `qpos` and `qvel` beside its `observations`, as in OGBen
 `collect_dataset.py --physics`. Its actions are never read. Method: labeling/simulator_labels.py.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -21,6 +22,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from environments.checks import closing  # noqa: E402
 from environments.custom_env import name_flag  # noqa: E402
 from labeling.simulator_labels import (  # noqa: E402
     ActionSearch,
@@ -73,14 +75,14 @@ def label_dataset(config):
     device = choose_device(config.device)
     prepare_cpu(device)
 
-    with open_run('labeling', __file__, config) as run:
+    with open_run('labeling', __file__, config) as run, contextlib.ExitStack() as opened:
         # load the data and its simulator
         with run.stop.interruptible():
             data, _, source = load_dataset(
                 config.name, config.dataset_path, config.data_dir, config.dataset_url,
                 config.max_trajectories, context_length=1,
             )
-            env = make_env(config.name).unwrapped
+            env = opened.enter_context(closing(make_env(config.name))).unwrapped
             simulator = Simulator(env)
             physics = PhysicsStates(*load_physics(source.path, len(data), env.model.nq, env.model.nv))
 

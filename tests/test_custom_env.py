@@ -227,11 +227,11 @@ def test_goal_dict_adapts_gymnasium_robotics(register):
 
 
 def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypatch):
-    class Drawn(PointEnv):
+    class Drawn(gymnasium.Wrapper):
         def render(self):
             return np.full((96, 96, 3), 200, np.uint8)
 
-    env = Drawn()
+    env = Drawn(PointEnv())
     name = register(env)
     observation, goal = reset_env(env, 1, 5)
     episode = Episode(0, 1, 5, goal, [observation], [])
@@ -243,6 +243,9 @@ def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypat
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
     with pytest.raises(OSError, match='returned no array'):
+        videos.render(tmp_path / 'job.npz')
+    del Drawn.render
+    with pytest.raises(OSError, match=r'has no render\(\)'):
         videos.render(tmp_path / 'job.npz')
 
 
@@ -289,7 +292,7 @@ BAD = {
     'success of two values': (
         changed(step=step_to(STATE, success=np.ones(2))), ["info['success']", 'must be a bool']),
     'step of gym': (
-        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step fails', 'terminated, truncated']),
+        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step returns', 'terminated, truncated']),
 }
 
 

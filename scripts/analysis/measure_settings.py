@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from measure_estimates import r2_score  # noqa: E402
 from torch import nn  # noqa: E402
 
+from environments.checks import closing  # noqa: E402
 from model import mlp  # noqa: E402
 from observing.observation_models import ObservationModel  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
@@ -137,15 +138,17 @@ def run(config):
     path = Path(config.actions_path)
     val_path = path.with_name(f'{path.stem}-val.npz')
 
-    env = make_env(config.dataset)
+    with closing(make_env(config.dataset)) as env:
+        models = {setting: ObservationModel.from_setting(setting, env)
+                  for setting in config.settings.split(',')}
     std = load_trajectories(path)[0].std(0)
     r2 = {}
     print(f'R2 of the next state, of the action; MLP | GRU of {", ".join(map(str, CONTEXTS))} observations')
-    for setting in config.settings.split(','):
+    for setting, model in models.items():
         # observe the data
         set_seed(config.seed)
         rng = np.random.default_rng(config.seed)
-        observation_model = ObservationModel.from_setting(setting, env).with_noise_scale(std)
+        observation_model = model.with_noise_scale(std)
         data = ObservedTrajectories(path, observation_model)
         val_data = ObservedTrajectories(val_path, observation_model, data.mean_std)
         rows = val_data.draw(NUM_STATES, np.random.default_rng(1))
