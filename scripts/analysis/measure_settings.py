@@ -57,8 +57,8 @@ class ObservedTrajectories:
     """
 
     def __init__(self, path, observation_model, mean_std=None):
-        states, starts, ends = load_trajectories(path, context_length=CONTEXTS[-1] + 1)
-        actions = load_actions(path, len(states))
+        states, starts, ends = load_trajectories(path, None, CONTEXTS[-1] + 1, '--actions_path')
+        actions = load_actions(path, len(states), '--actions_path')
         observations = observation_model.observe_trajectories(states, starts, ends, seed=0)
         if mean_std is None:
             mean_std = [(array.mean(0), array.std(0) + 1e-6) for array in (observations, states)]
@@ -136,7 +136,7 @@ def run(config):
     val_path = path.with_name(f'{path.stem}-val.npz')
 
     env = make_env(config.dataset)
-    std = load_trajectories(path)[0].std(0)
+    std = load_trajectories(path, flag='--actions_path')[0].std(0)
     r2 = {}
     print(f'R2 of the next state, of the action; MLP | GRU of {", ".join(map(str, CONTEXTS))} observations')
     for setting in config.settings.split(','):
