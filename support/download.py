@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from support.locks import file_lock
 from support.npz import READ_ERRORS
-from support.text import printable
+from support.text import foreign
 
 TIMEOUT = 20.0  # seconds, to connect and for every read
 ANSWER_TIMEOUT = 60.0  # seconds until an answer has begun: its headers may arrive byte by byte
@@ -52,7 +52,7 @@ def download(file_name, data_dir, urls):
             except (OSError, HTTPException, ValueError) as error:
                 absent |= getattr(error, 'code', 0) == 404
                 if wait is None or not _is_worth_retrying(error):
-                    failures.append(f'{url}: {printable(error)}')
+                    failures.append(f'{url}: {foreign(error)}')
                     break
                 time.sleep(wait)
 

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.text import printable
+
 RANGE_TESTS = {  # option of `flag` -> (test, words)
     'least': (operator.ge, 'at least'),
     'most': (operator.le, 'at most'),
@@ -190,7 +192,7 @@ def run_main(main):
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) and not stdout_is_open():
             sys.exit(1)
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print('stopped', file=sys.stderr)

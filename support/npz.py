@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from support.formats import NPZ, recognize
 from support.memory import available_memory
-from support.text import printable
+from support.text import foreign
 
 # Errors that a damaged file can raise. zipfile reports encryption and unknown compression as RuntimeError.
 # The last five come from numpy's parser of npy headers; a forged header can request a huge array, hence
@@ -175,7 +175,7 @@ def fingerprint_of_actions(path):
     scripts/label_with_simulator.py writes these files.
     """
     with open_dataset(path), np.load(path, allow_pickle=False) as file:
-        return printable(file['fingerprint']) if 'fingerprint' in file.files else None
+        return foreign(file['fingerprint']) if 'fingerprint' in file.files else None
 
 
 def load_physics(path, rows, qpos_dim, qvel_dim):
@@ -234,7 +234,7 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
         raise UnsuitableDataset(f'{path}: the memory is too small for it; use fewer trajectories with '
                                 '--max_trajectories') from error
     except (*READ_ERRORS, ValueError) as error:
-        problem = printable(error) or type(error).__name__
+        problem = foreign(error) or type(error).__name__
         raise DamagedDataset(f'{path}: {problem}; repair it or name another file with {flag}') from error
 
 
@@ -244,7 +244,7 @@ def _array_names(archive):
 
 def _list_arrays(archive):
     """Return the names of the arrays in a file as text."""
-    names = [f'`{printable(name)}`' for name in _array_names(archive)]
+    names = [f'`{foreign(name)}`' for name in _array_names(archive)]
     return ', '.join(names[:MAX_NAMES]) + (', …' if len(names) > MAX_NAMES else '')
 
 

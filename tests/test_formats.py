@@ -14,9 +14,10 @@ import torch
 import ogbench_utils
 import online_trainer
 from support import npz
+from support.flags import run_main
 from support.formats import recognize
 from support.npz import load_actions, load_arrays, load_trajectories
-from support.text import printable
+from support.text import foreign, printable
 
 ROWS = 60
 ENDS = np.arange(ROWS) % 20 == 19
@@ -284,9 +285,18 @@ def test_a_missing_file_of_actions_names_the_flag(tmp_path):
         online_trainer.load_given_actions(tmp_path / 'none.npz', None, None)
 
 
-# Checkpoints of the wrong kind
+# Text
 
 def test_printable_is_one_line():
     assert printable('a\n b\t\x1b[2Jc\u202ed é…') == 'a b \\x1b[2Jc\\u202ed é…'
-    assert printable('\udc80') == '\\udc80'
-    assert len(printable('x' * 10_000)) < 1000
+    assert printable('a  b \udc80') == 'a  b \\udc80'
+    assert len(printable('x' * 10_000)) == 10_000 and len(foreign('x' * 10_000)) < 1000
+
+
+def test_errors_are_printed_without_control_characters(capsys):
+    def fail():
+        raise ValueError('two\nlines \x1b[31m')
+
+    with pytest.raises(SystemExit):
+        run_main(fail)
+    assert capsys.readouterr().err == 'error: two lines \\x1b[31m\n'

@@ -31,6 +31,7 @@ from collect_manipulation import ManipulationCollector  # noqa: E402
 from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 
 from ogbench_utils import ENVIRONMENTS, official_shape, parse_name  # noqa: E402
+from support.text import printable  # noqa: E402
 
 FAMILIES = {
     'pointmaze': MazeCollector,
@@ -241,7 +242,7 @@ def main(argv=None):
         print('interrupted', file=sys.stderr)
         return 130
     except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
         return 2
     return 0
 
