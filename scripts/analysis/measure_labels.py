@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
@@ -31,12 +32,7 @@ from online_batches import StateStore, label_steps  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
-from support.npz import (  # noqa: E402
-    fingerprint_of_actions,
-    load_actions,
-    load_borders,
-    load_trajectories,
-)
+from support.npz import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
 from trajectories import TrajectoryDataset  # noqa: E402
 
 
@@ -54,8 +50,11 @@ def run(config):
         raise ValueError('--actions_path is required, and either --checkpoint or --labels_path')
 
     # load the true actions
-    trajectories = load_trajectories(config.actions_path, flag='--actions_path')
-    actions = load_actions(config.actions_path, len(trajectories[0]), '--actions_path')
+    trajectories = load_trajectories(config.actions_path)
+    with np.load(config.actions_path, allow_pickle=False) as file:
+        if 'actions' not in file:
+            raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
+        actions = file['actions']
 
     # load or infer the labels
     if config.labels_path:
@@ -89,7 +88,8 @@ def labels_of_simulator(config, trajectories):
     """Return the rows (n,) of all steps and their actions (n, A) in the file of simulator labels."""
     # drop the trajectories that were not labeled
     observations, starts, ends = trajectories
-    size = load_borders(config.labels_path, '--labels_path')[1][-1] + 1
+    with np.load(config.labels_path, allow_pickle=False) as file:
+        size = len(file['terminals'])
     is_labeled = ends < size
     data = TrajectoryDataset(observations[:size], starts[is_labeled], ends[is_labeled])
 
@@ -97,7 +97,7 @@ def labels_of_simulator(config, trajectories):
         raise ValueError(f'{config.labels_path}: its actions are not of the episodes in '
                          f'{config.actions_path}')
     rows = data.transition_rows
-    return rows, torch.from_numpy(load_actions(config.labels_path, size, '--labels_path')[rows])
+    return rows, torch.from_numpy(load_actions(config.labels_path, size)[rows])
 
 
 def main(argv=None):

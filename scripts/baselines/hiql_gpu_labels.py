@@ -23,7 +23,6 @@ from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import run_main  # noqa: E402
-from support.npz import load_arrays  # noqa: E402
 
 ROWS_AT_ONCE = 20_000
 
@@ -43,8 +42,8 @@ def main():
     parser.add_argument('--output', required=True)
     flags = parser.parse_args()
 
-    names = ('observations', 'terminals', 'actions')
-    observations, terminals, true = map(load_arrays(flags.data_path, names, '--data_path').get, names)
+    with np.load(flags.data_path, allow_pickle=False) as file:
+        observations, terminals, true = file['observations'], file['terminals'], file['actions']
     inside = ~terminals.astype(bool)
     actions = [true]
     for checkpoint in flags.checkpoints:

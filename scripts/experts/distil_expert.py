@@ -34,7 +34,6 @@ from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
-from support.npz import load_arrays  # noqa: E402
 
 SWITCH_INTERVAL = 40  # steps after which the acting network is drawn anew
 FIRST_UPDATE = 20_000  # steps before it
@@ -70,9 +69,8 @@ ROBOTS = {
 
 def load_teacher(path):
     """Load the actor of train_expert.py: a function of features (B, F) that returns mean actions (B, A)."""
-    names = [f'actor/{i}/{part}' for i in range(3) for part in 'wb']
-    arrays = load_arrays(path, names, '--teacher')
-    layers = [(arrays[f'actor/{i}/w'], arrays[f'actor/{i}/b']) for i in range(3)]
+    with np.load(path, allow_pickle=False) as file:
+        layers = [(file[f'actor/{i}/w'], file[f'actor/{i}/b']) for i in range(3)]
 
     def teacher(x):
         for weight, bias in layers[:-1]:

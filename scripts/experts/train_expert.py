@@ -43,7 +43,6 @@ from ogbench_utils import make_env  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
-from support.npz import load_arrays  # noqa: E402
 
 STANDING_HEAD = 1.4  # metres; height of the head of a standing humanoid in OGBench and dm_control
 FALLEN_HEAD = 0.7  # metres; a walk that began upright is cut short below it
@@ -397,10 +396,11 @@ class Replay:
 
     def load(self, path):
         """Append the rows of a file from `save`."""
-        names = ('features', 'actions', 'rewards', 'next_features', 'cut')
-        arrays = load_arrays(path, names, '--replay_path')
-        for row in zip(*(arrays[name] for name in names), strict=True):
-            self.add(*row)
+        with np.load(path, allow_pickle=False) as file:
+            for row in zip(*(file[name]
+                             for name in ('features', 'actions', 'rewards', 'next_features', 'cut')),
+                           strict=True):
+                self.add(*row)
         self.cut[self.next - 1] = True
 
 
@@ -625,7 +625,8 @@ def train(flags):
     decisions = 0
 
     if flags.resume:
-        flat = load_arrays(path, ['decisions'], '--output_dir')
+        with np.load(path, allow_pickle=False) as file:
+            flat = dict(file)
         decisions = int(flat.pop('decisions'))
         state = unflatten(state, flat)
         if flags.replay_path and Path(flags.replay_path).exists():
