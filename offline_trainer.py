@@ -3,6 +3,7 @@
     python offline_trainer.py --dataset antmaze-medium-navigate-v0
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -151,14 +152,14 @@ def load_data(config, agent_config):
     Raises:
         ValueError: the data cannot be trained on, or are not of the environment.
     """
-    env = make_env(config.name)
-    observation_model = ObservationModel.from_setting(config.observe, env)
-    data, val_data, source = load_dataset(
-        config.name, config.dataset_path, config.data_dir, config.dataset_url, config.max_trajectories,
-        batch_size=config.batch_size, observation_model=observation_model,
-        num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
-    if not source.observation_model:
-        check_positions(config.name, env, source.path, data.observations)
+    with contextlib.closing(make_env(config.name)) as env:
+        observation_model = ObservationModel.from_setting(config.observe, env)
+        data, val_data, source = load_dataset(
+            config.name, config.dataset_path, config.data_dir, config.dataset_url,
+            config.max_trajectories, batch_size=config.batch_size, observation_model=observation_model,
+            num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
+        if not source.observation_model:
+            check_positions(config.name, env, source.path, data.observations)
     return data, val_data, source
 
 

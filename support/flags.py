@@ -189,9 +189,12 @@ def run_main(main):
         main()
         if sys.stdout is not None:  # None: the script was started without stdout
             sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and not stdout_is_open():
             sys.exit(1)
+        if isinstance(error, MemoryError):
+            error = (f'the memory is too small ({error or type(error).__name__}); use fewer data, with '
+                     '--max_trajectories in a trainer')
         print(f'error: {printable(error)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

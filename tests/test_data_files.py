@@ -26,7 +26,7 @@ from ogbench_utils import BUNDLED_FOR, BUNDLED_NAME, DATASETS, find_dataset, par
 from support import download as downloading
 from support.download import download
 from support.npz import load_trajectories
-from trajectories import load_dataset
+from trajectories import load_dataset, load_recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'antmaze-large-stitch-v0'
@@ -566,6 +566,13 @@ def test_states_of_another_environment_are_refused_at_once(tmp_path, monkeypatch
     with pytest.raises(ValueError, match='mine.npz: its states have 4 dimensions, .*navigate-v0 29; .* --env'):
         offline_trainer.main(['--dataset_path', 'mine.npz', '--context_length', '20', '--observe', 'positions'])
     assert [path.name for path in tmp_path.iterdir()] == ['mine.npz']
+
+
+def test_other_data_of_an_online_run_have_its_dimensions(write):
+    agent = SimpleNamespace(observation_dim=29, config=SimpleNamespace(sampling=dict))
+    recorded = dict(dataset=NAME, path='gone.npz', max_trajectories=0, fingerprint='of the data')
+    with pytest.raises(ValueError, match='some.npz: its states have 3 dimensions, .* 29; '):
+        load_recorded(recorded, 'last.pth', agent, dataset_path=str(write()))
 
 
 def test_states_in_the_walls_of_their_maze_are_refused():

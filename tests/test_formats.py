@@ -4,7 +4,10 @@ import gzip
 import io
 import json
 import pickle
+import re
+import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -300,3 +303,41 @@ def test_errors_are_printed_without_control_characters(capsys):
     with pytest.raises(SystemExit):
         run_main(fail)
     assert capsys.readouterr().err == 'error: two lines \\x1b[31m\n'
+
+
+def test_too_little_memory_anywhere_is_one_line(capsys):
+    def fail():
+        raise MemoryError('Unable to allocate 9 GiB')
+
+    with pytest.raises(SystemExit, match='2'):
+        run_main(fail)
+    assert '9 GiB); use fewer data, with --max_trajectories' in capsys.readouterr().err
+
+
+# The page
+
+def test_the_page_converts_formats(tmp_path, monkeypatch):
+    """Its code runs with stand-ins of the libraries; those of tables need pandas."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(npz.__file__).parents[1] / npz.LAYOUT).read_text(encoding='utf-8')
+    blocks = re.findall(r'^```python\n(.*?)^```$', text, re.M | re.S)
+    episodes = np.split(STATES, 3)
+    file = dict(observations=STATES, terminals=ENDS & (np.arange(ROWS) < 30), timeouts=ENDS)
+    minari = SimpleNamespace(load_dataset=lambda name: SimpleNamespace(
+        iterate_episodes=lambda: [SimpleNamespace(observations=states) for states in episodes]))
+    monkeypatch.setitem(sys.modules, 'h5py', SimpleNamespace(File=lambda path: file))
+    monkeypatch.setitem(sys.modules, 'minari', minari)
+
+    names = {'array': STATES.reshape(3, 20, 3)}
+    exec(blocks[0], names)
+    converted = 0
+    for block in blocks[1:]:
+        if 'pandas' not in block:
+            exec(block, names)
+            states, _, ends = load_trajectories('states.npz')
+            np.testing.assert_array_equal(states, STATES)
+            assert ends.tolist() == [19, 39, 59]
+            converted += 1
+    assert converted == 3
+    for block in blocks:
+        compile(block, 'docs/formats.md', 'exec')
