@@ -1,4 +1,4 @@
-# Wrappers over python commands (docs/running.md, "Without make"). They need Python >= 3.10 and make.
+# Wrappers over python commands (docs/running.md, "Without make"). They need Python 3.10 to 3.12 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from environments.checks import closing
-from environments.custom_env import check_states, name_flag
+from environments.custom_env import name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
-from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
+from observing.observation_models import ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import check_name, make_env
+from ogbench_utils import check_name, check_positions, make_env
 from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, optional_picture, plot_curves
@@ -101,10 +101,6 @@ def train(config, agent_config):
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.interruptible():
             data, val_data, source = load_data(config, agent_config)
-            if config.env:
-                with closing(make_env(config.env)) as env:
-                    check_states(config.env, source.observation_model.wrap(env), source.path,
-                                 data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         summary = set_statistics(agent, data, source.observation_model)
@@ -152,14 +148,20 @@ def set_statistics(agent, data, observation_model):
 
 
 def load_data(config, agent_config):
-    """Return the training and validation TrajectoryDataset and the DataSource of the flags."""
-    observation_model = FULL_STATE
-    if config.observe != 'full':
-        with closing(make_env(config.name)) as env:
-            observation_model = ObservationModel.from_setting(config.observe, env)
-    return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, batch_size=config.batch_size,
-                        observation_model=observation_model, **agent_config.sampling())
+    """Return the training and validation TrajectoryDataset and the DataSource of the flags.
+
+    Raises:
+        ValueError: the data cannot be trained on, or are not of the environment.
+    """
+    with closing(make_env(config.name)) as env:
+        observation_model = ObservationModel.from_setting(config.observe, env)
+        data, val_data, source = load_dataset(
+            config.name, config.dataset_path, config.data_dir, config.dataset_url,
+            config.max_trajectories, batch_size=config.batch_size, observation_model=observation_model,
+            num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
+        if not source.observation_model:
+            check_positions(config.name, env, source.path, data.observations)
+    return data, val_data, source
 
 
 def update_budget(config, data):

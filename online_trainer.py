@@ -20,7 +20,7 @@ from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
 from mamba import choose_backend
-from observing.observation_models import ObservationModel, observation_model_of
+from observing.observation_models import FULL_STATE, ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
@@ -32,11 +32,17 @@ from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
-from support.npz import fingerprint_of_actions, load_actions
+from support.npz import (
+    fingerprint_of_actions,
+    has_array,
+    load_actions,
+    load_borders,
+    load_trajectories,
+)
 from support.progress import progress_bar, say
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
-from trajectories import ReplayBuffer, load_recorded
+from trajectories import TRAINING_SEED, ReplayBuffer, load_recorded
 from utils import expected_time, mean_of, normalize_actions
 
 
@@ -84,6 +90,8 @@ class OnlineTrainConfig(RunConfig):
         return not (self.true_actions or self.actions_path)
 
 
+OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
+MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
 ENOUGH_R2 = 0.85  # above it, more random steps improved no run of the ant (results/README.md)
 
@@ -188,31 +196,65 @@ def find_offline_source(config, saved):
                              observation_model_of(checkpoint))
 
 
-def load_given_actions(path, data, space):
-    """Load the actions (N, A), in [-1, 1], of all rows of a TrajectoryDataset from a file.
+def load_given_actions(path, data, space, observation_model=FULL_STATE):
+    """Load the actions (N, A), in [-1, 1], of all rows of a TrajectoryDataset from a file of --actions_path.
+
+    The file must belong to the data. It has their fingerprint (label_with_simulator.py), their
+    `observations`, or at least their `terminals`.
 
     Args:
-        path: the file of the data, or one that label_with_simulator.py made for it.
-        data: TrajectoryDataset of N rows. space: action space of the environment.
+        path: npz file.
+        data: TrajectoryDataset of N rows.
+        space: action space of the environment.
+        observation_model: of the data.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file has no actions, or actions of another environment or of other data.
     """
-    path = str(expand(path))
+    flag = '--actions_path'
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such file of actions')
+        raise FileNotFoundError(f'{flag} {path}: no such file of actions')
+    way_out = f'name a file of actions of these data with {flag}, or leave it out'
 
-    # the actions must belong to the data and the environment
-    actions = load_actions(path, len(data))
+    # by its fingerprint
+    actions = load_actions(path, len(data), flag)
+    starts, ends = load_borders(path, flag)
     made_for = fingerprint_of_actions(path)
-    if made_for not in (None, data.fingerprint()):
+    if made_for is not None and made_for != data.fingerprint():
         raise ValueError(f'{path}: its actions belong to {made_for}; the data to imitate are '
-                         f'{data.fingerprint()}')
+                         f'{data.fingerprint()}; {way_out}')
+
+    # by its trajectories; only a file of states may have more of them, for validation
+    count = len(data.ends)
+    has_states = has_array(path, 'observations')
+    same = np.array_equal(ends[:count], data.ends) and (has_states or len(ends) == count)
+    if same and has_states:
+        states = load_trajectories(path, count, flag=flag)[0]
+        states = observation_model.observe_trajectories(states, starts[:count], ends[:count],
+                                                        seed=TRAINING_SEED)
+        same = np.array_equal(states, data.observations[:len(data)])
+    if not same:
+        raise ValueError(f'{path}: its trajectories are not those of the data to imitate, '
+                         f'{data.fingerprint()}; {way_out}')
+    return scale_actions(path, actions, space)
+
+
+def scale_actions(path, actions, space):
+    """Return actions (N, A) of a file in [-1, 1].
+
+    Raises:
+        ValueError: if they have other dimensions than the action space, or lie far outside its bounds.
+    """
     if actions.shape[1] != space.shape[0]:
         raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the '
-                         f'environment {space.shape[0]}')
-    return normalize_actions(actions, space.low, space.high).clip(-1, 1)
+                         f'environment {space.shape[0]}; name a file of actions of this environment')
+    scaled = normalize_actions(actions, space.low, space.high)
+    outside = np.mean(np.abs(scaled) > OUTSIDE_BOUNDS)
+    if outside > MAX_OUTSIDE:
+        raise ValueError(f'{path}: {outside:.0%} of its `actions` lie outside the bounds of the '
+                         f'environment, {space.low} to {space.high}; save them in its units')
+    return scaled.clip(-1, 1)
 
 
 def train(config, agent_config):
@@ -273,11 +315,15 @@ def load_offline_data(config, source, offline, space):
     Returns:
         TrajectoryDataset and DataSource.
     """
-    data, data_source = load_recorded(source.data, source.path, config.dataset_path, config.data_dir,
-                                      config.dataset_url, config.max_trajectories,
-                                      source.observation_model, **offline.config.sampling())
-    if not config.infers_actions:
-        data.actions = load_given_actions(config.actions_path or data_source.path, data, space)
+    data, data_source = load_recorded(source.data, source.path, offline, config.dataset_path,
+                                      config.data_dir, config.dataset_url, config.max_trajectories,
+                                      source.observation_model)
+    if config.true_actions:
+        actions = load_actions(data_source.path, len(data))
+        data.actions = scale_actions(data_source.path, actions, space)
+    elif config.actions_path:
+        data.actions = load_given_actions(expand(config.actions_path), data, space,
+                                          data_source.observation_model)
     return data, data_source
 
 

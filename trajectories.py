@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from observing.observation_models import FULL_STATE, ObservationModel
-from ogbench_utils import find_dataset
+from ogbench_utils import advise_download, check_dimensions, find_dataset
 from support.contents import Tensor, check_layout
 from support.npz import load_trajectories
 from support.tolerances import precision_warning, varies
@@ -446,7 +446,7 @@ class DataSource:
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0,
-                 batch_size=1, observation_model=FULL_STATE, **sampling):
+                 batch_size=1, observation_model=FULL_STATE, num_dimensions=None, **sampling):
     """Load the training and validation data of a dataset.
 
     Without a -val file, the last tenth of the trajectories is held out for validation.
@@ -456,6 +456,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         max_trajectories: number of training trajectories to use; 0 uses all.
         batch_size: smallest number of windows that the training data must have.
         observation_model: applied to all states; fitted to the training data if it needs that.
+        num_dimensions: of a state of the environment; None: not compared.
         sampling: parameters of TrajectoryDataset.
 
     Returns:
@@ -467,7 +468,12 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     """
     train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
     context_length = sampling.get('context_length', 1)
-    observations, starts, ends = load_trajectories(train_path, max_trajectories or None, context_length)
+    with advise_download(name, dataset_path):
+        observations, starts, ends = load_trajectories(train_path, max_trajectories or None,
+                                                       context_length)
+
+    if num_dimensions is not None:
+        check_dimensions(name, train_path, observations.shape[1], num_dimensions)
 
     warning = precision_warning(train_path, observations, ends)
     if warning:
@@ -482,7 +488,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
 
     # validation data: a file, or the last trajectories
     if val_path is not None:
-        states, *borders = load_trajectories(val_path)
+        with advise_download(name, dataset_path):
+            states, *borders = load_trajectories(val_path)
         states = observation_model.observe_trajectories(states, *borders, seed=VALIDATION_SEED)
         val = TrajectoryDataset(states, *borders, **sampling)
         train = TrajectoryDataset(observations, starts, ends, **sampling)
@@ -501,8 +508,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     return train, val, DataSource(str(Path(train_path).resolve()), note, observation_model)
 
 
-def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url='', max_trajectories=0,
-                  observation_model=FULL_STATE, **sampling):
+def load_recorded(recorded, origin, agent, dataset_path='', data_dir='', dataset_url='',
+                  max_trajectories=0, observation_model=FULL_STATE):
     """Load the data that an offline checkpoint was trained on, or other data that a flag names.
 
     Fingerprints are compared, since imitation of data that V was not trained on would fail silently.
@@ -510,9 +517,10 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
     Args:
         recorded: dict of dataset, path, max_trajectories and fingerprint, from the checkpoint.
         origin: path of the checkpoint, for messages.
+        agent: OfflineAgent of the checkpoint, which observes the data and has sampling parameters.
         dataset_path, data_dir, dataset_url: flags; one of them overrides the recorded path.
         max_trajectories: overrides the recorded value unless 0.
-        observation_model, sampling: see `load_dataset`.
+        observation_model: see `load_dataset`.
 
     Returns:
         training TrajectoryDataset, DataSource.
@@ -532,7 +540,9 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
 
     count = max_trajectories or recorded['max_trajectories']
     data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url,
-                                   count, observation_model=observation_model, **sampling)
+                                   count, observation_model=observation_model,
+                                   num_dimensions=None if observation_model else agent.observation_dim,
+                                   **agent.config.sampling())
 
     # compare fingerprints, unless a flag asks for another number of trajectories
     found = data.fingerprint()

@@ -220,18 +220,6 @@ def _short(space):
     return f'{type(space).__name__} {space.shape or ""}'.strip()
 
 
-def check_states(name, env, path, num_dimensions):
-    """Check that the states of the file `path` have the shape of the environment's observations.
-
-    Raises:
-        ValueError: they have another number of dimensions.
-    """
-    shape = env.observation_space.shape
-    if shape != (num_dimensions,):
-        raise ValueError(f'--env {name}: its observations have the shape {shape}, the states of {path} have '
-                         f'{num_dimensions} dimensions; use the environment of these states')
-
-
 class GoalDict(gymnasium.ObservationWrapper):
     """Adapt an environment of gymnasium-robotics.
 

@@ -14,7 +14,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from support.contents import has_type
@@ -247,30 +246,6 @@ def check_types(content, types):
             raise ValueError(f'it is not a whole checkpoint: {name} is missing')
         if not has_type(content[name], kind):
             raise ValueError(f'its {name} is of type {type(content[name]).__name__}')
-
-
-def load_arrays(path, names=None):
-    """Read arrays of an npz file without running code from it.
-
-    Args:
-        path: file.
-        names: of the arrays; None: all.
-
-    Returns:
-        {name: array}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no npz file, a damaged one, or lacks an array.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names or file.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # numpy, zipfile and zlib raise many types; all mean that the file cannot be used
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f'{path} is not a readable npz file ({reason}): use a copy of it or another file') from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from support.contents import has_type
+from support.text import printable
 
 RANGE_TESTS = {  # option of `flag` -> (test, words)
     'least': (operator.ge, 'at least'),
@@ -213,10 +214,13 @@ def run_main(main):
         main()
         if sys.stdout is not None:  # None: the script was started without stdout
             sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and not stdout_is_open():
             sys.exit(1)
-        print(f'error: {error}', file=sys.stderr)
+        if isinstance(error, MemoryError):
+            error = (f'the memory is too small ({error or type(error).__name__}); use fewer data, with '
+                     '--max_trajectories in a trainer')
+        print(f'error: {printable(error)}', file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if 'MUJOCO_GL' not in str(error):  # an environment variable that MuJoCo refuses

@@ -219,7 +219,7 @@ def test_save_npz_leaves_no_file_after_an_error(tmp_path, monkeypatch):
     (['--dataset', 'antmaze-medium-explore-v0', '--num_episodes', '0'], '--num_episodes 0'),
     (['--dataset', 'antmaze-medium-explore-v0', '--noise', 'nan'], '--noise nan'),
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', 'nowhere.npz'], 'nowhere.npz: no such npz'),
-    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no expert; '),
+    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no `w1`, `b1`'),
 ])
 def test_collecting_reports_bad_flags_in_one_line(tmp_path, capsys, flags, message):
     assert main([*flags, '--output_dir', str(tmp_path / 'new')]) == 2

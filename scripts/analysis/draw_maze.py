@@ -72,7 +72,8 @@ def run(config):
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     observation_model = observation_model_of(checkpoint)
     data = load_dataset(name, path, config.data_dir, '', config.max_trajectories,
-                        observation_model=observation_model)[0]
+                        observation_model=observation_model,
+                        num_dimensions=None if observation_model else offline.observation_dim)[0]
 
     # outputs of the networks on the data, and the agent's episodes
     folder = Path(config.output or Path(config.checkpoint).parent)

@@ -61,7 +61,7 @@ def run(config):
     agent.encoder.load_state_dict(agent.targets['encoder'].state_dict())
 
     # states and their observations
-    states, starts, ends = load_trajectories(config.states_path)
+    states, starts, ends = load_trajectories(config.states_path, flag='--states_path')
     with prefix_errors(config.states_path):
         if states.shape[1] != agent.observation_dim:
             raise ValueError(f'its states have {states.shape[1]} dimensions, those of {config.checkpoint} '

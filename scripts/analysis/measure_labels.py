@@ -28,10 +28,15 @@ from labeling.labeler import r2_score  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import StateStore, label_steps  # noqa: E402
-from support.files import load_arrays, load_checkpoint, prefix_errors  # noqa: E402
+from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
-from support.npz import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
+from support.npz import (  # noqa: E402
+    fingerprint_of_actions,
+    load_actions,
+    load_arrays,  # noqa: E402
+    load_trajectories,
+)
 from trajectories import TrajectoryDataset  # noqa: E402
 
 

@@ -59,8 +59,8 @@ class ObservedTrajectories:
     """
 
     def __init__(self, path, observation_model, mean_std=None):
-        states, starts, ends = load_trajectories(path, context_length=CONTEXTS[-1] + 1)
-        actions = load_actions(path, len(states))
+        states, starts, ends = load_trajectories(path, None, CONTEXTS[-1] + 1, '--actions_path')
+        actions = load_actions(path, len(states), '--actions_path')
         observations = observation_model.observe_trajectories(states, starts, ends, seed=0)
         if mean_std is None:
             mean_std = [(array.mean(0), divisor(array.std(0), array.mean(0)))
@@ -141,7 +141,7 @@ def run(config):
     with closing(make_env(config.dataset)) as env:
         models = {setting: ObservationModel.from_setting(setting, env)
                   for setting in config.settings.split(',')}
-    std = load_trajectories(path)[0].std(0)
+    std = load_trajectories(path, flag='--actions_path')[0].std(0)
     r2 = {}
     print(f'R2 of the next state, of the action; MLP | GRU of {", ".join(map(str, CONTEXTS))} observations')
     for setting, model in models.items():

@@ -20,8 +20,9 @@ import torch  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from support.files import check_writable, load_arrays, load_checkpoint  # noqa: E402
+from support.files import check_writable, load_checkpoint  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
 from support.progress import progress_bar  # noqa: E402
 
 ROWS_AT_ONCE = 20_000

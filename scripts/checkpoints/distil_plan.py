@@ -222,9 +222,8 @@ def run(config):
     if agent.offline.has_objects:
         raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph can be '
                          'distilled; choose a checkpoint of a locomotion task with --checkpoint')
-    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 observation_model=observation_model_of(checkpoint),
-                                 **agent.offline.config.sampling())
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, agent.offline, config.dataset_path,
+                                 observation_model=observation_model_of(checkpoint))
     print(source.note)
 
     begin = time.perf_counter()

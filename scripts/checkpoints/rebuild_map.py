@@ -43,9 +43,8 @@ def run(config):
     with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
-    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 observation_model=observation_model_of(checkpoint),
-                                 **agent.offline.config.sampling())
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, agent.offline, config.dataset_path,
+                                 observation_model=observation_model_of(checkpoint))
     print(source.note)
 
     begin = time.perf_counter()

@@ -29,9 +29,10 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 from collect_manipulation import ManipulationCollector  # noqa: E402
 from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 
-from ogbench_utils import official_shape, parse_name  # noqa: E402
+from ogbench_utils import ENVIRONMENTS, official_shape, parse_name  # noqa: E402
 from support.flags import set_streams  # noqa: E402
 from support.progress import progress_bar  # noqa: E402
+from support.text import printable  # noqa: E402
 
 FAMILIES = {
     'pointmaze': MazeCollector,
@@ -208,7 +209,7 @@ def check_args(args):
         raise ValueError(f'--policy random: is for mazes; {args.dataset} has the oracles of OGBench')
     weights = expert_path(args.dataset, args.expert_path) if args.policy == 'expert' else None
     if weights:
-        load_expert(weights)
+        load_expert(weights, ENVIRONMENTS[parse_name(args.dataset).removesuffix('-v0')][0])
 
     fill_defaults(args)
     for flag, minimum in MINIMA.items():
@@ -246,7 +247,7 @@ def main(argv=None):
         print('interrupted', file=sys.stderr)
         return 130
     except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
         return 2
     return 0
 

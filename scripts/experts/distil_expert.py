@@ -33,7 +33,6 @@ from collect_maze import MazeCollector, expert_inputs  # noqa: E402
 from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
 from support.files import (  # noqa: E402
-    load_arrays,
     load_checkpoint,
     prefix_errors,
     save_checkpoint,
@@ -41,6 +40,7 @@ from support.files import (  # noqa: E402
 )
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
 from utils import load_weights  # noqa: E402
 
 SWITCH_INTERVAL = 40  # steps after which the acting network is drawn anew

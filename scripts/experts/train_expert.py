@@ -40,9 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from ogbench_utils import make_env  # noqa: E402
-from support.files import load_arrays, prefix_errors, write_atomic  # noqa: E402
+from support.files import prefix_errors, write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
 
 STANDING_HEAD = 1.4  # metres; height of the head of a standing humanoid in OGBench and dm_control
 FALLEN_HEAD = 0.7  # metres; a walk that began upright is cut short below it
