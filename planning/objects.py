@@ -74,10 +74,10 @@ def find_objects(data):
     std = data.statistics()[1]
     std = np.where(std > 1e-6, std, 1)
 
-    # changes within k and within 4k steps
-    short = _absolute_changes(observations, data.end_of, data.transition_steps, std)
-    long = _absolute_changes(observations, data.end_of, 4 * data.transition_steps, std)
-    if short is None or long is None:
+    # changes within k and 4k steps, and within a rest; None in data of shorter trajectories
+    spans = data.transition_steps, 4 * data.transition_steps, REST_STEPS
+    short, long, brief = (_absolute_changes(observations, data.end_of, steps, std) for steps in spans)
+    if short is None or long is None or brief is None:
         return none
 
     # dimensions that rest while others move; at least one other dimension must be left to move them
@@ -90,7 +90,6 @@ def find_objects(data):
         return none
 
     # a walker rests in each of its coordinates along some corridor, but never in all of them
-    brief = _absolute_changes(observations, data.end_of, REST_STEPS, std)
     is_busy = brief[:, ~is_object].max(1) > REST_TOL
     all_rest = (brief[is_busy][:, is_object] < REST_TOL).all(1)
     if all_rest.sum() < MIN_JOINT_REST_FRACTION * is_busy.sum():
