@@ -359,23 +359,20 @@ class OfflineAgent:
         loss = F.binary_cross_entropy_with_logits(logits, batch.at_goal.float())
         return loss, {'reward_loss': loss}
 
-    def advantage_weight(self, latents):
-        """Return the proposer's imitation weights (B, P): exponential in the advantage, mean 1."""
-        goal = latents.e_proposer_goal
-        return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal),
-                                self.config.proposer_temperature)
-
     def proposer_loss(self, latents, batch):
         """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer.
 
-        The distance is taken in V's embedding. Rows are weighted by the advantage V(z', z_g) -
-        V(z, z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5). The targets and the
-        proposer's inputs have no gradient.
+        The distance is taken in V's embedding. Rows are weighted by the advantage of what is imitated,
+        V(target, z_g) - V(z, z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5; OGBench's
+        `high_actor_targets`). The targets and the proposer's inputs have no gradient.
         """
+        # the imitated latent and its weight
+        goal = latents.e_proposer_goal
+        target = torch.where(batch.proposer_near.unsqueeze(-1), goal, latents.e_z_next)
+        weight = imitation_weight(advantage(latents.e_z, target, goal), self.config.proposer_temperature)
+
+        # the proposal
         proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
-        target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal,
-                             latents.e_z_next)
-        weight = self.advantage_weight(latents)
         error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}

@@ -241,6 +241,8 @@ class OnlineBatches:
     def _perturb(self, rows, states, actions, latents, rng):
         """Replace a random fraction of the steps by corrective transitions, in place.
 
+        Perturbations change dimensions of goal weight 0 alone, so that a state keeps its z.
+
         Args:
             rows: (n,). states: (n, S) raw. actions: (n, A). latents: (n, D) f(s).
             rng: numpy Generator.

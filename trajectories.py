@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +79,15 @@ class WindowBatch(TensorBatch):
     rows: torch.Tensor  # (B, P) int, of the transitions in the data
     goal_rows: torch.Tensor  # (B, P) int, of their goals
     proposer_goal_rows: torch.Tensor  # (B, P) int, of the proposer's goals
+
+
+class Windows(NamedTuple):
+    """Windows of `context_length` states, and the piece of each in which its transitions begin."""
+
+    first: np.ndarray  # (B, 1) int, first row of the window
+    piece: np.ndarray  # (B, 1) int, first row of the piece
+    size: np.ndarray  # (B, 1) int, rows of the piece, at most context_length
+    end: np.ndarray  # (B, 1) int, last row of the trajectory, which may end before the window
 
 
 class RowQueue:
@@ -293,40 +303,48 @@ class TrajectoryDataset:
         return self.starts[np.searchsorted(self.ends, self.end_of[rows])]
 
     def draw_windows(self, count, rng):
-        """Draw `count` windows of `context_length` states; a trajectory may end before its window.
+        """Draw the Windows of `count` random rows.
 
-        Returns:
-            First row (count, 1) of each window, and last row (count, 1) of its trajectory.
+        The trajectory of a row is cut into pieces of `context_length` rows, of which the first and the last
+        may be shorter; the transitions of the window lie in the piece of the row. A piece is drawn in
+        proportion to its size, so that all rows are drawn equally often.
         """
-        drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)]
+        drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)].astype(np.int64)
+        cut = rng.integers(self.context_length, size=count)
         begin = self.start_of(drawn)
-        end = self.end_of[drawn]
+        end = self.end_of[drawn].astype(np.int64)
+        last = np.maximum(begin, end - self.context_length)  # first row of the last full window
 
-        # a window lies anywhere around its row, so that rows near both ends are drawn equally often
-        first = drawn - rng.integers(self.context_length, size=count)
-        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))
-        return first[:, None], end[:, None]
+        # the piece of the drawn row; a trajectory that fits into a window stays whole
+        cut = np.where(last > begin, cut, 0)
+        piece = begin + cut + (drawn - begin - cut) // self.context_length * self.context_length
+        piece_end = np.minimum(piece + self.context_length, end)
+        piece = np.maximum(piece, begin)
+
+        columns = np.minimum(piece, last), piece, piece_end - piece, end
+        return Windows(*(column[:, None] for column in columns))
 
     def sample(self, batch_size, rng):
         """Sample a WindowBatch of `batch_size` windows with the numpy Generator `rng`."""
         # windows
-        first, end = self.draw_windows(batch_size, rng)
+        windows = self.draw_windows(batch_size, rng)
+        first, end = windows.first, windows.end
         window_rows = first + np.arange(self.context_length + self.transition_steps)
 
-        # positions of the transitions: all of them, or random ones
-        limit = np.minimum(self.context_length, end - first)
-        if self.positions_per_window == self.context_length:
-            positions = np.minimum(np.arange(self.context_length)[None], limit - 1)
+        # rows of the transitions in the pieces: all of them, evenly repeated in short ones, or random ones
+        count = self.positions_per_window
+        if count == self.context_length:
+            offsets = (np.arange(count) * windows.size + rng.integers(windows.size)) // count
         else:
-            positions = (rng.random((batch_size, self.positions_per_window)) * limit).astype(np.int64)
-        rows = first + positions
+            offsets = (rng.random((batch_size, count)) * windows.size).astype(np.int64)
+        rows = windows.piece + offsets
         transitions = self.sample_transitions(rows, rng)
 
         # states of the windows and goals
         arrays = {
             'observations': self.observations[np.minimum(window_rows, end)],
             'valids': window_rows <= end,
-            'positions': positions,
+            'positions': rows - first,
             'next_positions': transitions.next_rows - first,
             'rewards': transitions.rewards,
             'discounts': transitions.discounts,

@@ -362,16 +362,34 @@ class GraphPlanner:
         return np.stack([self.route(node) for node in self.locate(goals)])
 
     def path(self, start, goal):
-        """Return the list of nodes from `start` to `goal`; empty without a path or if either is -1."""
+        """Return the list of nodes from `start` to `goal`; empty without a path or if either is -1.
+
+        The path follows the nodes that an episode heads for. These can lead back to a jump source from its
+        likeliest landing, for another attempt. There the path takes the landing nearest to the goal, which is
+        the last attempt. Distances fall along the path, so that it ends.
+        """
         if min(start, goal) < 0:
             return []
-        _, next_nodes = self._paths_to(goal)
+
+        distances, next_nodes = self._paths_to(goal)
         nodes = [int(start)]
         while nodes[-1] != goal:
-            if next_nodes[nodes[-1]] < 0:
+            here = nodes[-1]
+            following = next_nodes[here]
+            if following < 0:
                 return []
-            nodes.append(int(next_nodes[nodes[-1]]))
+            if distances[following] >= distances[here]:
+                landings = self._landings(here)
+                following = landings[distances[landings].argmin()]
+            nodes.append(int(following))
         return nodes
+
+    def _landings(self, node):
+        """Return the possible landings (n,) of the jump sources within a hop of `node`."""
+        jumps = self.graph.jumps
+        entered = jumps.source_ids[jumps.source_nodes == node]
+        possible = np.isin(jumps.landing_source_ids, entered) & (jumps.landing_probs > 0)
+        return jumps.landing_nodes[possible]
 
     def _find_route(self, node):
         """Compute `route` without the cache."""
@@ -448,8 +466,11 @@ class GraphPlanner:
         order = np.argsort(landing_values, kind='stable')
         best_landing = np.zeros(len(source_values), int)
         best_landing[jumps.landing_source_ids[order]] = jumps.landing_nodes[order]
-        jump_is_better = entry_values > edge_values[jumps.source_nodes]
-        next_nodes[jumps.source_nodes[jump_is_better]] = best_landing[jumps.source_ids[jump_is_better]]
+
+        # a node near several jump sources enters the best one, which comes last in ascending order
+        order = np.argsort(entry_values, kind='stable')
+        order = order[(entry_values > edge_values[jumps.source_nodes])[order]]
+        next_nodes[jumps.source_nodes[order]] = best_landing[jumps.source_ids[order]]
 
         # the ends of paths
         next_nodes[near] = node

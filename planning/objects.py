@@ -77,10 +77,9 @@ def find_objects(data):
     mean, std = data.statistics()
     std = divisor(std, mean)
 
-    # changes within k, within 4k and within a few steps
-    short = _absolute_changes(observations, data.end_of, data.transition_steps, std)
-    long = _absolute_changes(observations, data.end_of, 4 * data.transition_steps, std)
-    brief = _absolute_changes(observations, data.end_of, REST_STEPS, std)
+    # changes within k and 4k steps, and within a rest; None in data of shorter trajectories
+    spans = data.transition_steps, 4 * data.transition_steps, REST_STEPS
+    short, long, brief = (_absolute_changes(observations, data.end_of, steps, std) for steps in spans)
     if short is None or long is None or brief is None:
         return none
 

@@ -82,9 +82,10 @@ def label_dataset(config):
                 config.name, config.dataset_path, config.data_dir, config.dataset_url,
                 config.max_trajectories, context_length=1,
             )
-            env = opened.enter_context(closing(make_env(config.name))).unwrapped
-            simulator = Simulator(env)
-            physics = PhysicsStates(*load_physics(source.path, len(data), env.model.nq, env.model.nv))
+            simulator = Simulator(opened.enter_context(closing(make_env(config.name))))
+            model = simulator.model
+            physics = PhysicsStates(*load_physics(source.path, len(data), model.nq, model.nv))
+            simulator.check_steps(physics)
 
         # infer the actions
         print(source.note)

@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -92,6 +93,64 @@ def test_features_without_a_free_root_are_the_raw_state():
 def test_simulator_refuses_environments_without_settable_states():
     with pytest.raises(ValueError, match='cannot be set to states of the data'):
         Simulator(make_env('cube-single-play-v0'))
+
+
+# ------------------------------------------------------------------------- steps and what stands for them
+def altered(env, **methods):
+    """Return a wrapper of an environment whose class is changed."""
+    return type('Altered', (gymnasium.Wrapper,), methods)(env)
+
+
+def test_steps_of_ant_and_humanoid_equal_the_simulation(ant, walk):
+    Simulator(make_env(DATASET)).check_steps(walk[0])
+    humanoid = make_env('humanoidmaze-medium-navigate-v0')
+    humanoid.reset(seed=0)
+    states = []
+    for _ in range(5):
+        states.append((humanoid.unwrapped.data.qpos.copy(), humanoid.unwrapped.data.qvel.copy()))
+        humanoid.step(humanoid.action_space.sample())
+    Simulator(humanoid).check_steps(PhysicsStates(*(np.array(part) for part in zip(*states, strict=True))))
+
+
+@pytest.mark.parametrize('change', [
+    lambda step, a: step(0.5 * a),
+    lambda step, a: step(a.clip(-0.8, 0.8)),
+    lambda step, a: (step(a), step(a))[1],
+    lambda step, a: step(0 * a),
+    lambda step, a: step(a[::-1]),
+], ids=['half', 'clipped', 'repeated', 'delayed', 'reordered'])
+def test_steps_other_than_the_simulation_are_refused(walk, change):
+    env = altered(make_env(DATASET), step=lambda self, action: change(self.env.step, action))
+    with pytest.raises(ValueError, match='do_simulation.*: positions differ at 1?. of 16 states, by') as error:
+        Simulator(env).check_steps(walk[0])
+    assert '\n' not in str(error.value)
+
+
+def test_point_without_motors_is_refused():
+    states = PhysicsStates(np.random.default_rng(0).uniform(4, 5, (9, 2)), np.zeros((9, 2)))
+    with pytest.raises(ValueError, match='positions differ at 16 of 16 states'):
+        Simulator(make_env('pointmaze-medium-navigate-v0')).check_steps(states)
+
+
+def test_random_models_and_other_ranges_of_actions_are_refused(walk):
+    def lighter(self, **options):
+        result = self.env.reset(**options)
+        self.unwrapped.model.actuator_gear[:, 0] = 20
+        return result
+
+    with pytest.raises(ValueError, match='differ at 16 of 16'):
+        Simulator(altered(make_env(DATASET), reset=lighter)).check_steps(walk[0])
+    scaled = gymnasium.wrappers.RescaleAction(make_env(DATASET), -2, 2)
+    with pytest.raises(ValueError, match='wrappers change the range of actions'):
+        Simulator(scaled).check_steps(walk[0])
+
+
+def test_labeling_refuses_before_it_probes(physics, monkeypatch):
+    env = altered(make_env(DATASET), step=lambda self, action: self.env.step(0.5 * action))
+    monkeypatch.setattr(label_with_simulator, 'make_env', lambda name: env)
+    monkeypatch.setattr(Simulator, 'simulate', None)
+    with pytest.raises(ValueError, match='simulator labels would be wrong'):
+        label_with_simulator.main([*TINY, '--data_dir', 'data', '--save_dir', 'found'])
 
 
 # -------------------------------------------------------------------------------------------- least squares
