@@ -1,12 +1,29 @@
-"""Tiny networks and data for the tests; factories are fixtures, so that no test file imports another."""
+"""Tiny networks and data for the tests; factories are fixtures, so that no test file imports another.
+
+A cheap test calls functions or main(argv) in this process, and a training in it takes the fixture `quick_training`:
+pictures, the labeler's kernel and long episodes are 80 % of a tiny run. `plain_figures` draws pictures whose look
+does not matter; `run_script` runs a script in a process without the 6 s of its imports.
+
+Tests run side by side (`-n`): they use their own folder (tmp_path) and no fixed ports. A file with an expensive
+fixture for all of its tests has a mark: `pytestmark = pytest.mark.xdist_group('name')` runs it in one process.
+"""
 
 import dataclasses
+import gc
 import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
@@ -18,6 +35,7 @@ from trajectories import ReplayBuffer, TrajectoryDataset
 os.environ['OMP_NUM_THREADS'] = '1'  # for programs that tests start: the order of sums depends on it
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 DIM, ACTION_DIM = 5, 3
 LENGTHS = (40, 2, 23, 9, 31)  # a long trajectory, the shortest possible one, one shorter than a window
 TINY = dict(sequence_windows=16, context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32,
@@ -54,6 +72,130 @@ def make_short_env():
     return lambda dataset: ShortEnv(make_env(dataset))
 
 
+# ------------------------------------------------------------------------------------------- quick trainings
+@pytest.fixture(autouse=True, scope='module')
+def small_heap():
+    """Exclude all present objects from garbage collection, which each figure starts and which takes 0.5 s."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def short_episodes(monkeypatch, make_short_env):
+    """End every episode of online_trainer.py and evaluate.py after 30 steps."""
+    import evaluate
+    import online_trainer
+    for script in (online_trainer, evaluate):
+        monkeypatch.setattr(script, 'make_env', make_short_env)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Draw nothing in trainings and evaluations."""
+    import evaluate
+    import offline_trainer
+    import online_trainer
+    from figures import pictures
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
+    for name in ('draw_agent', 'draw_trajectories'):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
+    for script in (online_trainer, evaluate):
+        monkeypatch.setattr(script, 'draw_evaluation', lambda *_: None)
+
+
+@pytest.fixture
+def plain_figures(monkeypatch):
+    """Draw small figures without a layout, in half the time."""
+    from matplotlib.figure import Figure
+    savefig = Figure.savefig
+
+    def plain(figure, file, **options):
+        figure.set_layout_engine('none')
+        savefig(figure, file, **options | {'dpi': 20})
+
+    monkeypatch.setattr(Figure, 'savefig', plain)
+
+
+@pytest.fixture(scope='session')
+def fit_quickly():
+    """Return a replacement of Labeler.fit that takes 2 updates of the kernel."""
+    from labeling.labeler import Labeler
+    fit = Labeler.fit
+    return lambda *args, **options: fit(*args, **{'kernel_updates': 2} | options)
+
+
+@pytest.fixture
+def quick_labeler(monkeypatch, fit_quickly):
+    """Fit the labeler with 2 updates of its kernel."""
+    monkeypatch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
+
+
+@pytest.fixture
+def quick_training(no_pictures, quick_labeler, short_episodes):
+    """Train and evaluate quickly: without pictures, a good labeler and long episodes."""
+
+
+# ------------------------------------------------------------------------------------------- scripts
+def run_as_main(words, cwd, variables):
+    """Run a script in this process, which a fork has made for it; end the process."""
+    code = 1
+    try:
+        for number in (1, 2):  # the files that are stdout and stderr
+            stream = open(number, 'w', closefd=False, encoding='utf-8')  # noqa: SIM115  open until the end
+            setattr(sys, {1: 'stdout', 2: 'stderr'}[number], stream)
+        tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent
+        os.chdir(cwd)
+        os.environ.update(variables)
+        sys.argv = words
+        sys.path.insert(0, os.path.dirname(words[0]))
+        runpy.run_path(words[0], run_name='__main__')
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture(scope='session')
+def run_script():
+    """run_script(script, *flags, cwd, code=0, **variables) -> (stdout, stderr) of a process of its own.
+
+    It is forked, so it starts with the modules that are loaded here, and with what is monkeypatched in them.
+    """
+
+    def run(script, *flags, cwd, code=0, **variables):
+        words = [str(ROOT / script), *map(str, flags)]
+        with tempfile.TemporaryFile('w+', encoding='utf-8') as out, \
+                tempfile.TemporaryFile('w+', encoding='utf-8') as error:
+            if hasattr(os, 'fork'):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                pid = os.fork()
+                if not pid:
+                    os.dup2(out.fileno(), 1)
+                    os.dup2(error.fileno(), 2)
+                    run_as_main(words, cwd, variables)
+                found = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            else:
+                found = subprocess.run([sys.executable, *words], cwd=cwd, stdout=out, stderr=error,
+                                       env=os.environ | variables).returncode
+            for file in (out, error):
+                file.seek(0)
+            stdout, stderr = out.read(), error.read()
+        assert found == code, stderr
+        return stdout, stderr
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------- data and agents
 def random_walk(length, rng, dim=DIM):
     """States (length, dim) of a drifting random walk, away from mean 0 and std 1."""
     return (3 + 2 * rng.standard_normal((length, dim)).cumsum(0)).astype(np.float32)

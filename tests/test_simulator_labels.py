@@ -163,15 +163,7 @@ def physics(tmp_path, monkeypatch):
     return tmp_path / 'data' / f'{DATASET}.npz'
 
 
-@pytest.fixture
-def quick(monkeypatch, make_short_env):
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
-
-
-def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick, monkeypatch, capsys):
+def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick_training, monkeypatch, capsys):
     with np.load(physics, allow_pickle=False) as file:
         assert set(file.files) == {'observations', 'terminals', 'qpos', 'qvel'}, 'no actions'
 

@@ -32,13 +32,9 @@ ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 4 --num_envs 2 --random_s
 
 
 @pytest.fixture
-def quick(monkeypatch, tmp_path, make_short_env):
-    """Draw nothing, shorten episodes, and work in an empty folder."""
+def quick(monkeypatch, tmp_path, quick_training):
+    """Train quickly in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
     return tmp_path
 
 
