@@ -10,6 +10,7 @@ fixture for all of its tests has a mark: `pytestmark = pytest.mark.xdist_group('
 
 import dataclasses
 import gc
+import io
 import os
 import runpy
 import subprocess
@@ -122,7 +123,11 @@ def fit_quickly():
     """Return a replacement of Labeler.fit that takes 2 updates of the kernel."""
     from labeling.labeler import Labeler
     fit = Labeler.fit
-    return lambda *args, **options: fit(*args, **{'kernel_updates': 2} | options)
+
+    def quickly(self, transitions, actions, rng, kernel_updates=2, **options):
+        return fit(self, transitions, actions, rng, kernel_updates, **options)
+
+    return quickly
 
 
 @pytest.fixture
@@ -137,13 +142,35 @@ def quick_training(no_pictures, quick_labeler, short_episodes):
 
 
 # ------------------------------------------------------------------------------------------- scripts
+class ForkedScript:
+    """Stands in for `subprocess.Popen([python, script, *flags])`; its process has the modules loaded here."""
+
+    def __init__(self, words, stdout, stderr, cwd='.', env=None, start_new_session=False):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.returncode = None
+        self.pid = os.fork()
+        if not self.pid:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
+            run_as_main(words[1:], cwd, env or {})
+
+    def poll(self):
+        return self.wait(os.WNOHANG)
+
+    def wait(self, option=0):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, option)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
 def run_as_main(words, cwd, variables):
-    """Run a script in this process, which a fork has made for it; end the process."""
+    """Run a script and its flags in this process; end the process."""
     code = 1
     try:
-        for number in (1, 2):  # the files that are stdout and stderr
-            stream = open(number, 'w', closefd=False, encoding='utf-8')  # noqa: SIM115  open until the end
-            setattr(sys, {1: 'stdout', 2: 'stderr'}[number], stream)
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding='utf-8', line_buffering=True)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding='utf-8', line_buffering=True)
         tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent
         os.chdir(cwd)
         os.environ.update(variables)
@@ -164,28 +191,36 @@ def run_as_main(words, cwd, variables):
 
 
 @pytest.fixture(scope='session')
-def run_script():
-    """run_script(script, *flags, cwd, code=0, **variables) -> (stdout, stderr) of a process of its own.
+def forked_script():
+    """Return ForkedScript, or Popen where there is no fork."""
+    if not hasattr(os, 'fork'):
+        return subprocess.Popen
 
-    It is forked, so it starts with the modules that are loaded here, and with what is monkeypatched in them.
+    # what every script imports late
+    import matplotlib
+    import ogbench  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    matplotlib.use('Agg')
+    import matplotlib.pyplot  # noqa: F401
+
+    import evaluate  # noqa: F401
+    import offline_trainer  # noqa: F401
+    import online_trainer  # noqa: F401
+    return ForkedScript
+
+
+@pytest.fixture(scope='session')
+def run_script(forked_script):
+    """run_script(script, *flags, cwd, code=0) -> (stdout, stderr) of a process of its own.
+
+    It starts with the modules that are loaded here, and with what is monkeypatched in them.
     """
 
-    def run(script, *flags, cwd, code=0, **variables):
-        words = [str(ROOT / script), *map(str, flags)]
+    def run(script, *flags, cwd, code=0):
+        words = [sys.executable, str(ROOT / script), *map(str, flags)]
         with tempfile.TemporaryFile('w+', encoding='utf-8') as out, \
                 tempfile.TemporaryFile('w+', encoding='utf-8') as error:
-            if hasattr(os, 'fork'):
-                sys.stdout.flush()
-                sys.stderr.flush()
-                pid = os.fork()
-                if not pid:
-                    os.dup2(out.fileno(), 1)
-                    os.dup2(error.fileno(), 2)
-                    run_as_main(words, cwd, variables)
-                found = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            else:
-                found = subprocess.run([sys.executable, *words], cwd=cwd, stdout=out, stderr=error,
-                                       env=os.environ | variables).returncode
+            found = forked_script(words, stdout=out, stderr=error, cwd=cwd).wait()
             for file in (out, error):
                 file.seek(0)
             stdout, stderr = out.read(), error.read()

@@ -59,10 +59,11 @@ def data_path(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def pipeline(tmp_path_factory, data_path, run_script):
+def pipeline(tmp_path_factory, data_path, run_script, fit_quickly):
     """Run README's three commands in one folder; each finds the files of the previous ones without a flag."""
     cwd = tmp_path_factory.mktemp('pipeline')
     patch = pytest.MonkeyPatch()
+    patch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
     patch.setattr(ogbench_utils, 'make_env', functools.partial(ogbench_utils.make_env, max_episode_steps=100))
     online = cwd / 'online_checkpoints' / ANT / 'seed0'
     output = [
