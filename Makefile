@@ -22,7 +22,7 @@ demo: install
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --timeout 300 -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --timeout 300 -n logical
 
 soak: install
 	$(BIN)/python scripts/soak.py kills

@@ -176,8 +176,9 @@ def test_measure_labels_scores_received_observations_only(make_agent, make_onlin
     assert 10 < count < 45, 'about a quarter of 99'
 
 
-def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
+def test_measure_settings_finds_what_needs_memory(tmp_path, monkeypatch, capsys):
     """Actions equal the previous state, so that only the GRU predicts them. Next states are unpredictable."""
+    monkeypatch.setattr(measure_settings, 'NUM_STATES', 500)
     rng = np.random.default_rng(0)
     for end in ('', '-val'):
         states = rng.standard_normal((4, 150, 2)).astype(np.float32)
