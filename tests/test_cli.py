@@ -283,7 +283,7 @@ def test_commands_work_for_other_families(folder, capsys, name, dimensions, figu
     offline_trainer.main(['--dataset', name, '--dataset_path', 'states.npz', *OFFLINE, '--num_updates', '2'])
     online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120'])
     run = Path('online_checkpoints', name, 'seed0')
-    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', '--num_envs', '2'])
     output = capsys.readouterr().out
     assert f'120 states of {dimensions} dimensions' in output
     assert 'map of the data: ' in output and '; used for planning' in output
