@@ -4,8 +4,8 @@ A cheap test calls functions or main(argv) in this process, and a training in it
 pictures, the labeler's kernel and long episodes are 80 % of a tiny run. `plain_figures` draws pictures whose look
 does not matter; `run_script` runs a script in a process without the 6 s of its imports.
 
-Tests run side by side (`-n`): they use their own folder (tmp_path) and no fixed ports. A file with an expensive
-fixture for all of its tests has a mark: `pytestmark = pytest.mark.xdist_group('name')` runs it in one process.
+Tests run side by side (`pytest -n 2`): each uses its own folder (tmp_path) and no fixed ports. Files whose tests share
+an expensive fixture are listed in `ONE_PROCESS`.
 """
 
 import dataclasses
@@ -41,6 +41,23 @@ DIM, ACTION_DIM = 5, 3
 LENGTHS = (40, 2, 23, 9, 31)  # a long trajectory, the shortest possible one, one shorter than a window
 TINY = dict(sequence_windows=16, context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32,
             discount=0.9, transition_steps=4, positions_per_window=6)
+
+
+# files that run in one process each: their tests share the runs of a fixture
+ONE_PROCESS = ('test_cli', 'test_custom_env', 'test_resume', 'test_side_effects', 'test_simulator_labels')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute single tests, and the files of `ONE_PROCESS` as a whole, the largest first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TestsAndFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split('::')[0]
+            return file if Path(file).stem in ONE_PROCESS else nodeid
+
+    return TestsAndFiles(config, log)
 
 
 class Stub(torch.nn.Module):

@@ -26,7 +26,6 @@ from support.runs import check_unchanged, new_run_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 ANT, HUMANOID = 'antmaze-medium-navigate-v0', 'humanoidmaze-medium-navigate-v0'
-pytestmark = pytest.mark.xdist_group('cli')
 LOSSES = ('critic', 'value', 'state', 'reward', 'infonce', 'alignment', 'proposer', 'total')
 
 

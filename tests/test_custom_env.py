@@ -26,7 +26,6 @@ from support.files import load_checkpoint
 from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group('custom_env')
 EXAMPLE = 'docs.own_robot:make_env'
 TINY = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
                    '--transition_steps 5 --batch_size 4 --num_updates 2 --max_trajectories 12')

@@ -32,7 +32,6 @@ from support.npz import load_trajectories
 if not hasattr(os, 'fork'):
     pytest.skip('needs os.fork', allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group('resume')
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
                       '--transition_steps 5 --batch_size 4 --num_updates 40 --val_interval 6 '

@@ -57,7 +57,6 @@ COMMANDS = [['offline_trainer.py', '--dataset', BUNDLED_NAME, *OFFLINE],
             ['online_trainer.py', '--dataset', BUNDLED_NAME, *ONLINE],
             ['evaluate.py', '--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth',
              '--episodes_per_task', '1']]
-pytestmark = pytest.mark.xdist_group('side_effects')
 
 
 @pytest.fixture(scope='module')

@@ -25,7 +25,6 @@ import collect_dataset  # noqa: E402
 import label_with_simulator  # noqa: E402
 import measure_labels  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group('simulator_labels')
 DATASET = 'antmaze-medium-navigate-v0'
 TINY = shlex.split(f'--dataset {DATASET} --hidden_dim 64 --num_updates 30 --batch_size 64 --solved_states 8 '
                    '--device cpu')
