@@ -1,11 +1,11 @@
 """Tiny networks and data for the tests; factories are fixtures, so that no test file imports another.
 
-A cheap test calls functions or main(argv) in this process, and a training in it takes the fixture `quick_training`:
-pictures, the labeler's kernel and long episodes are 80 % of a tiny run. `plain_figures` draws pictures whose look
-does not matter; `run_script` runs a script in a process without the 6 s of its imports.
+A cheap test calls functions or main(argv) in this process, and a training in it takes the fixture
+`quick_training`: pictures, the labeler's kernel and long episodes are 80 % of a tiny run. `plain_figures`
+draws pictures whose look does not matter; `run_script` runs a script in a process without the 6 s of imports.
 
-Tests run side by side (`pytest -n 2`): each uses its own folder (tmp_path) and no fixed ports. Files whose tests share
-an expensive fixture are listed in `ONE_PROCESS`.
+Tests run side by side (`pytest -n 2`): each uses its own folder (tmp_path) and no fixed ports. Files whose
+tests share an expensive fixture are listed in `ONE_PROCESS`.
 """
 
 import dataclasses
