@@ -22,7 +22,7 @@ demo: install
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --timeout 300
+	$(BIN)/python -m pytest --timeout 300 -n logical
 
 soak: install
 	$(BIN)/python scripts/soak.py kills

@@ -1,10 +1,8 @@
 """Custom environments: the example of docs/own_robot.md from end to end, and errors of an environment."""
 
 import json
-import os
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -88,15 +86,12 @@ def register(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- the example
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, run_script):
     """Run the commands of the page with a tiny budget; return the folder of the online run and all output."""
     cwd = tmp_path_factory.mktemp('arm')
 
     def command(script, *flags):
-        result = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True,
-                                text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        return run_script(script, *flags, cwd=cwd)[0]
 
     command('docs/own_robot.py')
     output = command('offline_trainer.py', '--env', EXAMPLE, '--dataset_path', 'arm.npz', *TINY)
@@ -135,7 +130,7 @@ def test_example_trains_and_is_evaluated(trained):
     assert 'maze' not in output
 
 
-def test_run_in_a_custom_environment_resumes(trained, tmp_path, monkeypatch, capsys):
+def test_run_in_a_custom_environment_resumes(trained, quick_training, tmp_path, monkeypatch, capsys):
     online, _ = trained
     monkeypatch.chdir(online.parents[2])
     source = load_checkpoint(online / 'last.pth', 'online')['source']

@@ -79,7 +79,7 @@ def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
     assert 'comparison' not in metrics
 
 
-def test_comparison_is_on_the_same_episodes(checkpoints, capsys, monkeypatch):
+def test_comparison_is_on_the_same_episodes(checkpoints, plain_figures, capsys, monkeypatch):
     recorded = []
     real = evaluate.evaluate
 
@@ -102,7 +102,7 @@ def test_comparison_is_on_the_same_episodes(checkpoints, capsys, monkeypatch):
     assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
 
 
-def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, monkeypatch):
+def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, no_pictures, monkeypatch):
     """Every robot counts as stuck from its first step, so that stuck noise decides on success."""
     monkeypatch.setattr('tasks.STUCK_STEPS', 0)
     path = checkpoints[0]
@@ -125,12 +125,12 @@ def test_compare_set_is_parsed_and_checked():
         evaluate.ActOverrides.parse('action_scale=-1')
 
 
-def test_evaluation_succeeds_without_a_video(checkpoints, monkeypatch):
+def test_evaluation_succeeds_without_a_video(checkpoints, no_pictures, monkeypatch):
     monkeypatch.setattr('figures.videos.find_gl', lambda: (None, {'egl': 'missing'}))
     assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
 
 
-def test_bundled_checkpoint_reaches_its_goals(tmp_path):
+def test_bundled_checkpoint_reaches_its_goals(no_pictures, tmp_path):
     path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
     assert path.stat().st_size < 6e6
     evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--seed', '0',
@@ -176,8 +176,9 @@ def test_measure_labels_scores_received_observations_only(make_agent, make_onlin
     assert 10 < count < 45, 'about a quarter of 99'
 
 
-def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
+def test_measure_settings_finds_what_needs_memory(tmp_path, monkeypatch, capsys):
     """Actions equal the previous state, so that only the GRU predicts them. Next states are unpredictable."""
+    monkeypatch.setattr(measure_settings, 'NUM_STATES', 500)
     rng = np.random.default_rng(0)
     for end in ('', '-val'):
         states = rng.standard_normal((4, 150, 2)).astype(np.float32)

@@ -35,11 +35,9 @@ fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Make tmp_path the working directory; draw no curves."""
+def folder(tmp_path, monkeypatch, no_pictures, quick_labeler):
+    """Make tmp_path the working directory and train quickly."""
     monkeypatch.chdir(tmp_path)
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
     return tmp_path
 
 

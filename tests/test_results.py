@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -237,9 +236,8 @@ def test_add_result_refuses_an_unfinished_run_in_one_line(folders, tmp_path, cha
 
 # ------------------------------------------------------------------------------------------------ tables
 def test_tables_of_the_readmes_are_up_to_date():
-    command = [sys.executable, ROOT / 'scripts' / 'make_tables.py', '--check']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, _, error = script(make_tables, '--check')
+    assert code == 0, error
 
 
 def test_make_tables_reads_the_csv(page):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import offline_trainer
 import online_trainer
+from figures import pictures
 from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
@@ -51,13 +52,12 @@ def data_path(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path, make_short_env):
-    """Draw no curves, shorten episodes, work in tmp_path."""
+def quick(monkeypatch, tmp_path, short_episodes, no_pictures):
+    """Train quickly in tmp_path; curves are empty files."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves',
                             lambda curves, panels, path, _: path.with_name('curves.png').touch())
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -68,11 +68,10 @@ def short_log_interval():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_labeler():
+def quick_labeler(fit_quickly):
     """Fit the labeler with 2 updates of its kernel."""
-    fit = Labeler.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
+        patch.setattr(Labeler, 'fit', fit_quickly)
         yield
 
 
@@ -82,6 +81,8 @@ def whole(tmp_path_factory, data_path, make_short_env, quick_labeler):
     folder, runs = tmp_path_factory.mktemp('whole'), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_trainer, 'make_env', make_short_env)
+        patch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
+        patch.setattr(pictures, 'draw_agent', lambda *_: None)
         for script in (offline_trainer, online_trainer):
             patch.setattr(script, 'plot_curves', lambda *_: None)
         flags = {offline_trainer: [*OFFLINE, '--dataset_path', str(data_path)],
@@ -195,7 +196,7 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
 
 def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
     """A stop at every update of the first two rounds in turn, and in the evaluation after them."""
-    flags, folder = whole[online_trainer][0], tmp_path / 'run'
+    flags, folder = [*whole[online_trainer][0], '--initial_updates', '4'], tmp_path / 'run'
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, steps = online_trainer.OnlineAgent.update, []
 
@@ -205,12 +206,12 @@ def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch
         return update(self, *arguments)
 
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', stop_now)
-    for number in range(1, 16):
+    for number in range(1, 8):
         with pytest.raises(SystemExit) as end:
             online_trainer.main([*flags, '--save_dir', str(folder), *['--resume'][:number > 1]])
         content = load_checkpoint(folder / 'last.pth')
         assert end.value.code == 130 and content['agent']['step'] == number
-    assert steps == list(range(15)) and len(content['round']['infos']) == 3  # 12 updates in the first round
+    assert steps == list(range(7)) and len(content['round']['infos']) == 3  # 4 updates in the first round
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', update)
     evaluate = online_trainer.evaluate
     monkeypatch.setattr(online_trainer, 'evaluate',
@@ -234,7 +235,7 @@ def test_second_signal_ends_the_process(whole, tmp_path, monkeypatch):
     os.kill(pid, signal.SIGINT)
     assert ended(pid, 0.5) is None  # the update is not finished
     os.kill(pid, signal.SIGINT)
-    assert ended(pid, 2) == 130
+    assert ended(pid, 15) == 130  # the update takes 30 s
     assert not (folder / 'last.pth').exists()
 
 

@@ -1,6 +1,7 @@
 """Simulator labels: the simulator, least squares, the networks, and the script with its files."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import measure_labels  # noqa: E402
 DATASET = 'antmaze-medium-navigate-v0'
 TINY = shlex.split(f'--dataset {DATASET} --hidden_dim 64 --num_updates 30 --batch_size 64 --solved_states 8 '
                    '--device cpu')
+RESUMED = [*TINY, '--num_updates', '5', '--stages', '2']
 OFFLINE = shlex.split(f'--dataset {DATASET} --d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 '
                       '--context_length 20 --transition_steps 5 --batch_size 4 --num_updates 1 '
                       '--no-maze_figures')
@@ -213,24 +215,24 @@ def test_corrections_improve_on_guesses():
 
 
 # ---------------------------------------------------------------------------------------------------- files
-@pytest.fixture
-def physics(tmp_path, monkeypatch):
-    """Collect a dataset of an ant with qpos and qvel in a new working directory and return its path."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope='module')
+def collected(tmp_path_factory):
+    """Collect a dataset of an ant with qpos and qvel; return its folder."""
+    folder = tmp_path_factory.mktemp('physics')
     flags = f'--dataset {DATASET} --num_episodes 3 --num_val_episodes 1 --max_episode_steps 60'
-    assert collect_dataset.main([*flags.split(), '--output_dir', 'data', '--physics']) == 0
+    assert collect_dataset.main([*flags.split(), '--output_dir', str(folder), '--physics']) == 0
+    return folder
+
+
+@pytest.fixture
+def physics(collected, tmp_path, monkeypatch):
+    """Copy the dataset into a new working directory and return its path."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(collected, 'data')
     return tmp_path / 'data' / f'{DATASET}.npz'
 
 
-@pytest.fixture
-def quick(monkeypatch, make_short_env):
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
-
-
-def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick, monkeypatch, capsys):
+def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick_training, monkeypatch, capsys):
     with np.load(physics, allow_pickle=False) as file:
         assert set(file.files) == {'observations', 'terminals', 'qpos', 'qvel'}, 'no actions'
 
@@ -275,11 +277,17 @@ def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quic
         online_trainer.main([*online, '--actions_path', 'nowhere.npz'])
 
 
-@pytest.mark.parametrize('rounds, at', [(1, 'simulation'), (3, 'print'), (4, 'simulation')])
-def test_labeling_resumes_exactly(physics, monkeypatch, rounds, at):
-    flags = [*TINY, '--data_dir', 'data', '--num_updates', '5', '--stages', '2']
-    label_with_simulator.main([*flags, '--save_dir', 'whole'])
+@pytest.fixture(scope='module')
+def whole(collected, tmp_path_factory):
+    """Label the dataset without an interruption; return the folder."""
+    folder = tmp_path_factory.mktemp('labels') / 'whole'
+    label_with_simulator.main([*RESUMED, '--data_dir', str(collected), '--save_dir', str(folder)])
+    return folder
 
+
+@pytest.mark.parametrize('rounds, at', [(1, 'simulation'), (3, 'print'), (4, 'simulation')])
+def test_labeling_resumes_exactly(whole, physics, monkeypatch, rounds, at):
+    flags = [*RESUMED, '--data_dir', 'data']
     calls = []
     simulate = Simulator.simulate
 
@@ -304,8 +312,8 @@ def test_labeling_resumes_exactly(physics, monkeypatch, rounds, at):
 
     label_with_simulator.main([*flags, '--save_dir', 'stopped', '--resume'])
     found = []
-    for folder in 'whole', 'stopped':
-        with np.load(f'{folder}/actions.npz', allow_pickle=False) as file:
+    for folder in whole, Path('stopped'):
+        with np.load(folder / 'actions.npz', allow_pickle=False) as file:
             found.append(file['actions'])
     assert np.array_equal(*found)
 
