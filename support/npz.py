@@ -189,7 +189,8 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
         for i in tqdm(pieces, f'reading {key}', leave=False, dynamic_ncols=True, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
-            values[i:i + step] = data[:len(values) - i]
+            with np.errstate(over='ignore'):  # a value that is too large becomes inf and is refused below
+                values[i:i + step] = data[:len(values) - i]
             _check_finite(values, i, i + step, key)
     return values
 
