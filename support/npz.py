@@ -46,8 +46,8 @@ def load_trajectories(path, max_trajectories=None, context_length=1):
         context_length: number of states that the longest trajectory must have.
 
     Returns:
-        observations (N, S) float32, or float64 if the file has more digits; starts (n,) int64, ends (n,) int64,
-        the last row of each trajectory.
+        observations (N, S) float32, or float64 if the file has more digits; starts (n,) int64; ends (n,)
+        int64, the last row of each trajectory.
 
     Raises:
         FileNotFoundError: there is no such file.
