@@ -170,7 +170,7 @@ class Simulator:
         self.wrapped_env.step(action)
 
     def simulate(self, states, actions):
-        """Return the next PhysicsStates, in the precision of `states`, of one environment step from each state.
+        """Return the next PhysicsStates of one environment step from each state, in their precision.
 
         Raises:
             FloatingPointError: the physics failed.

@@ -16,7 +16,9 @@ simulated robot. A custom environment, or a wrapper of it, has an attribute `obs
 """
 
 import dataclasses
+import functools
 import math
+import sys
 
 import gymnasium
 import numpy as np
@@ -213,6 +215,8 @@ class PartialObservation(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         state, info = self.env.reset(seed=seed, options=options)
+        if self.observation_model.origin and np.can_cast(np.asarray(state).dtype, np.float32):
+            _warn_of_float32()
         self.observer = EpisodeObserver(self.observation_model, seed)
         return self._observe(state), self._observe_goal(info)
 
@@ -227,6 +231,13 @@ class PartialObservation(gymnasium.Wrapper):
         if 'goal' not in info:
             return info
         return info | {'goal': self.observer.observe_goal(info['goal'])}
+
+
+@functools.cache
+def _warn_of_float32():
+    """Print once that an environment rounds states for which float32 has too few digits."""
+    print('warning: the states of the data are float64 and far from zero, but the environment returns '
+          'float32, which has lost digits; let its reset and step return float64', file=sys.stderr)
 
 
 def observation_model_of(checkpoint):

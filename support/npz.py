@@ -96,8 +96,8 @@ def load_trajectories(path, max_trajectories=None, context_length=1, flag='--dat
         flag: that names the file, for messages.
 
     Returns:
-        observations (N, S) float32, or float64 if the file has more digits; starts (n,) int64, ends (n,) int64,
-        the last row of each trajectory.
+        observations (N, S) float32, or float64 if the file has more digits; starts (n,) int64; ends (n,)
+        int64, the last row of each trajectory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -399,7 +399,8 @@ def _read_rows(archive, key, ndim, size=None, rows=None):
         for i in progress_bar(pieces, f'reading {key}', leave=False, delay=1):
             piece = (min(step, shape[0] - i), *shape[1:])
             data = np.frombuffer(file.read(piece[0] * row_bytes), dtype).reshape(piece, order='CF'[fortran])
-            values[i:i + step] = data[:len(values) - i]
+            with np.errstate(over='ignore'):  # a value that is too large becomes inf and is refused below
+                values[i:i + step] = data[:len(values) - i]
             _check_finite(values, i, i + step, key)
     return values
 

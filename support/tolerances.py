@@ -87,12 +87,13 @@ def precision_warning(path, states, ends):
         spacing = np.median(spacings)
         std = before.astype(np.float64).std()
         if np.median(steps[is_step] / spacings) < MIN_STEP and std < FINE_RANGE * spacing:
-            lost.append(f'{dimension} (mean {before.mean(dtype=np.float64):.8g}, standard deviation {std:.2g}, '
-                        f'median step {step:.2g}, spacing {spacing:.2g})')
+            mean = before.mean(dtype=np.float64)
+            lost.append(f'{dimension} (mean {mean:.8g}, standard deviation {std:.2g}, median step {step:.2g}, '
+                        f'spacing {spacing:.2g})')
 
     if not lost:
         return ''
     shown = ', '.join(lost[:3]) + (', …' if len(lost) > 3 else '')
     return (f'warning: {path}: float32 numbers are too coarse for the steps of {len(lost)} dimension(s) of '
-            f'`observations`: {shown}; record them in float64, or subtract a constant before rounding, in the '
-            'environment as well')
+            f'`observations`: {shown}; record them in float64, or subtract a constant before rounding, '
+            'in the environment as well')
