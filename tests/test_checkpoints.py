@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from labeling.labeler import Labeler
 from labeling.simulator_labels import ActionSearch, NetworkConfig
 from observing.observation_models import FULL_STATE, observation_model_of
 from offline_agent import OfflineAgent
@@ -31,8 +32,10 @@ def offline(make_agent, make_dataset):
 
 
 @pytest.fixture
-def online(agent, batches):
+def online(agent, batches, monkeypatch):
     """A checkpoint of an agent with a labeler and an optimiser with moments."""
+    fit = Labeler.fit
+    monkeypatch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
     agent.fit_labeler(batches, np.random.default_rng(0))
     agent.update(batches.sample(np.random.default_rng(0)))
     return {'kind': 'online', 'dataset': 'toy', 'data': DATA, 'agent': agent.state_dict()}
@@ -78,7 +81,7 @@ OFFLINE_FORGERIES = [
         'encoder': ['lstm', 'gru', None], 'context_length': [-1, 'x', 2.5], 'discount': [float('nan'), 1.0, '0.9'],
         'lr': [float('inf'), -1.0], 'slow_goals': [1, 'yes'], 'colour': [1]}.items() for value in values),
     *((f'agent/{name}', value) for name in ('config', 'nets', 'targets', 'optimizer', 'step', 'observation_dim',
-                                            'has_objects', 'has_dropout') for value in (MISSING, 'x', -1)),
+                                            'has_objects', 'has_dropout') for value in (MISSING, 'x')),
     ('agent/observation_dim', 6), ('agent/observation_dim', HUGE), ('agent/step', 1.5),
     ('agent/nets/encoder.mean', torch.zeros(6)), ('agent/nets/encoder.mean', torch.full((5,), torch.nan)),
     ('agent/nets/encoder.mean', [0.0] * 5), ('agent/nets/proposer.net.0.bias', torch.zeros(32, dtype=torch.int64)),
@@ -98,7 +101,7 @@ ONLINE_FORGERIES = [
         'waypoint_steps': [-5, 'x'], 'stuck_noise': [-1.0, None], 'estimator': ['other']}.items()
       for value in values),
     *((f'agent/{name}', value) for name in ('offline', 'config', 'nets', 'ema_nets', 'optimizer', 'map', 'labeler',
-                                            'step', 'action_low', 'action_high') for value in (MISSING, 'x', -1)),
+                                            'step', 'action_low', 'action_high') for value in (MISSING, 'x')),
     ('agent/action_low', ['a', 'b', 'c']), ('agent/action_low', [2.0] * 3), ('agent/action_low', [-1.0]),
     ('agent/action_high', [[1.0] * 3]), ('agent/action_high', [float('nan')] * 3), ('agent/action_low', []),
     *((f'agent/map/{name}', MISSING) for name in ('mean', 'states', 'hop', 'jumps')),
