@@ -14,6 +14,7 @@ import torch
 from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import find_dataset
 from support.contents import Tensor, check_layout
+from support.files import DATA_KEYS, check_types, prefix_errors
 from support.npz import load_trajectories
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
@@ -515,6 +516,9 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
         FileNotFoundError: the recorded file is missing; the message names the way out.
         ValueError: the recorded file has changed; the message names the way out.
     """
+    with prefix_errors(origin):
+        check_types(recorded, DATA_KEYS)
+
     # the recorded file, unless a flag names another
     overridden = dataset_path or data_dir or dataset_url
     path = dataset_path

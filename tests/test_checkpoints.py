@@ -17,7 +17,7 @@ from planning.objects import ObjectMap
 from scripts.label_with_simulator import SimulatorLabeling
 from support import files
 from support.contents import Number, Tensor, check_layout
-from support.files import check_content, load_checkpoint, prefix_errors, save_checkpoint
+from support.files import DATA_KEYS, check_content, check_types, load_checkpoint, prefix_errors, save_checkpoint
 
 DATA = {'dataset': 'toy', 'path': 'toy.npz', 'max_trajectories': 0, 'fingerprint': 'f',
         'observation_model': vars(FULL_STATE)}
@@ -42,6 +42,7 @@ def online(agent, batches, monkeypatch):
 
 
 def load_offline(checkpoint):
+    check_types(checkpoint['data'], DATA_KEYS)  # as `load_recorded` does
     observation_model_of(checkpoint)
     return OfflineAgent.from_state_dict(checkpoint['agent'])
 
