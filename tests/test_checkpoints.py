@@ -35,7 +35,7 @@ def offline(make_agent, make_dataset):
 def online(agent, batches, monkeypatch):
     """A checkpoint of an agent with a labeler and an optimiser with moments."""
     fit = Labeler.fit
-    monkeypatch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
+    monkeypatch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args[:4], **options | {'kernel_updates': 2}))
     agent.fit_labeler(batches, np.random.default_rng(0))
     agent.update(batches.sample(np.random.default_rng(0)))
     return {'kind': 'online', 'dataset': 'toy', 'data': DATA, 'agent': agent.state_dict()}
@@ -232,7 +232,7 @@ def test_one_changed_bit_anywhere_is_one_line(tmp_path):
     save_checkpoint(path, {'kind': 'labeling', 'values': [torch.rand(300), torch.arange(5), 'text']})
     whole = path.read_bytes()
     bits = range(8 * len(whole))
-    for bit in [*random.Random(0).sample(bits, 300), *bits[:240:9], *bits[-800:]]:
+    for bit in [*random.Random(0).sample(bits, 100), *bits[:240:9], *bits[-800::5]]:
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
