@@ -118,7 +118,8 @@ def run(config):
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
     output = Output(Path(config.output or Path(config.checkpoint).with_name('evaluation.json')))
-    observation_model = observation_model_of(checkpoint)
+    with prefix_errors(config.checkpoint):
+        observation_model = observation_model_of(checkpoint)
     maze = open_maze(dataset, observation_model)
 
     # the first checkpoint
@@ -249,10 +250,11 @@ def measure(config, path, checkpoint, dataset, overrides):
     backend = choose_backend(config.mamba_backend, device)[0]
     with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
+        observation_model = observation_model_of(checkpoint)
 
     # environments and episodes
     n = config.episodes_per_task
-    with open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint)) as envs:
+    with open_envs(dataset, config.num_envs, make_env, observation_model) as envs:
         dimensions = envs[0].observation_space.shape[0]
         if dimensions != agent.offline.observation_dim:
             raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '

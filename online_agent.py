@@ -396,8 +396,8 @@ class OnlineAgent:
             ValueError: if `state` is not one of this code.
         """
         check_layout(state, {'step': Number(int, least=0)})
-        offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         config = make_config(OnlineConfig, state['config'])
+        offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         data_map = load_map(offline, state['map'])
         agent = cls(offline, state['action_low'], state['action_high'], config, data_map)
         agent.load_state_dict(state)

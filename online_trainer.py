@@ -188,8 +188,8 @@ def find_offline_source(config, saved):
     path = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(path, 'offline')
     data = checkpoint['data']
-    if data['dataset'] != config.name:
-        raise ValueError(f"{path} was trained on {data['dataset']}, {name_flag(config.name)} is "
+    if data.get('dataset') != config.name:
+        raise ValueError(f"{path} was trained on {data.get('dataset')}, {name_flag(config.name)} is "
                          f'{config.name}: they must be the same')
     with prefix_errors(path):
         return OfflineSource(str(path.resolve()), data, checkpoint['agent'],

@@ -15,6 +15,7 @@ import torch
 from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import advise_download, check_dimensions, find_dataset
 from support.contents import Tensor, check_layout
+from support.files import DATA_KEYS, check_types, prefix_errors
 from support.npz import load_trajectories
 from support.tolerances import precision_warning, varies
 
@@ -547,6 +548,9 @@ def load_recorded(recorded, origin, agent, dataset_path='', data_dir='', dataset
         FileNotFoundError: the recorded file is missing; the message names the way out.
         ValueError: the recorded file has changed; the message names the way out.
     """
+    with prefix_errors(origin):
+        check_types(recorded, DATA_KEYS)
+
     # the recorded file, unless a flag names another
     overridden = dataset_path or data_dir or dataset_url
     path = dataset_path

@@ -21,10 +21,11 @@ from support.contents import has_type
 CHECKPOINT_FORMAT = 6  # raised by every change of what checkpoints contain
 REQUIRED_KEYS = {  # kind -> {name: type}
     'offline': {'agent': dict, 'data': dict},
-    'online': {'agent': dict, 'data': dict, 'dataset': str},
+    'online': {'agent': dict, 'dataset': str},
     'labeling': {},
     'student': {'network': dict},  # of scripts/experts/distil_expert.py
 }
+# record of the data in a checkpoint, `OfflineTraining.data_record`
 DATA_KEYS = {'dataset': str, 'path': str, 'max_trajectories': int, 'fingerprint': str, 'observation_model': dict}
 TEMPORARY = re.compile(r'.+\.opso-tmp(\d+)')  # name of a file that `write_atomic` is writing, and the process
 CHECKSUM_LABEL = b'OPSO sha256 '
@@ -218,12 +219,10 @@ def load_checkpoint(path, kind=None):
 def check_content(content, path, kind=None):
     """Raise ValueError that names the file `path` unless a dict is what a checkpoint of a kind contains."""
     found = content.get('kind')
-    if not isinstance(found, str) or found not in REQUIRED_KEYS or kind not in (None, found):
-        raise ValueError(f'{path} is an {found} checkpoint, an {kind or "offline or online"} one is needed')
+    if kind not in (None, found):
+        raise ValueError(f'{path} is an {found} checkpoint, an {kind} one is needed')
     with prefix_errors(path):
-        check_types(content, REQUIRED_KEYS[found])
-        if 'data' in REQUIRED_KEYS[found]:
-            check_types(content['data'], DATA_KEYS)
+        check_types(content, REQUIRED_KEYS.get(kind, {}))
 
 
 def _way_out(path):

@@ -55,7 +55,10 @@ def run(config):
 
     # load the true actions
     trajectories = load_trajectories(config.actions_path)
-    actions = load_actions(config.actions_path, trajectories[2][-1] + 1)
+    arrays = load_arrays(config.actions_path)
+    if 'actions' not in arrays:
+        raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
+    actions = arrays['actions']
 
     # load or infer the labels
     if config.labels_path:
