@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -123,16 +122,13 @@ assert os.environ['MPLBACKEND'] == 'module://nowhere.backend', 'programs that th
     assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_figures_that_fail_stay_open_nowhere(tmp_path):
+def test_a_figure_that_fails_stays_open_nowhere(tmp_path):
     """matplotlib warns of more than 20 open figures."""
     import matplotlib.pyplot as plt
     path = tmp_path / 'x.png'
     path.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        for _ in range(21):
-            with pytest.raises(OSError, match=r'x\.png cannot be written'):
-                plot_budgets({'a': {1: [0.5]}}, path, 'steps', 'success, %', 'title')
+    with pytest.raises(OSError, match=r'x\.png cannot be written'):
+        plot_budgets({'a': {1: [0.5]}}, path, 'steps', 'success, %', 'title')
     assert plt.get_fignums() == []
 
 
