@@ -259,6 +259,10 @@ def measure(config, path, checkpoint, dataset, overrides):
         if dimensions != agent.offline.observation_dim:
             raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
                              f'the environment has {dimensions}')
+        action_dim = envs[0].action_space.shape[0]
+        if action_dim != agent.action_dim:
+            raise ValueError(f'{path} is for actions of {agent.action_dim} dimensions, the environment has '
+                             f'{action_dim}')
         total = num_tasks(envs[0]) * n
         with progress_bar(total=total, desc='evaluation', unit='episode') as progress:
             metrics, episodes = evaluate(agent, envs, n, config.seed, progress)

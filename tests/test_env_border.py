@@ -359,6 +359,7 @@ class Endless(gymnasium.Env):
 
 class Agent:
     offline = types.SimpleNamespace(observation_dim=2)
+    action_dim = 2
     from_state_dict = classmethod(lambda cls, *_: cls())
     initial_state = lambda self, n: None
     reset_state = lambda self, state, rows: None
@@ -412,6 +413,14 @@ def test_training_with_one_robot_opens_one_at_a_time(one_robot, tmp_path, monkey
     monkeypatch.setattr(evaluate, 'record', lambda *_: recorded.append(OneRobot.is_open) or [])
     evaluate.main(evaluation)
     assert not OneRobot.is_open and recorded == [False, False]
+
+    # another robot
+    with monkeypatch.context() as patch:
+        patch.setattr(OneRobot, 'action_space', Box(-1, 1, (3,)))
+        patch.setattr(OneRobot, 'step', lambda self, action: Arm.step(self, action[:2]))
+        with pytest.raises(ValueError, match='last.pth is for actions of 2 dimensions, the environment has 3'):
+            evaluate.main(evaluation)
+    assert not OneRobot.is_open
 
     # a run that fails closes it, too
     def fail(self):
