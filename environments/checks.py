@@ -9,12 +9,12 @@ import contextlib
 import functools
 import importlib
 import math
-import sys
 import traceback
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+
+from support.progress import warn
 
 HERE = Path(__file__).parent  # frames of this folder are not the place of a fault
 LARGEST = float(np.finfo(np.float32).max)  # of a dimension: states become float32
@@ -162,7 +162,7 @@ def short(value):
 @functools.cache
 def warn_once(text):
     """Print a warning on stderr at its first occurrence in this process."""
-    tqdm.write(f'warning: {text}', file=sys.stderr)
+    warn(f'warning: {text}')
 
 
 def close_env(env):
@@ -170,7 +170,7 @@ def close_env(env):
     try:
         getattr(env, 'close', lambda: None)()
     except ERRORS as error:
-        tqdm.write(f'warning: closing the environment fails with {describe(error)}', file=sys.stderr)
+        warn(f'warning: closing the environment fails with {describe(error)}')
 
 
 @contextlib.contextmanager

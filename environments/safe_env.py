@@ -1,10 +1,8 @@
 """The border to environments: they are checked at each step, recreated after a fault, and closed."""
 
-import sys
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from environments.checks import (
     ERRORS,
@@ -19,6 +17,7 @@ from environments.checks import (
 )
 from observing.observation_models import FULL_STATE
 from ogbench_utils import MUJOCO_WARNINGS, make_env, seed_generators
+from support.progress import warn
 
 MAX_FAULTS = 5  # consecutive environment faults that end a run
 LONGEST_EPISODE = 10_000  # environment steps, unless a TimeLimit allows more
@@ -164,7 +163,7 @@ class SafeEnv(gymnasium.Env):
         if len(self.faults) >= MAX_FAULTS:
             raise OSError(f'the environment failed {MAX_FAULTS} times in a row, at last with {cause}; fix it '
                           'and run again') from error
-        tqdm.write(f'environment fault, episode ended, environment recreated: {cause}', file=sys.stderr)
+        warn(f'environment fault, episode ended, environment recreated: {cause}')
 
 
 def _check_physics():

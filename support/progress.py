@@ -22,6 +22,12 @@ def say(line):
         tqdm.write(line)
 
 
+def warn(line):
+    """Print a line to stderr, above the bars; a stderr without a reader ends no run."""
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
+
+
 class ProgressLines:
     """Stands in for a tqdm bar in a log: without carriage returns, one line every `LINE_SECONDS`.
 
