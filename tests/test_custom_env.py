@@ -86,9 +86,13 @@ def register(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- the example
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, run_script):
+def trained(tmp_path_factory, run_script, fit_quickly, save_plainly):
     """Run the commands of the page with a tiny budget; return the folder of the online run and all output."""
     cwd = tmp_path_factory.mktemp('arm')
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
+    patch.setattr('matplotlib.figure.Figure.savefig', save_plainly)
 
     def command(script, *flags):
         return run_script(script, *flags, cwd=cwd)[0]
@@ -102,6 +106,7 @@ def trained(tmp_path_factory, run_script):
     output += command('evaluate.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2')
     output += command('scripts/analysis/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
                       '--episodes_per_task', '2', '--output', str(cwd / 'drawn'))
+    patch.undo()
     return online, output
 
 
@@ -321,7 +326,7 @@ def test_bad_factories_are_refused_in_one_line(robot, capsys, source, words):
         assert word in stderr[-1]
 
 
-def test_evaluate_refuses_a_missing_module(trained, robot, monkeypatch):
+def test_evaluate_refuses_a_missing_module(trained, robot, no_pictures):
     """The flag --dataset gives the new name of the environment."""
     checkpoint = load_checkpoint(trained[0] / 'last.pth')
     save_checkpoint('moved.pth', checkpoint | {'dataset': 'gone:make'})
