@@ -1,6 +1,7 @@
 """Tests of the pages: their commands, flags, code, links and pictures exist, and both front pages agree."""
 
 import csv
+import dataclasses
 import functools
 import importlib
 import io
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import online_trainer
+from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineConfig
 from support.files import save_checkpoint
@@ -230,7 +232,9 @@ def test_code_of_the_page_on_running_runs(make_config, make_online, tmp_path, mo
     agent = make_online(action_dim=8, offline=OfflineAgent(29, make_config()), data=data)
     path = tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1]
     path.parent.mkdir(parents=True)
-    checkpoint = {'kind': 'online', 'dataset': 'pointmaze-medium-navigate-v0', 'agent': agent.state_dict()}
+    record = {'dataset': 'pointmaze-medium-navigate-v0', 'path': '', 'max_trajectories': 0, 'fingerprint': '',
+              'observation_model': dataclasses.asdict(FULL_STATE)}
+    checkpoint = {'kind': 'online', 'dataset': record['dataset'], 'data': record, 'agent': agent.state_dict()}
     save_checkpoint(path, checkpoint)
     monkeypatch.chdir(tmp_path)
 
