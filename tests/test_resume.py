@@ -179,7 +179,7 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
             code = ended(pid, random.uniform(0, 0.4))
         if code is None:
             os.kill(pid, number)
-            code = ended(pid, 20)
+            code = ended(pid, 60)
         if code == 0:
             break
         output = capfd.readouterr().out
