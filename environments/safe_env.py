@@ -1,6 +1,5 @@
 """The border to environments: they are checked at each step, recreated after a fault, and closed."""
 
-
 import gymnasium
 import numpy as np
 
