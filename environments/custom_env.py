@@ -12,13 +12,14 @@
 docs/own_robot.md has an example. This module does not depend on OGBench.
 """
 
-import importlib
 import inspect
 import os
 import sys
 
 import gymnasium
 import numpy as np
+
+from environments.user_modules import import_user_module, names_of_user
 
 _checked = set()  # names whose environment has passed `check_env`
 
@@ -46,7 +47,8 @@ def open_env(name, **options):
     factory = find_factory(name)
     accepted = inspect.signature(factory).parameters
     try:
-        env = factory(**{key: value for key, value in options.items() if key in accepted})
+        with names_of_user():
+            env = factory(**{key: value for key, value in options.items() if key in accepted})
     except Exception as error:  # a custom factory may raise anything
         raise ValueError(f'--env {name}: the factory fails with {type(error).__name__}: {error}; '
                          'it must return a gymnasium environment') from error
@@ -72,9 +74,9 @@ def find_factory(name):
     """
     module_name, _, factory_name = name.partition(':')
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it replaces none of OPSO's modules
+        sys.path.append(os.getcwd())  # last, so that it replaces no installed package
     try:
-        module = importlib.import_module(module_name)
+        module = import_user_module(module_name)
     except Exception as error:
         raise ValueError(f'--env {name}: cannot import {module_name} from {os.getcwd()} or PYTHONPATH '
                          f'({type(error).__name__}: {error}); run in the folder of the module') from error

@@ -42,7 +42,8 @@ ALLOWED = {
     'evaluate': {'environments.safe_env', 'figures.pictures', 'figures.videos', 'mamba',
                  'observing.observation_models', 'ogbench_utils', 'online_agent', 'rollouts'},
     # what goes beyond
-    'environments.custom_env': set(),
+    'environments.custom_env': {'environments.user_modules'},
+    'environments.user_modules': set(),
     'environments.safe_env': {'observing.observation_models', 'ogbench_utils'},
     'observing.observation_models': set(),
     'observing.state_estimator': {'model', 'trajectories'},
