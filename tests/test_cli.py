@@ -274,7 +274,7 @@ MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_valu
 def test_commands_work_for_other_families(folder, monkeypatch, capsys, name, dimensions, figures):
     """Train on states of random motion and evaluate with a plan; the figures depend on the environment."""
     env = ogbench_utils.make_env(name)
-    monkeypatch.setattr(pictures, 'make_env', lambda name: env)  # another one takes two seconds
+    monkeypatch.setattr(pictures, 'make_env', lambda name: env)
     states = []
     for episode in range(3):
         states.append(ogbench_utils.reset_env(env, episode % 5 + 1, episode)[0])
@@ -282,10 +282,10 @@ def test_commands_work_for_other_families(folder, monkeypatch, capsys, name, dim
     np.savez('states.npz', observations=np.stack(states), terminals=np.arange(180) % 60 == 59)
 
     offline_trainer.main(['--dataset', name, '--dataset_path', 'states.npz', *OFFLINE, '--num_updates', '2'])
-    few = ['--num_envs', '1']
-    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120', *few])
+    envs = ['--num_envs', '1' if figures is MANIPULATION_FIGURES else '5']  # a robot arm takes two seconds
+    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120', *envs])
     run = Path('online_checkpoints', name, 'seed0')
-    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', *few])
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', *envs])
     output = capsys.readouterr().out
     assert f'120 states of {dimensions} dimensions' in output
     assert 'map of the data: ' in output and '; used for planning' in output
