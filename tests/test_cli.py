@@ -17,6 +17,7 @@ import evaluate
 import offline_trainer
 import ogbench_utils
 import online_trainer
+from figures import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
 from support import download
@@ -63,7 +64,7 @@ def pipeline(tmp_path_factory, data_path, run_script, fit_quickly):
     cwd = tmp_path_factory.mktemp('pipeline')
     patch = pytest.MonkeyPatch()
     patch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
-    patch.setattr(ogbench_utils, 'make_env', functools.partial(ogbench_utils.make_env, max_episode_steps=100))
+    patch.setattr(ogbench_utils, 'make_env', functools.partial(ogbench_utils.make_env, max_episode_steps=50))
     online = cwd / 'online_checkpoints' / ANT / 'seed0'
     output = [
         run_script('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
@@ -270,9 +271,10 @@ MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_valu
     ('puzzle-3x3-play-v0', 55, MANIPULATION_FIGURES),
 ])
 @pytest.mark.usefixtures('short_episodes', 'quick_labeler', 'plain_figures')
-def test_commands_work_for_other_families(folder, capsys, name, dimensions, figures):
+def test_commands_work_for_other_families(folder, monkeypatch, capsys, name, dimensions, figures):
     """Train on states of random motion and evaluate with a plan; the figures depend on the environment."""
     env = ogbench_utils.make_env(name)
+    monkeypatch.setattr(pictures, 'make_env', lambda name: env)
     states = []
     for episode in range(3):
         states.append(ogbench_utils.reset_env(env, episode % 5 + 1, episode)[0])
@@ -280,9 +282,10 @@ def test_commands_work_for_other_families(folder, capsys, name, dimensions, figu
     np.savez('states.npz', observations=np.stack(states), terminals=np.arange(180) % 60 == 59)
 
     offline_trainer.main(['--dataset', name, '--dataset_path', 'states.npz', *OFFLINE, '--num_updates', '2'])
-    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120'])
+    envs = ['--num_envs', '1' if figures is MANIPULATION_FIGURES else '5']  # a robot arm takes two seconds
+    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120', *envs])
     run = Path('online_checkpoints', name, 'seed0')
-    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', '--num_envs', '2'])
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', *envs])
     output = capsys.readouterr().out
     assert f'120 states of {dimensions} dimensions' in output
     assert 'map of the data: ' in output and '; used for planning' in output

@@ -20,8 +20,9 @@ FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launc
 
 @pytest.fixture
 def forked(monkeypatch, forked_script):
-    """Train in forked processes, which saves their imports."""
+    """Train in forked processes, which saves their imports, without curves."""
     monkeypatch.setattr(launch.subprocess, 'Popen', forked_script)
+    monkeypatch.setattr('support.figures.plot_curves', lambda *_: None)
 
 
 def test_launch_trains_seeds_and_aggregates_them(forked, tmp_path, capsys):

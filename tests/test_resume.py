@@ -152,7 +152,7 @@ def test_killed_run_resumes_to_the_bit(script, whole, tmp_path, assert_same):
     while not codes:
         resume = ['--resume'] if (folder / 'config.json').exists() else []
         pid = start(script, [*whole[script][0], '--save_dir', str(folder), *resume])
-        code = ended(pid, random.uniform(0, seconds) if kills < 6 else 60)
+        code = ended(pid, random.uniform(0, seconds) if kills < 6 else 200)
         if code is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -179,7 +179,7 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
             code = ended(pid, random.uniform(0, 0.4))
         if code is None:
             os.kill(pid, number)
-            code = ended(pid, 60)
+            code = ended(pid, 100)
         if code == 0:
             break
         output = capfd.readouterr().out
@@ -190,13 +190,14 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
         assert Path(program).resolve() == Path(script.__file__).resolve() and command[-1] == '--resume'
         assert not (folder / 'run.lock').exists()
         stops += 1
-    assert stops and (code == 0 or ended(start(script, command), 60) == 0)
+    assert stops and (code == 0 or ended(start(script, command), 200) == 0)
     assert_same_run(script, whole, folder, assert_same)
 
 
 def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
     """A stop at every update of the first two rounds in turn, and in the evaluation after them."""
-    flags, folder = [*whole[online_trainer][0], '--initial_updates', '4'], tmp_path / 'run'
+    flags, folder = whole[online_trainer][0], tmp_path / 'run'
+    flags = [*flags, '--initial_updates', '4', '--max_steps', '180']
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, steps = online_trainer.OnlineAgent.update, []
 
@@ -245,7 +246,7 @@ def test_resuming_a_finished_run_changes_nothing(script, whole, tmp_path, capfd,
     shutil.copytree(whole[script][1], folder)
     before = {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
     assert len(before) == {offline_trainer: 3, online_trainer: 4}[script]
-    assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 60) == 0
+    assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 200) == 0
     assert 'this run is finished' in capfd.readouterr().out
     assert before == {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
 
