@@ -30,8 +30,8 @@ def divisor(std, mean):
     Args:
         std, mean: (...) of the values, numpy arrays or tensors.
     """
-    is_varying = varies(std, mean)
-    return std * is_varying + IGNORED * ~is_varying
+    is_constant = ~varies(std, mean)
+    return std + (IGNORED - std) * is_constant  # in the precision of `std`
 
 
 def find_origin(states):

@@ -165,6 +165,9 @@ def quick_training(no_pictures, quick_labeler, short_episodes):
 
 
 # ------------------------------------------------------------------------------------------- scripts
+POPEN = subprocess.Popen
+
+
 class ForkedScript:
     """Stands in for `subprocess.Popen([python, script, *flags])`; its process has the modules loaded here."""
 
@@ -174,6 +177,7 @@ class ForkedScript:
         self.returncode = None
         self.pid = os.fork()
         if not self.pid:
+            subprocess.Popen = POPEN  # a test may have replaced it by this class
             os.dup2(stdout.fileno(), 1)
             os.dup2(stderr.fileno(), 2)
             run_as_main(words[1:], cwd, env or {})

@@ -1,5 +1,6 @@
 """Finding, downloading and reading dataset files; the only server is one on 127.0.0.1."""
 
+import dataclasses
 import http.server
 import io
 import os
@@ -22,6 +23,7 @@ import pytest
 
 import offline_trainer
 import ogbench_utils
+from observing.observation_models import FULL_STATE
 from ogbench_utils import BUNDLED_FOR, BUNDLED_NAME, DATASETS, find_dataset, parse_name
 from support import download as downloading
 from support.download import download
@@ -570,7 +572,8 @@ def test_states_of_another_environment_are_refused_at_once(tmp_path, monkeypatch
 
 def test_other_data_of_an_online_run_have_its_dimensions(write):
     agent = SimpleNamespace(observation_dim=29, config=SimpleNamespace(sampling=dict))
-    recorded = dict(dataset=NAME, path='gone.npz', max_trajectories=0, fingerprint='of the data')
+    recorded = dict(dataset=NAME, path='gone.npz', max_trajectories=0, fingerprint='of the data',
+                    observation_model=dataclasses.asdict(FULL_STATE))
     with pytest.raises(ValueError, match='some.npz: its states have 3 dimensions, .* 29; '):
         load_recorded(recorded, 'last.pth', agent, dataset_path=str(write()))
 
@@ -610,7 +613,9 @@ def test_load_trajectories_converts_types_and_orders(write, convert, limit):
     path = write(observations=convert(arrays['observations']), terminals=terminals)
     observations, starts, ends = load_trajectories(path, limit)
     np.testing.assert_array_equal(observations, arrays['observations'][:8 if limit else None])
-    assert observations.dtype == np.float32 and observations.flags.c_contiguous
+    converted = convert(arrays['observations']).dtype
+    assert observations.dtype == (np.float32 if np.can_cast(converted, np.float32) else np.float64)
+    assert observations.flags.c_contiguous
 
 
 def test_load_trajectories_keeps_max_trajectories(write):

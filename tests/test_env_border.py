@@ -514,16 +514,18 @@ def episode_of(start, goal=0.0):
 
 def test_compare_says_whether_episodes_are_the_same(capsys):
     same = [episode_of(1), episode_of(2)]
-    evaluate.compare('other', same, same)
+    evaluate.print_comparison(evaluate.compare('other', same, same), 2)
     assert 'minus other, on the same episodes' in capsys.readouterr().out
     for other in ([episode_of(1), episode_of(3)], [episode_of(1), episode_of(2, goal=1.0)]):
         results = evaluate.compare('other', same, other)
+        evaluate.print_comparison(results, 2)
         output = capsys.readouterr().out
         assert 'NOT on the same episodes: start or goal differs in 1 of 2' in output
         assert results['different_episodes'] == 1 and 'minus other, on the same' not in output
 
     # starts that are observed in two ways cannot be compared
     results = evaluate.compare('other', same, [episode_of(1), episode_of(3)], same_observation=False)
+    evaluate.print_comparison(results, 2)
     assert 'on episodes of the same seeds' in capsys.readouterr().out and 'different_episodes' not in results
 
 

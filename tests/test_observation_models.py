@@ -154,7 +154,7 @@ def test_partial_observation_observes_an_episode_as_the_data(ant, walk, setting)
 
 def test_observation_model_survives_json(ant, walk):
     for setting in SETTINGS:
-        model = ant_model(setting, ant, walk[0])
+        model = ant_model(setting, ant, walk[0]).with_origin(walk[0])
         saved = json.loads(json.dumps(dataclasses.asdict(model)))
         assert ObservationModel.from_dict(saved) == model
     assert isinstance(ObservationModel('torso', dimensions=(0, 1)).wrap(ant), PartialObservation)

@@ -1,5 +1,6 @@
 """Units: the agent does not depend on the unit or the zero point of any dimension of the states."""
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -21,7 +22,7 @@ from labeling.corrective_data import find_corrective_transitions
 from labeling.labeler import Labeler
 from labeling.simulator_labels import ActionSearch, NetworkConfig
 from observing import observation_models
-from observing.observation_models import ObservationModel
+from observing.observation_models import FULL_STATE, ObservationModel
 from offline_agent import OfflineAgent
 from online_agent import OnlineAgent, OnlineConfig
 from planning.graph_planner import NO_PATH, GraphPlanner, StateGraph
@@ -310,13 +311,14 @@ def test_a_room_far_from_zero_is_learned_relative_to_its_origin(train, capsys):
         evaluate.EvaluateConfig(episodes_per_task=2, num_envs=1), 'x', checkpoint, checkpoint['dataset'],
         evaluate.ActOverrides())
     assert all(np.abs(episode.observations).max() < 2.5 for episode in episodes)
-    data, source = load_recorded(checkpoint['data'], 'x', observation_model=model, context_length=20,
-                                 transition_steps=10)
+    agent = OfflineAgent.from_state_dict(checkpoint['agent']['offline'])
+    data, source = load_recorded(checkpoint['data'], 'x', agent, observation_model=model)
     assert source.observation_model.origin == model.origin and np.abs(data.observations).max() < 2.5
 
 
 def test_a_saved_model_keeps_its_origin_with_other_data():
-    plain = ObservationModel.from_dict({'setting': 'full'})
+    saved = dataclasses.asdict(FULL_STATE.with_origin(np.zeros((3, 2))))
+    plain = ObservationModel.from_dict(saved)
     assert plain.with_origin(np.full((9, 2), 1e9) + np.arange(9)[:, None]).origin == ()
 
 

@@ -113,7 +113,8 @@ def test_environment_without_render_is_named(episode, tmp_path, monkeypatch, cap
     monkeypatch.setattr(videos, 'find_gl', lambda: ('', {}))
     monkeypatch.setattr(videos, '_run', run)
     assert videos.record(ANT, [episode], tmp_path) == []
-    assert capsys.readouterr().err == 'no video of task 2: the environment has no render()\n'
+    assert capsys.readouterr().err == ('no video of task 2: the environment has no render(), which returns a '
+                                       'picture (H, W, 3)\n')
 
 
 def test_find_gl_skips_a_library_that_fails(monkeypatch):
