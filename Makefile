@@ -1,4 +1,4 @@
-# Wrappers over python commands (docs/running.md, "Without make"). They need Python >= 3.10 and make.
+# Wrappers over python commands (docs/running.md, "Without make"). They need Python 3.10 to 3.12 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ demo: install
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --timeout 300
+	$(BIN)/python -m pytest --timeout 300 -n logical
 
 soak: install
 	$(BIN)/python scripts/soak.py kills

@@ -5,18 +5,21 @@
     python evaluate.py --checkpoint A/last.pth --compare A/last.pth --compare_set plan=False
     python evaluate.py --checkpoint A/last.pth --stuck_noise 1           noise while the robot is stuck
     python evaluate.py --checkpoint A/last.pth --video                   one video per task
+
+The newest evaluation is in evaluation.json, a former one is kept as evaluation-1.json, -2 and so on.
 """
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import support.threads  # noqa: F401  before torch
 
 import numpy as np
-from tqdm import tqdm
 
-from environments.safe_env import num_tasks, open_envs
+from environments.checks import num_tasks
+from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, open_maze
 from figures.videos import record
 from mamba import choose_backend
@@ -25,10 +28,12 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
-from support.files import load_checkpoint, prefix_errors, write_atomic
+from support.figures import optional_picture
+from support.files import check_writable, load_checkpoint, prefix_errors, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
-from support.stats import paired_comparison, wilson_interval
+from support.progress import progress_bar
+from support.stats import paired_comparison, signed, wilson_interval
 
 
 @dataclasses.dataclass
@@ -52,6 +57,9 @@ class EvaluateConfig:
     compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
     video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
     output: str = flag('', 'JSON file for the metrics; default: evaluation.json beside the checkpoint')
+
+
+RESULTS = ('paths.png', 'values.png', 'compared_paths.png', 'compared_values.png', 'videos')  # beside the JSON
 
 
 @dataclasses.dataclass
@@ -90,7 +98,7 @@ class ActOverrides:
 
 
 def run(config):
-    """Evaluate one checkpoint, or two on the same episodes: print, write JSON, draw.
+    """Evaluate one checkpoint, or two on the same episodes: write JSON, print, draw.
 
     Args:
         config: EvaluateConfig.
@@ -109,35 +117,104 @@ def run(config):
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
-    output = Path(config.output or Path(config.checkpoint).with_name('evaluation.json'))
-    observation_model = observation_model_of(checkpoint)
+    output = Output(Path(config.output or Path(config.checkpoint).with_name('evaluation.json')))
+    with prefix_errors(config.checkpoint):
+        observation_model = observation_model_of(checkpoint)
     maze = open_maze(dataset, observation_model)
-    kind = 'paths' if maze else 'values'
 
     # the first checkpoint
     overrides = ActOverrides(config.plan, config.action_scale, config.stuck_noise)
     compared = ActOverrides.parse(config.compare_set)
     metrics, episodes, agent = measure(config, config.checkpoint, checkpoint, dataset, overrides)
+    output.write(metrics)
     print_table(metrics, episodes)
-    pictures = [output.with_name(f'{output.stem}_{kind}.png')]
-    draw_evaluation(maze, agent.offline, episodes, pictures[0], title(dataset, metrics))
+    drawn = {'': (agent.offline, episodes, metrics)}
 
     # the second one, on the same episodes
     if config.compare:
         others, other_episodes, agent = measure(config, config.compare, other, dataset, compared)
-        metrics['comparison'] = compare(config.compare, episodes, other_episodes)
-        pictures.append(output.with_name(f'{output.stem}_compared_{kind}.png'))
-        draw_evaluation(maze, agent.offline, other_episodes, pictures[1], title(dataset, others))
+        metrics['comparison'] = compare(config.compare, episodes, other_episodes,
+                                        observation_model_of(other) == observation_model)
+        output.write(metrics)
+        print_comparison(metrics['comparison'], len(episodes))
+        drawn['compared_'] = agent.offline, other_episodes, others
+    print(f'written: {output.path}')
 
-    # files
-    write_atomic(output, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
-    print('written: ' + ', '.join(map(str, [output, *pictures])))
-
+    # pictures
+    for prefix, (offline, some, their_metrics) in drawn.items():
+        path = output.beside(f'{prefix}paths.png' if maze else f'{prefix}values.png')
+        with optional_picture(path):
+            draw_evaluation(maze, offline, some, path, title(dataset, their_metrics))
+            print(f'picture: {path}')
     if config.video:
-        for path in record(dataset, episodes, output.with_name(f'{output.stem}_videos'),
-                           observation_model):
-            print(f'video: {path}')
+        folder = output.beside('videos')
+        with optional_picture(folder):
+            for path in record(dataset, episodes, folder, observation_model):
+                print(f'video: {path}')
     return metrics
+
+
+class Output:
+    """The file of the metrics, and the names of the pictures and videos beside it.
+
+    A former evaluation is kept: <name>.json becomes <name>-1.json, or the first free number, and so do its
+    pictures and videos.
+
+    Raises:
+        OSError: if the file cannot be written; found before any episode.
+    """
+
+    def __init__(self, path):
+        check_writable(path)
+        self.path = path
+        self.is_own = False  # whether the file is of this evaluation
+
+    def beside(self, name):
+        """Return the path of a picture or of the folder of videos."""
+        return self.path.with_name(f'{self.path.stem}_{name}')
+
+    def write(self, metrics):
+        """Write the metrics, unless the file has all of them.
+
+        Raises:
+            OSError: if the file cannot be written; the metrics are printed instead.
+        """
+        text = json.dumps(metrics, indent=2)
+        kept = None
+        try:
+            if not self.is_own and self.path.exists():
+                if self.has(metrics):
+                    return
+                kept = self.keep_former()
+            write_atomic(self.path, lambda file: file.write(text.encode()))
+            self.is_own = True
+        except OSError as error:
+            print(text)
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise OSError(f'{self.path} cannot be written ({cause.strerror or cause}); the metrics are '
+                          'printed above, --output names another file') from error
+        if kept:
+            print(f'the former evaluation is kept: {kept}')
+
+    def has(self, metrics):
+        """Return whether the file holds these metrics."""
+        try:
+            former = json.loads(self.path.read_bytes())
+        except ValueError:
+            return False
+        if not isinstance(former, dict):
+            return False
+        return all(former.get(name) == value for name, value in metrics.items())
+
+    def keep_former(self):
+        """Rename the files of a former evaluation and return the path of its metrics."""
+        number = 1
+        while (kept := self.path.with_stem(f'{self.path.stem}-{number}')).exists():
+            number += 1
+        for name in RESULTS:
+            if self.beside(name).exists():
+                self.beside(name).replace(kept.with_name(f'{kept.stem}_{name}'))
+        return self.path.replace(kept)
 
 
 def title(dataset, metrics):
@@ -173,20 +250,22 @@ def measure(config, path, checkpoint, dataset, overrides):
     backend = choose_backend(config.mamba_backend, device)[0]
     with prefix_errors(path):
         agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
+        observation_model = observation_model_of(checkpoint)
 
-    # environments
-    envs = open_envs(dataset, config.num_envs, make_env, observation_model_of(checkpoint))
-    dimensions = envs[0].observation_space.shape[0]
-    if dimensions != agent.offline.observation_dim:
-        raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
-                         f'the environment has {dimensions}')
-
-    # episodes
+    # environments and episodes
     n = config.episodes_per_task
-    total = num_tasks(envs[0]) * n
-    with tqdm(total=total, desc='evaluation', unit='episode', dynamic_ncols=True,
-              mininterval=1.0) as progress:
-        metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
+    with open_envs(dataset, config.num_envs, make_env, observation_model) as envs:
+        dimensions = envs[0].observation_space.shape[0]
+        if dimensions != agent.offline.observation_dim:
+            raise ValueError(f'{path} is for observations of {agent.offline.observation_dim} dimensions, '
+                             f'the environment has {dimensions}')
+        action_dim = envs[0].action_space.shape[0]
+        if action_dim != agent.action_dim:
+            raise ValueError(f'{path} is for actions of {agent.action_dim} dimensions, the environment has '
+                             f'{action_dim}')
+        total = num_tasks(envs[0]) * n
+        with progress_bar(total=total, desc='evaluation', unit='episode') as progress:
+            metrics, episodes = evaluate(agent, envs, n, config.seed, progress)
 
     # intervals, and the settings of this evaluation
     for name, part in parts(episodes):
@@ -215,30 +294,61 @@ def spaced(name):
     return name.replace('task', 'task ')
 
 
-def compare(path, episodes, other_episodes):
-    """Compare two checkpoints on the same episodes; print and return `paired_comparison` results.
+def compare(path, episodes, other_episodes, same_observation=True):
+    """Compare two checkpoints on the same episodes.
 
     Args:
         path: of the second checkpoint. episodes, other_episodes: lists of Episode, in the same order.
-    """
-    print(f'\nminus {path}, on the same episodes')
-    print(f'{"":10s} difference   95 % interval     only this   only that   p')
+        same_observation: whether both observe states alike, so that starts and goals can be compared.
 
+    Returns:
+        Dict of the path, of the number of pairs with different starts or goals, if it can be counted,
+        and of a `paired_comparison` for each task and overall.
+    """
     results = {'checkpoint': str(path)}
+    if same_observation:
+        results['different_episodes'] = count_differences(episodes, other_episodes)
     for (name, ours), (_, theirs) in zip(parts(episodes), parts(other_episodes), strict=True):
-        r = paired_comparison([episode.success for episode in ours],
-                              [episode.success for episode in theirs])
-        print(f'{spaced(name):10s} {100 * r["difference"]:+8.1f}     {100 * r["low"]:+6.1f} - '
-              f'{100 * r["high"]:+6.1f}   {r["only_ours"]:9d}   {r["only_theirs"]:9d}   '
-              f'{r["p_value"]:.3f}')
-        results[name] = r
+        results[name] = paired_comparison([episode.success for episode in ours],
+                                          [episode.success for episode in theirs])
     return results
+
+
+def count_differences(episodes, other_episodes):
+    """Return how many pairs of episodes differ in their start or goal."""
+    return sum(not (np.array_equal(ours.observations[0], theirs.observations[0])
+                    and np.array_equal(ours.goal, theirs.goal))
+               for ours, theirs in zip(episodes, other_episodes, strict=True))
+
+
+def print_comparison(comparison, count):
+    """Print the results of `compare` of `count` pairs, a line for each task and overall."""
+    # what was compared
+    different = comparison.get('different_episodes')
+    if different is None:
+        pairs = 'on episodes of the same seeds'
+    elif different:
+        pairs = (f'NOT on the same episodes: start or goal differs in {different} of {count}; the reset of '
+                 'the environment must follow from its seed')
+    else:
+        pairs = 'on the same episodes'
+    print(f'\nminus {comparison["checkpoint"]}, {pairs}')
+
+    # differences
+    print(f'{"":10s} difference   95 % interval     only this   only that   p')
+    for name, r in comparison.items():
+        if not isinstance(r, dict):
+            continue
+        difference, low, high = (signed(100 * r[key], 1) for key in ('difference', 'low', 'high'))
+        print(f'{spaced(name):10s} {difference:>8s}     {low:>6s} - {high:>6s}   {r["only_ours"]:9d}   '
+              f'{r["only_theirs"]:9d}   {r["p_value"]:.3f}')
 
 
 def main(argv=None):
     """Evaluate with the flags of `argv`; default: those of the command line."""
-    run(*parse_flags(__doc__.splitlines()[0], EvaluateConfig, argv=argv))
+    run(*parse_flags(__doc__, EvaluateConfig, argv=argv))
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes the environments, as Ctrl-C does
     run_main(main)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
+from support.tolerances import divisor
 
 
 def mlp(sizes):
@@ -171,14 +172,14 @@ class Encoder(nn.Module):
         """Store the statistics of the training observations.
 
         Args:
-            mean, std: (S,); the std of a dimension that never varies is replaced by 1.
+            mean, std: (S,); a dimension that never varies is normalised to nearly 0 (`divisor`).
             goal_weights: (S,) in [0, 1], weight of each dimension in `goal_features`; None leaves
                 them as they are, initially 1.
         """
         mean = torch.as_tensor(mean, dtype=torch.float32)
         std = torch.as_tensor(std, dtype=torch.float32)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.std.copy_(divisor(std, mean))
         if goal_weights is not None:
             self.goal_weights.copy_(torch.as_tensor(goal_weights))
 

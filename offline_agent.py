@@ -13,10 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import LAYERS, Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp, soft_update
+from support.contents import Number, Tensor, check_layout
 from support.flags import flag, make_config
-from utils import load_weights
+from utils import load_optimizer, load_weights
 
+MAX_PARAMETERS = 200_000_000  # of all networks; they take 16 bytes each in training, 1.5 million by default
 POSITION_WEIGHT = 0.5  # goal weight above which a dimension is a position; the largest is 1
+
+
+STATE_LAYOUT = {  # of `OfflineAgent.state_dict`, beside its networks
+    'observation_dim': Number(int, least=1),
+    'step': Number(int, least=0),
+    'has_objects': Number(bool),
+    'has_dropout': Number(bool),
+}
 
 
 @dataclasses.dataclass
@@ -29,7 +39,7 @@ class OfflineConfig:
     sequence_windows: int = flag(
         4, 'windows encoded as sequences in each update; all with --observe dropped:P', least=0)
     d_model: int = flag(128, 'dimensions of a latent z', least=1)
-    n_layers: int = flag(2, 'Mamba-2 layers', least=1)
+    n_layers: int = flag(2, 'Mamba-2 layers', least=1, most=100)
     d_state: int = flag(16, 'state dimensions per Mamba-2 channel', least=1)
     d_conv: int = flag(4, 'width of the convolution in a Mamba-2 layer, in steps', least=1)
     expand: int = flag(2, 'inner width of a Mamba-2 layer, in multiples of d_model', least=1)
@@ -70,6 +80,19 @@ class OfflineConfig:
         if self.current_goals + self.random_goals > 1:
             raise ValueError(f'--current_goals {self.current_goals} and --random_goals '
                              f'{self.random_goals}: must be at most 1 together')
+        if self.num_parameters > MAX_PARAMETERS:
+            raise ValueError(f'--d_model {self.d_model}, --hidden_dim {self.hidden_dim}, --expand '
+                             f'{self.expand}, --d_state {self.d_state}, --d_conv {self.d_conv}: networks of '
+                             f'{self.num_parameters:,} parameters; at most {MAX_PARAMETERS:,}')
+
+    @property
+    def num_parameters(self):
+        """Estimate the number of parameters of all networks."""
+        inner = self.expand * self.d_model
+        channels = inner + 2 * self.d_state
+        layer = self.d_model * (2 * inner + channels) + channels * self.d_conv
+        heads = 6 * self.hidden_dim * (self.hidden_dim + self.d_model)
+        return self.n_layers * layer + heads
 
     def sampling(self):
         """Return the sampling parameters of `TrajectoryDataset` as a dict of keyword arguments."""
@@ -336,23 +359,20 @@ class OfflineAgent:
         loss = F.binary_cross_entropy_with_logits(logits, batch.at_goal.float())
         return loss, {'reward_loss': loss}
 
-    def advantage_weight(self, latents):
-        """Return the proposer's imitation weights (B, P): exponential in the advantage, mean 1."""
-        goal = latents.e_proposer_goal
-        return imitation_weight(advantage(latents.e_z, latents.e_z_next, goal),
-                                self.config.proposer_temperature)
-
     def proposer_loss(self, latents, batch):
         """Regress f_P(z, z_g) on the latent k steps later, or on z_g if the goal is nearer.
 
-        The distance is taken in V's embedding. Rows are weighted by the advantage V(z', z_g) -
-        V(z, z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5). The targets and the
-        proposer's inputs have no gradient.
+        The distance is taken in V's embedding. Rows are weighted by the advantage of what is imitated,
+        V(target, z_g) - V(z, z_g), as in HIQL's high-level policy (Park et al. 2023, eq. 5; OGBench's
+        `high_actor_targets`). The targets and the proposer's inputs have no gradient.
         """
+        # the imitated latent and its weight
+        goal = latents.e_proposer_goal
+        target = torch.where(batch.proposer_near.unsqueeze(-1), goal, latents.e_z_next)
+        weight = imitation_weight(advantage(latents.e_z, target, goal), self.config.proposer_temperature)
+
+        # the proposal
         proposed = self.nets['proposer'](latents.target_z, latents.proposer_goal)
-        target = torch.where(batch.proposer_near.unsqueeze(-1), latents.e_proposer_goal,
-                             latents.e_z_next)
-        weight = self.advantage_weight(latents)
         error = (self.targets['value'].embed(proposed) - target).square().sum(-1).mean(0)
         loss = (weight * error).mean()
         return loss, {'proposer_loss': loss, 'proposer_error': error.mean()}
@@ -428,16 +448,24 @@ class OfflineAgent:
         load_weights(self.nets, state['nets'])
         load_weights(self.targets, state['targets'])
         if state['optimizer'] is not None:
-            self.optimizer.load_state_dict(state['optimizer'])
+            load_optimizer(self.optimizer, state['optimizer'])
         self.step = state['step']
         self.has_objects = state['has_objects']
         self.has_dropout = state['has_dropout']
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        """Rebuild the agent of a `state_dict` on a device."""
-        agent = cls(state['observation_dim'], make_config(OfflineConfig, state['config']), device,
-                    backend)
+        """Rebuild the agent of a `state_dict` on a device.
+
+        Raises:
+            ValueError: if `state` is not one of this code.
+        """
+        check_layout(state, STATE_LAYOUT)
+        check_layout(state['nets'], {'encoder.mean': Tensor('float32', 'S')}, S=state['observation_dim'])
+        config = make_config(OfflineConfig, state['config'])
+        config.check()
+
+        agent = cls(state['observation_dim'], config, device, backend)
         agent.load_state_dict(state)
         return agent
 

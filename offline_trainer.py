@@ -13,19 +13,21 @@ import support.threads  # noqa: F401  before torch
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from environments.custom_env import check_states, name_flag
+from environments.checks import closing
+from environments.custom_env import name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
-from observing.observation_models import FULL_STATE, ObservationModel, parse_setting
+from observing.observation_models import ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
-from ogbench_utils import check_name, make_env
+from ogbench_utils import check_name, check_positions, make_env
 from planning.objects import find_objects
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Curves, Panel, plot_curves
+from support.figures import Curves, Panel, optional_picture, plot_curves
+from support.files import prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
+from support.progress import progress_bar, say
 from support.runs import RunConfig, Stopped, open_run
 from trajectories import load_dataset, slowness_summary
 from utils import expected_time, mean_of
@@ -99,9 +101,6 @@ def train(config, agent_config):
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.interruptible():
             data, val_data, source = load_data(config, agent_config)
-            if config.env:
-                check_states(config.env, source.observation_model.wrap(make_env(config.env)),
-                             source.path, data.observations.shape[1])
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         summary = set_statistics(agent, data, source.observation_model)
@@ -149,13 +148,20 @@ def set_statistics(agent, data, observation_model):
 
 
 def load_data(config, agent_config):
-    """Return the training and validation TrajectoryDataset and the DataSource of the flags."""
-    observation_model = FULL_STATE
-    if config.observe != 'full':
-        observation_model = ObservationModel.from_setting(config.observe, make_env(config.name))
-    return load_dataset(config.name, config.dataset_path, config.data_dir, config.dataset_url,
-                        config.max_trajectories, batch_size=config.batch_size,
-                        observation_model=observation_model, **agent_config.sampling())
+    """Return the training and validation TrajectoryDataset and the DataSource of the flags.
+
+    Raises:
+        ValueError: the data cannot be trained on, or are not of the environment.
+    """
+    with closing(make_env(config.name)) as env:
+        observation_model = ObservationModel.from_setting(config.observe, env)
+        data, val_data, source = load_dataset(
+            config.name, config.dataset_path, config.data_dir, config.dataset_url,
+            config.max_trajectories, batch_size=config.batch_size, observation_model=observation_model,
+            num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
+        if not source.observation_model:
+            check_positions(config.name, env, source.path, data.observations)
+    return data, val_data, source
 
 
 def update_budget(config, data):
@@ -213,9 +219,10 @@ class OfflineTraining:
         # state of the loop, part of a checkpoint
         self.rng = np.random.default_rng(config.seed)
         self.best = float('inf')
-        self.infos = []  # of the updates since the last row
+        self.infos = []  # of the updates since the last row of train.csv
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
 
         # with this record the online half finds the same data
         self.data_record = {
@@ -228,34 +235,32 @@ class OfflineTraining:
 
         # log and pictures
         fingerprint = f'{data.fingerprint()}; validation {val_data.fingerprint()}'
-        self.log = run.start_logging('train.csv', agent.step, fingerprint)
+        last_row = agent.step - bool(self.infos)  # updates without a row: a row of this step is due again
+        self.log = run.start_logging('train.csv', last_row, fingerprint)
         self.pictures = None
         if config.maze_figures:
             self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model)
 
     def loop(self):
         """Update, log and validate until the budget is spent; save if the run is stopped."""
-        if self.agent.step >= self.num_updates:
+        if self.agent.step >= self.num_updates and not self.infos:
             print(f'this run is finished: {self.agent.step:,} of {self.num_updates:,} updates are '
                   'done; raise --num_updates to continue it')
             self.draw_curves()
 
         first = self.agent.step
-        self.progress = tqdm(total=self.num_updates, initial=first, unit='update',
-                             dynamic_ncols=True, mininterval=1.0)
+        self.progress = progress_bar(total=self.num_updates, initial=first, unit='update')
         self.start_clock()
         try:
+            self.log_row_if_due()  # of a run that ended in its validation
             while self.agent.step < self.num_updates:
                 self.update()
                 if self.agent.step - first == 30:
                     seconds = time.perf_counter() - self.clock
-                    self.progress.write(
-                        expected_time(first, self.agent.step, self.num_updates, seconds))
+                    if line := expected_time(first, self.agent.step, self.num_updates, seconds):
+                        say(line)
 
-                validating = (self.agent.step % self.config.val_interval == 0
-                              or self.agent.step == self.num_updates)
-                if validating or self.agent.step % self.config.log_interval == 0:
-                    self.log_row(validating)
+                self.log_row_if_due()
                 if self.run.stop.signal:
                     raise Stopped
         except Stopped:
@@ -274,21 +279,34 @@ class OfflineTraining:
             self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
         self.progress.update()
 
-    def log_row(self, validating):
-        """Log a row of train.csv; with `validating`, also validate, save and draw."""
+    def log_row_if_due(self):
+        """Log a row of train.csv every `log_interval` updates; also validate, save and draw at validations.
+
+        The updates are saved before anything that may fail; a resumed run then continues with the row.
+        """
+        step = self.agent.step
+        validating = step % self.config.val_interval == 0 or step == self.num_updates
+        if not self.infos or not (validating or step % self.config.log_interval == 0):
+            return
+
         # means over the updates since the last row
-        speed = (self.agent.step - self.clock_step) / (time.perf_counter() - self.clock)
+        speed = (step - self.clock_step) / (time.perf_counter() - self.clock)
         row = mean_of(self.infos, 'training/')
         row['time/updates_per_second'] = speed
-        row['epoch'] = self.agent.step / self.updates_per_epoch
-        self.infos = []
+        row['epoch'] = step / self.updates_per_epoch
 
         if validating:
+            self.save()
             metrics = validate(self.agent, self.val_data, self.config.batch_size)
             row |= {f'validation/{name}': value for name, value in metrics.items()}
             self.progress.set_postfix_str(f"loss {row['training/total_loss']:.3f}, "
                                           f"validation {metrics['total_loss']:.3f}")
-        self.log.log(self.agent.step, row)
+        try:
+            self.log.log(step, row)
+        except OSError:
+            self.save()
+            raise
+        self.infos = []
 
         if validating:
             if metrics['total_loss'] <= self.best:
@@ -297,8 +315,9 @@ class OfflineTraining:
             self.save()
             self.draw_curves()
             if self.pictures:
-                title = f'{self.config.name}, {self.agent.step:,} updates'
-                self.pictures.draw(self.agent, title, self.agent.step == self.num_updates)
+                with optional_picture(f'a picture in {self.run.folder}'):
+                    self.pictures.draw(self.agent, f'{self.config.name}, {step:,} updates',
+                                       step == self.num_updates)
         self.start_clock()
 
     def start_clock(self):
@@ -308,9 +327,10 @@ class OfflineTraining:
 
     def draw_curves(self):
         """Draw training_curves.png from all rows of train.csv."""
-        plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS,
-                    self.run.folder / 'training_curves.png',
-                    f'OPSO offline, {self.config.name}, seed {self.config.seed}')
+        path = self.run.folder / 'training_curves.png'
+        with optional_picture(path):
+            plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS, path,
+                        f'OPSO offline, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name='last.pth'):
         """Write a checkpoint with all that a resumed run needs."""
@@ -324,6 +344,7 @@ class OfflineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.infos = saved['infos']
+        mean_of(self.infos)  # fails unless they hold numbers
 
 
 def validate(agent, dataset, batch_size):
@@ -337,7 +358,7 @@ def validate(agent, dataset, batch_size):
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OfflineTrainConfig, OfflineConfig, argv=argv))
+    train(*parse_flags(__doc__, OfflineTrainConfig, OfflineConfig, argv=argv))
 
 
 if __name__ == '__main__':

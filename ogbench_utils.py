@@ -9,6 +9,7 @@ support/npz.py reads the files, support/download.py downloads them.
 
 import argparse
 import collections
+import contextlib
 import difflib
 import os
 import re
@@ -21,7 +22,8 @@ import numpy as np
 from environments import custom_env
 from support.download import download
 from support.flags import run_main
-from support.npz import load_trajectories
+from support.npz import DamagedDataset, UnsuitableDataset, load_trajectories
+from support.tolerances import find_origin, precision_warning, varies
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
 # kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
@@ -84,6 +86,8 @@ BUNDLED_NAME = 'antmaze-medium-navigate-mini-v0'
 BUNDLED_FOR = 'antmaze-medium-navigate-v0'  # the dataset that the bundled one may replace
 OGBENCH_URL = 'https://rail.eecs.berkeley.edu/datasets/ogbench'
 OGBENCH_DIR = '~/.ogbench/data'  # where OGBench keeps its downloads
+
+MAX_IN_WALLS = 0.05  # fraction of the states of a maze; OGBench's data have none in walls
 
 MUJOCO_WARNINGS = collections.deque(maxlen=8)  # texts of unread warnings
 
@@ -155,7 +159,8 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     if dataset_path:
         path = expand(dataset_path)
         if not path.is_file():
-            raise FileNotFoundError(f'--dataset_path {dataset_path}: no such file')
+            problem = 'is a folder, name the npz file in it' if path.is_dir() else 'no such file'
+            raise FileNotFoundError(f'--dataset_path {dataset_path}: {problem}')
         return path, _validation_path(path), f'dataset {path}'
 
     # files that are there
@@ -192,6 +197,23 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
         f'or collect it: python scripts/data/collect_dataset.py --dataset {name}')
 
 
+@contextlib.contextmanager
+def advise_download(name, dataset_path):
+    """Context that adds a way out to the error of a damaged file which a search by name has found.
+
+    Args:
+        name: a dataset's name or `module:factory`.
+        dataset_path: the file that was given; '' after a search.
+    """
+    try:
+        yield
+    except DamagedDataset as error:
+        if dataset_path or name not in DATASETS:
+            raise
+        raise DamagedDataset(f"{error}; if it is OGBench's file, move it to another folder, and it is "
+                             'downloaded again') from error
+
+
 def _validation_path(path):
     """Return the path of the validation file beside a dataset, or None."""
     val_path = path.with_name(f'{path.stem}-val.npz')
@@ -207,6 +229,46 @@ def official_shape(name):
     environment, kind, _ = (BUNDLED_FOR if name == BUNDLED_NAME else name).rsplit('-', 2)
     dimensions, kinds = ENVIRONMENTS[environment]
     return *kinds[kind], dimensions
+
+
+def check_dimensions(name, path, found, expected):
+    """Raise ValueError unless the states of a file have as many dimensions as their environment.
+
+    Args:
+        name: a dataset's name or `module:factory`.
+        path: the file.
+        found, expected: numbers of dimensions, of the file and of the environment.
+    """
+    if found != expected:
+        raise UnsuitableDataset(
+            f'{path}: its states have {found} dimensions, the observations of {custom_env.name_flag(name)} '
+            f'{name} {expected}; name the environment of these states, --dataset NAME of OGBench or '
+            '--env module:factory')
+
+
+def check_positions(name, env, path, states):
+    """Raise ValueError if states lie in the walls of their maze in OGBench; no check without one.
+
+    Args:
+        name: a dataset's name or `module:factory`. env: its environment.
+        path: the file of the states (N, S), which begin with x and y.
+    """
+    maze = env.unwrapped
+    if custom_env.is_custom(name) or not hasattr(maze, 'maze_map'):
+        return
+
+    # the cell (row, column) of each state; the outermost cells of a maze are walls
+    unit = maze._maze_unit
+    corner = np.array(maze.ij_to_xy((0, 0))) - unit / 2
+    cells = np.floor((states[:, 1::-1] - corner[::-1]) / unit)
+    last = np.array(maze.maze_map.shape) - 1
+    rows, columns = np.clip(cells, 0, last).astype(int).T
+    in_walls = np.mean(maze.maze_map[rows, columns] == 1)
+
+    if in_walls > MAX_IN_WALLS:
+        raise UnsuitableDataset(
+            f'{path}: {in_walls:.0%} of its states lie in the walls of {name}; name the environment of these '
+            'states, --dataset NAME of OGBench or --env module:factory')
 
 
 # ------------------------------------------------------------------------------------- environments
@@ -259,24 +321,31 @@ def episode_seed(*entropy):
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def reset_env(env, task_id, seed):
-    """Reset an environment to a task reproducibly.
+def seed_generators(env, seed):
+    """Seed the generators besides that of an environment itself; None leaves them as they are.
 
     OGBench draws from three generators: the global one of numpy (noise of start and goal), that of
     the action space, and that of the environment.
+    """
+    if seed is not None:
+        np.random.seed(seed % 2**32)
+        env.action_space.seed(seed)
+
+
+def reset_env(env, task_id, seed):
+    """Reset an environment to a task reproducibly.
 
     Args:
         env: the environment.
         task_id: counted from 1.
-        seed: of all three generators.
+        seed: of all generators.
 
     Returns:
-        Observation and goal (S,), float32.
+        Observation and goal (S,), float32, both copies.
     """
-    np.random.seed(seed % 2**32)
-    env.action_space.seed(seed)
+    seed_generators(env, seed)
     observation, info = env.reset(seed=seed, options={'task_id': task_id})
-    return np.asarray(observation, np.float32), np.asarray(info['goal'], np.float32)
+    return np.array(observation, np.float32), np.array(info['goal'], np.float32)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -333,15 +402,18 @@ def check_dataset(path):
         the errors of `load_trajectories`.
     """
     path = Path(path)
-    observations, starts, ends = load_trajectories(path)
-    constant = int(np.sum(observations.std(0) < 1e-6))
+    observations, starts, ends = load_trajectories(path, flag='`ogbench_utils.py check`')
+    relative = observations - find_origin(observations)
+    constant = int(np.sum(~varies(relative.std(0), relative.mean(0))))
     disk = path.stat().st_size / 1e6
     memory = observations.nbytes / 1e6
 
     print(f'{path}: good. {len(starts):,} trajectories of {_format_range(ends - starts + 1)} rows, '
           f'{len(observations):,} observations of {observations.shape[1]} dimensions, '
           f'{disk:,.1f} MB on disk, {memory:,.0f} MB in memory'
-          + (f'; {constant} dimensions never vary' if constant else ''))
+          + (f'; {constant} dimension(s) never vary' if constant else ''))
+    if warning := precision_warning(path, observations, ends):
+        print(warning)
 
 
 def main(argv=None):

@@ -31,9 +31,10 @@ from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner
 from planning.object_planner import ObjectPlanner
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
+from support.contents import Number, check_layout
 from support.flags import flag, make_config
 from tasks import load_map, make_task
-from utils import load_weights, normalize_actions, unnormalize_actions
+from utils import load_optimizer, load_weights, normalize_actions, unnormalize_actions
 
 LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
 
@@ -44,7 +45,7 @@ class OnlineConfig:
 
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
                            basic=True)
-    idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1)
+    idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1, most=8192)
     lr: float = flag(1e-3, "Adam's learning rate", above=0)
     lr_decay_updates: int = flag(
         0, 'updates of a schedule whose second half decays to 1/100; 0 disables it', least=0)
@@ -107,6 +108,8 @@ class OnlineAgent:
         self.action_low = np.asarray(action_low, np.float32)
         self.action_high = np.asarray(action_high, np.float32)
         self.action_dim = len(self.action_low)
+        if self.action_low.shape != self.action_high.shape or self.action_low.ndim != 1:
+            raise ValueError('the bounds of the action space must be two vectors of the same length')
         if (not np.isfinite([self.action_low, self.action_high]).all()
                 or (self.action_low >= self.action_high).any()):
             raise ValueError('the action space needs finite bounds, low below high; it has '
@@ -196,7 +199,12 @@ class OnlineAgent:
 
         Returns:
             Actions (B, A), float32 numpy in the environment's action space, and the next ActState.
+
+        Raises:
+            ValueError: if an observation or a goal has another shape or is not finite.
         """
+        self._check_states('observations', observations)
+        self._check_states('goals', goals)
         raw_observations = observations
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         goals = torch.as_tensor(goals, dtype=torch.float32, device=self.device)
@@ -223,6 +231,17 @@ class OnlineAgent:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = unnormalize_actions(np.clip(actions, -1, 1), self.action_low, self.action_high)
         return actions, ActState(estimate, plan, stuck)
+
+    def _check_states(self, name, states):
+        """Raise ValueError that names what is wrong with an input (B, S) of `act`."""
+        shape = np.shape(states)
+        if len(shape) != 2 or shape[1] != self.offline.observation_dim:
+            raise ValueError(f'act: `{name}` have the shape {shape}; it must be (B, '
+                             f'{self.offline.observation_dim}), one row for each of B episodes')
+        if not np.isfinite(states).all():
+            row, dimension = np.argwhere(~np.isfinite(states))[0]
+            raise ValueError(f'act: `{name}[{row}, {dimension}]` is {states[row][dimension]}; give finite '
+                             'states, such as the last good reading')
 
     def encode_policy_states(self, states):
         """Encode raw states (n, S), clipped as the task does, to f(s) (n, D)."""
@@ -366,14 +385,19 @@ class OnlineAgent:
         load_weights(self.ema_nets, state['ema_nets'])
         self.labeler.load_state_dict(state['labeler'])
         if state['optimizer'] is not None:
-            self.optimizer.load_state_dict(state['optimizer'])
+            load_optimizer(self.optimizer, state['optimizer'])
         self.step = state['step']
 
     @classmethod
     def from_state_dict(cls, state, device='cpu', backend='torch'):
-        """Rebuild the agent of a `state_dict` on a device."""
-        offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
+        """Rebuild the agent of a `state_dict` on a device.
+
+        Raises:
+            ValueError: if `state` is not one of this code.
+        """
+        check_layout(state, {'step': Number(int, least=0)})
         config = make_config(OnlineConfig, state['config'])
+        offline = OfflineAgent.from_state_dict(state['offline'], device, backend)
         data_map = load_map(offline, state['map'])
         agent = cls(offline, state['action_low'], state['action_high'], config, data_map)
         agent.load_state_dict(state)

@@ -12,10 +12,10 @@ import dataclasses
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from labeling.corrective_data import find_corrective_transitions
 from observing.state_estimator import ImputedStates
+from support.progress import progress_bar
 from trajectories import TensorBatch
 
 CACHE_BYTES = 512 << 20  # latents that would take more are computed for each batch
@@ -124,7 +124,7 @@ class StateStore:
                                           device=self.device)
 
         starts = range(0, count, ENCODED_ROWS)
-        for start in tqdm(starts, 'latents of the data', leave=False, dynamic_ncols=True, delay=1):
+        for start in progress_bar(starts, 'latents of the data', leave=False, delay=1):
             rows = slice(start, min(start + ENCODED_ROWS, count))
             states = self.states(rows)
             padded = F.pad(states, (0, 0, 0, -len(states) % PADDED_ROWS))
@@ -141,7 +141,7 @@ def label_steps(store, rows, label):
         label: function from raw pairs of states (m, 2, S) to actions (m, A).
     """
     pieces = np.array_split(rows, -(-len(rows) // ENCODED_ROWS))
-    progress = tqdm(pieces, 'labels of the data', leave=False, dynamic_ncols=True, delay=1)
+    progress = progress_bar(pieces, 'labels of the data', leave=False, delay=1)
     return torch.cat([label(store.steps(some)) for some in progress])
 
 
@@ -240,6 +240,8 @@ class OnlineBatches:
 
     def _perturb(self, rows, states, actions, latents, rng):
         """Replace a random fraction of the steps by corrective transitions, in place.
+
+        Perturbations change dimensions of goal weight 0 alone, so that a state keeps its z.
 
         Args:
             rows: (n,). states: (n, S) raw. actions: (n, A). latents: (n, D) f(s).

@@ -3,6 +3,7 @@
     python online_trainer.py --dataset antmaze-medium-navigate-v0 --max_episodes 1000 --batch_size 8
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -12,28 +13,36 @@ from pathlib import Path
 import support.threads  # noqa: F401  before torch
 
 import numpy as np
-from tqdm import tqdm
 
+from environments.checks import num_tasks
 from environments.custom_env import name_flag
-from environments.safe_env import num_tasks, open_envs
-from figures.pictures import draw_evaluation, open_maze
+from environments.safe_env import open_envs
+from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
 from mamba import choose_backend
-from observing.observation_models import ObservationModel, observation_model_of
+from observing.observation_models import FULL_STATE, ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
+from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
-from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_curves
+from support.figures import SUCCESS_LIMITS, Curves, Panel, optional_picture, plot_curves
 from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
 from support.metrics import MetricsLog
-from support.npz import fingerprint_of_actions, load_actions
+from support.npz import (
+    fingerprint_of_actions,
+    has_array,
+    load_actions,
+    load_borders,
+    load_trajectories,
+)
+from support.progress import progress_bar, say
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
-from trajectories import ReplayBuffer, load_recorded
+from trajectories import TRAINING_SEED, ReplayBuffer, load_recorded
 from utils import expected_time, mean_of, normalize_actions
 
 
@@ -81,6 +90,8 @@ class OnlineTrainConfig(RunConfig):
         return not (self.true_actions or self.actions_path)
 
 
+OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
+MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
 ENOUGH_R2 = 0.85  # above it, more random steps improved no run of the ant (results/README.md)
 
@@ -170,44 +181,80 @@ def find_offline_source(config, saved):
         ValueError: if the offline checkpoint is of another dataset.
     """
     if saved:
-        return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
-                             observation_model_of(saved))
+        with prefix_errors('last.pth of the run'):
+            return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
+                                 observation_model_of(saved))
 
     path = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(path, 'offline')
     data = checkpoint['data']
-    if data['dataset'] != config.name:
-        raise ValueError(f"{path} was trained on {data['dataset']}, {name_flag(config.name)} is "
+    if data.get('dataset') != config.name:
+        raise ValueError(f"{path} was trained on {data.get('dataset')}, {name_flag(config.name)} is "
                          f'{config.name}: they must be the same')
-    return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
-                         observation_model_of(checkpoint))
+    with prefix_errors(path):
+        return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
+                             observation_model_of(checkpoint))
 
 
-def load_given_actions(path, data, space):
-    """Load the actions (N, A), in [-1, 1], of all rows of a TrajectoryDataset from a file.
+def load_given_actions(path, data, space, observation_model=FULL_STATE):
+    """Load the actions (N, A), in [-1, 1], of all rows of a TrajectoryDataset from a file of --actions_path.
+
+    The file must belong to the data. It has their fingerprint (label_with_simulator.py), their
+    `observations`, or at least their `terminals`.
 
     Args:
-        path: the file of the data, or one that label_with_simulator.py made for it.
-        data: TrajectoryDataset of N rows. space: action space of the environment.
+        path: npz file.
+        data: TrajectoryDataset of N rows.
+        space: action space of the environment.
+        observation_model: of the data.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file has no actions, or actions of another environment or of other data.
     """
-    path = str(expand(path))
+    flag = '--actions_path'
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such file of actions')
+        raise FileNotFoundError(f'{flag} {path}: no such file of actions')
+    way_out = f'name a file of actions of these data with {flag}, or leave it out'
 
-    # the actions must belong to the data and the environment
-    actions = load_actions(path, len(data))
+    # by its fingerprint
+    actions = load_actions(path, len(data), flag)
+    starts, ends = load_borders(path, flag)
     made_for = fingerprint_of_actions(path)
-    if made_for not in (None, data.fingerprint()):
+    if made_for is not None and made_for != data.fingerprint():
         raise ValueError(f'{path}: its actions belong to {made_for}; the data to imitate are '
-                         f'{data.fingerprint()}')
+                         f'{data.fingerprint()}; {way_out}')
+
+    # by its trajectories; only a file of states may have more of them, for validation
+    count = len(data.ends)
+    has_states = has_array(path, 'observations')
+    same = np.array_equal(ends[:count], data.ends) and (has_states or len(ends) == count)
+    if same and has_states:
+        states = load_trajectories(path, count, flag=flag)[0]
+        states = observation_model.observe_trajectories(states, starts[:count], ends[:count],
+                                                        seed=TRAINING_SEED)
+        same = np.array_equal(states, data.observations[:len(data)])
+    if not same:
+        raise ValueError(f'{path}: its trajectories are not those of the data to imitate, '
+                         f'{data.fingerprint()}; {way_out}')
+    return scale_actions(path, actions, space)
+
+
+def scale_actions(path, actions, space):
+    """Return actions (N, A) of a file in [-1, 1].
+
+    Raises:
+        ValueError: if they have other dimensions than the action space, or lie far outside its bounds.
+    """
     if actions.shape[1] != space.shape[0]:
         raise ValueError(f'{path}: `actions` have {actions.shape[1]} dimensions, those of the '
-                         f'environment {space.shape[0]}')
-    return normalize_actions(actions, space.low, space.high).clip(-1, 1)
+                         f'environment {space.shape[0]}; name a file of actions of this environment')
+    scaled = normalize_actions(actions, space.low, space.high)
+    outside = np.mean(np.abs(scaled) > OUTSIDE_BOUNDS)
+    if outside > MAX_OUTSIDE:
+        raise ValueError(f'{path}: {outside:.0%} of its `actions` lie outside the bounds of the '
+                         f'environment, {space.low} to {space.high}; save them in its units')
+    return scaled.clip(-1, 1)
 
 
 def train(config, agent_config):
@@ -223,13 +270,14 @@ def train(config, agent_config):
     prepare_cpu(device)
     backend, why = choose_backend(config.mamba_backend, device)
 
-    with open_run('online', __file__, config, agent_config) as run:
+    with open_run('online', __file__, config, agent_config) as run, contextlib.ExitStack() as opened:
         # the offline agent and its environments
         source = find_offline_source(config, run.saved)
-        with prefix_errors(source.path):
+        with prefix_errors(run.last if run.saved else source.path):
             offline = OfflineAgent.from_state_dict(source.agent, device, backend)
 
-        envs = open_envs(config.name, config.num_envs, make_env, source.observation_model)
+        envs = opened.enter_context(
+            open_envs(config.name, config.num_envs, make_env, source.observation_model))
         check_dimensions(envs[0], offline, source.path, config.name)
 
         # data, agent, rounds
@@ -267,18 +315,23 @@ def load_offline_data(config, source, offline, space):
     Returns:
         TrajectoryDataset and DataSource.
     """
-    data, data_source = load_recorded(source.data, source.path, config.dataset_path, config.data_dir,
-                                      config.dataset_url, config.max_trajectories,
-                                      source.observation_model, **offline.config.sampling())
-    if not config.infers_actions:
-        data.actions = load_given_actions(config.actions_path or data_source.path, data, space)
+    data, data_source = load_recorded(source.data, source.path, offline, config.dataset_path,
+                                      config.data_dir, config.dataset_url, config.max_trajectories,
+                                      source.observation_model)
+    if config.true_actions:
+        actions = load_actions(data_source.path, len(data))
+        data.actions = scale_actions(data_source.path, actions, space)
+    elif config.actions_path:
+        data.actions = load_given_actions(expand(config.actions_path), data, space,
+                                          data_source.observation_model)
     return data, data_source
 
 
 def make_agent(run, config, agent_config, offline, data, space):
     """Return an OnlineAgent with a new map of the data, or with the saved map of a resumed run."""
     if run.saved:
-        data_map = load_map(offline, run.saved['agent']['map'])
+        with prefix_errors(run.last):
+            data_map = load_map(offline, run.saved['agent']['map'])
     else:
         data_map = build_map(offline, agent_config, data, config.seed)
     return OnlineAgent(offline, space.low, space.high, agent_config, data_map)
@@ -353,14 +406,15 @@ class OnlineTraining:
         self.best = -1.0
         self.round = None
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
 
         # logs and pictures
         last_row = self.collector.steps - bool(self.round)  # a round in progress has no row yet
         self.log = run.start_logging('online.csv', last_row, data.fingerprint(),
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
-        self.maze = open_maze(config.name, source.observation_model)
+        self.maze = maze_of(envs[0], source.observation_model)
         self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
 
         # batches
@@ -371,7 +425,10 @@ class OnlineTraining:
 
     # ------------------------------------------------------------------------------------- the loop
     def loop(self):
-        """Repeat rounds: collect, label, update, evaluate if due, save; save if the run is stopped."""
+        """Repeat rounds: collect, label, update, save, evaluate if due, save, draw; save if stopped.
+
+        The gradient steps are saved before the evaluation, and its numbers before pictures and videos.
+        """
         if self.collector.done and not self.round:
             self.finish_without_rounds()
             return
@@ -388,15 +445,16 @@ class OnlineTraining:
                     with self.run.stop.interruptible():
                         self.collect_and_refresh()
                 self.update()
-                metrics = self.evaluate_if_due()
+                metrics, episodes = self.evaluate_if_due()
                 self.finish_round(metrics)
+                self.draw(episodes)
 
                 rounds += 1
                 # the first round has random steps, so that its time does not predict the others
                 if rounds == 2 and not self.collector.done:
                     seconds = time.perf_counter() - begin
-                    self.progress.write(
-                        expected_time(done_before, self.progress.n, self.progress.total, seconds))
+                    if line := expected_time(done_before, self.progress.n, self.progress.total, seconds):
+                        say(line)
                 self.run.stop.check()
         except Stopped:
             if self.round:
@@ -408,13 +466,12 @@ class OnlineTraining:
 
     def open_progress(self):
         """Open a bar of environment steps with --max_steps, else of episodes."""
-        options = {'dynamic_ncols': True, 'mininterval': 1.0}
         if self.config.max_steps:
-            self.progress = tqdm(total=self.config.max_steps, initial=self.collector.steps,
-                                 unit='step', **options)
+            self.progress = progress_bar(total=self.config.max_steps, initial=self.collector.steps,
+                                         unit='step')
         else:
-            self.progress = tqdm(total=self.config.max_episodes, initial=self.collector.episodes,
-                                 unit='episode', **options)
+            self.progress = progress_bar(total=self.config.max_episodes, initial=self.collector.episodes,
+                                         unit='episode')
 
     def collect_and_refresh(self):
         """Collect one round of episodes, fit the labeler to all online steps and label the data."""
@@ -447,56 +504,72 @@ class OnlineTraining:
         Raises:
             Stopped: if the run is stopped, between two gradient steps.
         """
+        self.log_updates_if_due()  # of a run that ended before this row was written
         missing = self.round.updates_due - len(self.round.infos)
-        for _ in tqdm(range(missing), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for _ in progress_bar(range(missing), 'updates', leave=False):
             batch = self.batches.sample(self.rng)
             info = self.agent.update(batch)
             self.round.infos.append(info)
             if not math.isfinite(info['total_loss'] + info['grad_norm']):
                 self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
-            if self.agent.step % LOG_INTERVAL == 0:
-                self.updates_log.log(self.agent.step,
-                                     mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
+            self.log_updates_if_due()
             if self.run.stop.signal:
                 raise Stopped
+
+    def log_updates_if_due(self):
+        """Log a row of updates.csv every `LOG_INTERVAL` gradient steps, once."""
+        step = self.agent.step
+        logged = self.updates_log.rows[-1]['step'] if self.updates_log.rows else 0
+        if not self.round.infos or step % LOG_INTERVAL or step == logged:
+            return
+        with self.saved_on_error():
+            self.updates_log.log(step, mean_of(self.round.infos[-LOG_INTERVAL:], 'training/'))
+
+    @contextlib.contextmanager
+    def saved_on_error(self):
+        """Context of a row of a CSV: if it cannot be written, the gradient steps are saved first."""
+        try:
+            yield
+        except OSError:
+            self.save_all()
+            raise
 
     def evaluate_if_due(self):
         """Evaluate every `eval_interval` environment steps and at the end.
 
         Returns:
-            Dict of metrics; empty if no evaluation is due.
+            Dict of metrics and list of episodes; both empty if no evaluation is due.
+
+        Raises:
+            OSError: if the evaluation failed.
         """
         interval = self.config.eval_interval
         crossed = interval and self.collector.steps // interval > self.round.first_step // interval
         if not (self.collector.done or crossed):
-            return {}
+            return {}, []
 
-        with self.run.stop.interruptible():
-            return self.evaluate(final=self.collector.done)
+        self.save_all()
+        try:
+            with self.run.stop.interruptible():
+                return self.evaluate(final=self.collector.done)
+        except (ValueError, OSError) as error:
+            raise OSError(f'the evaluation failed: {error}; all gradient steps are in '
+                          f'{self.run.folder / "last.pth"}, and --resume repeats the evaluation') from error
 
     def evaluate(self, final):
-        """Evaluate the agent, draw the episodes and return the metrics; record videos if `final`."""
-        # episodes
+        """Evaluate the agent; return the metrics and the episodes, more of them if `final`."""
         count = self.config.final_eval_episodes if final else self.config.eval_episodes
         total = num_tasks(self.envs[0]) * count
-        with tqdm(total=total, desc='evaluation', leave=False, dynamic_ncols=True,
-                  mininterval=1.0) as progress:
+        with progress_bar(total=total, desc='evaluation', leave=False) as progress:
             seed = episode_seed(self.config.seed, 5)
-            metrics, episodes = evaluate(self.agent, self.envs, count, seed, progress)
-
-        # figure and videos
-        title = f'{self.config.name}, {self.collector.steps:,} environment steps'
-        draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
-        if self.config.video and final:
-            record(self.config.name, episodes, self.run.folder / 'videos',
-                   self.source.observation_model)
-        return metrics
+            return evaluate(self.agent, self.envs, count, seed, progress)
 
     def finish_round(self, metrics):
-        """Log the round, save checkpoints and draw; `metrics` are those of its evaluation or {}."""
+        """Log the round and save checkpoints; `metrics` are those of its evaluation or {}."""
         row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
+        with self.saved_on_error():
+            self.log.log(self.collector.steps, row)
         self.round = None
-        self.log.log(self.collector.steps, row)
 
         if metrics:
             success = metrics['evaluation/overall_success']
@@ -506,27 +579,45 @@ class OnlineTraining:
                 # before last.pth: after a kill in between, it is repeated
                 self.save('best_model.pth', success=success)
         self.save_all()
-        self.draw_curves()
 
     def finish_without_rounds(self):
         """Print that the budget is spent, and evaluate if the last evaluation is missing."""
         print(f'this run is finished: {self.collector.episodes:,} episodes, '
               f'{self.collector.steps:,} environment steps; raise --max_episodes or --max_steps to '
               'continue it')
+        episodes = []
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
-            self.log.log(self.collector.steps, self.evaluate(final=True))
+            metrics, episodes = self.evaluate(final=True)
+            self.log.log(self.collector.steps, metrics)
             self.save_all()
-        self.draw_curves()
+        self.draw(episodes)
 
-    # ---------------------------------------------------------------------------------------- files
+    # ------------------------------------------------------------------------------------- pictures
+    def draw(self, episodes):
+        """Draw the curves and the episodes of an evaluation, if any; record videos of the last one."""
+        self.draw_curves()
+        if not episodes:
+            return
+
+        with self.run.stop.interruptible(), optional_picture(self.picture):
+            title = f'{self.config.name}, {self.collector.steps:,} environment steps'
+            draw_evaluation(self.maze, self.agent.offline, episodes, self.picture, title)
+        if self.config.video and self.collector.done:
+            folder = self.run.folder / 'videos'
+            self.envs.close()  # a video opens an environment of its own
+            with self.run.stop.interruptible(), optional_picture(folder):
+                record(self.config.name, episodes, folder, self.source.observation_model)
+
     def draw_curves(self):
         """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
         panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
                   Curves(self.log.rows, 'environment steps')]
-        plot_curves(curves, panels, self.run.folder / 'online_training_curves.png',
-                    f'OPSO online, {self.config.name}, seed {self.config.seed}')
+        path = self.run.folder / 'online_training_curves.png'
+        with optional_picture(path):
+            plot_curves(curves, panels, path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
+    # ---------------------------------------------------------------------------------------- files
     def save(self, name, **extra):
         """Write a checkpoint that `evaluate.py` can load, with the entries `extra`."""
         checkpoint = {'dataset': self.config.name, 'source': self.source.path, 'data': self.source.data,
@@ -547,11 +638,14 @@ class OnlineTraining:
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
         self.round = Round(**saved['round']) if saved['round'] else None
+        if self.round:
+            check_layout(vars(self.round), {'first_step': Number(int, least=0), 'updates_due': Number(int, least=0)})
+            mean_of([self.round.row, *self.round.infos])  # fails unless they hold numbers
 
 
 def main(argv=None):
     """Train with the flags of `argv`; default: those of the command line."""
-    train(*parse_flags(__doc__.splitlines()[0], OnlineTrainConfig, OnlineConfig, argv=argv))
+    train(*parse_flags(__doc__, OnlineTrainConfig, OnlineConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 
-from environments.safe_env import num_tasks
+from environments.checks import num_tasks
 from ogbench_utils import episode_seed, reset_env
+from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
 
@@ -201,7 +202,7 @@ class Collector:
         if self.steps == 0 and config.random_steps:
             explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs),
                                      self.rng)
-            left = min(config.random_steps, left or config.random_steps)
+            left = config.random_steps if left is None else min(config.random_steps, left)
             count = config.max_episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)
@@ -236,7 +237,8 @@ class Collector:
         return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
 
     def load_state_dict(self, state):
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned; raise ValueError if it is none."""
+        check_layout(state, {'steps': Number(int, least=0), 'episodes': Number(int, least=0)})
         self.rng.bit_generator.state = state['rng']
         self.steps = state['steps']
         self.episodes = state['episodes']

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from model import imitation_weight
 from planning.graph_planner import StateGraph
 from planning.objects import REST_TOL, ObjectMap, find_moves
+from support.tolerances import divisor
 
 CLIP = 4.0  # standard deviations of the data at which states are clipped in manipulation
 STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
@@ -50,9 +51,17 @@ def build_map(offline, config, data, seed=0, nodes=0):
 
 
 def load_map(offline, saved):
-    """Rebuild the map of an OfflineAgent from the map's `state_dict`."""
+    """Rebuild the map of an OfflineAgent from the map's `state_dict`.
+
+    Raises:
+        ValueError: if it is the map of other data.
+    """
     kind = ObjectMap if offline.has_objects else StateGraph
-    return kind.from_state_dict(saved)
+    data_map = kind.from_state_dict(saved)
+    if len(data_map.scale) != offline.observation_dim:
+        raise ValueError(f'its map is of states of {len(data_map.scale)} dimensions, its networks are of '
+                         f'{offline.observation_dim}')
+    return data_map
 
 
 def make_task(offline, config, data_map):
@@ -196,8 +205,7 @@ class Manipulation:
 
         Otherwise a small turn of a wrist that never turns in the data would dominate all inputs.
         """
-        encoder = self.encoder
-        return encoder.mean + encoder.normalize(states).clamp(-CLIP, CLIP) * encoder.std
+        return self.encoder.denormalize(self.encoder.normalize(states).clamp(-CLIP, CLIP))
 
     def inputs(self, states, subgoals, goals):
         """Return the policy's inputs beside f(s).
@@ -268,8 +276,8 @@ class Manipulation:
 
 
 def _deviation(values):
-    """Return the standard deviation of values (n,), at least 1e-8, so that it can divide."""
-    return values.std(correction=min(1, len(values) - 1)).clamp(min=1e-8)
+    """Return the standard deviation of values (n,), or `IGNORED` if they are all the same."""
+    return divisor(values.std(correction=min(1, len(values) - 1)), values.mean())
 
 
 def _standardize(values):

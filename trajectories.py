@@ -7,13 +7,17 @@ import dataclasses
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from observing.observation_models import FULL_STATE, ObservationModel
-from ogbench_utils import find_dataset
+from ogbench_utils import advise_download, check_dimensions, find_dataset
+from support.contents import Tensor, check_layout
+from support.files import DATA_KEYS, check_types, prefix_errors
 from support.npz import load_trajectories
+from support.tolerances import precision_warning, varies
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
 ROWS_AT_ONCE = 1 << 18  # for statistics: a float64 copy of all rows would take twice their memory
@@ -76,6 +80,15 @@ class WindowBatch(TensorBatch):
     rows: torch.Tensor  # (B, P) int, of the transitions in the data
     goal_rows: torch.Tensor  # (B, P) int, of their goals
     proposer_goal_rows: torch.Tensor  # (B, P) int, of the proposer's goals
+
+
+class Windows(NamedTuple):
+    """Windows of `context_length` states, and the piece of each in which its transitions begin."""
+
+    first: np.ndarray  # (B, 1) int, first row of the window
+    piece: np.ndarray  # (B, 1) int, first row of the piece
+    size: np.ndarray  # (B, 1) int, rows of the piece, at most context_length
+    end: np.ndarray  # (B, 1) int, last row of the trajectory, which may end before the window
 
 
 class RowQueue:
@@ -215,17 +228,18 @@ class TrajectoryDataset:
         # mean squared change over variance = 2 (1 - autocorrelation)
         change = self.observations[rows + self.transition_steps] - self.observations[rows]
         change = np.square(change.astype(np.float64)).mean(0)
-        variance = np.square(self.statistics()[1])
-        varies = change > MIN_RELATIVE_CHANGE * np.maximum(variance, MIN_RELATIVE_CHANGE)
-        if not varies.any():
+        mean, std = self.statistics()
+        variance = np.square(std)
+        changes = varies(std, mean) & (change > MIN_RELATIVE_CHANGE * variance)
+        if not changes.any():
             return np.ones(self.observations.shape[1])
-        relative_change = np.divide(change, variance, np.full_like(variance, 2.0), where=varies)
+        relative_change = np.divide(change, variance, np.full_like(variance, 2.0), where=changes)
 
         # time scale in units of k, at most that of the longest trajectory
         longest = max(2 * self.transition_steps, int(np.max(self.ends - self.starts)))
         max_autocorrelation = np.exp(-self.transition_steps / longest)
         autocorrelation = np.clip(1 - 0.5 * relative_change, 1e-6, max_autocorrelation)
-        time_scale = np.where(varies, -1 / np.log(autocorrelation), 0.0)
+        time_scale = np.where(changes, -1 / np.log(autocorrelation), 0.0)
         return np.square(time_scale / time_scale.max())
 
     def fingerprint(self):
@@ -290,40 +304,48 @@ class TrajectoryDataset:
         return self.starts[np.searchsorted(self.ends, self.end_of[rows])]
 
     def draw_windows(self, count, rng):
-        """Draw `count` windows of `context_length` states; a trajectory may end before its window.
+        """Draw the Windows of `count` random rows.
 
-        Returns:
-            First row (count, 1) of each window, and last row (count, 1) of its trajectory.
+        The trajectory of a row is cut into pieces of `context_length` rows, of which the first and the last
+        may be shorter; the transitions of the window lie in the piece of the row. A piece is drawn in
+        proportion to its size, so that all rows are drawn equally often.
         """
-        drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)]
+        drawn = self.transition_rows[rng.integers(len(self.transition_rows), size=count)].astype(np.int64)
+        cut = rng.integers(self.context_length, size=count)
         begin = self.start_of(drawn)
-        end = self.end_of[drawn]
+        end = self.end_of[drawn].astype(np.int64)
+        last = np.maximum(begin, end - self.context_length)  # first row of the last full window
 
-        # a window lies anywhere around its row, so that rows near both ends are drawn equally often
-        first = drawn - rng.integers(self.context_length, size=count)
-        first = np.clip(first, begin, np.maximum(begin, end - self.context_length))
-        return first[:, None], end[:, None]
+        # the piece of the drawn row; a trajectory that fits into a window stays whole
+        cut = np.where(last > begin, cut, 0)
+        piece = begin + cut + (drawn - begin - cut) // self.context_length * self.context_length
+        piece_end = np.minimum(piece + self.context_length, end)
+        piece = np.maximum(piece, begin)
+
+        columns = np.minimum(piece, last), piece, piece_end - piece, end
+        return Windows(*(column[:, None] for column in columns))
 
     def sample(self, batch_size, rng):
         """Sample a WindowBatch of `batch_size` windows with the numpy Generator `rng`."""
         # windows
-        first, end = self.draw_windows(batch_size, rng)
+        windows = self.draw_windows(batch_size, rng)
+        first, end = windows.first, windows.end
         window_rows = first + np.arange(self.context_length + self.transition_steps)
 
-        # positions of the transitions: all of them, or random ones
-        limit = np.minimum(self.context_length, end - first)
-        if self.positions_per_window == self.context_length:
-            positions = np.minimum(np.arange(self.context_length)[None], limit - 1)
+        # rows of the transitions in the pieces: all of them, evenly repeated in short ones, or random ones
+        count = self.positions_per_window
+        if count == self.context_length:
+            offsets = (np.arange(count) * windows.size + rng.integers(windows.size)) // count
         else:
-            positions = (rng.random((batch_size, self.positions_per_window)) * limit).astype(np.int64)
-        rows = first + positions
+            offsets = (rng.random((batch_size, count)) * windows.size).astype(np.int64)
+        rows = windows.piece + offsets
         transitions = self.sample_transitions(rows, rng)
 
         # states of the windows and goals
         arrays = {
             'observations': self.observations[np.minimum(window_rows, end)],
             'valids': window_rows <= end,
-            'positions': positions,
+            'positions': rows - first,
             'next_positions': transitions.next_rows - first,
             'rewards': transitions.rewards,
             'discounts': transitions.discounts,
@@ -353,7 +375,7 @@ def slowness_summary(slowness):
     median = np.median(slowness)
     line = f'slow dimensions (--slow_goals): {shown}; median of all {len(slowness)}: {median:.2g}'
 
-    fraction = slowness[order[0]] / max(slowness.sum(), 1e-12)
+    fraction = slowness[order[0]] / slowness.sum()
     if len(slowness) == 1 or fraction < DOMINANT_SLOWNESS:
         return line, ''
     return line, (f'warning: dimension {order[0]} of the states holds {fraction:.0%} of the goal '
@@ -422,7 +444,11 @@ class ReplayBuffer(TrajectoryDataset):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def load_state_dict(self, state):
-        """Replace the episodes by those of a `state_dict`."""
+        """Replace the episodes by those of a `state_dict`; raise ValueError if it is of another buffer."""
+        rows = {'least': 0, 'below': 'N'}
+        layout = {'observations': Tensor('float32', 'N S'), 'actions': Tensor('float32', 'N A'),
+                  'starts': Tensor('int64', 'n', **rows), 'ends': Tensor('int64', 'n', **rows)}
+        check_layout(state, layout, S=self.observations.shape[1], A=self.actions.shape[1])
         self._append(len(self), observations=state['observations'].numpy(),
                      actions=state['actions'].numpy())
         self._set_borders(state['starts'].numpy(), state['ends'].numpy())
@@ -439,7 +465,7 @@ class DataSource:
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0,
-                 batch_size=1, observation_model=FULL_STATE, **sampling):
+                 batch_size=1, observation_model=FULL_STATE, num_dimensions=None, **sampling):
     """Load the training and validation data of a dataset.
 
     Without a -val file, the last tenth of the trajectories is held out for validation.
@@ -449,6 +475,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         max_trajectories: number of training trajectories to use; 0 uses all.
         batch_size: smallest number of windows that the training data must have.
         observation_model: applied to all states; fitted to the training data if it needs that.
+        num_dimensions: of a state of the environment; None: not compared.
         sampling: parameters of TrajectoryDataset.
 
     Returns:
@@ -460,18 +487,28 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     """
     train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
     context_length = sampling.get('context_length', 1)
-    observations, starts, ends = load_trajectories(train_path, max_trajectories or None, context_length)
+    with advise_download(name, dataset_path):
+        observations, starts, ends = load_trajectories(train_path, max_trajectories or None,
+                                                       context_length)
+
+    if num_dimensions is not None:
+        check_dimensions(name, train_path, observations.shape[1], num_dimensions)
+
+    warning = precision_warning(train_path, observations, ends)
+    if warning:
+        print(warning, file=sys.stderr)
 
     # the states as the agent observes them
     if observation_model:
         std = TrajectoryDataset(observations, starts, ends).statistics()[1]
         observation_model = observation_model.with_noise_scale(std)
-        observations = observation_model.observe_trajectories(observations, starts, ends,
-                                                              seed=TRAINING_SEED)
+    observation_model = observation_model.with_origin(observations)
+    observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
 
     # validation data: a file, or the last trajectories
     if val_path is not None:
-        states, *borders = load_trajectories(val_path)
+        with advise_download(name, dataset_path):
+            states, *borders = load_trajectories(val_path)
         states = observation_model.observe_trajectories(states, *borders, seed=VALIDATION_SEED)
         val = TrajectoryDataset(states, *borders, **sampling)
         train = TrajectoryDataset(observations, starts, ends, **sampling)
@@ -490,8 +527,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     return train, val, DataSource(str(Path(train_path).resolve()), note, observation_model)
 
 
-def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url='', max_trajectories=0,
-                  observation_model=FULL_STATE, **sampling):
+def load_recorded(recorded, origin, agent, dataset_path='', data_dir='', dataset_url='',
+                  max_trajectories=0, observation_model=FULL_STATE):
     """Load the data that an offline checkpoint was trained on, or other data that a flag names.
 
     Fingerprints are compared, since imitation of data that V was not trained on would fail silently.
@@ -499,9 +536,10 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
     Args:
         recorded: dict of dataset, path, max_trajectories and fingerprint, from the checkpoint.
         origin: path of the checkpoint, for messages.
+        agent: OfflineAgent of the checkpoint, which observes the data and has sampling parameters.
         dataset_path, data_dir, dataset_url: flags; one of them overrides the recorded path.
         max_trajectories: overrides the recorded value unless 0.
-        observation_model, sampling: see `load_dataset`.
+        observation_model: see `load_dataset`.
 
     Returns:
         training TrajectoryDataset, DataSource.
@@ -510,6 +548,9 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
         FileNotFoundError: the recorded file is missing; the message names the way out.
         ValueError: the recorded file has changed; the message names the way out.
     """
+    with prefix_errors(origin):
+        check_types(recorded, DATA_KEYS)
+
     # the recorded file, unless a flag names another
     overridden = dataset_path or data_dir or dataset_url
     path = dataset_path
@@ -521,7 +562,9 @@ def load_recorded(recorded, origin, dataset_path='', data_dir='', dataset_url=''
 
     count = max_trajectories or recorded['max_trajectories']
     data, _, source = load_dataset(recorded['dataset'], path, data_dir or 'datasets', dataset_url,
-                                   count, observation_model=observation_model, **sampling)
+                                   count, observation_model=observation_model,
+                                   num_dimensions=None if observation_model else agent.observation_dim,
+                                   **agent.config.sampling())
 
     # compare fingerprints, unless a flag asks for another number of trajectories
     found = data.fingerprint()
@@ -549,7 +592,8 @@ def _check_data(train, val, train_path, val_path, batch_size):
                          f'{train_dim}; move the file that does not belong here to another folder')
 
     # dimensions that vary
-    constant = np.flatnonzero(train.observations.min(0) == train.observations.max(0))
+    mean, std = train.statistics()
+    constant = np.flatnonzero(~varies(std, mean))
     if len(constant) == train_dim:
         raise ValueError(f'{train_path}: all states in `observations` are the same, so that nothing '
                          'can be learned from them; name another file with --dataset_path')

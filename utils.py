@@ -1,19 +1,49 @@
 """Small tools of both halves of OPSO: weights, times, schedules, mean metrics, action bounds."""
 
 import numpy as np
+import torch
+
+
+def check_weights(module, state):
+    """Compare a state_dict with the module that it belongs to.
+
+    Raises:
+        ValueError: if a tensor does not fit or is not finite; the message names the first one.
+    """
+    expected = module.state_dict()
+    if odd := sorted(expected.keys() ^ state.keys()):
+        raise ValueError(f'its networks are not those of its settings: {odd[0]} is missing or not expected')
+
+    for name, tensor in expected.items():
+        found = state[name]
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            raise ValueError(f'its networks are damaged: {name} is no tensor of floats')
+        if found.shape != tensor.shape:
+            raise ValueError('its networks do not have the sizes of its settings: size mismatch for '
+                             f'{name}, {tuple(found.shape)} instead of {tuple(tensor.shape)}')
+        if not found.isfinite().all():
+            raise ValueError(f'its networks are damaged: {name} has values that are not finite')
 
 
 def load_weights(module, state):
-    """Load a state_dict into a module.
+    """Load a state_dict into a module; the errors are those of `check_weights`."""
+    check_weights(module, state)
+    module.load_state_dict(state)
+
+
+def load_optimizer(optimizer, state):
+    """Load the moments of an Adam optimiser from its state_dict; its settings stay.
 
     Raises:
-        ValueError: if a tensor does not fit; the message names the first one.
+        ValueError: if a tensor does not fit its parameter.
     """
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f'its networks do not have the sizes of its settings: {reason}') from error
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    moments = state['state']
+    for i, values in moments.items():
+        found = [values[name].shape for name in ('step', 'exp_avg', 'exp_avg_sq')]
+        if found != [(), parameters[i].shape, parameters[i].shape]:
+            raise ValueError(f'its optimiser does not have the sizes of its networks: parameter {i}')
+    optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
 
 
 def duration(seconds):
@@ -23,14 +53,16 @@ def duration(seconds):
 
 
 def expected_time(first, done, total, seconds):
-    """Return one line on the time that the rest takes.
+    """Return one line on the time that the rest takes; '' if there is no rest, or no speed yet.
 
     Args:
         first, done, total: counts of updates, steps or episodes.
         seconds: time from the count `first` to `done`.
     """
-    rate = (done - first) / seconds
     left = total - done
+    if left <= 0 or done <= first:
+        return ''
+    rate = (done - first) / seconds
     return (f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, '
             f'at {rate:.3g} per second')
 

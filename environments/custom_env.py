@@ -5,8 +5,11 @@
     action_space          Box (A,) with finite bounds
     reset(seed, options)  -> observation (S,), info with 'goal' (S,), a state to reach
     step(action)          -> ..., info with 'success', a bool; episodes are terminated or truncated
-    num_tasks             attribute of the unwrapped environment, 1 without it; reset gets the options
+    close()               at the end, and before the factory is called again
+    num_tasks             attribute of the environment or a wrapper, 1 without it; reset gets the options
                           {'task_id': 1 to num_tasks}
+
+Rewards are not needed. environments/checks.py has the requirements on each reset and step.
 
 `GoalDict` adapts environments of gymnasium-robotics, whose observations are dictionaries with a desired goal.
 docs/own_robot.md has an example. This module does not depend on OGBench.
@@ -19,9 +22,27 @@ import sys
 import gymnasium
 import numpy as np
 
+from environments.checks import (
+    ERRORS,
+    EnvError,
+    close_env,
+    describe,
+    num_tasks,
+    one_line,
+    read_bool,
+    read_reset,
+    read_state,
+    read_step,
+    short,
+    warn_once,
+)
 from environments.user_modules import import_user_module, names_of_user
 
+CHECKED_STEPS = 5  # steps of the check before training
+COMPARED_STEPS = 10  # random steps after a reset, in which GoalDict compares dimensions
+
 _checked = set()  # names whose environment has passed `check_env`
+_other_dims = {}  # name -> `find_other_dims` of its environment
 
 
 def is_custom(name):
@@ -45,21 +66,45 @@ def open_env(name, **options):
         ValueError: the environment does not meet the requirements, in one line.
     """
     factory = find_factory(name)
-    accepted = inspect.signature(factory).parameters
+    try:
+        accepted = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of a builtin
+        accepted = {}
     try:
         with names_of_user():
             env = factory(**{key: value for key, value in options.items() if key in accepted})
-    except Exception as error:  # a custom factory may raise anything
-        raise ValueError(f'--env {name}: the factory fails with {type(error).__name__}: {error}; '
-                         'it must return a gymnasium environment') from error
+    except ERRORS as error:
+        raise ValueError(f'--env {name}: the factory fails with {describe(error)}; it must return a '
+                         'gymnasium environment') from error
 
+    try:
+        return _prepare(name, env)
+    except EnvError as error:
+        close_env(env)
+        raise ValueError(f'--env {name}: {error}') from error
+    except ERRORS as error:
+        close_env(env)
+        raise ValueError(f'--env {name}: the environment fails with {describe(error)}') from error
+    except BaseException:  # a signal while the environment moves
+        close_env(env)
+        raise
+
+
+def _prepare(name, env):
+    """Return a new environment of `name`, adapted by `GoalDict` if need be; the first one is checked."""
     if not (hasattr(env, 'reset') and hasattr(env, 'step') and hasattr(env, 'observation_space')):
-        raise ValueError(f'--env {name}: the factory returns {env!r:.60}; '
-                         'it must return a gymnasium environment')
+        raise EnvError(f'the factory returns {short(env)}; it must return a gymnasium environment')
+    if hasattr(env, 'single_observation_space'):
+        raise EnvError('the factory returns a vector environment; it must return a single one, which OPSO '
+                       'makes --num_envs times')
 
     space = env.observation_space
     if isinstance(space, gymnasium.spaces.Dict) and 'desired_goal' in space.spaces:
-        env = GoalDict(env)
+        if name not in _checked:
+            _other_dims[name] = find_other_dims(env)
+            print(f'--env {name}: {_describe_layout(space, _other_dims[name])}')
+        env = GoalDict(env, _other_dims[name])
+
     if name not in _checked:
         check_env(name, env)
         _checked.add(name)
@@ -77,9 +122,9 @@ def find_factory(name):
         sys.path.append(os.getcwd())  # last, so that it replaces no installed package
     try:
         module = import_user_module(module_name)
-    except Exception as error:
+    except ERRORS as error:
         raise ValueError(f'--env {name}: cannot import {module_name} from {os.getcwd()} or PYTHONPATH '
-                         f'({type(error).__name__}: {error}); run in the folder of the module') from error
+                         f'({describe(error)}); run in the folder of the module') from error
 
     factory = getattr(module, factory_name, None)
     if not callable(factory):
@@ -89,112 +134,205 @@ def find_factory(name):
 
 
 def check_env(name, env):
-    """Check spaces, reset and one step of an environment.
+    """Check spaces, `num_tasks`, two resets with one seed and some steps of an environment.
 
     Raises:
-        ValueError: a requirement is not met, in one line with the way out.
+        EnvError: a requirement is not met, in one line with the way out.
     """
-    def refuse(problem, way_out):
-        raise ValueError(f'--env {name}: {problem}; {way_out}')
+    _check_spaces(env.observation_space, env.action_space)
+    num_tasks(env)
 
-    # spaces
-    states = env.observation_space
-    if not isinstance(states, gymnasium.spaces.Box) or len(states.shape) != 1:
-        refuse(f'its observations are {_short(states)}, not vectors',
-               'wrap it in gymnasium.wrappers.FlattenObservation, or give info[\'goal\'] and states (S,)')
-    actions = env.action_space
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        refuse(f'its actions are {_short(actions)}, not vectors', 'OPSO needs a Box (A,)')
-    if not np.isfinite([actions.low, actions.high]).all() or not (actions.low < actions.high).all():
-        refuse(f'the bounds of its actions are {actions.low} and {actions.high}',
-               'they must be finite, low below high: set the limits of the motors in its action_space')
+    # two resets with the same seed; numpy's global generator stays as it is
+    shape = env.observation_space.shape
+    generator_state = np.random.get_state()
+    observation, info = _first_reset(env, shape)
+    _first_steps(env, shape)
+    again, same = _first_reset(env, shape)
+    np.random.set_state(generator_state)
 
-    # reset
+    if not (np.array_equal(observation, again) and np.array_equal(info['goal'], same['goal'])):
+        warn_once(f'--env {name}: two resets with seed=0 differ; episodes can be repeated (--compare, '
+                  '--video, --resume) only if all that is random follows from the seed of reset')
+
+
+def _check_spaces(states, actions):
+    # states
+    for which, space in (('observation', states), ('action', actions)):
+        if not isinstance(space, gymnasium.spaces.Space):
+            kind = f'{type(space).__module__}.{type(space).__name__}'
+            raise EnvError(f'its {which}_space is {kind}, no space of gymnasium; import gymnasium.spaces, '
+                           'not the old gym')
+    if isinstance(states, gymnasium.spaces.Dict):
+        raise EnvError('its observations are Dict, not vectors; wrap it in '
+                       "gymnasium.wrappers.FlattenObservation, and give info['goal'] flattened alike, by "
+                       'gymnasium.spaces.flatten')
+    if not isinstance(states, gymnasium.spaces.Box) or len(states.shape) != 1 or not states.shape[0]:
+        is_picture = isinstance(states, gymnasium.spaces.Box) and len(states.shape) == 3
+        way_out = ('OPSO learns from states: encode each picture as a vector before' if is_picture else
+                   'OPSO needs a Box (S,)')
+        raise EnvError(f'its observations are {_short(states)}, not vectors; {way_out}')
+
+    # actions, which are computed as float32
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1 or not actions.shape[0]:
+        raise EnvError(f'its actions are {_short(actions)}, not vectors; OPSO needs a Box (A,)')
+    if actions.dtype.kind != 'f':
+        raise EnvError(f'its actions are of type {actions.dtype}; OPSO needs a Box of floats, such as '
+                       'np.float32; round them in step')
+    with np.errstate(over='ignore'):
+        low, high = np.float32(actions.low), np.float32(actions.high)
+        width = high - low
+    if not (np.isfinite(width) & (width > 0)).all():
+        raise EnvError(f'the bounds of its actions are {one_line(actions.low)} and {one_line(actions.high)}; '
+                       'they must be finite, low below high: set the limits of the motors in its action_space')
+
+
+def _first_reset(env, shape):
+    """Reset with seed 0, as `reset_env` does; return the checked observation and info."""
+    np.random.seed(0)
+    env.action_space.seed(0)
     try:
-        observation, info = env.reset(seed=0, options={'task_id': 1})
-    except Exception as error:
-        refuse(f'reset(seed=0, options={{\'task_id\': 1}}) fails with {type(error).__name__}: {error}',
-               'it must return (observation, info), as gymnasium\'s do')
-    _check_state('the observation of reset', observation, states.shape, refuse)
-    if 'goal' not in info:
-        refuse('reset gives no info[\'goal\']', f'it must be a state to reach, an array {states.shape}')
-    _check_state('info[\'goal\'] of reset', info['goal'], states.shape, refuse)
-
-    # step
-    try:
-        observation, _, _, _, info = env.step(((actions.low + actions.high) / 2).astype(actions.dtype))
-    except Exception as error:
-        refuse(f'step fails with {type(error).__name__}: {error}',
-               'it must return (observation, reward, terminated, truncated, info)')
-    _check_state('the observation of step', observation, states.shape, refuse)
-    if 'success' not in info:
-        refuse('step gives no info[\'success\']', 'every step must set it to whether the goal is reached')
-    if np.shape(info['success']) != () or not np.isfinite(float(info['success'])):
-        refuse(f'info[\'success\'] is {info["success"]!r:.60}', 'it must be a bool')
+        result = env.reset(seed=0, options={'task_id': 1})
+    except EnvError:
+        raise
+    except ERRORS as error:
+        raise EnvError(f"reset(seed=0, options={{'task_id': 1}}) fails with {describe(error)}; it must "
+                       "return (observation, info), as gymnasium's do") from error
+    return read_reset(result, shape)
 
 
-def _check_state(what, state, shape, refuse):
-    if np.shape(state) != shape:
-        refuse(f'{what} has the shape {np.shape(state)}', f'it must be that of observation_space, {shape}')
-    if np.asarray(state).dtype.kind not in 'bfiu':
-        refuse(f'{what} is of type {np.asarray(state).dtype}', 'it must be an array of numbers')
-    if not np.isfinite(np.asarray(state, float)).all():
-        refuse(f'{what} is not finite: {state}', 'every dimension must be')
+def _first_steps(env, shape):
+    """Take some steps with the action in the middle of its range, at most to the end of the episode."""
+    action = np.float32((env.action_space.low + env.action_space.high) / 2)
+    for _ in range(CHECKED_STEPS):
+        try:
+            result = env.step(action.copy())
+        except EnvError:
+            raise
+        except ERRORS as error:
+            raise EnvError(f'step fails with {describe(error)}; it must return (observation, reward, '
+                           'terminated, truncated, info)') from error
+        _, _, terminated, truncated, _ = read_step(result, shape)
+        if terminated or truncated:
+            return
 
 
 def _short(space):
     return f'{type(space).__name__} {space.shape or ""}'.strip()
 
 
-def check_states(name, env, path, num_dimensions):
-    """Check that the states of the file `path` have the shape of the environment's observations.
-
-    Raises:
-        ValueError: they have another number of dimensions.
-    """
-    shape = env.observation_space.shape
-    if shape != (num_dimensions,):
-        raise ValueError(f'--env {name}: its observations have the shape {shape}, the states of {path} have '
-                         f'{num_dimensions} dimensions; use the environment of these states')
-
-
 class GoalDict(gymnasium.ObservationWrapper):
     """Adapt an environment of gymnasium-robotics.
 
     Its observations are dictionaries of `observation`, `achieved_goal` and `desired_goal`. Its info has
-    `is_success`. A state is the achieved goal, followed by the dimensions of `observation` that do not repeat
-    it. The goal is the state at the reset with the desired goal in place of the achieved one.
+    `is_success`. A state is the achieved goal, followed by the dimensions `other_dims` of `observation`. The
+    goal is the state at the reset with the desired goal in place of the achieved one.
     """
 
-    def __init__(self, env):
+    def __init__(self, env, other_dims):
         super().__init__(env)
-        first = env.reset(seed=0)[0]
-        second = env.reset(seed=1)[0]
-
-        # a dimension repeats the achieved goal if it has the same values in both resets
-        goal_values = _columns('achieved_goal', first, second)
-        repeats = [any(np.array_equal(values, goal) for goal in goal_values)
-                   for values in _columns('observation', first, second)]
-        self.other_dims = np.flatnonzero(~np.array(repeats, bool))
-        size = len(first['achieved_goal']) + len(self.other_dims)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,))
+        self.other_dims = other_dims
+        size = env.observation_space['achieved_goal'].shape[0] + len(other_dims)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def observation(self, observation):
         others = np.asarray(observation['observation'])[self.other_dims]
-        return np.concatenate([observation['achieved_goal'], others]).astype(np.float32)
+        return np.concatenate([observation['achieved_goal'], others])
 
     def reset(self, **options):
         observation, info = self.env.reset(**options)
+        _check_parts(observation, self.env.observation_space)
         goal = self.observation(observation | {'achieved_goal': observation['desired_goal']})
         return self.observation(observation), info | {'goal': goal}
 
     def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        _check_parts(observation, self.env.observation_space)
         if 'is_success' in info:
-            info = info | {'success': bool(info['is_success'])}
-        return observation, reward, terminated, truncated, info
+            info = info | {'success': read_bool("info['is_success']", info['is_success'])}
+        return self.observation(observation), reward, terminated, truncated, info
 
 
-def _columns(key, *observations):
-    """Return the values (n, len(observations)) of the n dimensions of `key` in some observations."""
-    return np.stack([observation[key] for observation in observations], axis=1)
+PARTS = ('observation', 'achieved_goal', 'desired_goal')  # of an observation of gymnasium-robotics
+
+
+def _check_parts(observation, space):
+    """Raise EnvError unless an observation has all parts of gymnasium-robotics, in the shapes of `space`."""
+    for part in PARTS:
+        if not isinstance(observation, dict) or part not in observation:
+            raise EnvError(f'an observation lacks `{part}`; it must be a dict of {", ".join(PARTS)}')
+        read_state(f'`{part}` of an observation', observation[part], space[part].shape)
+
+
+def find_other_dims(env):
+    """Find the dimensions of `observation` that do not repeat the achieved goal.
+
+    A dimension repeats it if both are equal in all states of two episodes of random steps.
+
+    Args:
+        env: environment whose observations are dictionaries with a desired goal.
+
+    Returns:
+        Indices (n,), increasing.
+
+    Raises:
+        EnvError: the environment is not like those of gymnasium-robotics.
+    """
+    # spaces
+    space = env.observation_space
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f'{short(env)} is not derived from gymnasium.Env; it must be')
+    for part in PARTS:
+        if part not in space.spaces:
+            raise EnvError(f'its observations have a `desired_goal`, but no `{part}`; they must have '
+                           f'{", ".join(PARTS)}')
+        if not isinstance(space[part], gymnasium.spaces.Box) or len(space[part].shape) != 1:
+            raise EnvError(f'its `{part}` is {_short(space[part])}, no vector; give states and goals as '
+                           "vectors, by a wrapper that sets info['goal']")
+    if space['achieved_goal'].shape != space['desired_goal'].shape:
+        raise EnvError(f"its achieved goal is {_short(space['achieved_goal'])}, its desired goal "
+                       f"{_short(space['desired_goal'])}; both must have the same dimensions")
+    _check_spaces(space['observation'], env.action_space)
+
+    # states of two episodes
+    states = []
+    for seed in (0, 1):
+        env.action_space.seed(seed)
+        try:
+            result = env.reset(seed=seed)
+        except ERRORS as error:
+            raise EnvError(f'reset(seed={seed}) fails with {describe(error)}; it must return (observation, '
+                           "info), as gymnasium's do") from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise EnvError(f'reset returns {short(result)}; it must return (observation, info)')
+
+        states.append(_copy_parts(result[0], space))
+        for _ in range(COMPARED_STEPS):
+            observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            states.append(_copy_parts(observation, space))
+            if terminated or truncated:
+                break
+
+    # dimensions that are equal in all of them
+    observed, achieved = (np.stack(rows, axis=1) for rows in zip(*states, strict=True))
+    repeats = [any(np.array_equal(values, goal) for goal in achieved) for values in observed]
+    return np.flatnonzero(~np.array(repeats, bool))
+
+
+def _copy_parts(observation, space):
+    """Return copies of `observation` and `achieved_goal`."""
+    _check_parts(observation, space)
+    return np.array(observation['observation']), np.array(observation['achieved_goal'])
+
+
+def _describe_layout(space, other_dims):
+    """Return a line on which dimensions make a state, for the user's dataset must have the same."""
+    size = space['achieved_goal'].shape[0]
+    left_out = sorted({*range(space['observation'].shape[0])} - {*other_dims.tolist()})
+    return (f'a state is the achieved goal ({size} dimensions), then dimensions {_ranges(other_dims)} of '
+            f'`observation`; left out, since they repeat the achieved goal: {_ranges(left_out)}')
+
+
+def _ranges(numbers):
+    """Return increasing numbers as text: '0-2, 5', or 'none'."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
+    return ', '.join(f'{run[0]}-{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs) or 'none'

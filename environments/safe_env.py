@@ -1,38 +1,79 @@
-"""Environments that are recreated after a fault, so that a broken episode does not end a long run."""
+"""The border to environments: they are checked at each step, recreated after a fault, and closed."""
 
-import sys
-
+import gymnasium
 import numpy as np
-from tqdm import tqdm
 
+from environments.checks import (
+    ERRORS,
+    close_env,
+    describe,
+    find_attribute,
+    num_tasks,
+    one_line,
+    read_reset,
+    read_step,
+    warn_once,
+)
 from observing.observation_models import FULL_STATE
-from ogbench_utils import MUJOCO_WARNINGS, make_env
+from ogbench_utils import MUJOCO_WARNINGS, make_env, seed_generators
+from support.progress import warn
 
 MAX_FAULTS = 5  # consecutive environment faults that end a run
+LONGEST_EPISODE = 10_000  # environment steps, unless a TimeLimit allows more
 
 
 def open_envs(dataset, n, make=make_env, observation_model=FULL_STATE):
-    """Return n environments of a dataset, which share one count of faults.
+    """Return `Envs`, n environments of a dataset, which share one count of faults.
 
     Args:
         dataset: name of the dataset or custom environment.
         n: number of environments.
         make: function that returns an environment of `dataset`.
         observation_model: ObservationModel of all environments.
+
+    Raises:
+        ValueError: they cannot be made, or not n of them.
     """
     faults = []
-    return [SafeEnv(lambda: observation_model.wrap(make(dataset)), faults) for _ in range(n)]
+    envs = Envs()
+    try:
+        for _ in range(n):
+            envs.append(SafeEnv(lambda: make(dataset), faults))
+            envs[-1] = observation_model.wrap(envs[-1])
+            if any(envs[-1].unwrapped is other.unwrapped for other in envs[:-1]):
+                raise ValueError(f'--env {dataset}: the factory returns the same environment twice')
+    except BaseException as error:
+        made = max(1, len({id(env.unwrapped) for env in envs}))
+        opened = bool(envs)
+        envs.close()
+        if opened and isinstance(error, ValueError):
+            raise ValueError(f'{error}; only {made} of --num_envs {n} environments can be open at once: '
+                             f'give --num_envs {made}') from error
+        raise
+    return envs
 
 
-def num_tasks(env):
-    """Return how many evaluation tasks an environment has: its `num_tasks`, or 1. Tasks count from 1."""
-    return getattr(env.unwrapped, 'num_tasks', 1)
+class Envs(list):
+    """A list of environments, and the context that closes them."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Close all environments. A reset opens its environment again."""
+        for env in self:
+            close_env(env)
 
 
-class SafeEnv:
-    """An environment that is recreated when it raises, returns NaN or becomes unstable.
+class SafeEnv(gymnasium.Env):
+    """An environment whose faults end the episode, with the reason in info['fault'].
 
-    The episode ends with the reason in info['fault'].
+    A fault is anything that `environments.checks` refuses, an exception, or an unstable simulation. The
+    environment is closed, and made again at the next reset. States are copies in the precision of the
+    environment; float64 becomes float32 in `ogbench_utils.reset_env` and `rollouts.run_episodes`.
 
     make: function that returns the environment.
     faults: list of causes since the last episode without a fault; several environments can share it.
@@ -41,22 +82,35 @@ class SafeEnv:
     def __init__(self, make, faults):
         self.make = make
         self.faults = faults
-        self.env = make()
+        self.env = None  # None: closed
         self.observation = None  # the last one of the episode
+        self.steps = 0  # of the episode
+        self._open()
+        self.num_tasks = num_tasks(self.env)
 
-    @property
-    def observation_space(self):
-        return self.env.observation_space
-
-    @property
-    def action_space(self):
-        return self.env.action_space
+    def _open(self):
+        """Make the environment."""
+        self.env = self.make()
+        self.observation_space = self.env.observation_space
+        self.action_space = self.env.action_space
+        self.has_time_limit = find_attribute(self.env, '_max_episode_steps') is not None
 
     @property
     def unwrapped(self):
-        return self.env.unwrapped
+        return getattr(self.env, 'unwrapped', self.env)
 
-    def reset(self, **options):
+    def get_wrapper_attr(self, name):
+        """Return an attribute of this environment, or of the wrapped one."""
+        return getattr(self, name) if hasattr(self, name) else self.env.get_wrapper_attr(name)
+
+    def close(self):
+        """Close the environment; the next reset makes it again."""
+        env = self.env
+        self.env = None
+        if env is not None:
+            close_env(env)
+
+    def reset(self, *, seed=None, options=None):
         """Reset as gymnasium does; retry in a new environment after a fault.
 
         Raises:
@@ -64,10 +118,15 @@ class SafeEnv:
         """
         while True:
             try:
-                self.observation, info = self.env.reset(**options)
-                self._check(self.observation)
+                if self.env is None:
+                    self._open()
+                    seed_generators(self.env, seed)
+                result = self.env.reset(seed=seed, options=options)
+                _check_physics()
+                self.observation, info = read_reset(result, self.observation_space.shape)
+                self.steps = 0
                 return self.observation, info
-            except Exception as error:  # environments may raise anything; `_add_fault` ends endless retries
+            except ERRORS as error:  # `_add_fault` ends endless retries
                 self._add_fault(error)
 
     def step(self, action):
@@ -77,31 +136,38 @@ class SafeEnv:
             OSError: `MAX_FAULTS` consecutive faults.
         """
         try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            self._check(observation, reward)
-        except Exception as error:  # environments may raise anything
+            result = self.env.step(np.array(action))  # a copy, which the environment may change
+            _check_physics()
+            observation, reward, terminated, truncated, info = read_step(
+                result, self.observation_space.shape)
+        except ERRORS as error:
             self._add_fault(error)
-            return self.observation, 0.0, False, True, {'success': 0.0, 'fault': str(error)}
+            reason = one_line(error) or describe(error)
+            return self.observation, 0.0, False, True, {'success': False, 'fault': reason}
 
         self.observation = observation
+        self.steps += 1
+        if self.steps >= LONGEST_EPISODE and not (self.has_time_limit or terminated or truncated):
+            truncated = True
+            warn_once(f'an episode did not end within {LONGEST_EPISODE:,} steps and is cut there; the '
+                      'environment needs a time limit: gymnasium.wrappers.TimeLimit(env, steps)')
         if terminated or truncated:
             self.faults.clear()
         return observation, reward, terminated, truncated, info
 
-    def _check(self, observation, reward=0.0):
-        unstable = [text for text in MUJOCO_WARNINGS if 'unstable' in text]
-        MUJOCO_WARNINGS.clear()
-        if unstable:  # MuJoCo resets an unstable simulation and only warns
-            raise FloatingPointError(unstable[0])
-        if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            raise FloatingPointError(f'observation or reward is not finite: {observation}, {reward}')
-
     def _add_fault(self, error):
-        cause = f'{type(error).__name__}: {error}'
+        cause = describe(error)
         self.faults.append(cause)
-        if len(self.faults) == MAX_FAULTS:
+        self.close()
+        if len(self.faults) >= MAX_FAULTS:
             raise OSError(f'the environment failed {MAX_FAULTS} times in a row, at last with {cause}; fix it '
                           'and run again') from error
+        warn(f'environment fault, episode ended, environment recreated: {cause}')
 
-        tqdm.write(f'environment fault, episode ended, environment recreated: {cause}', file=sys.stderr)
-        self.env = self.make()
+
+def _check_physics():
+    """Raise FloatingPointError if MuJoCo has reset an unstable simulation, which it only warns of."""
+    unstable = [text for text in MUJOCO_WARNINGS if 'unstable' in text]
+    MUJOCO_WARNINGS.clear()
+    if unstable:
+        raise FloatingPointError(unstable[0])

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from observing.observation_models import FULL_STATE
 from ogbench_utils import episode_seed, reset_env
-from support.figures import FAILURE, GOOD, INK, TASK_COLORS, pyplot, save
+from support.figures import FAILURE, GOOD, INK, TASK_COLORS, default_style, save, subplots
 
 OUTER_MARGIN = 0.7  # part of the outer walls that is cut off, in maze cells
 CELL_SPLIT = 4  # fine cells per side of a maze cell; a fine cell is about as wide as an ant
@@ -44,7 +44,10 @@ START_AND_GOAL = (('start', 'o', 'white'), ('goal', '*', GOAL_COLOR))  # legend 
 
 
 class Maze:
-    """Walls, tasks and walking distances of an OGBench maze; positions xy in the environment's units."""
+    """Walls, tasks and walking distances of an OGBench maze; positions xy in the environment's units.
+
+    env: the environment, whose states `observation_model` observes.
+    """
 
     def __init__(self, env, observation_model=FULL_STATE):
         maze = env.unwrapped
@@ -61,9 +64,10 @@ class Maze:
             columns = [maze.model.nq - 7, maze.model.nq - 6]
 
         self.columns = observation_model.columns(columns)
+        self.origin = observation_model.origin_of(self.columns).astype(np.float32)
         self.starts = np.array([info[start] for info in maze.task_infos])
         self.goals = np.array([info['goal_xy'] for info in maze.task_infos])
-        self.goal_observations = self._goal_observations(observation_model.wrap(env))
+        self.goal_observations = self._goal_observations(env)
         self.distances = self._walking_distances()
 
     def _goal_observations(self, env):
@@ -111,7 +115,7 @@ class Maze:
 
     def positions(self, observations):
         """Return xy (..., 2) of the robot, or the ball in soccer, in states (..., S)."""
-        return observations[..., self.columns]
+        return observations[..., self.columns] + self.origin
 
     @property
     def extent(self):
@@ -259,7 +263,7 @@ def make_panels(count, title, columns=3, size=(2.3, 2.0)):
     width, height = size
     figsize = (max(width * columns, 3.2), height * rows + 0.3)
 
-    figure, axes = pyplot().subplots(rows, columns, figsize=figsize, squeeze=False, layout='constrained')
+    figure, axes = subplots(rows, columns, figsize)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     figure.suptitle(title, fontsize=TITLE_SIZE)
 
@@ -290,6 +294,7 @@ def draw_agent(probe, agent, folder, title):
     return [values, proposals, latents]
 
 
+@default_style()
 def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
     """Draw V(z, z_g) as a heat map for each task, with one colour scale.
 
@@ -395,6 +400,7 @@ def _draw_arrows(axis, start, end, color, **options):
     axis.quiver(x, y, dx, dy, color=color, angles='xy', scale_units='xy', scale=1, **head, **options)
 
 
+@default_style()
 def draw_proposals(probe, outputs, path, title):
     """Draw arrows from positions to where f_P(z, z_g) proposes to be `transition_steps` later.
 
@@ -460,6 +466,7 @@ def nearest_neighbour_distance(points, xy):
     return np.median(np.linalg.norm(xy[nearest] - xy, axis=1))
 
 
+@default_style()
 def draw_latents(probe, outputs, path, title):
     """Draw two principal components of z and of V's embedding e(z), coloured by position in the maze.
 
@@ -486,6 +493,7 @@ def draw_latents(probe, outputs, path, title):
     save(figure, path)
 
 
+@default_style()
 def draw_paths(maze, episodes, path, title):
     """Draw the paths of evaluation episodes (`rollouts.Episode`), one panel for each task."""
     figure, axes = make_maze_panels(maze, title)
@@ -513,6 +521,7 @@ def draw_paths(maze, episodes, path, title):
     save(figure, path)
 
 
+@default_style()
 @torch.no_grad()
 def draw_episode(probe, agent, episode, path, title, every=25):
     """Draw one episode and two kinds of subgoal, `every` this many steps (dots).
@@ -543,6 +552,7 @@ def draw_episode(probe, agent, episode, path, title, every=25):
     save(figure, path)
 
 
+@default_style()
 def draw_plan(maze, planner, path, title):
     """Draw the graph of the data (`GraphPlanner`) and, for each task, distances to the goal and the planned path.
 

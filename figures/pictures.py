@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from environments.checks import closing
 from figures.maze_figures import (
     FAILED_PATH_COLOR,
     GOAL_COLOR,
@@ -28,18 +29,22 @@ from figures.maze_figures import (
 )
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env
-from support.figures import FAILURE, INK, TASK_COLORS, save
+from support.figures import FAILURE, INK, TASK_COLORS, default_style, save
 
 NUM_SEGMENTS = 6  # trajectories that are drawn
 SEGMENT_STEPS = 300  # steps of each, the last ones, at most
 
 
 def open_maze(name, observation_model=FULL_STATE):
-    """Return the `Maze` of an environment's name, goals by `observation_model`; None if it is no maze."""
-    env = make_env(name)
-    maze = Maze(env, observation_model) if hasattr(env.unwrapped, 'maze_map') else None
-    env.close()
-    return maze
+    """Return `maze_of` the environment of a name, which is closed."""
+    with closing(make_env(name)) as env:
+        return maze_of(observation_model.wrap(env), observation_model)
+
+
+def maze_of(env, observation_model=FULL_STATE):
+    """Return the `Maze` of an environment, observed by `observation_model`; None if it is none of OGBench."""
+    required = ('maze_map', 'ij_to_xy', 'task_infos', '_maze_unit')
+    return Maze(env, observation_model) if all(hasattr(env.unwrapped, name) for name in required) else None
 
 
 class TrainingPictures:
@@ -117,6 +122,7 @@ def estimated_steps(agent, states, goal):
     return steps_of(values, agent.config.reward_scale, agent.config.discount)
 
 
+@default_style()
 def draw_trajectory_values(segments, agent, path, title):
     """Draw the steps to the last state of each trajectory: elapsed (dashed), estimated by V (solid).
 
@@ -140,6 +146,7 @@ def draw_trajectory_values(segments, agent, path, title):
     save(figure, path)
 
 
+@default_style()
 @torch.no_grad()
 def draw_trajectory_latents(segments, agent, path, title):
     """Draw two principal components of z and of V's embedding e(z), coloured by the time to the goal.
@@ -164,6 +171,7 @@ def draw_trajectory_latents(segments, agent, path, title):
     save(figure, path)
 
 
+@default_style()
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 

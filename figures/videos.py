@@ -19,12 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
+from environments.checks import closing
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
+from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
+REPLAY_TOL = 1e-4  # error of a replayed dimension, relative to its largest absolute value
 INSTALL_HINT = ('install EGL (Debian, Ubuntu: apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install '
                 'libosmesa6, pip install pyopengl)')
 OUTCOMES = {True: ('success', '#009E73'), False: ('failure', '#D55E00')}  # word and colour in the last frames
@@ -63,7 +66,8 @@ def _run(gl, *arguments, timeout=None):
     environment['PYTHONPATH'] = os.pathsep.join(paths)
 
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    environment['PYTHONIOENCODING'] = 'utf-8'  # paths pass through the output
+    return subprocess.run(command, env=environment, capture_output=True, encoding='utf-8', timeout=timeout)
 
 
 def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, every=8):
@@ -99,7 +103,7 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
 
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}']
-            print(f'no video of task {task}: {lines[-1]}', file=sys.stderr)
+            print(f'no video of task {task}: {lines[-1].removeprefix("error: ")}', file=sys.stderr)
         else:
             paths.append(Path(done.stdout.splitlines()[-1]))
     return paths
@@ -148,8 +152,6 @@ def render(job):
     Raises:
         OSError: if a replayed observation differs from the evaluated one.
     """
-    from ogbench_utils import reset_env
-
     with np.load(job, allow_pickle=False) as file:
         dataset = str(file['dataset'])
         task = int(file['task'])
@@ -162,23 +164,36 @@ def render(job):
         size = int(file['size'])
         every = int(file['every'])
 
-    env = observation_model.wrap(open_rendering(dataset, size))
-    observation, _ = reset_env(env, task, seed)
+    with closing(open_rendering(dataset, size)) as env:
+        # a wrapper may render a custom environment; those of gymnasium.make refuse to render OGBench's
+        draw = env.render if is_custom(dataset) else env.unwrapped.render
+        env = observation_model.wrap(env)
+        frames = _replay(env, draw, task, seed, actions, observations, success, every)
 
+    outcome_second = [frames[-1]] * FRAME_RATE
+    return write_video(frames + outcome_second, output)
+
+
+def _replay(env, draw, task, seed, actions, observations, success, every):
+    """Return frames (PIL images) of an episode that is repeated in `env` and rendered by `draw()`.
+
+    Other arguments: those of `write_job`, or parts of its `Episode`.
+    """
+    from ogbench_utils import reset_env
+
+    observation, _ = reset_env(env, task, seed)
     frames = []
     for step in range(len(actions) + 1):
         last = step == len(actions)
-        if not np.allclose(observation, observations[step], atol=1e-4):
+        if (np.abs(observation - observations[step]) > REPLAY_TOL * np.abs(observations).max(0)).any():
             raise OSError(f'step {step} differs from the evaluated episode: install the same package '
                           "versions, or let the environment's reset(seed) determine the episode")
         if last or step % every == 0:
             outcome = success if last else None
-            frames.append(label(_render_frame(env), f'task {task}   step {step}', outcome))
+            frames.append(label(_render_frame(draw), f'task {task}   step {step}', outcome))
         if not last:
-            observation = env.step(actions[step])[0].astype(np.float32)
-
-    outcome_second = [frames[-1]] * FRAME_RATE
-    return write_video(frames + outcome_second, output)
+            observation = np.array(env.step(actions[step].copy())[0], np.float32)
+    return frames
 
 
 def open_rendering(name, size):
@@ -193,13 +208,16 @@ def open_rendering(name, size):
     return env
 
 
-def _render_frame(env):
+def _render_frame(draw):
     """Return a frame (H, W, 3) uint8.
 
     Raises:
-        OSError: if the environment's render() returns no frame.
+        OSError: if the environment has no render(), or it returns no frame.
     """
-    pixels = np.asarray(env.unwrapped.render())
+    try:
+        pixels = np.asarray(draw())
+    except NotImplementedError:  # of gymnasium.Env
+        raise OSError('the environment has no render(), which returns a picture (H, W, 3)') from None
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise OSError("the environment's render() returned no array (H, W, 3); "
                       'let its factory pass render_mode on')
@@ -256,4 +274,4 @@ if __name__ == '__main__':
     if sys.argv[1] == 'probe':
         probe()
     else:
-        print(render(sys.argv[2]))
+        run_main(lambda: print(render(sys.argv[2])))

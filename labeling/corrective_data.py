@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from planning.objects import REST_TOL
+from support.tolerances import divisor
 
 PERTURBATION_STEPS = 3  # steps of the agent whose change perturbs a state
 CANDIDATES = 64  # random steps of the agent, of which the one in the most similar pose is taken
@@ -70,7 +71,7 @@ def _perturb(data, online_data, online_rows, robot_dims, rng):
         raw states (N, S).
     """
     mean, std = (statistic[robot_dims] for statistic in data.statistics())
-    std = np.where(std > 1e-6, std, 1)
+    std = divisor(std, mean)
 
     # poses of the agent and the changes that followed
     before = online_data.observations[online_rows][:, robot_dims]

@@ -34,7 +34,10 @@ import copy
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from support.contents import Tensor, check_layout
+from support.progress import progress_bar
+from support.tolerances import divisor, varies
 
 MAX_TRANSITIONS = 20_000  # the agent's steps in a fit
 MAX_INDUCING_INPUTS = 1000
@@ -53,9 +56,24 @@ FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
-MIN_INPUT_STD = 1e-3  # inputs with a smaller standard deviation are constant
+ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
 MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
 LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
+
+LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
+    'log_length_scale': Tensor('float64', 'A F'),
+    'log_linear_scale': Tensor('float64', 'A F'),
+    'log_variance': Tensor('float64', 'A 1 1'),
+    'log_noise': Tensor('float64', 'A 1 1'),
+    'input_mask': Tensor('bool', 'F'),
+    'mean': Tensor('float64', 'F'),
+    'std': Tensor('float64', 'F', least=0),
+    'low': Tensor('float64', 'F'),
+    'high': Tensor('float64', 'F'),
+    'inducing_inputs': Tensor('float64', 'M F'),
+    'inducing_weights': Tensor('float64', 'A M 1'),
+    'linear_weights': Tensor('float64', 'A F'),
+}
 
 
 class Labeler(nn.Module):
@@ -164,7 +182,7 @@ class Labeler(nn.Module):
         batch_size = min(len(inputs), KERNEL_BATCH)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
 
-        for _ in tqdm(range(updates), 'labeler', leave=False, dynamic_ncols=True, delay=1):
+        for _ in progress_bar(range(updates), 'labeler', leave=False, delay=1):
             # draw a minibatch
             rows = rng.choice(len(inputs), batch_size, replace=False)
             x = inputs[rows]
@@ -246,9 +264,13 @@ class Labeler(nn.Module):
 
     def _standardize(self, inputs):
         """Clip, standardize and mask inputs (n, F)."""
+        # a change is the difference of two states, so that it is rounded like them
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        size = ROUNDED_STATES * size.view(2, -1)[0].repeat(2)
+
         inputs = inputs.clamp(self.low, self.high)
-        varies = self.std > MIN_INPUT_STD
-        return self.input_mask * varies * (inputs - self.mean) / self.std.clamp(min=MIN_INPUT_STD)
+        mask = self.input_mask * varies(self.std, size)
+        return mask * (inputs - self.mean) / divisor(self.std, size)
 
     def _rbf_kernel(self, x, y):
         """Return the squared exponential kernels (A, n, m) between inputs x (n, F) and y (m, F)."""
@@ -270,7 +292,13 @@ class Labeler(nn.Module):
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def load_state_dict(self, state, **options):
-        """Load a state dict with any number of inducing inputs."""
+        """Load a state dict with any number of inducing inputs.
+
+        Raises:
+            ValueError: if a tensor does not fit.
+        """
+        actions, inputs = self.linear_weights.shape
+        check_layout(state, LAYOUT, F=inputs, A=actions)
         self.inducing_inputs = torch.zeros_like(state['inducing_inputs'])
         self.inducing_weights = torch.zeros_like(state['inducing_weights'])
         return super().load_state_dict(state, **options)

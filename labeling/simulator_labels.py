@@ -37,10 +37,11 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from labeling.labeler import r2_score
 from model import mlp
+from support.progress import progress_bar
+from support.tolerances import divisor
 
 MAX_DEVIATION = 5.0  # standard deviations; clips inputs and residuals, such as changes at a joint limit
 HELD_OUT_FRACTION = 0.02  # of the rows, to evaluate networks
@@ -49,6 +50,11 @@ WEIGHT_DECAY = 0.01
 GRAD_CLIP = 1.0  # norm
 FINE_TUNE_UPDATE_DIVISOR = 3  # of the updates of a new network
 FINE_TUNE_LR_DIVISOR = 2  # of the learning rate of a new network
+
+# comparison of the simulation with steps of the environment
+CHECKED_STEPS = 16
+STEP_TOL = 0.05  # largest difference of a step, in effects of its action; rounding and contacts cause less
+MAX_DIFFERENT_STEPS = 1  # a teleporter may be near one of the states
 
 # nonlinear least squares
 CONVERGED_RESIDUAL = 1e-4  # mean square, in standard deviations of velocities
@@ -76,11 +82,15 @@ class PhysicsStates:
 class Simulator:
     """A robot in MuJoCo that can be set to any state; actions (n, A) are in the environment's units.
 
+    A probe calls `do_simulation`, which stands for a step of the environment. `check_steps` compares both.
+
     Raises:
-        ValueError: the environment is not derived from gymnasium's MujocoEnv, or has joints without features.
+        ValueError: the environment is not derived from gymnasium's MujocoEnv, or has joints without features
+            or actuators with a state of their own.
     """
 
     def __init__(self, env):
+        self.wrapped_env = env
         self.env = env.unwrapped
         name = type(self.env).__name__
         if not isinstance(self.env, MujocoEnv):
@@ -94,18 +104,81 @@ class Simulator:
         if np.isin(other_joints, (mujoco.mjtJoint.mjJNT_FREE, mujoco.mjtJoint.mjJNT_BALL)).any():
             raise ValueError(f'{name}: simulator labels need a robot whose joints are hinges or slides, '
                              'except for a free first joint')
+        if self.model.na:
+            raise ValueError(f'{name}: {self.model.na} actuators have a state of their own, such as muscles; '
+                             'simulator labels need a robot whose qpos and qvel are its whole state')
+
+    def check_steps(self, states, seed=0):
+        """Compare environment steps with the simulation, at some PhysicsStates and random actions.
+
+        Wrappers and the environment's `step` may scale, clip, delay or repeat actions, or move the robot
+        without its motors. Each step follows a reset, so that the models after resets are compared as well.
+
+        Raises:
+            ValueError: the steps differ, or the action spaces do; the message names what differs.
+        """
+        name = type(self.env).__name__
+        space = self.wrapped_env.action_space
+        bounds = [np.array([box.low, box.high]) for box in (space, self.env.action_space)]
+        if not np.array_equal(*bounds):
+            raise ValueError(f'{name}: its wrappers change the range of actions, which simulator labels do not '
+                             'know; name an environment without them')
+
+        # actions within the bounds and at them
+        rng = np.random.default_rng(seed)
+        states = states[rng.choice(len(states), CHECKED_STEPS)]
+        actions = rng.uniform(space.low, space.high, (CHECKED_STEPS, *space.shape))
+        actions[::2] = np.where(rng.random(actions[::2].shape) < 0.5, space.low, space.high)
+        actions = actions.astype(space.dtype)
+
+        # the same states after the simulation of an action, of another one, and after a step
+        simulated = self._next_states(states, actions, self._simulate)
+        others = self._next_states(states, np.roll(actions, 1, 0), self._simulate)
+        stepped = self._next_states(states, actions, self._step)
+
+        for part, unit in ('qpos', 'positions'), ('qvel', 'velocities'):
+            expected, other, found = (getattr(some, part) for some in (simulated, others, stepped))
+            effect = np.linalg.norm(expected - other, axis=1)
+            difference = np.linalg.norm(expected - found, axis=1)
+            rounding = 1e-9 * (1 + np.linalg.norm(expected, axis=1))
+            differs = ~(difference <= STEP_TOL * effect + rounding)  # also where it is NaN
+            if differs.sum() > MAX_DIFFERENT_STEPS:
+                ratio = np.median(difference[differs] / np.maximum(effect[differs], rounding[differs]))
+                raise ValueError(
+                    f'{name}: simulator labels would be wrong, since `step` does something other than '
+                    f'do_simulation(action, frame_skip): {unit} differ at {differs.sum()} of {CHECKED_STEPS} '
+                    f'states, by {ratio:.0%} of the effect of an action (it may scale, clip, delay or repeat '
+                    'actions); use labels of random steps: online_trainer.py without --actions_path')
+
+    def _next_states(self, states, actions, move):
+        """Return the PhysicsStates, float64, after `move(state, action)` from each of the states."""
+        found = []
+        for i, action in enumerate(actions):
+            move(states[i], action)
+            found.append((self.env.data.qpos.copy(), self.env.data.qvel.copy()))
+        return PhysicsStates(*map(np.array, zip(*found, strict=True)))
+
+    def _simulate(self, state, action):
+        """Simulate an action (A,) from one of PhysicsStates."""
+        self.env.set_state(state.qpos.astype(np.float64), state.qvel.astype(np.float64))
+        self.env.do_simulation(action, self.env.frame_skip)
+
+    def _step(self, state, action):
+        """Take a step of the environment with all its wrappers from one of PhysicsStates, after a reset."""
+        self.wrapped_env.reset(seed=0)
+        self.env.set_state(state.qpos.astype(np.float64), state.qvel.astype(np.float64))
+        self.wrapped_env.step(action)
 
     def simulate(self, states, actions):
-        """Return the next PhysicsStates (float32) of one environment step from each state.
+        """Return the next PhysicsStates of one environment step from each state, in their precision.
 
         Raises:
             FloatingPointError: the physics failed.
         """
-        qpos = np.empty(states.qpos.shape, np.float32)
-        qvel = np.empty(states.qvel.shape, np.float32)
-        for i in tqdm(range(len(actions)), 'probes', leave=False, dynamic_ncols=True, mininterval=1.0):
-            self.env.set_state(states.qpos[i].astype(np.float64), states.qvel[i].astype(np.float64))
-            self.env.do_simulation(actions[i], self.env.frame_skip)
+        qpos = np.empty_like(states.qpos)
+        qvel = np.empty_like(states.qvel)
+        for i in progress_bar(range(len(actions)), 'probes', leave=False):
+            self._simulate(states[i], actions[i])
             qpos[i] = self.env.data.qpos
             qvel[i] = self.env.data.qvel
 
@@ -134,7 +207,7 @@ class Simulator:
         solved = np.empty(actions.shape, np.float32)
         residuals = np.empty(len(actions), np.float32)
         num_probes = 0
-        for i in tqdm(range(len(actions)), 'states solved', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for i in progress_bar(range(len(actions)), 'states solved', leave=False):
             solver = ActionSolver(self.env, states[i], next_states[i], velocity_std)
             solved[i], residuals[i] = solver.solve(actions[i])
             num_probes += solver.num_probes
@@ -172,7 +245,7 @@ class Simulator:
         position_change = next_states.qpos - states.qpos
         velocity_change = next_states.qvel - states.qvel
         if not self.has_free_root:
-            return np.concatenate([position_change, velocity_change], 1)
+            return np.concatenate([position_change, velocity_change], 1).astype(np.float32)
 
         to_root = root_rotation(states).inv()
         changes = [
@@ -334,9 +407,9 @@ class InverseModel(nn.Module):
     def set_statistics(self, contexts, changes):
         """Set the input mean and standard deviation to those of contexts (n, C) and changes (n, D)."""
         self.context_mean.copy_(contexts.mean(0))
-        self.context_std.copy_(contexts.std(0).clamp(min=1e-6))
+        self.context_std.copy_(divisor(contexts.std(0), self.context_mean))
         self.change_mean.copy_(changes.mean(0))
-        self.change_std.copy_(changes.std(0).clamp(min=1e-6))
+        self.change_std.copy_(divisor(changes.std(0), self.change_mean))
 
     def forward(self, contexts, changes):
         """Return actions (n, A) of raw contexts (n, C) and changes (n, D)."""
@@ -399,7 +472,7 @@ class ActionSearch:
         self.config = config
         self.device = device
         self.probes = []
-        self.change_std = changes.std(0).clamp(min=1e-6)
+        self.change_std = divisor(changes.std(0), changes.mean(0))
 
     def residuals(self, probes):
         """Return mean squared differences (n,) between changes of probes and data, in stds of the data's."""
@@ -474,7 +547,7 @@ class ActionSearch:
         # train; the learning rate falls linearly to 0 in the second half
         optimizer = torch.optim.AdamW(network.parameters(), lr or self.config.lr, weight_decay=WEIGHT_DECAY)
         schedule = LambdaLR(optimizer, lambda update: min(1, 2 - 2 * update / updates))
-        for _ in tqdm(range(updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0):
+        for _ in progress_bar(range(updates), 'updates', leave=False):
             batch = draw(torch.randint(num_train, (self.config.batch_size,)))
             contexts, changes, actions = (part.to(self.device) for part in batch)
             loss = (network(contexts, changes) - actions).square().mean()

@@ -6,17 +6,26 @@
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
 
-The data, the environment and the goals are observed through the same model.
+The data, the environment and the goals are observed through the same model. Observations are float32, which
+holds seven digits. A dimension with a large offset, such as a position in UTM coordinates, is therefore
+observed relative to an origin, which is subtracted in float64. The data determine it (`with_origin`).
 
 `find_dimensions` determines which dimensions are positions. It probes MuJoCo environments by moving the
-simulated robot. A custom environment has an attribute `observed`, such as {'positions': [0], 'torso': [0]}.
+simulated robot. A custom environment, or a wrapper of it, has an attribute `observed`, such as
+{'positions': [0], 'torso': [0]}.
 """
 
 import dataclasses
+import functools
 import math
+import sys
 
 import gymnasium
 import numpy as np
+
+from environments.checks import find_attribute, short
+from support.contents import Number, check_layout, has_type
+from support.tolerances import find_origin
 
 KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
 
@@ -33,6 +42,7 @@ class ObservationModel:
     drop_rate: float = 0.0  # probability that an observation is dropped
     noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
     noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
+    origin: tuple | None = None  # (S',) zero point of observations; (): all 0; None: not yet determined
 
     @classmethod
     def from_setting(cls, setting, env):
@@ -52,9 +62,23 @@ class ObservationModel:
 
     @classmethod
     def from_dict(cls, saved):
-        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples."""
+        """Return the observation model that `dataclasses.asdict` saved; JSON makes lists of its tuples.
+
+        It keeps its origin, whatever data it is used with.
+
+        Raises:
+            ValueError: `saved` is none.
+        """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return cls(**values)
+        model = cls(**values | {'origin': values['origin'] or ()})
+        parse_setting(model.setting)
+        check_layout(values, {'drop_rate': Number(float, least=0), 'noise_fraction': Number(float, least=0)})
+        for name, kind in (('dimensions', int), ('noise', float)):
+            if not all(has_type(value, kind) and value >= 0 for value in values[name] or ()):
+                raise ValueError(f'`{name}` of the observation model is {values[name]}')
+        if not all(has_type(value, float) for value in model.origin):
+            raise ValueError(f'`origin` of the observation model is {model.origin}')
+        return model
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""
@@ -62,6 +86,13 @@ class ObservationModel:
             return self
         noise = self.noise_fraction * np.asarray(std, np.float64)
         return dataclasses.replace(self, noise=tuple(noise.tolist()))
+
+    def with_origin(self, states):
+        """Return this model with the origin that raw states (N, S) need in float32; a set origin is kept."""
+        if self.origin is not None:
+            return self
+        origin = find_origin(self._select(states))
+        return dataclasses.replace(self, origin=tuple(origin.tolist()) if origin.any() else ())
 
     def __bool__(self):
         """Return whether observations differ from states."""
@@ -77,10 +108,16 @@ class ObservationModel:
         Returns:
             (T, S') float32 observations.
         """
-        observations = states if self.dimensions is None else states[:, self.dimensions]
+        observations = self._select(states)
         if self.noise is not None:
             observations = observations + rng.standard_normal(observations.shape) * self.noise
+        if self.origin:
+            observations = observations - np.array(self.origin)
         return observations.astype(np.float32)
+
+    def _select(self, states):
+        """Return the observed dimensions of raw states (T, S)."""
+        return states if self.dimensions is None else states[:, self.dimensions]
 
     def observe_trajectories(self, states, starts, ends, seed):
         """Observe each trajectory i as an episode whose reset has the seed [seed, i].
@@ -91,10 +128,10 @@ class ObservationModel:
             seed: int.
 
         Returns:
-            (N, S') float32 observations; `states` itself if they are fully observed.
+            (N, S') float32 observations; `states` itself if they are float32 and fully observed.
         """
-        if not self:
-            return states
+        if not self and not self.origin:
+            return states.astype(np.float32, copy=False)
 
         observations = []
         for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -104,7 +141,7 @@ class ObservationModel:
 
     def wrap(self, env):
         """Return the environment with observations of this model."""
-        return PartialObservation(env, self) if self else env
+        return PartialObservation(env, self) if self or self.origin else env
 
     def columns(self, dimensions):
         """Return the indices in an observation of some dimensions of a raw state.
@@ -120,6 +157,10 @@ class ObservationModel:
             raise ValueError(f'--observe {self.setting}: dimensions {hidden} of the state are not observed; '
                              'use --observe full')
         return [self.dimensions.index(dimension) for dimension in dimensions]
+
+    def origin_of(self, columns):
+        """Return the origin (n,) float64 of some columns of an observation."""
+        return np.array(self.origin)[columns] if self.origin else np.zeros(len(columns))
 
 
 FULL_STATE = ObservationModel()
@@ -174,6 +215,8 @@ class PartialObservation(gymnasium.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         state, info = self.env.reset(seed=seed, options=options)
+        if self.observation_model.origin and np.can_cast(np.asarray(state).dtype, np.float32):
+            _warn_of_float32()
         self.observer = EpisodeObserver(self.observation_model, seed)
         return self._observe(state), self._observe_goal(info)
 
@@ -188,6 +231,13 @@ class PartialObservation(gymnasium.Wrapper):
         if 'goal' not in info:
             return info
         return info | {'goal': self.observer.observe_goal(info['goal'])}
+
+
+@functools.cache
+def _warn_of_float32():
+    """Print once that an environment rounds states for which float32 has too few digits."""
+    print('warning: the states of the data are float64 and far from zero, but the environment returns '
+          'float32, which has lost digits; let its reset and step return float64', file=sys.stderr)
 
 
 def observation_model_of(checkpoint):
@@ -228,19 +278,29 @@ def find_dimensions(env, kind):
     Raises:
         ValueError: the environment does not define them.
     """
-    env = env.unwrapped
-    observed = getattr(env, 'observed', None)
+    observed = find_attribute(env, 'observed')
     if observed is not None:
-        if kind not in observed:
-            raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
-                             'list of dimensions')
-        return [int(dimension) for dimension in observed[kind]]
+        return _read_observed(observed, kind, env.observation_space.shape[0])
 
+    env = getattr(env, 'unwrapped', env)
     get_state = getattr(env, 'get_ob', None) or getattr(env, 'compute_observation', None)
     if get_state is None or not hasattr(env, 'model'):
         raise ValueError(f'--observe {kind}: the environment does not define these dimensions; give it an '
                          'attribute `observed`, such as {"positions": [0, 1], "torso": [0, 1]}')
     return _probe_mujoco(env, get_state, kind)
+
+
+def _read_observed(observed, kind, size):
+    """Return the list of int `observed[kind]`, distinct dimensions of a state of `size` dimensions."""
+    if not isinstance(observed, dict) or kind not in observed:
+        raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
+                         'list of dimensions')
+    dimensions = np.asarray(observed[kind])
+    is_list = dimensions.ndim == 1 and dimensions.size and dimensions.dtype.kind in 'iu'
+    if not is_list or len(set(dimensions.tolist()) & set(range(size))) < len(dimensions):
+        raise ValueError(f'--observe {kind}: `observed` of the environment gives {short(observed[kind])}; it '
+                         f'must be a list of distinct dimensions, 0 to {size - 1}')
+    return dimensions.tolist()
 
 
 def _probe_mujoco(env, get_state, kind):
@@ -265,7 +325,7 @@ def _probe_mujoco(env, get_state, kind):
     # dimensions that do not depend on velocities
     at_rest = state_of(pose, 0)
     moving = state_of(pose, rng.uniform(0.5, 1, data.qvel.shape))
-    is_position = np.isclose(moving, at_rest, rtol=0, atol=1e-9)
+    is_position = np.isclose(moving, at_rest, rtol=1e-9, atol=0)
     if kind == 'positions':
         return np.flatnonzero(is_position).tolist()
 
@@ -282,5 +342,5 @@ def _probe_mujoco(env, get_state, kind):
         quaternion = rng.uniform(0.5, 1, 4)
         moved_pose[first:first + 3] += rng.uniform(0.1, 0.2, 3)
         moved_pose[first + 3:first + 7] = quaternion / np.linalg.norm(quaternion)
-    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=0, atol=1e-9)
+    has_changed = ~np.isclose(state_of(moved_pose, 0), at_rest, rtol=1e-9, atol=0)
     return np.flatnonzero(is_position & has_changed).tolist()

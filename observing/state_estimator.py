@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import EncoderState
+from support.progress import progress_bar
 from trajectories import RowQueue
 
 WINDOWS_PER_BATCH = 64  # windows that the encoder processes at once
@@ -179,7 +179,7 @@ class ImputedStates:
 
         borders = zip(data.starts, data.ends, strict=True)
         added = [(start, end) for start, end in borders if start >= num_known]
-        for start, end in tqdm(added, 'dropped observations', leave=False, dynamic_ncols=True, delay=1):
+        for start, end in progress_bar(added, 'dropped observations', leave=False, delay=1):
             self.predicted[start:end + 1] = self.estimator.predict(data.observations[start:end + 1])
 
     @property

@@ -31,6 +31,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
 from planning.planners import Subgoals
+from support.contents import Number, Tensor, check_layout
 
 # entries of a route in place of the next node
 NO_PATH = -1
@@ -49,7 +50,7 @@ RNG_STREAM = 7  # separates the random draws of the graph from others with the s
 CHUNK_ROWS = 1 << 18  # rows of the data whose features are in memory at once
 RADIUS_QUANTILE = 0.999  # quantile of the distance from a state to its node that defines the radius of nodes
 OFF_MAP_RADII = 2.0  # distance from all nodes, in radii, beyond which a state is off the map
-MIN_ACTIVE_SCALE = 1e-3  # scale, in largest ones, below which look-ups ignore a dimension
+MIN_ACTIVE_SPREAD = 2.5e-4  # spread of nodes, in the largest one, below which look-ups ignore a dimension
 DISPLACEMENT_PAIRS = 50_000  # pairs of states, at most, for the median displacement
 STATIONARY_FRACTION = 0.2  # displacement, in 90th percentiles, below which a state is stationary
 
@@ -63,7 +64,7 @@ JUMP_RATIO = 7.0  # change of some dimension in a jump, in ordinary changes of i
 SAMPLED_STEPS = 100_000  # steps, at most, for the quantiles of changes
 CELLS_PER_JUMP = 4  # cells along the length of the shortest jump, within which take-offs share a jump source
 PLANNING_DISCOUNT = 0.9999  # per step, of value iteration; near 1, reliability counts for more than speed
-VALUE_TOL = 1e-7  # largest change of a value at which value iteration stops
+VALUE_TOL = 1e-7  # largest relative change of a value at which value iteration stops
 
 CACHED_ROUTES = 128  # routes that a planner keeps, one per goal node
 
@@ -120,20 +121,23 @@ class StateGraph:
         rng = np.random.default_rng([seed, RNG_STREAM])
         hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
         mean, scale = (np.asarray(array, np.float32) for array in (mean, scale))
-        active = active_dims(scale)
 
         def features(rows):
             return to_features(data.observations[rows], mean, scale)
 
         # nodes, and the node of each row of the data
         centers = choose_centers(features, data.end_of, hop, nodes, rng)
-        labels, distances, step_lengths = assign_nodes(features, len(data), centers, active)
+        labels, distances, step_lengths = assign_nodes(features, len(data), centers)
+        while len(used := np.unique(labels)) < len(centers):  # drop nodes without states
+            centers = centers[used]
+            labels, distances, step_lengths = assign_nodes(features, len(data), centers)
         representatives = nearest_rows(labels, distances, len(centers))
 
         # the gap between nodes bounds the radius below: distances are 0 if each state is a node
         radius = max(np.quantile(distances, RADIUS_QUANTILE), median_gap(centers))
 
         # jumps of the data, and the regions in which they begin
+        active = active_dims(centers)
         jumps = find_jumps(data.observations, step_lengths, data.end_of, active)
         source_ids = find_jump_sources(features(np.flatnonzero(jumps))[:, active], step_lengths[jumps])
 
@@ -178,8 +182,32 @@ class StateGraph:
 
     @classmethod
     def from_state_dict(cls, saved):
-        """Return the graph whose `state_dict` was `saved`."""
+        """Return the graph whose `state_dict` was `saved`; raise ValueError if it is none."""
+        sizes = check_layout(saved, GRAPH_LAYOUT)
+        check_layout(saved['jumps'], JUMPS_LAYOUT, **sizes)
         return cls(**_to_arrays(saved) | {'jumps': JumpModel(**_to_arrays(saved['jumps']))})
+
+
+GRAPH_LAYOUT = {  # of `StateGraph.state_dict`, beside its jumps
+    'mean': Tensor('float32', 'S'),
+    'scale': Tensor('float32', 'S', least=0),
+    'centers': Tensor('float32', 'K S'),
+    'states': Tensor('float32', 'K S'),
+    'radius': Number(float, least=0),
+    'sources': Tensor('int32', 'E', least=0, below='K'),
+    'targets': Tensor('int32', 'E', least=0, below='K'),
+    'costs': Tensor('float32', 'E', least=0),
+    'near_sources': Tensor('int32', 'M', least=0, below='K'),
+    'near_targets': Tensor('int32', 'M', least=0, below='K'),
+    'hop': Number(int, least=1),
+}
+JUMPS_LAYOUT = {
+    'source_nodes': Tensor('int32', 'J', least=0, below='K'),
+    'source_ids': Tensor('int32', 'J', least=0, below='P'),
+    'landing_source_ids': Tensor('int32', 'P', least=0, below='P'),
+    'landing_nodes': Tensor('int32', 'P', least=0, below='K'),
+    'landing_probs': Tensor('float32', 'P', least=0),
+}
 
 
 def _to_tensors(values):
@@ -200,9 +228,13 @@ def to_features(states, mean, scale):
     return (states - mean) * scale
 
 
-def active_dims(scale):
-    """Return the mask (S,) bool of the dimensions that affect the look-up of nodes noticeably."""
-    return scale > MIN_ACTIVE_SCALE * scale.max()
+def active_dims(centers):
+    """Return the mask (S,) bool of the dimensions in which nodes at centers (K, S) differ noticeably.
+
+    The others hardly affect which node is nearest. Features have no unit, unlike their scale.
+    """
+    spread = centers.std(0)
+    return spread >= MIN_ACTIVE_SPREAD * spread.max()
 
 
 # ------------------------------------------------------------------------------------------------ planning
@@ -230,7 +262,7 @@ class GraphPlanner:
         self._node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
 
         # look-up of the node of a state
-        self._active = active_dims(graph.scale)
+        self._active = active_dims(graph.centers)
         self._tree = KDTree(graph.centers[:, self._active])
 
         # sparse matrices by target: incoming edges, and nodes from which a target is near. Each pair is
@@ -330,16 +362,34 @@ class GraphPlanner:
         return np.stack([self.route(node) for node in self.locate(goals)])
 
     def path(self, start, goal):
-        """Return the list of nodes from `start` to `goal`; empty without a path or if either is -1."""
+        """Return the list of nodes from `start` to `goal`; empty without a path or if either is -1.
+
+        The path follows the nodes that an episode heads for. These can lead back to a jump source from its
+        likeliest landing, for another attempt. There the path takes the landing nearest to the goal, which is
+        the last attempt. Distances fall along the path, so that it ends.
+        """
         if min(start, goal) < 0:
             return []
-        _, next_nodes = self._paths_to(goal)
+
+        distances, next_nodes = self._paths_to(goal)
         nodes = [int(start)]
         while nodes[-1] != goal:
-            if next_nodes[nodes[-1]] < 0:
+            here = nodes[-1]
+            following = next_nodes[here]
+            if following < 0:
                 return []
-            nodes.append(int(next_nodes[nodes[-1]]))
+            if distances[following] >= distances[here]:
+                landings = self._landings(here)
+                following = landings[distances[landings].argmin()]
+            nodes.append(int(following))
         return nodes
+
+    def _landings(self, node):
+        """Return the possible landings (n,) of the jump sources within a hop of `node`."""
+        jumps = self.graph.jumps
+        entered = jumps.source_ids[jumps.source_nodes == node]
+        possible = np.isin(jumps.landing_source_ids, entered) & (jumps.landing_probs > 0)
+        return jumps.landing_nodes[possible]
 
     def _find_route(self, node):
         """Compute `route` without the cache."""
@@ -404,7 +454,7 @@ class GraphPlanner:
 
             # Bellman update
             new_value = np.maximum(value, np.maximum(edge_values, jump_values))
-            changed = (new_value - value).max() > VALUE_TOL
+            changed = (new_value > (1 + VALUE_TOL) * value).any()
             value = new_value
 
         # the target of the best edge of each node: the last one in ascending order overwrites the others
@@ -416,8 +466,11 @@ class GraphPlanner:
         order = np.argsort(landing_values, kind='stable')
         best_landing = np.zeros(len(source_values), int)
         best_landing[jumps.landing_source_ids[order]] = jumps.landing_nodes[order]
-        jump_is_better = entry_values > edge_values[jumps.source_nodes]
-        next_nodes[jumps.source_nodes[jump_is_better]] = best_landing[jumps.source_ids[jump_is_better]]
+
+        # a node near several jump sources enters the best one, which comes last in ascending order
+        order = np.argsort(entry_values, kind='stable')
+        order = order[(entry_values > edge_values[jumps.source_nodes])[order]]
+        next_nodes[jumps.source_nodes[order]] = best_landing[jumps.source_ids[order]]
 
         # the ends of paths
         next_nodes[near] = node
@@ -514,7 +567,7 @@ def cluster(features, nodes, spacing, rng, max_nodes=MAX_NODES):
     return np.ascontiguousarray(centers[np.unique(labels)], np.float32)
 
 
-def assign_nodes(features, count, centers, active):
+def assign_nodes(features, count, centers):
     """Assign each row of the data to its nearest node.
 
     Rows are processed in chunks, since the features of all rows would take as much memory as the data.
@@ -523,13 +576,13 @@ def assign_nodes(features, count, centers, active):
         features: function from rows of the data to their features (n, S).
         count: number of rows N.
         centers: (K, S) features of the nodes.
-        active: (S,) bool, dimensions of the look-up.
 
     Returns:
         labels: (N,) int32, nearest node of each row.
         distances: (N,) float32, distance to it.
         step_lengths: (N,) float32, feature distance from each row to the next, 0 at the last row.
     """
+    active = active_dims(centers)
     tree = KDTree(centers[:, active])
     labels = np.empty(count, np.int32)
     distances = np.empty(count, np.float32)

@@ -376,7 +376,7 @@ class ObjectPlanState(NamedTuple):
 
     stages: np.ndarray  # (B,) int, index of the stage in its route
     placements: np.ndarray  # (B,) int, index of the placement in its stage; -1: none
-    positions: np.ndarray  # (B, S) of all objects at the last step
+    positions: np.ndarray  # (B, S) of all objects at the last step; NaN before the first step
     steps_at_rest: np.ndarray  # (B,) int, steps without motion of any object
     moves_left: np.ndarray  # (B,) int, in the stage; -1: no moves lead to its end
     steps_waited: np.ndarray  # (B,) int, steps with the same number of moves left
@@ -390,7 +390,7 @@ class ObjectPlanState(NamedTuple):
         return cls(
             stages=zeros,
             placements=np.full(batch_size, -1),
-            positions=np.zeros((batch_size, state_dim), np.float32),
+            positions=np.full((batch_size, state_dim), np.nan, np.float32),
             steps_at_rest=zeros,
             moves_left=zeros,
             steps_waited=zeros,
@@ -488,8 +488,8 @@ class ObjectPlanner:
         """
         # a placement is committed while objects move
         positions = self.map.positions(observations)
-        is_moving = np.abs(positions - plan.positions).max(1) >= REST_TOL / 2
-        steps_at_rest = np.where(is_moving, 0, plan.steps_at_rest + 1)
+        is_at_rest = np.abs(positions - plan.positions).max(1) < REST_TOL / 2  # false at the first step
+        steps_at_rest = np.where(is_at_rest, plan.steps_at_rest + 1, 0)
         committed = np.where(steps_at_rest < REST_STEPS, plan.placements, -1)
 
         # the current stage changes only in episodes without committed placement

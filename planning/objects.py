@@ -24,6 +24,9 @@ import functools
 import numpy as np
 import torch
 
+from support.contents import Tensor, check_layout
+from support.tolerances import divisor
+
 # object dimensions, standard deviations of the data
 REST_TOL = 0.02  # a dimension that changes by less is at rest
 MOTION_TOL = 1.0  # the robot moves if some dimension changes by more in transition_steps
@@ -71,13 +74,13 @@ def find_objects(data):
     """
     observations = data.observations[:len(data)]
     none = np.zeros(observations.shape[1])
-    std = data.statistics()[1]
-    std = np.where(std > 1e-6, std, 1)
+    mean, std = data.statistics()
+    std = divisor(std, mean)
 
-    # changes within k and within 4k steps
-    short = _absolute_changes(observations, data.end_of, data.transition_steps, std)
-    long = _absolute_changes(observations, data.end_of, 4 * data.transition_steps, std)
-    if short is None or long is None:
+    # changes within k and 4k steps, and within a rest; None in data of shorter trajectories
+    spans = data.transition_steps, 4 * data.transition_steps, REST_STEPS
+    short, long, brief = (_absolute_changes(observations, data.end_of, steps, std) for steps in spans)
+    if short is None or long is None or brief is None:
         return none
 
     # dimensions that rest while others move; at least one other dimension must be left to move them
@@ -90,7 +93,6 @@ def find_objects(data):
         return none
 
     # a walker rests in each of its coordinates along some corridor, but never in all of them
-    brief = _absolute_changes(observations, data.end_of, REST_STEPS, std)
     is_busy = brief[:, ~is_object].max(1) > REST_TOL
     all_rest = (brief[is_busy][:, is_object] < REST_TOL).all(1)
     if all_rest.sum() < MIN_JOINT_REST_FRACTION * is_busy.sum():
@@ -507,13 +509,30 @@ class ObjectMap:
 
     @classmethod
     def from_state_dict(cls, saved):
-        """Rebuild the map that `state_dict` was called on."""
+        """Rebuild the map that `state_dict` was called on; raise ValueError if `saved` is none."""
+        check_layout(saved, MAP_LAYOUT)
         arrays = {name: tensor.cpu().numpy() for name, tensor in saved.items()}
         return cls(**arrays | {'move_timeout': int(arrays['move_timeout'])})
 
     def __str__(self):
         return (f'{len(self.switches)} switches, {len(self.movable)} movable objects, '
                 f'{len(self.sources):,} + {len(self.placed_objects):,} moves')
+
+
+MAP_LAYOUT = {  # of `ObjectMap.state_dict`
+    'scale': Tensor('float32', 'S', least=0),
+    'object_of': Tensor('int32', 'S', least=-1, below='S'),
+    'level_objects': Tensor('int', 'L', least=0, below='W'),
+    'level_states': Tensor('float32', 'L S'),
+    'sources': Tensor('int8', 'E W', least=0, below='L'),
+    'targets': Tensor('int8', 'E W', least=0, below='L'),
+    'placed_objects': Tensor('int32', 'G', least=0, below='S'),
+    'placed_configurations': Tensor('int8', 'G W', least=0, below='L'),
+    'placed_before': Tensor('float32', 'G S'),
+    'placed_after': Tensor('float32', 'G S'),
+    'move_timeout': Tensor('int', least=0),
+    'start_states': Tensor('float32', 'T S'),
+}
 
 
 def _unique_switch_moves(sources, targets):

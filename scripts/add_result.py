@@ -10,38 +10,20 @@ of flags (`@configs/puzzle.args`) are read from this repository, and their flags
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
-from support.results import DIGITS, TASKS, Run, add_run, method_flags  # noqa: E402
+from support.results import DIGITS, TASKS, Run, add_run, method_flags, read_json  # noqa: E402
 
 # the script that config.json names -> the half of the run
 HALVES = {'offline_trainer': 'offline', 'online_trainer': 'online', 'label_with_simulator': 'simulator'}
 # what evaluate.py may change about a checkpoint, and its value where it changes nothing
 EVALUATION = {'stuck_noise': 0.0}
-
-
-def read_json(path):
-    """Read a JSON object.
-
-    Raises:
-        ValueError: names the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise ValueError(f'{path} does not exist') from None
-    except ValueError as error:
-        raise ValueError(f'{path} is damaged: {error}') from None
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} is damaged: not an object')
-    return content
 
 
 def last_step(folder, names):
@@ -77,7 +59,7 @@ def evaluation_flags(metrics, online_flags):
     """Return the flags of evaluate.py that change the checkpoint and are not among its online flags."""
     words = []
     for name, default in EVALUATION.items():
-        value = metrics.get(name) or default
+        value = metrics.get(name, default)
         if value != default and f'--{name}' not in online_flags.split():
             words += [f'--{name}', f'{value:g}']
     return ' '.join(words)
@@ -110,6 +92,8 @@ def make_run(experiment, dataset, seed, metrics, path, **training):
         )
     except KeyError as error:
         raise ValueError(f'{path} lacks {error.args[0]}') from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
 
 
 def read_run(experiment, folders):
@@ -159,7 +143,7 @@ def read_run(experiment, folders):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('experiment', help='name of the experiment, as in scripts/reproduce.sh')
     parser.add_argument('folders', nargs='+', type=Path, help='folders of the run')
     parser.add_argument('--csv', default=str(ROOT / 'results' / 'runs.csv'), help='default: %(default)s')
@@ -169,7 +153,8 @@ def main():
     replaced = add_run(flags.csv, run)
     action = 'replaced in' if replaced else 'added to'
     name = f'{run.experiment}, {run.dataset}, seed {run.seed}'
-    print(f'{name}: {100 * run.success:.1f} %, {action} {flags.csv}')
+    episodes = f'{TASKS * run.episodes_per_task} episodes'
+    print(f'{name}: {100 * run.success:.1f} % of {episodes}, {action} {flags.csv}')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ once. The dataset needs `qpos` and `qvel` beside its `observations`, as in OGBen
 `collect_dataset.py --physics`. Its actions are never read. Method: labeling/simulator_labels.py.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -21,6 +22,7 @@ import support.threads  # noqa: F401, E402  before torch
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from environments.checks import closing  # noqa: E402
 from environments.custom_env import name_flag  # noqa: E402
 from labeling.simulator_labels import (  # noqa: E402
     ActionSearch,
@@ -31,12 +33,14 @@ from labeling.simulator_labels import (  # noqa: E402
     Simulator,
 )
 from ogbench_utils import check_name, make_env  # noqa: E402
+from support.contents import Number, Tensor, check_layout  # noqa: E402
 from support.devices import choose_device, set_seed  # noqa: E402
-from support.files import write_atomic  # noqa: E402
+from support.files import prefix_errors, write_atomic  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from support.npz import load_physics  # noqa: E402
 from support.runs import RunConfig, open_run  # noqa: E402
+from support.tolerances import divisor  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 from utils import normalize_actions, unnormalize_actions  # noqa: E402
 
@@ -71,16 +75,17 @@ def label_dataset(config):
     device = choose_device(config.device)
     prepare_cpu(device)
 
-    with open_run('labeling', __file__, config) as run:
+    with open_run('labeling', __file__, config) as run, contextlib.ExitStack() as opened:
         # load the data and its simulator
         with run.stop.interruptible():
             data, _, source = load_dataset(
                 config.name, config.dataset_path, config.data_dir, config.dataset_url,
                 config.max_trajectories, context_length=1,
             )
-            env = make_env(config.name).unwrapped
-            simulator = Simulator(env)
-            physics = PhysicsStates(*load_physics(source.path, len(data), env.model.nq, env.model.nv))
+            simulator = Simulator(opened.enter_context(closing(make_env(config.name))))
+            model = simulator.model
+            physics = PhysicsStates(*load_physics(source.path, len(data), model.nq, model.nv))
+            simulator.check_steps(physics)
 
         # infer the actions
         print(source.note)
@@ -143,7 +148,7 @@ class SimulatorLabeling:
         self.simulator = simulator
         self.space = simulator.env.action_space
         self.action_dim = len(self.space.low)
-        self.velocity_std = np.maximum(physics.qvel.std(0), 1e-6)
+        self.velocity_std = divisor(physics.qvel.std(0), physics.qvel.mean(0))
 
         # what is probed
         self.rows, self.solve_order = choose_rows(config, data, simulator)
@@ -157,7 +162,8 @@ class SimulatorLabeling:
         self.converged = torch.zeros(0, dtype=torch.bool)  # (k,)
         self.solving_probes = 0
         if run.saved:
-            self.load_state_dict(run.saved)
+            with prefix_errors(run.last):
+                self.load_state_dict(run.saved)
         self.log = run.start_logging('labeling.csv', self.num_steps, data.fingerprint())
 
     @property
@@ -220,13 +226,13 @@ class SimulatorLabeling:
         self.search.probes = [*self.search.probes[-1:], probes]
         self.rounds_done += 1
 
-        # report
+        # save and report
         residuals = self.search.residuals(probes)
         mean, median = residuals.mean().item(), residuals.median().item()
-        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
-              f'median {median:.3f}')
         self.log.log(self.num_steps, {'residual_mean': mean, 'residual_median': median})
         self.save()
+        print(f'round {self.rounds_done}: mean residual {mean:.3f} of the variance of changes, '
+              f'median {median:.3f}')
 
     def solve(self, actions):
         """Solve for the actions of the next part of `solve_order`, log and save.
@@ -246,12 +252,12 @@ class SimulatorLabeling:
         self.converged = torch.cat([self.converged, torch.from_numpy(result.converged)])
         self.solving_probes += result.num_probes
 
-        # report
+        # save and report
         count = len(self.solved_actions)
         fraction = self.converged.float().mean().item()
-        print(f'least squares at {count:,} states, {self.solving_probes:,} probes: {fraction:.0%} converged')
         self.log.log(self.num_steps, {'solved_states': count, 'converged_fraction': fraction})
         self.save()
+        print(f'least squares at {count:,} states, {self.solving_probes:,} probes: {fraction:.0%} converged')
 
     def best_actions(self):
         """Return solved actions where they converged, and corrections elsewhere (n, A).
@@ -299,10 +305,28 @@ class SimulatorLabeling:
         })
 
     def load_state_dict(self, saved):
-        """Restore what `save` wrote."""
+        """Restore what `save` wrote; raise ValueError if it is of other data."""
+        # sizes: n probed rows, D changes, A actions, k solved states
+        sizes = {'n': len(self.rows), 'D': self.search.changes.shape[1], 'A': self.action_dim}
+        check_layout(saved, {
+            'rounds_done': Number(int, least=1),
+            'solving_probes': Number(int, least=0),
+            'solved_actions': Tensor('float32', 'k A'),
+            'converged': Tensor('bool', 'k'),
+        }, **sizes)
+        for probes in saved['probes']:
+            check_layout(probes, {'actions': Tensor('float32', 'n A'), 'changes': Tensor('float32', 'n D')},
+                         **sizes)
+        rounds = saved['rounds_done']
+        if rounds > self.config.num_rounds or len(saved['probes']) != min(rounds, 2):
+            raise ValueError(f'{rounds} rounds and {len(saved["probes"])} kept probes do not belong together')
+        if len(saved['solved_actions']) > len(self.solve_order):
+            raise ValueError(f'{len(saved["solved_actions"])} states are solved; at most {len(self.solve_order)} are')
+
         self.rounds_done = saved['rounds_done']
         self.search.probes = [Probes(**probes) for probes in saved['probes']]
         if saved['fit']:
+            check_layout(saved['fit'], {'rmse': Tensor('float32', 'A'), 'r2': Number(float)}, **sizes)
             network = self.search.load_network(saved['fit']['network'])
             self.fit = Fit(**saved['fit'] | {'network': network})
         self.solved_actions = saved['solved_actions']
@@ -325,7 +349,7 @@ class SimulatorLabeling:
 
 
 def main(argv=None):
-    label_dataset(*parse_flags(__doc__.splitlines()[0], SimulatorLabelConfig, argv=argv))
+    label_dataset(*parse_flags(__doc__, SimulatorLabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

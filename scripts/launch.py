@@ -23,10 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from support.threads import cores  # noqa: E402
 
-from support.figures import INK, TASK_COLORS, pyplot, save  # noqa: E402
+from support.figures import INK, TASK_COLORS, default_style, optional_picture, save, subplots  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
+from support.runs import stop_signals  # noqa: E402
 from support.stats import by_evaluation, over_runs  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
@@ -152,11 +153,12 @@ def markdown(points, seeds):
     return '\n'.join([*lines, '', f'Seeds {seeds}; the interval is a percentile bootstrap over them.'])
 
 
+@default_style()
 def draw(points, path, title):
     """Draw one panel per result column: thin lines for seeds, a bold mean, a shaded interval."""
     names = result_columns(points)
     rows = -(-len(names) // 4)
-    figure, axes = pyplot().subplots(rows, 4, figsize=(12.4, 2.4 * rows), squeeze=False, layout='constrained')
+    figure, axes = subplots(rows, 4, (12.4, 2.4 * rows))
 
     for axis, name in zip(axes.flat, names, strict=False):
         shown = [point for point in points if point.name == name]
@@ -193,14 +195,16 @@ def report(script, seeds, save_dir):
     table = markdown(points, tables)
     write_atomic(save_dir / 'aggregate.csv', lambda file: file.write(csv_text(points).encode()))
     write_atomic(save_dir / 'aggregate.md', lambda file: file.write((table + '\n').encode()))
-    draw(points, save_dir / 'aggregate.png', f'{save_dir.name}: {len(tables)} seeds, mean and 95 % interval')
+    path = save_dir / 'aggregate.png'
+    with optional_picture(path):
+        draw(points, path, f'{save_dir.name}: {len(tables)} seeds, mean and 95 % interval')
     return table
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index('--') if '--' in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(description=summary(__doc__),
                                      epilog='flags after -- go to the trainer, with {seed} replaced')
     parser.add_argument('script', choices=SCRIPTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
@@ -219,7 +223,8 @@ def main(argv=None):
         raise ValueError(f'{sorted(reserved)[0]} is set for each seed; leave it out after --')
 
     save_dir = Path(options.save_dir)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run_all stops the trainings
+    for number in stop_signals()[1:]:  # all but Ctrl-C: run_all stops the trainings
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     codes = {}
     if not options.only_report:
         codes = run_all(options.script, options.seeds, save_dir, flags, options.cores)

@@ -11,7 +11,6 @@ exploration. All other experiments are compared with `main`, paired by seed.
 
 import argparse
 import collections
-import json
 import math
 import shlex
 import sys
@@ -24,9 +23,9 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 from support.figures import plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
-from support.results import BUDGET, TASKS, Baseline, read_args_file, read_rows, split_flags  # noqa: E402
-from support.stats import mean_half_width, mean_std  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
+from support.results import BUDGET, TASKS, Baseline, read_args_file, read_json, read_rows, split_flags  # noqa: E402
+from support.stats import mean_half_width, mean_std, signed  # noqa: E402
 
 # around a block; on a page with several blocks with the name of the block
 BEGIN = '<!-- make_tables.py{} -->'
@@ -121,7 +120,7 @@ def read_shares(path):
     """Return {objective that is left out: its share of an update's arithmetic}."""
     if not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding='utf-8'))['rows']
+    rows = read_json(path)['rows']
     return {f'no {part}': share for row in rows for part, share in row['shares'].items()}
 
 
@@ -163,8 +162,8 @@ def difference_text(pairs, column='success', by_seed=True):
     if not values:
         return '–'
     width = f' ± {mean_half_width(values):.0f}' if len(values) > 1 else ''
-    each = f' ({", ".join(f"{value:+.0f}" for value in values)})' if by_seed else ''
-    return f'{np.mean(values):+.1f}{width}{each}'
+    each = f' ({", ".join(signed(value, 0) for value in values)})' if by_seed else ''
+    return f'{signed(np.mean(values), 1)}{width}{each}'
 
 
 def range_text(values):
@@ -435,7 +434,7 @@ def other_rows(results):
             code(name),
             mean_text(runs),
             mean_text([other for _, other in pairs]) if pairs else '–',
-            f'{difference:+.1f}' if pairs else '–',
+            signed(difference, 1) if pairs else '–',
             str(len(pairs)),
             *steps_and_episodes(runs),
         ))
@@ -590,7 +589,7 @@ def stale_pages(root, pages):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--check', action='store_true', help='only say whether the tables are up to date')
     parser.add_argument('--root', default=str(ROOT), help='folder with the READMEs and results/')
     flags = parser.parse_args()
@@ -600,7 +599,7 @@ def main():
     path = root / 'results' / 'baselines.csv'
     baselines = read_rows(path, Baseline) if path.is_file() else []
     shares = read_shares(root / 'results' / 'parts.json')
-    published = json.loads((ROOT / 'scripts' / 'published.json').read_text(encoding='utf-8'))
+    published = read_json(ROOT / 'scripts' / 'published.json')
     published.pop('about')
     args_files = read_args_files(ROOT / 'configs')
 

@@ -96,7 +96,7 @@ make_expert() {
     # shellcheck disable=SC2086
     "$PYTHON" scripts/experts/train_expert.py --robot "$1" --num_decisions "$3" $4 --output_dir "$folder" \
         $([ ! -f "$folder/teacher.npz" ] || echo --resume)
-    for resume in '' --resume; do
+    for resume in "$([ ! -f "$folder/student.pth" ] || echo --resume)" --resume; do
         "$PYTHON" scripts/experts/distil_expert.py --robot "$1" --teacher "$folder/teacher.npz" \
             --output "$folder/expert.npz" --num_steps "$5" --warm_steps "$(($5 / 5))" $resume
     done

@@ -219,7 +219,7 @@ def size(name, trajectories, rows, dimensions, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('what', choices=('kills', 'memory', 'size'))
     parser.add_argument('--count', type=int, default=50, help='kills of each training (default: %(default)s)')
     options = parser.parse_args()

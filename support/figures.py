@@ -1,8 +1,11 @@
 """Plot logged metrics by matplotlib without a display, and share colours among all figures."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +30,61 @@ LEGEND_ROOM = 0.3  # height above the plot for a legend of several rows, as a fr
 MIN_LOG_RATIO = 20  # ratio of the largest to the smallest value above which a log scale is used
 
 
-def pyplot():
-    """Import matplotlib.pyplot late, since it takes half a second, for figures that are written to files."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    return plt
+@contextlib.contextmanager
+def default_style():
+    """Context (or decorator) in which matplotlib is imported and has its default settings.
+
+    A matplotlibrc or a backend of the user does not matter: a notebook names one in MPLBACKEND that other
+    environments lack. The import is late, since it takes half a second.
+    """
+    backend = os.environ.get('MPLBACKEND')
+    os.environ['MPLBACKEND'] = 'agg'
+    try:
+        from matplotlib import style
+    finally:
+        del os.environ['MPLBACKEND']
+        if backend is not None:
+            os.environ['MPLBACKEND'] = backend
+
+    with style.context('default'):
+        yield
+
+
+@contextlib.contextmanager
+def optional_picture(what):
+    """Context for a picture beside the results of a program: one that fails is one line on stderr.
+
+    Args:
+        what: its path or another name, for the line.
+    """
+    try:
+        yield
+    except Exception as error:  # matplotlib, environments and their renderers raise many types
+        cause = (str(error).splitlines() or [''])[0]
+        with contextlib.suppress(OSError):
+            print(f'warning: {what} was not made ({type(error).__name__}: {cause}); the results are complete '
+                  'without it', file=sys.stderr)
+
+
+def subplots(rows, columns, figsize):
+    """Return a figure of no window, in inches, and its axes (rows, columns)."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize, layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+@default_style()
+def format_of(path):
+    """Return the format that the suffix of `path` names, such as 'pdf'; 'png' without a suffix.
+
+    Raises:
+        ValueError: if matplotlib cannot write it.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+    suffix = Path(path).suffix[1:].lower() or 'png'
+    if suffix not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f'{path}: unknown figure format .{suffix}; use .png, .pdf or .svg')
+    return suffix
 
 
 def save(figure, path, dpi=150):
@@ -41,12 +93,8 @@ def save(figure, path, dpi=150):
     Raises:
         ValueError: if matplotlib cannot write this format.
     """
-    suffix = Path(path).suffix[1:].lower() or 'png'
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f'{path}: unknown figure format .{suffix}; use .png, .pdf or .svg')
-
+    suffix = format_of(path)
     write_atomic(path, lambda file: figure.savefig(file, dpi=dpi, format=suffix))
-    pyplot().close(figure)
     gc.collect()  # a figure is full of reference cycles: without this, a long run grows by 8 MB per figure
 
 
@@ -77,6 +125,7 @@ class Curves:
         return [(row['step'], row[column]) for row in self.rows if column in row]
 
 
+@default_style()
 def plot_curves(curves, panels, path, title):
     """Draw one plot for each `Panel`, from the first of the `Curves` that has its columns.
 
@@ -95,7 +144,7 @@ def plot_curves(curves, panels, path, title):
 
     rows = -(-len(plots) // PLOTS_PER_ROW)
     size = (3.1 * PLOTS_PER_ROW, 2.35 * rows)
-    figure, axes = pyplot().subplots(rows, PLOTS_PER_ROW, figsize=size, squeeze=False, layout='constrained')
+    figure, axes = subplots(rows, PLOTS_PER_ROW, size)
 
     for index, (axis, (panel, source)) in enumerate(zip(axes.flat, plots, strict=False)):
         _plot_panel(axis, panel, source)
@@ -161,6 +210,7 @@ def _add_legend_above(axis):
     axis.legend(fontsize=6.5, frameon=False, ncols=3, loc='upper center', handlelength=1.2, columnspacing=1.0)
 
 
+@default_style()
 def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=True):
     """Draw the mean and 95 % bootstrap interval over the runs of each group.
 
@@ -175,7 +225,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
         xlabel: label of the x axis.
         percent: the values are rates in [0, 1] that are drawn in percent.
     """
-    figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
+    figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
     scale = 100 if percent else 1
     last_step = 0.0
     looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
@@ -222,6 +272,7 @@ def shared_steps(runs):
     return shared if len(shared) <= MAX_MARKERS else []
 
 
+@default_style()
 def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=('', {})):
     """Draw the mean success rate for each budget, or another quantity, and a dot for each of several runs.
 
@@ -234,7 +285,7 @@ def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=(''
         log_scale: logarithmic budgets.
         beside: (name, groups), drawn dashed in the colour of the group with the same label.
     """
-    figure, axis = pyplot().subplots(figsize=(6.6, 3.2), layout='constrained')
+    figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
     other_name, others = beside
     budgets = sorted({budget for runs in [*groups.values(), *others.values()] for budget in runs})
     looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))

@@ -15,6 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.contents import has_type
+from support.text import printable
+
 RANGE_TESTS = {  # option of `flag` -> (test, words)
     'least': (operator.ge, 'at least'),
     'most': (operator.le, 'at most'),
@@ -42,7 +45,7 @@ def add_flags(parser, config_class, show_all=True):
 
     Its help has only the basic flags, unless `show_all` is set or the dataclass has no basic flags.
     """
-    group = parser.add_argument_group(config_class.__name__, (config_class.__doc__ or '').strip())
+    group = parser.add_argument_group(config_class.__name__, summary(config_class.__doc__))
     for field in dataclasses.fields(config_class):
         options = {'default': field.default, 'help': field.metadata['help']}
         if field.default is not None:
@@ -67,12 +70,19 @@ def _shown_fields(config_class):
 
 
 def check_ranges(*configs):
-    """Raise ValueError for a value outside the range or the choices of its flag, or not finite."""
+    """Raise ValueError for a value of another type than its flag, outside its range or choices, or not finite."""
     for config in configs:
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if value is not None:
+            if value is not None or field.default is not None:
+                _check_type(field, value)
                 _check_range(field, value)
+
+
+def _check_type(field, value):
+    kind = field.metadata.get('type', type(field.default))
+    if not has_type(value, kind):
+        raise ValueError(f'--{field.name} {value}: must be of type {kind.__name__}')
 
 
 def _check_range(field, value):
@@ -129,6 +139,11 @@ class HelpAll(argparse.Action):
 def parse_flags(description, *config_classes, argv=None):
     """Return one instance of each dataclass, filled from the command line; unknown flags end the program.
 
+    Args:
+        description: docstring of the script, whose first line --help shows.
+        config_classes: dataclasses of flags.
+        argv: words; None: those of the command line.
+
     Raises:
         ValueError: a value in a file of flags is outside the range of its flag.
     """
@@ -151,7 +166,7 @@ def _make_parser(description, config_classes, show_all):
     shown = sum(len(_shown_fields(config_class)) for config_class in config_classes)
     closing = None if show_all or shown == total else f'`--help_all` lists all {total} flags'
 
-    parser = FlagParser(description=description, epilog=closing)
+    parser = FlagParser(description=summary(description), epilog=closing)
     parser.add_argument('--help_all', '--help-all', action=HelpAll, help='show all flags and exit',
                         full_parser=lambda: _make_parser(description, config_classes, show_all=True))
     for config_class in config_classes:
@@ -168,14 +183,25 @@ def _make_configs(config_classes, namespace):
 
 
 def make_config(config_class, values):
-    """Return a dataclass made of a checkpoint's dict; raise ValueError that names its unknown fields."""
-    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)})
+    """Return a dataclass made of a checkpoint's dict, whose values are checked as flags are.
+
+    Raises:
+        ValueError: a name is unknown, or a value is not one that its flag can have.
+    """
+    unknown = sorted(map(str, values.keys() - {field.name for field in dataclasses.fields(config_class)}))
     if unknown:
         raise ValueError(f'it has settings that this version does not know: {", ".join(unknown)}')
-    return config_class(**values)
+    config = config_class(**values)
+    check_ranges(config)
+    return config
 
 
 # --------------------------------------------------------------------------------------------------- scripts
+def summary(doc):
+    """Return the first line of a docstring, which is None under `python -OO`."""
+    return (doc or '').partition('\n')[0]
+
+
 def run_main(main):
     """Run a script's `main`.
 
@@ -183,13 +209,22 @@ def run_main(main):
     reader of stdout has closed it (`| head`), the script ends without a message.
     """
     try:
+        set_streams()
         set_matplotlib_cache()
         main()
         if sys.stdout is not None:  # None: the script was started without stdout
             sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and not stdout_is_open():
             sys.exit(1)
+        if isinstance(error, MemoryError):
+            error = (f'the memory is too small ({error or type(error).__name__}); use fewer data, with '
+                     '--max_trajectories in a trainer')
+        print(f'error: {printable(error)}', file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if 'MUJOCO_GL' not in str(error):  # an environment variable that MuJoCo refuses
+            raise
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -206,6 +241,13 @@ def stdout_is_open():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
+
+
+def set_streams():
+    """Let stdout and stderr print characters that their encoding lacks, as \\xb2, and each line at once."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a stand-in, or None, has no such method
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
 
 
 def set_matplotlib_cache():

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from support.files import write_atomic
+
 LOCK = '.lock'  # stays in the folder: deleting a lock file that others may open breaks the lock
 OWNER = 'run.lock'  # JSON about the owner; exists during a run, and after a run that was killed
 
@@ -43,16 +45,20 @@ def run_lock(folder):
     """
     folder = Path(folder)
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-
     lock = FileLock(folder / LOCK, timeout=0)
+
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         owner = _read_owner(folder)
         holder = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-        raise ValueError(f'{folder} is in use by {holder} ({OWNER}): wait for it, or name another '
+        raise ValueError(f'{folder} is in use by {_printable(holder)} ({OWNER}): wait for it, or name another '
                          '--save_dir') from None
+    except OSError as error:
+        _remove_empty(created)
+        raise OSError(f'{folder / LOCK} cannot be written ({error.strerror or error}); free some space, repair '
+                      'the folder or name another --save_dir') from error
 
     try:
         _write_owner(folder)
@@ -60,11 +66,21 @@ def run_lock(folder):
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):  # rmdir refuses a folder that is not empty: the usual case
-            if [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-            for path in created:
-                path.rmdir()
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+        _remove_empty(created)
+
+
+def _remove_empty(folders):
+    """Remove those of the folders, the innermost first, that are empty."""
+    with contextlib.suppress(OSError):  # rmdir refuses a folder that is not empty: the usual case
+        for path in folders:
+            path.rmdir()
+
+
+def _printable(text):
+    """Return a text without control characters, which could change the terminal."""
+    return ''.join(character if character.isprintable() else '?' for character in text)[:200]
 
 
 @contextlib.contextmanager
@@ -92,9 +108,8 @@ def file_lock(path, waiting):
 
 def _write_owner(folder):
     owner = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')}
-    draft = folder / f'{OWNER}.tmp{os.getpid()}'
-    draft.write_text(json.dumps(owner), encoding='utf-8')
-    os.replace(draft, folder / OWNER)
+    text = json.dumps(owner).encode()
+    write_atomic(folder / OWNER, lambda file: file.write(text))
 
 
 def _read_owner(folder):

@@ -23,7 +23,7 @@ class MetricsLog:
             for row in self.rows:
                 self._add_columns(row)
 
-        elapsed = max((row['time'] for row in self.rows), default=0.0)
+        elapsed = max((row.get('time', 0.0) for row in self.rows), default=0.0)
         self.begin = time.time() - elapsed
         self._rewrite()
 
@@ -45,11 +45,14 @@ class MetricsLog:
         row = {'step': int(step), 'time': round(time.time() - self.begin, 2)}
         row |= {name: float(value) for name, value in metrics.items()}
         self.rows.append(row)
-
-        if self._add_columns(row):
-            self._rewrite()
-        else:
-            self._append(row)
+        try:
+            if self._add_columns(row):
+                self._rewrite()
+            else:
+                self._append(row)
+        except OSError:
+            del self.rows[-1]  # `rows` are those of the file
+            raise
 
         for track in self.trackers:
             track(row['step'], {name: row[name] for name in metrics})
@@ -69,19 +72,25 @@ def read_csv(path):
     Empty cells are left out, and a last line that a kill cut short.
 
     Raises:
-        ValueError: another line is damaged; the message names it.
+        ValueError: another line is damaged, or there is no column `step`; the message names it.
     """
-    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    # a spreadsheet may begin the file with a byte-order mark
+    text = Path(path).read_text(encoding='utf-8-sig', errors='replace')
     header, *lines = text.split('\n')[:-1] or ['']  # the text after the last line break is empty or cut short
     columns = header.split(',')
+    if header and 'step' not in columns:
+        raise ValueError(f'{path}: its first line has no column `step`; OPSO separates columns by commas, and '
+                         'a spreadsheet may not')
 
     rows = []
     for number, line in enumerate(lines, 2):
         cells = line.split(',')
         try:
-            rows.append({name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell})
-        except ValueError:
+            row = {name: float(cell) for name, cell in zip(columns, cells, strict=True) if cell}
+            int(row['step'])  # neither missing nor infinite
+        except (ValueError, KeyError, OverflowError):
             raise ValueError(f'{path}, line {number} is damaged: repair or remove the line') from None
+        rows.append(row)
     return rows
 
 

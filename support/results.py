@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import shlex
 from pathlib import Path
 
@@ -66,8 +67,12 @@ def read_rows(path, row_class=Run):
         ValueError: names the file, and the line if it concerns one line.
     """
     path = Path(path)
-    with open(path, encoding='utf-8', newline='') as file:
-        lines = list(csv.reader(file))
+    try:
+        # a spreadsheet may begin the file with a byte-order mark
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            lines = list(csv.reader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
     columns = [field.name for field in dataclasses.fields(row_class)]
     if not lines or lines[0] != columns:
         raise ValueError(f'{path}: its columns must be {",".join(columns)}')
@@ -114,6 +119,23 @@ def add_run(path, run):
         others = [row for row in rows if row.key != run.key]
         write_rows(path, sorted([*others, run], key=lambda row: row.key))
     return len(others) < len(rows)
+
+
+def read_json(path):
+    """Read a JSON object.
+
+    Raises:
+        ValueError: names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except FileNotFoundError:
+        raise ValueError(f'{path} does not exist') from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} is damaged: not an object')
+    return content
 
 
 # ------------------------------------------------------------------------------ flags

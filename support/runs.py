@@ -22,14 +22,35 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from support.contents import Number, check_layout
 from support.devices import random_state, restore_random_state
-from support.files import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
+from support.files import (
+    check_types,
+    load_checkpoint,
+    prefix_errors,
+    remove_leftovers,
+    save_checkpoint,
+    write_atomic,
+)
 from support.flags import flag
 from support.locks import lock_owner, run_lock
-from support.metrics import MetricsLog
+from support.metrics import MetricsLog, read_csv
 from support.trackers import INSTALL, check_trackers, open_trackers
 
 ROOT = Path(__file__).resolve().parents[1]
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOST_THREADS = 1024  # of torch; more exhaust the memory
+GIT_SECONDS = 10  # after which git counts as broken
+CHECKPOINTS = ('last.pth', 'best_model.pth')
+LOGS = ('train.csv', 'online.csv', 'updates.csv', 'labeling.csv')
+RUN_KEYS = {'flags': dict, 'fingerprint': str, 'rows': int, 'random': dict, 'threads': int}
+RESUME_KEYS = {  # what last.pth of each kind has, so that --resume can go on
+    'offline': RUN_KEYS | {'rng': dict, 'best': float, 'infos': list},
+    'online': RUN_KEYS | {'source': str, 'replay': dict, 'collector': dict, 'rng': dict, 'best': float,
+                          'round': (dict, type(None))},
+    'labeling': RUN_KEYS | {'rounds_done': int, 'probes': list, 'solved_actions': torch.Tensor,
+                            'converged': torch.Tensor, 'solving_probes': int, 'fit': (dict, type(None))},
+}
 FREE_FLAGS = (  # flags that may change when a run is resumed
     'num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
     'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move; contents are compared
@@ -71,25 +92,59 @@ def runs_of(root, name):
     return Path(root) / name.replace(':', '.')  # Windows forbids : in names
 
 
+def results_in(folder):
+    """Return the names of files in a folder that a new run would replace: checkpoints, logs with rows, labels.
+
+    A foreign config.json counts, that of a run which has made no step yet does not.
+    """
+    folder = Path(folder)
+    names = [name for name in (*CHECKPOINTS, 'actions.npz') if (folder / name).exists()]
+    names += [name for name in LOGS if (folder / name).exists() and _has_rows(folder / name)]
+    if (folder / 'config.json').exists() and not _is_config(folder / 'config.json'):
+        names.append('config.json')
+    return names
+
+
+def _has_rows(path):
+    """Return whether a file has more than the header of a CSV."""
+    return path.is_dir() or len(path.read_bytes().splitlines()) > 1
+
+
+def _is_config(path):
+    """Return whether a file is one that `write_config` has written."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {'argv', 'flags', 'versions'} <= content.keys()
+
+
+def is_run(folder):
+    """Return whether a folder holds a run, which --resume can continue or has to refuse."""
+    return (Path(folder) / 'config.json').exists() or bool(results_in(folder))
+
+
 def new_run_dir(root, name, seed, save_dir='', resume=False):
     """Return the folder of a run: `save_dir`, or <root>/<name>/seed<seed>.
 
-    If the latter holds a run, -run2, -run3, … is appended, so that no command overwrites results. With
+    If the latter holds results, -run2, -run3, … is appended, so that no command overwrites any. With
     `resume` the folder is the newest of these.
 
     Raises:
-        ValueError: `save_dir` holds a run, and `resume` is not set.
+        ValueError: `save_dir` holds results, and `resume` is not set.
     """
     if save_dir:
-        if not resume and (Path(save_dir) / 'config.json').exists():
-            raise ValueError(f'{save_dir} holds a run already: add --resume, or name another --save_dir')
+        found = results_in(save_dir)
+        if found and not resume:
+            raise ValueError(f'{save_dir} holds a run already ({", ".join(found)}): add --resume, or name '
+                             'another --save_dir')
         return Path(save_dir)
 
     base = runs_of(root, name) / f'seed{seed}'
     newest = base
     candidate = base
     number = 1
-    while (candidate / 'config.json').exists() or (not resume and lock_owner(candidate)):
+    while is_run(candidate) if resume else results_in(candidate) or lock_owner(candidate):
         newest = candidate
         number += 1
         candidate = base.with_name(f'{base.name}-run{number}')
@@ -120,27 +175,38 @@ def write_config(folder, *configs, **extra):
         except metadata.PackageNotFoundError:
             versions[name] = None
 
-    commit = None
-    if (ROOT / '.git').exists():
-        command = ['git', '-C', str(ROOT), 'rev-parse', 'HEAD']
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
     content = {
         'argv': sys.argv,
         'flags': _as_flags(configs),
         'versions': versions,
-        'git_commit': commit,
+        'git_commit': git_commit(),
         **extra,
     }
     text = json.dumps(content, indent=2).encode()
     write_atomic(Path(folder) / 'config.json', lambda file: file.write(text))
 
 
+def git_commit():
+    """Return the commit of this code; None without a repository, or if git is missing, broken or hangs."""
+    command = ['git', f'--git-dir={ROOT / ".git"}', 'rev-parse', '--verify', 'HEAD']
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=GIT_SECONDS)
+    except (OSError, ValueError, subprocess.TimeoutExpired):  # ValueError: its output is no text
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
 def _as_flags(configs):
-    """Return {name: value} of the fields of all dataclasses; the last one of a repeated name counts."""
+    """Return {name: value} of the fields of all dataclasses; the last one of a repeated name counts.
+
+    With --env, the dataset is the environment: its default names another robot.
+    """
     flags = {}
     for config in configs:
         flags |= dataclasses.asdict(config)
+    if flags.get('env'):
+        flags['dataset'] = flags['env']
     return flags
 
 
@@ -153,20 +219,23 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Context that handles Ctrl-C (SIGINT) and SIGTERM.
+    """Context that handles Ctrl-C (SIGINT), SIGTERM, and where they exist SIGHUP (the terminal is closed) and
+    SIGUSR1 (the warning of a batch system).
 
     After a signal, the next call of `check` raises `Stopped`. Inside `interruptible` the signal raises it at
-    once. A second signal ends the process immediately.
+    once. A second Ctrl-C or SIGTERM ends the process immediately; a terminal may send SIGHUP twice.
     """
 
     def __init__(self):
         self.signal = None  # number of the received signal
         self.is_interruptible = False
         self.old_handlers = {}  # signal number -> handler to restore
+        self.terminals = []  # file descriptors of output that is a terminal
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            self.terminals = [output for output in (1, 2) if os.isatty(output)]
+            for number in stop_signals():
                 self.old_handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -175,13 +244,20 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        if self.signal:
-            os._exit(128 + number)
+        # a closed terminal fails every write, which would end the run before it is saved
+        if number == getattr(signal, 'SIGHUP', None):
+            while self.terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.terminals.pop())
 
+        if self.signal:
+            if number in ENDING_SIGNALS:
+                os._exit(128 + number)
+            return
         self.signal = number
         if self.is_interruptible:
             raise Stopped
-        os.write(2, b'\nstopping after this update; repeat the signal to stop at once\n')
+        with contextlib.suppress(OSError):  # nothing reads stderr
+            os.write(2, b'\nstopping after this update; repeat the signal to stop at once\n')
 
     def check(self):
         """Raise `Stopped` if a signal was received."""
@@ -199,12 +275,18 @@ class Stop:
             self.is_interruptible = False
 
 
+def stop_signals():
+    """Return the signals that stop a run; `nohup` ignores SIGHUP, and a run leaves it ignored."""
+    others = [getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
+    return [*ENDING_SIGNALS, *(number for number in others if signal.getsignal(number) != signal.SIG_IGN)]
+
+
 @contextlib.contextmanager
 def open_run(kind, script, *configs):
     """Context of one run of a trainer, a `Run`.
 
-    The folder is locked and signals are handled. `Stopped` ends the program with exit code 130 or 143, after
-    the command that resumes the run is printed.
+    The folder is locked and signals are handled. `Stopped` ends the program with exit code 128 + the number of
+    the signal (130 for Ctrl-C), after the command that resumes the run is printed.
 
     Args:
         kind: 'offline', 'online' or 'labeling'.
@@ -213,18 +295,19 @@ def open_run(kind, script, *configs):
 
     Raises:
         ValueError: another process works in the folder, or the flags contradict the checkpoint.
-        FileNotFoundError: there is no run to resume.
+        FileNotFoundError: there is no run to resume, or its last.pth is missing.
     """
     config = configs[0]
     check_trackers(name for name in INSTALL if getattr(config, name))
     root = f'{kind}_checkpoints'
     folder = new_run_dir(root, config.name, config.seed, config.save_dir, config.resume).resolve()
-    if config.resume and not (folder / 'last.pth').exists() and not (folder / 'config.json').exists():
+    if config.resume and not is_run(folder):
         raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
 
     with Stop() as stop, run_lock(folder):
         try:
-            remove_leftovers(folder)
+            if is_run(folder):
+                remove_leftovers(folder)
             yield Run(kind, script, folder, configs, stop)
         except Stopped:
             if (folder / 'config.json').exists():
@@ -248,11 +331,50 @@ class Run:
         self.configs = configs
         self.stop = stop
         self.flags = _as_flags(configs)
+        self.last = folder / 'last.pth'
 
         self.saved = None
-        if self.flags['resume'] and (folder / 'last.pth').exists():
-            self.saved = load_checkpoint(folder / 'last.pth', kind)
-            check_unchanged(self.saved['flags'], self.flags)
+        if self.flags['resume']:
+            self.saved = self._load_saved()
+
+    def _load_saved(self):
+        """Return the checkpoint to continue from, or None if the run was killed before it saved one.
+
+        Raises:
+            FileNotFoundError: last.pth is missing, although the run has saved one.
+            ValueError: last.pth is of other flags, or --resume cannot continue it.
+        """
+        if not self.last.exists():
+            self._check_never_saved()
+            return None
+
+        saved = load_checkpoint(self.last, self.kind)
+        if missing := [name for name in RESUME_KEYS[self.kind] if name not in saved]:
+            raise ValueError(f'{self.last} cannot be resumed, since {", ".join(missing)} are not in it; of an '
+                             'online run, only last.pth has them: use a copy of it, or start in another '
+                             '--save_dir')
+        with prefix_errors(self.last):
+            check_types(saved, RESUME_KEYS[self.kind])
+        check_unchanged(saved['flags'], self.flags)
+        return saved
+
+    def _check_never_saved(self):
+        """Raise FileNotFoundError if last.pth is missing although it was saved."""
+        # logs alone may be those of a run that was killed before it saved for the first time
+        found = [name for name in results_in(self.folder) if name not in LOGS or self._has_saved(name)]
+        if found:
+            copy = ', copy best_model.pth to last.pth' if self.kind == 'offline' and found[0] in CHECKPOINTS else ''
+            raise FileNotFoundError(f'--resume: {self.folder} has {", ".join(found)}, but last.pth is missing: '
+                                    f'put it back{copy}, or start a new run in another --save_dir')
+
+    def _has_saved(self, log):
+        """Return whether a log shows that last.pth was saved.
+
+        It is saved before a validation or an evaluation is logged, and after each other row but updates.csv's.
+        """
+        rows = read_csv(self.folder / log)
+        measured = any(name.startswith(('validation/', 'evaluation/')) for row in rows for name in row)
+        return measured or (log in ('online.csv', 'labeling.csv') and len(rows) > 1)
 
     def start_logging(self, csv_name, step, data, **extra):
         """Write config.json and open the CSV.
@@ -277,17 +399,21 @@ class Run:
             if fingerprint != data:
                 raise ValueError(f'--resume needs the data that the run was started with: {fingerprint}; '
                                  f'this is {data}')
-            restore_random_state(self.saved['random'])
+            with prefix_errors(self.last):
+                check_layout(self.saved, {'threads': Number(int, least=1)})
+                restore_random_state(self.saved['random'])
             if 'OMP_NUM_THREADS' not in os.environ:
-                torch.set_num_threads(self.saved['threads'])
+                torch.set_num_threads(min(self.saved['threads'], MOST_THREADS))
 
         self.data = data
-        write_config(self.folder, *self.configs, **extra)
-        self.log = MetricsLog(self.folder / csv_name, step)
-
+        # trackers first: what fails before config.json is written leaves no run
         names = [name for name in INSTALL if self.flags[name]]
         title = f'{self.kind} {self.folder.parent.name} {self.folder.name}'
-        self.log.trackers = open_trackers(names, self.folder, title, self.flags, step)
+        trackers = open_trackers(names, self.folder, title, self.flags, step)
+
+        write_config(self.folder, *self.configs, **extra)
+        self.log = MetricsLog(self.folder / csv_name, step)
+        self.log.trackers = trackers
 
         if self.saved and len(self.log.rows) != self.saved['rows']:
             rows = f'{len(self.log.rows)} of the {self.saved["rows"]} logged rows'
@@ -321,8 +447,7 @@ class Run:
 
         path = self.folder / f'nonfinite_update{step}.npz'
         write_atomic(path, lambda file: np.savez(file, step=step, **rows))
-        last = self.folder / 'last.pth'
-        good = last if last.exists() else 'none yet'
+        good = self.last if self.last.exists() else 'none yet'
         raise FloatingPointError(
             f'{wrong} is {float(info[wrong])} at update {step}; rows of its batch: {path}; '
             f'last good checkpoint: {good}. Try a smaller --lr or --grad_clip')

@@ -6,6 +6,11 @@ scipy.stats takes half a second to import, so that only the functions that need 
 import numpy as np
 
 
+def signed(value, digits):
+    """Return a number with its sign and so many digits after the point; -0.04 is '+0.0', not '-0.0'."""
+    return f'{round(value, digits) + 0.0:+.{digits}f}'
+
+
 def wilson_interval(successes, n, level=0.95):
     """Return the confidence interval (low, high) of a success rate, in [0, 1] (Wilson 1927).
 

@@ -1,13 +1,16 @@
-"""TensorBoard and Weights & Biases, which log the rows of the CSV on request.
+"""TensorBoard and Weights & Biases, which log the rows of the CSV on request; one that fails is left out.
 
 Neither package is imported unless its flag is given.
 """
 
+import contextlib
 import importlib.util
 import secrets
+import sys
 
 INSTALL = {'tensorboard': 'pip install tensorboard',
            'wandb': 'pip install wandb (then wandb login, or WANDB_MODE=offline)'}
+WAYS_OUT = {'tensorboard': 'repair the folder', 'wandb': 'wandb login, or WANDB_MODE=offline'}
 
 
 def check_trackers(names):
@@ -34,15 +37,42 @@ def open_trackers(names, folder, run_name, flags, first_step):
         list of functions (step, {name: number}), one per tracker.
 
     Raises:
-        ValueError: a package is missing or broken.
+        ValueError: a package is missing or broken, or its server or login fails.
     """
     check_trackers(names)
     makers = {'tensorboard': _tensorboard, 'wandb': _wandb}
-    try:
-        return [makers[name](folder / name, run_name, flags, first_step) for name in names]
-    except ImportError as error:
-        packages = ' or '.join(names)
-        raise ValueError(f'a package of {packages} cannot be imported ({error}); install it again') from error
+    trackers = []
+    for name in names:
+        try:
+            log = makers[name](folder / name, run_name, flags, first_step)
+        except ImportError as error:
+            raise ValueError(f'a package of {name} cannot be imported ({error}); install it again') from error
+        except Exception as error:  # wandb has errors of its own for logins and servers
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise ValueError(f'--{name} cannot start ({reason}): {WAYS_OUT[name]}, or leave the flag out; the '
+                             'CSV is always written') from error
+        trackers.append(_keep_running(name, log))
+    return trackers
+
+
+def _keep_running(name, log):
+    """Return a function that calls `log` until it fails: a run goes on without a tracker, with one warning."""
+    failed = False
+
+    def log_while_it_works(step, metrics):
+        nonlocal failed
+        if failed:
+            return
+        try:
+            log(step, metrics)
+        except Exception as error:  # disks, networks and servers; each package has its own types
+            failed = True
+            cause = (str(error).splitlines() or [''])[0]
+            with contextlib.suppress(OSError):
+                print(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all '
+                      'rows', file=sys.stderr)
+
+    return log_while_it_works
 
 
 def _tensorboard(folder, run_name, flags, first_step):

@@ -1,12 +1,30 @@
-"""Tiny networks and data for the tests; factories are fixtures, so that no test file imports another."""
+"""Tiny networks and data for the tests; factories are fixtures, so that no test file imports another.
+
+A cheap test calls functions or main(argv) in this process, and a training in it takes the fixture
+`quick_training`: pictures, the labeler's kernel and long episodes are 80 % of a tiny run. `plain_figures`
+draws pictures whose look does not matter; `run_script` runs a script in a process without the 6 s of imports.
+
+Tests run side by side (`pytest -n 2`): each uses its own folder (tmp_path) and no fixed ports. Files whose
+tests share an expensive fixture are listed in `ONE_PROCESS`.
+"""
 
 import dataclasses
+import gc
+import io
 import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
@@ -18,10 +36,28 @@ from trajectories import ReplayBuffer, TrajectoryDataset
 os.environ['OMP_NUM_THREADS'] = '1'  # for programs that tests start: the order of sums depends on it
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 DIM, ACTION_DIM = 5, 3
 LENGTHS = (40, 2, 23, 9, 31)  # a long trajectory, the shortest possible one, one shorter than a window
 TINY = dict(sequence_windows=16, context_length=12, d_model=32, n_layers=2, d_state=8, headdim=16, hidden_dim=32,
             discount=0.9, transition_steps=4, positions_per_window=6)
+
+
+# files that run in one process each: their tests share the runs of a fixture
+ONE_PROCESS = ('test_cli', 'test_custom_env', 'test_resume', 'test_side_effects', 'test_simulator_labels')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute single tests, and the files of `ONE_PROCESS` as a whole, the largest first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TestsAndFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split('::')[0]
+            return file if Path(file).stem in ONE_PROCESS else nodeid
+
+    return TestsAndFiles(config, log)
 
 
 class Stub(torch.nn.Module):
@@ -54,6 +90,174 @@ def make_short_env():
     return lambda dataset: ShortEnv(make_env(dataset))
 
 
+# ------------------------------------------------------------------------------------------- quick trainings
+@pytest.fixture(autouse=True, scope='module')
+def small_heap():
+    """Exclude all present objects from garbage collection, which each figure starts and which takes 0.5 s."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def short_episodes(monkeypatch, make_short_env):
+    """End every episode of online_trainer.py and evaluate.py after 30 steps."""
+    import evaluate
+    import online_trainer
+    for script in (online_trainer, evaluate):
+        monkeypatch.setattr(script, 'make_env', make_short_env)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Draw nothing in trainings and evaluations."""
+    import evaluate
+    import offline_trainer
+    import online_trainer
+    from figures import pictures
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
+    for name in ('draw_agent', 'draw_trajectories'):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
+    for script in (online_trainer, evaluate):
+        monkeypatch.setattr(script, 'draw_evaluation', lambda *_: None)
+
+
+@pytest.fixture(scope='session')
+def save_plainly():
+    """Return a replacement of Figure.savefig that draws a small figure without a layout, in half the time."""
+    from matplotlib.figure import Figure
+    savefig = Figure.savefig
+
+    def plainly(figure, file, **options):
+        figure.set_layout_engine('none')
+        savefig(figure, file, **options | {'dpi': 20})
+
+    return plainly
+
+
+@pytest.fixture
+def plain_figures(monkeypatch, save_plainly):
+    """Draw small figures without a layout, in half the time."""
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', save_plainly)
+
+
+@pytest.fixture(scope='session')
+def fit_quickly():
+    """Return a replacement of Labeler.fit that takes 2 updates of the kernel."""
+    from labeling.labeler import Labeler
+    fit = Labeler.fit
+
+    def quickly(self, transitions, actions, rng, kernel_updates=2, **options):
+        return fit(self, transitions, actions, rng, kernel_updates, **options)
+
+    return quickly
+
+
+@pytest.fixture
+def quick_labeler(monkeypatch, fit_quickly):
+    """Fit the labeler with 2 updates of its kernel."""
+    monkeypatch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
+
+
+@pytest.fixture
+def quick_training(no_pictures, quick_labeler, short_episodes):
+    """Train and evaluate quickly: without pictures, a good labeler and long episodes."""
+
+
+# ------------------------------------------------------------------------------------------- scripts
+POPEN = subprocess.Popen
+
+
+class ForkedScript:
+    """Stands in for `subprocess.Popen([python, script, *flags])`; its process has the modules loaded here."""
+
+    def __init__(self, words, stdout, stderr, cwd='.', env=None, start_new_session=False):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.returncode = None
+        self.pid = os.fork()
+        if not self.pid:
+            subprocess.Popen = POPEN  # a test may have replaced it by this class
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
+            run_as_main(words[1:], cwd, env or {})
+
+    def poll(self):
+        return self.wait(os.WNOHANG)
+
+    def wait(self, option=0):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, option)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+def run_as_main(words, cwd, variables):
+    """Run a script and its flags in this process; end the process."""
+    code = 1
+    try:
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding='utf-8', line_buffering=True)
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding='utf-8', line_buffering=True)
+        tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent
+        os.chdir(cwd)
+        os.environ.update(variables)
+        sys.argv = words
+        sys.path.insert(0, os.path.dirname(words[0]))
+        runpy.run_path(words[0], run_name='__main__')
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@pytest.fixture(scope='session')
+def forked_script():
+    """Return ForkedScript, or Popen where there is no fork."""
+    if not hasattr(os, 'fork'):
+        return subprocess.Popen
+
+    # what every script imports late
+    import matplotlib
+    import ogbench  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    matplotlib.use('Agg')
+    import matplotlib.pyplot  # noqa: F401
+
+    import evaluate  # noqa: F401
+    import offline_trainer  # noqa: F401
+    import online_trainer  # noqa: F401
+    return ForkedScript
+
+
+@pytest.fixture(scope='session')
+def run_script(forked_script):
+    """run_script(script, *flags, cwd, code=0) -> (stdout, stderr) of a process of its own.
+
+    It starts with the modules that are loaded here, and with what is monkeypatched in them.
+    """
+
+    def run(script, *flags, cwd, code=0):
+        words = [sys.executable, str(ROOT / script), *map(str, flags)]
+        with tempfile.TemporaryFile('w+', encoding='utf-8') as out, \
+                tempfile.TemporaryFile('w+', encoding='utf-8') as error:
+            found = forked_script(words, stdout=out, stderr=error, cwd=cwd).wait()
+            for file in (out, error):
+                file.seek(0)
+            stdout, stderr = out.read(), error.read()
+        assert found == code, stderr
+        return stdout, stderr
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------- data and agents
 def random_walk(length, rng, dim=DIM):
     """States (length, dim) of a drifting random walk, away from mean 0 and std 1."""
     return (3 + 2 * rng.standard_normal((length, dim)).cumsum(0)).astype(np.float32)

@@ -77,3 +77,8 @@ def test_duration_is_in_minutes_and_hours(seconds, text):
 def test_expected_time_is_for_the_remaining_updates():
     line = expected_time(100, 130, 12_630, 30 / 7)
     assert line == 'expected time: 30 min for the other 12,500 of 12,630, at 7 per second'
+
+
+@pytest.mark.parametrize('first, done, total', [(0, 30, 30), (0, 31, 30), (30, 30, 100)])
+def test_expected_time_needs_a_rest_and_a_speed(first, done, total):
+    assert expected_time(first, done, total, 1.0) == ''

@@ -45,7 +45,8 @@ def test_peers_are_causal_and_keep_the_shape():
         assert not torch.allclose(out[:, 30:], other[:, 30:], atol=1e-3)
 
 
-def test_benchmark_runs_sections_and_prints_a_table(tmp_path, capsys):
+def test_benchmark_runs_sections_and_prints_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('benchmark_training.interleaved', lambda functions, rounds: interleaved(functions, 1))
     path = tmp_path / 'numbers.json'
     benchmark.main(['--quick', '--only', 'parts,cuda', '--markdown', '--json', str(path)])
     out = capsys.readouterr().out

@@ -1,12 +1,11 @@
 """The commands from end to end: tiny networks, a slice of the bundled data, OGBench's environments."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -43,34 +42,10 @@ ONLINE = as_flags(idm_hidden_dim=32, batch_size=4, num_envs=2, random_steps=200,
 
 
 @pytest.fixture
-def short_episodes(monkeypatch, make_short_env):
-    """End every episode after 30 steps."""
-    for script in (online_trainer, evaluate):
-        monkeypatch.setattr(script, 'make_env', make_short_env)
-
-
-@pytest.fixture
-def no_curves(monkeypatch):
-    """Draw nothing: drawing would take most of the time of these short runs."""
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *args: None)
-    monkeypatch.setattr(pictures, 'draw_agent', lambda *args: None)
-    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *args: None)
-
-
-@pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def command(script, *flags, cwd, code=0):
-    """Run a script in a process of its own; return (stdout, stderr)."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, text=True,
-                          capture_output=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -84,16 +59,20 @@ def data_path(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def pipeline(tmp_path_factory, data_path):
+def pipeline(tmp_path_factory, data_path, run_script, fit_quickly):
     """Run README's three commands in one folder; each finds the files of the previous ones without a flag."""
     cwd = tmp_path_factory.mktemp('pipeline')
+    patch = pytest.MonkeyPatch()
+    patch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
+    patch.setattr(ogbench_utils, 'make_env', functools.partial(ogbench_utils.make_env, max_episode_steps=50))
     online = cwd / 'online_checkpoints' / ANT / 'seed0'
     output = [
-        command('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
-        command('online_trainer.py', *ONLINE, '--num_envs', 5, cwd=cwd),
-        command('evaluate.py', '--checkpoint', online / 'last.pth', '--episodes-per-task', 1, '--num-envs', 5,
-                cwd=cwd),
+        run_script('offline_trainer.py', '--dataset_path', data_path, *OFFLINE, cwd=cwd),
+        run_script('online_trainer.py', *ONLINE, '--num_envs', 5, cwd=cwd),
+        run_script('evaluate.py', '--checkpoint', online / 'last.pth', '--episodes-per-task', 1,
+                   '--num-envs', 5, cwd=cwd),
     ]
+    patch.undo()
     return cwd / 'offline_checkpoints' / ANT / 'seed0', online, [stdout for stdout, _ in output]
 
 
@@ -209,7 +188,7 @@ def test_evaluate_prints_and_writes_success_with_intervals(pipeline):
     assert 1 <= metrics['evaluation/episode_length'] <= 1000
 
 
-def test_online_trainer_uses_the_newest_offline_run(pipeline, folder, no_curves, short_episodes, capsys):
+def test_online_trainer_uses_the_newest_offline_run(pipeline, folder, quick_training, capsys):
     runs = [Path('offline_checkpoints', *names, 'last.pth') for names in (
         (ANT, 'seed0'), (ANT, 'seed0-run2'), (ANT, 'seed1'), ('antmaze-large-navigate-v0', 'seed0'))]
     for run, age in zip(runs, (300, 100, 200, 0), strict=True):
@@ -223,7 +202,7 @@ def test_online_trainer_uses_the_newest_offline_run(pipeline, folder, no_curves,
 
 
 # ----------------------------------------------------------------------------------------------------- resume
-def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_same):
+def test_offline_resume_is_exact(pipeline, folder, no_pictures, data_path, assert_same):
     flags = [*OFFLINE, '--dataset_path', str(data_path)]
     offline_trainer.main([*flags, '--num_updates', '3'])
     halfway = Path('offline_checkpoints', ANT, 'seed0')
@@ -239,7 +218,7 @@ def test_offline_resume_is_exact(pipeline, folder, no_curves, data_path, assert_
     assert_same(learned(halfway.with_name('seed0-run2') / 'last.pth'), learned(pipeline[0] / 'last.pth'))
 
 
-def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, assert_same):
+def test_online_resume_is_exact(folder, quick_training, data_path, assert_same):
     """Interrupt a run of 200 random steps and two rounds of 2 x 30 steps after its first and second round.
 
     The interrupted run differs in the evaluations that end its parts only, which `best` includes.
@@ -262,9 +241,9 @@ def test_online_resume_is_exact(folder, no_curves, data_path, short_episodes, as
 
 
 # --------------------------------------------------------------------------------------------- other families
-def test_commands_work_for_the_humanoid(folder, no_curves, short_episodes, capsys):
-    command('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random',
-            '--num_episodes', 3, '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
+def test_commands_work_for_the_humanoid(folder, quick_training, run_script, capsys):
+    run_script('scripts/data/collect_dataset.py', '--dataset', HUMANOID, '--policy', 'random',
+               '--num_episodes', 3, '--num_val_episodes', 1, '--max_episode_steps', 60, cwd=folder)
     offline_trainer.main(['--dataset', HUMANOID, *OFFLINE, '--num_updates', '2'])
     assert '3 trajectories, 180 states of 69 dimensions' in capsys.readouterr().out
     online_trainer.main(['--dataset', HUMANOID, *ONLINE, '--random_steps', '60', '--max_steps', '120',
@@ -291,9 +270,11 @@ MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_valu
     ('cube-single-play-v0', 28, MANIPULATION_FIGURES),
     ('puzzle-3x3-play-v0', 55, MANIPULATION_FIGURES),
 ])
-def test_commands_work_for_other_families(folder, short_episodes, capsys, name, dimensions, figures):
+@pytest.mark.usefixtures('short_episodes', 'quick_labeler', 'plain_figures')
+def test_commands_work_for_other_families(folder, monkeypatch, capsys, name, dimensions, figures):
     """Train on states of random motion and evaluate with a plan; the figures depend on the environment."""
     env = ogbench_utils.make_env(name)
+    monkeypatch.setattr(pictures, 'make_env', lambda name: env)
     states = []
     for episode in range(3):
         states.append(ogbench_utils.reset_env(env, episode % 5 + 1, episode)[0])
@@ -301,9 +282,10 @@ def test_commands_work_for_other_families(folder, short_episodes, capsys, name, 
     np.savez('states.npz', observations=np.stack(states), terminals=np.arange(180) % 60 == 59)
 
     offline_trainer.main(['--dataset', name, '--dataset_path', 'states.npz', *OFFLINE, '--num_updates', '2'])
-    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120'])
+    envs = ['--num_envs', '1' if figures is MANIPULATION_FIGURES else '5']  # a robot arm takes two seconds
+    online_trainer.main(['--dataset', name, *ONLINE, '--random_steps', '60', '--max_steps', '120', *envs])
     run = Path('online_checkpoints', name, 'seed0')
-    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
+    evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1', *envs])
     output = capsys.readouterr().out
     assert f'120 states of {dimensions} dimensions' in output
     assert 'map of the data: ' in output and '; used for planning' in output
@@ -370,8 +352,8 @@ def assert_one_line(stderr, *words):
     ('online_trainer.py', [], ['offline_trainer.py', f'--dataset {ANT}', '--offline_checkpoint']),
     ('evaluate.py', ['--checkpoint', 'none.pth'], ['none.pth']),
 ])
-def test_user_errors_are_one_line(tmp_path, script, flags, words):
-    _, stderr = command(script, *flags, cwd=tmp_path, code=2)
+def test_user_errors_are_one_line(tmp_path, run_script, script, flags, words):
+    _, stderr = run_script(script, *flags, cwd=tmp_path, code=2)
     assert_one_line(stderr, *words)
     assert not list(tmp_path.iterdir())
 
@@ -403,7 +385,8 @@ def test_other_user_errors_are_one_line(pipeline, folder, data_path, capsys):
     assert [path.name for path in folder.iterdir()] == ['text.pth']
 
 
-def test_offline_trainer_falls_back_to_bundled_data_without_a_network(folder, no_curves, monkeypatch, capsys):
+@pytest.mark.usefixtures('no_pictures')
+def test_offline_trainer_falls_back_to_bundled_data_without_a_network(folder, monkeypatch, capsys):
     def no_network(request, timeout):
         raise URLError(TimeoutError('timed out'))
 

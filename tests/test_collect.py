@@ -1,5 +1,6 @@
 """Protocols and files of the collectors, and the bundled dataset."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -186,6 +187,19 @@ def test_collecting_refuses_to_overwrite(tmp_path, capsys):
     assert sorted(train) == sorted(val) == ['observations', 'terminals']
 
 
+def test_a_failing_print_loses_no_episodes(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError('nothing reads stdout')
+
+    arrays = {'terminals': np.arange(5) == 4}
+    monkeypatch.setattr(collect_dataset, 'collect', lambda *_: [arrays, arrays])
+    monkeypatch.setattr(collect_dataset, 'print', fail, raising=False)
+    flags = ['--num_episodes', '1', '--num_val_episodes', '1', '--max_episode_steps', '5', '--output_dir']
+    with pytest.raises(OSError, match='nothing reads'):
+        main(['--dataset', 'pointmaze-medium-stitch-v0', *flags, str(tmp_path)])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_save_npz_leaves_no_file_after_an_error(tmp_path, monkeypatch):
     def fail(file, **arrays):
         file.write(b'half')
@@ -206,7 +220,7 @@ def test_save_npz_leaves_no_file_after_an_error(tmp_path, monkeypatch):
     (['--dataset', 'antmaze-medium-explore-v0', '--num_episodes', '0'], '--num_episodes 0'),
     (['--dataset', 'antmaze-medium-explore-v0', '--noise', 'nan'], '--noise nan'),
     (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', 'nowhere.npz'], 'nowhere.npz: no such npz'),
-    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no expert; '),
+    (['--dataset', 'antmaze-medium-explore-v0', '--expert_path', str(MINI)], 'no `w1`, `b1`'),
 ])
 def test_collecting_reports_bad_flags_in_one_line(tmp_path, capsys, flags, message):
     assert main([*flags, '--output_dir', str(tmp_path / 'new')]) == 2
@@ -279,10 +293,11 @@ def test_oracle_moves_cubes_to_their_targets(cube, monkeypatch):
     assert moved.max() > 0.05
 
 
-def test_episode_of_the_arm_depends_on_its_number_only(cube):
+def test_episode_of_the_arm_depends_on_its_number_only(cube, monkeypatch):
+    monkeypatch.setattr(cube, 'config', dataclasses.replace(cube.config, rows=100))  # past the first target
     first = cube.episode(1, 2)
     cube.episode(0, 1)
-    fresh = make_collector('cube-double-play-v0', 260, noise=0.1).episode(1, 2)
+    fresh = make_collector('cube-double-play-v0', 100, noise=0.1).episode(1, 2)
     for again in (cube.episode(1, 2), fresh):
         for key, values in first.items():
             assert np.array_equal(values, again[key]), key

@@ -1,17 +1,14 @@
 """Custom environments: the example of docs/own_robot.md from end to end, and errors of an environment."""
 
 import json
-import os
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 import evaluate
@@ -24,7 +21,7 @@ from figures import videos
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode, run_episodes
-from support.files import load_checkpoint
+from support.files import load_checkpoint, save_checkpoint
 from support.flags import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,15 +86,16 @@ def register(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- the example
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, run_script, fit_quickly, save_plainly):
     """Run the commands of the page with a tiny budget; return the folder of the online run and all output."""
     cwd = tmp_path_factory.mktemp('arm')
 
+    patch = pytest.MonkeyPatch()
+    patch.setattr('labeling.labeler.Labeler.fit', fit_quickly)
+    patch.setattr('matplotlib.figure.Figure.savefig', save_plainly)
+
     def command(script, *flags):
-        result = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True,
-                                text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        return run_script(script, *flags, cwd=cwd)[0]
 
     command('docs/own_robot.py')
     output = command('offline_trainer.py', '--env', EXAMPLE, '--dataset_path', 'arm.npz', *TINY)
@@ -108,6 +106,7 @@ def trained(tmp_path_factory):
     output += command('evaluate.py', '--checkpoint', str(online / 'last.pth'), '--episodes_per_task', '2')
     output += command('scripts/analysis/draw_maze.py', '--checkpoint', str(online / 'last.pth'),
                       '--episodes_per_task', '2', '--output', str(cwd / 'drawn'))
+    patch.undo()
     return online, output
 
 
@@ -136,7 +135,7 @@ def test_example_trains_and_is_evaluated(trained):
     assert 'maze' not in output
 
 
-def test_run_in_a_custom_environment_resumes(trained, tmp_path, monkeypatch, capsys):
+def test_run_in_a_custom_environment_resumes(trained, quick_training, tmp_path, monkeypatch, capsys):
     online, _ = trained
     monkeypatch.chdir(online.parents[2])
     source = load_checkpoint(online / 'last.pth', 'online')['source']
@@ -151,11 +150,11 @@ def test_run_in_a_custom_environment_resumes(trained, tmp_path, monkeypatch, cap
         online_trainer.main(['--env', 'other:make'])
 
 
-def test_check_states_refuses_states_of_another_shape(trained, tmp_path, monkeypatch):
+def test_states_of_another_shape_are_refused(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez('five.npz', observations=np.random.default_rng(0).standard_normal((800, 5)),
              terminals=np.arange(800) % 100 == 99)
-    with pytest.raises(ValueError, match=r'shape \(2,\), the states of .*five.npz have 5 dimensions'):
+    with pytest.raises(ValueError, match=f'five.npz: its states have 5 dimensions, .* --env {EXAMPLE} 2; '):
         offline_trainer.main(['--env', EXAMPLE, '--dataset_path', 'five.npz', *TINY])
 
 
@@ -228,11 +227,11 @@ def test_goal_dict_adapts_gymnasium_robotics(register):
 
 
 def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypatch):
-    class Drawn(PointEnv):
+    class Drawn(gymnasium.Wrapper):
         def render(self):
             return np.full((96, 96, 3), 200, np.uint8)
 
-    env = Drawn()
+    env = Drawn(PointEnv())
     name = register(env)
     observation, goal = reset_env(env, 1, 5)
     episode = Episode(0, 1, 5, goal, [observation], [])
@@ -244,6 +243,9 @@ def test_video_of_a_custom_environment_needs_no_gl(register, tmp_path, monkeypat
     assert videos.render(tmp_path / 'job.npz').stat().st_size > 500
     Drawn.render = lambda self: None
     with pytest.raises(OSError, match='returned no array'):
+        videos.render(tmp_path / 'job.npz')
+    del Drawn.render
+    with pytest.raises(OSError, match=r'has no render\(\)'):
         videos.render(tmp_path / 'job.npz')
 
 
@@ -290,7 +292,7 @@ BAD = {
     'success of two values': (
         changed(step=step_to(STATE, success=np.ones(2))), ["info['success']", 'must be a bool']),
     'step of gym': (
-        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step fails', 'terminated, truncated']),
+        changed(step=lambda self, action: (STATE, 0.0, False, {})), ['step returns', 'terminated, truncated']),
 }
 
 
@@ -324,10 +326,10 @@ def test_bad_factories_are_refused_in_one_line(robot, capsys, source, words):
         assert word in stderr[-1]
 
 
-def test_evaluate_refuses_a_missing_module(trained, robot, monkeypatch):
+def test_evaluate_refuses_a_missing_module(trained, robot, no_pictures):
     """The flag --dataset gives the new name of the environment."""
-    checkpoint = torch.load(trained[0] / 'last.pth', weights_only=True)
-    torch.save(checkpoint | {'dataset': 'gone:make'}, 'moved.pth')
+    checkpoint = load_checkpoint(trained[0] / 'last.pth')
+    save_checkpoint('moved.pth', checkpoint | {'dataset': 'gone:make'})
     with pytest.raises(ValueError, match='--env gone:make: cannot import gone'):
         evaluate.main(['--checkpoint', 'moved.pth'])
     evaluate.main(['--checkpoint', 'moved.pth', '--dataset', EXAMPLE, '--episodes_per_task', '1'])

@@ -1,10 +1,12 @@
 """Finding, downloading and reading dataset files; the only server is one on 127.0.0.1."""
 
+import dataclasses
 import http.server
 import io
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,16 +15,20 @@ import tracemalloc
 import zipfile
 from http.client import IncompleteRead
 from pathlib import Path
-from urllib.error import URLError
+from types import SimpleNamespace
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 
+import offline_trainer
 import ogbench_utils
+from observing.observation_models import FULL_STATE
 from ogbench_utils import BUNDLED_FOR, BUNDLED_NAME, DATASETS, find_dataset, parse_name
 from support import download as downloading
 from support.download import download
 from support.npz import load_trajectories
+from trajectories import load_dataset, load_recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'antmaze-large-stitch-v0'
@@ -441,6 +447,151 @@ def test_download_does_not_retry_a_refusal(server, tmp_path):
     assert len(server.requests) == 1
 
 
+class Answer(io.BytesIO):
+    """A response of a server: `body` in pieces of `step` bytes, each after `seconds` of a clock."""
+
+    status = 200
+
+    def __init__(self, body, length=None, step=1 << 16, clock=None, seconds=0.0):
+        super().__init__(body)
+        self.headers = {'Content-Length': length}
+        self.step, self.clock, self.seconds = step, clock, seconds
+
+    def read1(self, size):
+        if self.clock:
+            self.clock.time += self.seconds
+        return super().read1(min(size, self.step))
+
+
+def answer_with(monkeypatch, *answers):
+    """Let the next requests get these answers; returns the number of requests."""
+    answers = list(answers)
+    monkeypatch.setattr(downloading, 'urlopen', lambda request, timeout: answers.pop(0))
+    monkeypatch.setattr(downloading, 'RETRY_WAITS', (0.0, 0.0, 0.0))
+    return answers
+
+
+@pytest.mark.parametrize('length', [None, '3000000'])
+def test_download_stops_at_the_size_of_a_dataset(tmp_path, monkeypatch, length):
+    monkeypatch.setattr(downloading, 'MAX_BYTES', 1_000_000)
+    left = answer_with(monkeypatch, Answer(bytes(3_000_000), length), 'a second request')
+    with pytest.raises(OSError, match='larger than 1,000,000 bytes.* --data_dir'):
+        download('a.npz', tmp_path, ['http://host'])
+    assert list(tmp_path.iterdir()) == [] and len(left) == 1
+
+
+def test_download_leaves_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloading.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 0, 2000))
+    for length in (None, '3000'):
+        answer_with(monkeypatch, Answer(bytes(3000), length))
+        with pytest.raises(OSError, match='larger than 1,900 bytes'):
+            download('a.npz', tmp_path, ['http://host'])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_gives_up_on_a_slow_server(tmp_path, monkeypatch):
+    """One byte every half second would take a year; the connection itself never times out."""
+    clock = SimpleNamespace(time=0.0)
+    monkeypatch.setattr(downloading.time, 'monotonic', lambda: clock.time)
+    slow = [Answer(bytes(10_000), None, 1, clock, 0.5) for _ in range(4)]
+    answer_with(monkeypatch, *slow)
+    with pytest.raises(OSError, match='too slow: 2 bytes per second'):
+        download('a.npz', tmp_path, ['http://host'])
+    assert clock.time < 5 * downloading.RATE_WINDOW
+
+    fast = Answer(big_body(), None, 4000, clock, 1.0)
+    answer_with(monkeypatch, fast)
+    (tmp_path / 'a.npz.part').unlink()
+    assert download('a.npz', tmp_path, ['http://host']).read_bytes() == big_body()
+
+
+def test_download_gives_up_on_an_answer_that_never_begins(tmp_path, monkeypatch):
+    asked = []
+
+    def wait(request, timeout):
+        asked.append(request)
+        threading.Event().wait(3)
+
+    monkeypatch.setattr(downloading, 'ANSWER_TIMEOUT', 0.05)
+    monkeypatch.setattr(downloading, 'urlopen', wait)
+    with pytest.raises(OSError, match='no answer within'):
+        download('a.npz', tmp_path, ['http://host'])
+    assert len(asked) == 1
+
+
+def test_download_refuses_what_unpacks_to_too_much(tmp_path, monkeypatch):
+    body = npz_bytes(observations=np.zeros((300_000, 3)), terminals=np.ones(3))
+    monkeypatch.setattr(downloading, 'MAX_BYTES', 1_000_000)
+    answer_with(monkeypatch, Answer(body))
+    with pytest.raises(OSError, match='unpacks to more than 1,000,000 bytes'):
+        download('a.npz', tmp_path, ['http://host'])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_cleans_the_text_of_a_server(tmp_path, monkeypatch):
+    def fail(request, timeout):
+        raise HTTPError(request.full_url, 403, 'no\x1b[2J\r\n\x07entry' + 'x' * 9999, {}, None)
+
+    monkeypatch.setattr(downloading, 'urlopen', fail)
+    with pytest.raises(OSError) as caught:
+        download('a.npz', tmp_path, ['http://host'])
+    message = str(caught.value)
+    assert message.isprintable() and 'no\\x1b[2J \\x07entry' in message and len(message) < 1000
+
+
+# Files that do not fit
+
+
+def test_a_damaged_file_of_ogbench_can_be_downloaded_again(places, tmp_path):
+    """Only a file that a search by name found may be one that OPSO has downloaded."""
+    data_dir = places[0]
+    own = tmp_path / 'own.npz'
+    for path in (data_dir / f'{NAME}.npz', own):
+        path.write_bytes(big_body()[:1000])
+    with pytest.raises(ValueError, match="if it is OGBench's file, move it .* downloaded again") as caught:
+        load_dataset(NAME, data_dir=data_dir)
+    assert 'delete' not in str(caught.value)
+    for name in (NAME, 'robot:make'):
+        with pytest.raises(ValueError, match='own.npz: ') as caught:
+            load_dataset(name, own)
+        assert 'download' not in str(caught.value) and 'delete' not in str(caught.value)
+
+
+def test_states_of_another_environment_are_refused_at_once(tmp_path, monkeypatch):
+    """A forgotten --env is the usual cause: the default dataset has 29 dimensions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(offline_trainer, 'OfflineAgent', lambda *_: pytest.fail('training began'))
+    observations = np.random.default_rng(0).uniform(-2, 2, (400, 4))
+    np.savez('mine.npz', observations=observations, terminals=np.arange(400) % 100 == 99)
+    with pytest.raises(ValueError, match='mine.npz: its states have 4 dimensions, .*navigate-v0 29; .* --env'):
+        offline_trainer.main(['--dataset_path', 'mine.npz', '--context_length', '20'])
+    with pytest.raises(ValueError, match='mine.npz: its states have 4 dimensions, .*navigate-v0 29; .* --env'):
+        offline_trainer.main(['--dataset_path', 'mine.npz', '--context_length', '20', '--observe', 'positions'])
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.npz']
+
+
+def test_other_data_of_an_online_run_have_its_dimensions(write):
+    agent = SimpleNamespace(observation_dim=29, config=SimpleNamespace(sampling=dict))
+    recorded = dict(dataset=NAME, path='gone.npz', max_trajectories=0, fingerprint='of the data',
+                    observation_model=dataclasses.asdict(FULL_STATE))
+    with pytest.raises(ValueError, match='some.npz: its states have 3 dimensions, .* 29; '):
+        load_recorded(recorded, 'last.pth', agent, dataset_path=str(write()))
+
+
+def test_states_in_the_walls_of_their_maze_are_refused():
+    bundled = load_trajectories(ogbench_utils.BUNDLED_DIR / f'{BUNDLED_NAME}.npz', 20)[0]
+    for name, fits in (('antmaze-medium-stitch-v0', True), ('antmaze-large-navigate-v0', False),
+                       ('antmaze-giant-navigate-v0', False)):
+        env = ogbench_utils.make_env(name)
+        if fits:
+            ogbench_utils.check_positions(name, env, 'some.npz', bundled)
+        else:
+            with pytest.raises(ValueError, match=f'some.npz: .*% of its states lie in the walls of {name}; .*--env'):
+                ogbench_utils.check_positions(name, env, 'some.npz', bundled)
+    no_maze = SimpleNamespace(unwrapped=object())
+    ogbench_utils.check_positions('scene-play-v0', no_maze, 'some.npz', bundled)
+
+
 # Reading
 
 
@@ -462,7 +613,9 @@ def test_load_trajectories_converts_types_and_orders(write, convert, limit):
     path = write(observations=convert(arrays['observations']), terminals=terminals)
     observations, starts, ends = load_trajectories(path, limit)
     np.testing.assert_array_equal(observations, arrays['observations'][:8 if limit else None])
-    assert observations.dtype == np.float32 and observations.flags.c_contiguous
+    converted = convert(arrays['observations']).dtype
+    assert observations.dtype == (np.float32 if np.can_cast(converted, np.float32) else np.float64)
+    assert observations.flags.c_contiguous
 
 
 def test_load_trajectories_keeps_max_trajectories(write):
@@ -525,7 +678,7 @@ def replaced(key, index, value):
 
 @pytest.mark.parametrize('changes, words', [
     (dict(observations=None), 'no `observations`'),
-    (dict(terminals=None), 'no `terminals`'),
+    (dict(terminals=None), 'no `terminals` in it, only `observations`, `actions`; save `terminals`, true in'),
     (dict(observations=np.zeros(12)), r'`observations` is float64 of shape \(12,\)'),
     (dict(observations=np.zeros((12, 2, 2))), '`observations` .* 2-d'),
     (dict(terminals=np.ones((12, 1))), '`terminals` .* 1-d'),
@@ -538,17 +691,17 @@ def replaced(key, index, value):
     (replaced('observations', (7, 1), np.nan), r'`observations\[7, 1\]` is nan'),
     (replaced('observations', (slice(9, 11), 2), -np.inf), r'`observations\[9, 2\]` is -inf'),
     (replaced('terminals', 3, np.nan), r'`terminals\[3\]` is nan'),
-    (replaced('terminals', slice(None), 0), 'no terminal ends the last 12 of 12 rows'),
+    (replaced('terminals', slice(None), 0), 'no terminal ends the last 12 of 12 rows; set `terminals` in the'),
     (replaced('terminals', 11, 0), 'no terminal ends the last 4 of 12 rows'),
-    (replaced('terminals', 5, 1), r'trajectory 1 \(row 5\) is one state only'),
-    (replaced('terminals', 0, 1), r'trajectory 0 \(row 0\) is one state only'),
+    (dict(terminals=~make_arrays()['terminals']), 'set in 9 of 12 rows; .* save `terminals == 0`'),
 ])
 def test_load_trajectories_reports_bad_content_in_one_line(write, changes, words):
     path = write(**changes)
     with pytest.raises(ValueError, match=words) as caught:
         load_trajectories(path)
     message = str(caught.value)
-    assert message.startswith(f'{path}: ') and '--dataset_path' in message and '\n' not in message
+    assert message.startswith(f'{path}: ') and '\n' not in message
+    assert '--dataset_path' in message or 'docs/formats.md' in message or 'save `' in message
 
 
 def test_load_trajectories_ignores_nan_in_dropped_trajectories(write):
@@ -565,9 +718,9 @@ def test_load_trajectories_ignores_nan_in_dropped_trajectories(write):
 def test_load_trajectories_reports_a_damaged_file_in_one_line(tmp_path, damage):
     path = tmp_path / 'bad.npz'
     path.write_bytes(damage(big_body()))
-    with pytest.raises(ValueError, match='move it away to have it downloaded again') as caught:
+    with pytest.raises(ValueError, match='--dataset_path') as caught:
         load_trajectories(path)
-    assert str(caught.value).startswith(f'{path}: ')
+    assert str(caught.value).startswith(f'{path}: ') and 'download' not in str(caught.value)
 
 
 def test_load_trajectories_detects_every_flipped_byte(write):
@@ -633,7 +786,7 @@ def test_check_command_prints_the_content_or_the_error(write, capsys):
     observations = make_arrays()['observations']
     observations[:, 1] = 7
     ogbench_utils.main(['check', str(write(observations=observations))])
-    assert '1 dimensions never vary' in capsys.readouterr().out
+    assert '1 dimension(s) never vary' in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match='some.npz'):
         ogbench_utils.main(['check', str(path)])
@@ -656,4 +809,4 @@ def test_commands_report_errors_in_one_line(tmp_path):
     script = Path(ogbench_utils.__file__)
     done = subprocess.run([sys.executable, script, 'check', 'none.npz'], cwd=tmp_path, capture_output=True,
                           text=True)
-    assert done.returncode == 2 and done.stderr == 'error: none.npz: no such dataset file\n'
+    assert done.returncode == 2 and done.stderr == 'error: none.npz: no such npz file\n'

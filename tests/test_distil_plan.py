@@ -200,6 +200,24 @@ def test_distil_plan_changes_only_the_proposer(planner_agent, data, states_file,
         torch.testing.assert_close(value, offline_nets[1][f'proposer.{name}'], rtol=1e-3, atol=1e-4)
 
 
+def test_distil_plan_saves_before_it_measures(planner_agent, data, states_file, distil_flags, tmp_path,
+                                              monkeypatch):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    results = iter([(0.5, 0.5)])  # before the distillation only
+    monkeypatch.setattr(distil_plan, 'measure', lambda *_: next(results))
+    with pytest.raises(StopIteration):
+        distil_plan.main(distil_flags('last.pth'))
+    assert not load_agent(tmp_path / 'distilled.pth')['config']['plan']
+
+
+def test_distil_plan_finds_a_bad_output_at_once(planner_agent, data, states_file, distil_flags, tmp_path,
+                                                monkeypatch):
+    write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file)
+    monkeypatch.setattr(distil_plan, 'Teacher', lambda *_: pytest.fail('a distillation'))
+    with pytest.raises(OSError, match=f'^{tmp_path} cannot be written .it is a folder.; name another file'):
+        distil_plan.main([*distil_flags('last.pth'), '--output', str(tmp_path)])
+
+
 def test_distil_plan_refuses_other_data_without_dataset_path(planner_agent, data, states_file, distil_flags,
                                                              tmp_path, capsys):
     write_checkpoint(tmp_path / 'last.pth', planner_agent, data, states_file, fingerprint='other data')

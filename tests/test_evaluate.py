@@ -79,7 +79,7 @@ def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
     assert 'comparison' not in metrics
 
 
-def test_comparison_is_on_the_same_episodes(checkpoints, capsys, monkeypatch):
+def test_comparison_is_on_the_same_episodes(checkpoints, plain_figures, capsys, monkeypatch):
     recorded = []
     real = evaluate.evaluate
 
@@ -102,7 +102,7 @@ def test_comparison_is_on_the_same_episodes(checkpoints, capsys, monkeypatch):
     assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
 
 
-def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, monkeypatch):
+def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, no_pictures, monkeypatch):
     """Every robot counts as stuck from its first step, so that stuck noise decides on success."""
     monkeypatch.setattr('tasks.STUCK_STEPS', 0)
     path = checkpoints[0]
@@ -125,12 +125,12 @@ def test_compare_set_is_parsed_and_checked():
         evaluate.ActOverrides.parse('action_scale=-1')
 
 
-def test_evaluation_succeeds_without_a_video(checkpoints, monkeypatch):
+def test_evaluation_succeeds_without_a_video(checkpoints, no_pictures, monkeypatch):
     monkeypatch.setattr('figures.videos.find_gl', lambda: (None, {'egl': 'missing'}))
     assert run(checkpoints[0], '--video')['evaluation/overall_success'] == 1.0
 
 
-def test_bundled_checkpoint_reaches_its_goals(tmp_path):
+def test_bundled_checkpoint_reaches_its_goals(no_pictures, tmp_path):
     path = Path(evaluate.__file__).parent / 'pretrained' / f'{ANT}.pth'
     assert path.stat().st_size < 6e6
     evaluate.main(['--checkpoint', str(path), '--episodes_per_task', '2', '--seed', '0',
@@ -176,8 +176,9 @@ def test_measure_labels_scores_received_observations_only(make_agent, make_onlin
     assert 10 < count < 45, 'about a quarter of 99'
 
 
-def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
+def test_measure_settings_finds_what_needs_memory(tmp_path, monkeypatch, capsys):
     """Actions equal the previous state, so that only the GRU predicts them. Next states are unpredictable."""
+    monkeypatch.setattr(measure_settings, 'NUM_STATES', 500)
     rng = np.random.default_rng(0)
     for end in ('', '-val'):
         states = rng.standard_normal((4, 150, 2)).astype(np.float32)
@@ -197,3 +198,86 @@ def test_measure_settings_finds_what_needs_memory(tmp_path, capsys):
     assert action['noise:3', 10] < 0.4, 'noise hides the previous state'
     assert all(state < 0.2 for state, _ in found.values())
     assert 'noise:3: ' in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- what is saved
+def test_numbers_are_written_before_pictures_and_videos(checkpoints, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError('latex was not found')
+
+    monkeypatch.setattr(evaluate, 'draw_evaluation', fail)
+    monkeypatch.setattr(evaluate, 'record', fail)
+    assert run(checkpoints[0], '--episodes_per_task', '1', '--video')['evaluation/overall_success'] == 1.0
+    picture, video = capsys.readouterr().err.splitlines()
+    assert 'evaluation_paths.png was not made (RuntimeError: latex was not found)' in picture
+    assert 'evaluation_videos was not made' in video
+
+
+def test_numbers_are_written_before_the_second_checkpoint(checkpoints, monkeypatch):
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, 'measure', lambda config, path, *rest: (
+        measure(config, path, *rest) if path == str(checkpoints[0]) else pytest.fail('an environment')))
+    with pytest.raises(pytest.fail.Exception):
+        run(checkpoints[0], '--episodes_per_task', '1', '--compare', checkpoints[1])
+    metrics = json.loads((checkpoints[0].parent / 'evaluation.json').read_text())
+    assert metrics['evaluation/overall_success'] == 1.0
+
+
+def test_former_evaluation_is_kept(tmp_path, capsys):
+    """A look at one episode does not replace an evaluation; the same evaluation again adds no file."""
+    def write(*parts):
+        output = evaluate.Output(tmp_path / 'evaluation.json')
+        for metrics in parts:
+            output.write(metrics)
+        output.beside('paths.png').write_text(str(parts[-1]))
+
+    (tmp_path / 'evaluation_notes.txt').write_text('of the user')
+    many = {'success': 0.5, 'episodes_per_task': 50}
+    compared = many | {'comparison': {'overall': 0.1}}
+    for parts in ((many, compared), (many, compared), (many,)):
+        write(*parts)
+    assert not list(tmp_path.glob('evaluation-*'))
+    assert json.loads((tmp_path / 'evaluation.json').read_text()) == compared
+
+    (tmp_path / 'evaluation_videos').mkdir()
+    capsys.readouterr()
+    write({'success': 1.0, 'episodes_per_task': 1})
+    assert capsys.readouterr().out == f'the former evaluation is kept: {tmp_path / "evaluation-1.json"}\n'
+    write({'success': 0.0, 'episodes_per_task': 1})
+    contents = [json.loads((tmp_path / f'evaluation{end}.json').read_text()) for end in ('-1', '-2', '')]
+    assert [content['success'] for content in contents] == [0.5, 1.0, 0.0] and contents[0] == compared
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'evaluation-1.json', 'evaluation-1_paths.png', 'evaluation-1_videos', 'evaluation-2.json',
+        'evaluation-2_paths.png', 'evaluation.json', 'evaluation_notes.txt', 'evaluation_paths.png']
+
+
+def test_file_of_something_else_is_kept(tmp_path):
+    (tmp_path / 'notes').write_text('of the user')
+    evaluate.Output(tmp_path / 'notes').write({'success': 1.0})
+    assert (tmp_path / 'notes-1').read_text() == 'of the user'
+
+
+def test_output_that_cannot_be_written_is_found_before_any_episode(checkpoints, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(evaluate, 'measure', lambda *_: pytest.fail('an episode'))
+    for output in (tmp_path / 'file' / 'evaluation.json', tmp_path):
+        with pytest.raises(OSError, match=f'^{output} cannot be written .*name another file with --output$'):
+            run(checkpoints[0], '--output', output)
+
+    def read_only(**_):
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr('tempfile.TemporaryFile', read_only)
+    with pytest.raises(OSError, match=r'evaluation.json cannot be written \(Read-only file system\); name'):
+        run(checkpoints[0])
+
+
+def test_full_disk_prints_the_numbers(tmp_path, monkeypatch, capsys):
+    def full(path, write):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(evaluate, 'write_atomic', full)
+    with pytest.raises(OSError, match=r'x.json cannot be written \(No space left on device\); .*printed') as error:
+        evaluate.Output(tmp_path / 'x.json').write({'success': 1.0})
+    assert '--resume' not in str(error.value) and '--output' in str(error.value)
+    assert json.loads(capsys.readouterr().out) == {'success': 1.0}

@@ -1,10 +1,27 @@
 """Test plots of logged metrics: what is drawn, and in which format it is written."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from support import figures
-from support.figures import SUCCESS_LIMITS, Curves, Panel, plot_bands, plot_budgets, plot_curves
+from support.figures import (
+    SUCCESS_LIMITS,
+    Curves,
+    Panel,
+    optional_picture,
+    plot_bands,
+    plot_budgets,
+    plot_curves,
+)
+from support.runs import Stopped
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SUCCESS = 'evaluation/overall_success'
 
@@ -86,3 +103,53 @@ def test_save_refuses_an_unknown_format(tmp_path):
     with pytest.raises(ValueError, match=r'x.abc: unknown figure format .abc; use .png'):
         plot_bands({'a': [(np.arange(3), np.ones(3))]}, tmp_path / 'x.abc', 'success, %', 'title')
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_user_do_not_matter(tmp_path):
+    """Jupyter names a backend that this environment lacks; a matplotlibrc wants LaTeX. Without torch, for speed."""
+    (tmp_path / 'matplotlibrc').write_text('text.usetex: True\nsavefig.format: pdf\n')
+    code = f"""
+import os, sys, types
+sys.modules['torch'] = types.ModuleType('torch')
+sys.path.insert(0, {str(ROOT)!r})
+from support.figures import plot_budgets
+plot_budgets({{'a': {{1: [0.5], 10: [1.0]}}}}, 'x.png', 'steps', 'success, %', 'title')
+assert os.environ['MPLBACKEND'] == 'module://nowhere.backend', 'programs that this one starts keep it'
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {'MPLBACKEND': 'module://nowhere.backend'})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_figure_that_fails_stays_open_nowhere(tmp_path):
+    """matplotlib warns of more than 20 open figures."""
+    import matplotlib.pyplot as plt
+    path = tmp_path / 'x.png'
+    path.mkdir()
+    with pytest.raises(OSError, match=r'x\.png cannot be written'):
+        plot_budgets({'a': {1: [0.5]}}, path, 'steps', 'success, %', 'title')
+    assert plt.get_fignums() == []
+
+
+def test_an_optional_picture_that_fails_is_one_line(tmp_path, capsys):
+    path = tmp_path / 'x.png'
+    path.mkdir()
+    with optional_picture(path):
+        plot_budgets({'a': {1: [0.5]}}, path, 'steps', 'success, %', 'title')
+    with optional_picture('videos'):
+        raise RuntimeError('latex was not found\nmany lines')
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f'warning: {path} was not made (') and 'cannot be written' in first
+    assert second == ('warning: videos was not made (RuntimeError: latex was not found); '
+                      'the results are complete without it')
+
+    with pytest.raises(Stopped), optional_picture('x.png'):
+        raise Stopped
+
+
+def test_no_module_uses_global_figures():
+    """pyplot keeps figures until they are closed, and takes its backend from the user."""
+    folders = ('.', 'environments', 'figures', 'support', 'scripts', 'scripts/*')
+    sources = {path: path.read_text(encoding='utf-8') for folder in folders for path in ROOT.glob(f'{folder}/*.py')}
+    assert not [path.name for path, source in sources.items() if re.search(r'\bpyplot\b', source)]

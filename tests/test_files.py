@@ -35,11 +35,9 @@ fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Make tmp_path the working directory; draw no curves."""
+def folder(tmp_path, monkeypatch, no_pictures, quick_labeler):
+    """Make tmp_path the working directory and train quickly."""
     monkeypatch.chdir(tmp_path)
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
     return tmp_path
 
 
@@ -58,7 +56,7 @@ def fails(capsys, main, *flags):
 
 def saver(path, values):
     for value in values:
-        save_checkpoint(path, {'kind': 'offline', 'agent': {}, 'data': torch.full((300_000,), float(value))})
+        save_checkpoint(path, {'kind': 'labeling', 'values': torch.full((300_000,), float(value))})
 
 
 @pytest.mark.skipif(fork is None, reason='needs os.fork')
@@ -68,13 +66,13 @@ def test_save_checkpoint_survives_fifty_kills(folder):
     for kill in range(50):
         child = fork.Process(target=saver, args=(path, range(1000 * kill, 1000 * kill + 1000)))
         child.start()
-        temporary, deadline = path.with_name(f'last.pth.tmp{child.pid}'), time.monotonic() + 10
+        temporary, deadline = path.with_name(f'last.pth.opso-tmp{child.pid}'), time.monotonic() + 10
         while not temporary.exists():  # a busy machine starts slowly
             assert time.monotonic() < deadline
         time.sleep(random.uniform(0.0, 0.02))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        data = load_checkpoint(path, 'offline')['data']
+        data = load_checkpoint(path, 'labeling')['values']
         assert len(data) == 300_000 and (data == data[0]).all()
         values.add(float(data[0]))
     assert len(values) > 2
@@ -83,15 +81,24 @@ def test_save_checkpoint_survives_fifty_kills(folder):
 
 
 def test_remove_leftovers_keeps_files_of_live_processes(folder):
-    (folder / f'last.pth.tmp{os.getppid()}').touch()
-    (folder / 'notes.tmp').touch()
+    (folder / f'last.pth.opso-tmp{os.getppid()}').touch()
     remove_leftovers(folder)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_remove_leftovers_keeps_files_of_the_user(folder):
+    names = ['notes.tmp', 'notes.tmp99999999', 'data.tmp4194000', '.opso-tmp1', 'a.opso-tmp4194000.npz']
+    for name in names:
+        (folder / name).touch()
+    (folder / 'last.pth.opso-tmp4194000').touch()
+    (folder / 'folder.opso-tmp4194000').mkdir()
+    remove_leftovers(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names, 'folder.opso-tmp4194000'])
 
 
 def test_write_atomic_keeps_the_old_file_if_the_disk_is_full(folder, monkeypatch):
     """The write fails half-way with ENOSPC."""
-    save_checkpoint(folder / 'last.pth', {'value': 1})
+    save_checkpoint(folder / 'last.pth', {'kind': 'labeling', 'value': 1})
 
     class Full:
         def __init__(self, file):
@@ -113,7 +120,7 @@ def test_write_atomic_keeps_the_old_file_if_the_disk_is_full(folder, monkeypatch
     monkeypatch.setattr(files, 'open', lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError,
                        match=r'last.pth cannot be written \(No space left on device\), its last') as caught:
-        save_checkpoint(folder / 'last.pth', {'value': 2})
+        save_checkpoint(folder / 'last.pth', {'kind': 'labeling', 'value': 2})
     assert '--resume' in str(caught.value)
     assert load_checkpoint(folder / 'last.pth')['value'] == 1 and len(list(folder.iterdir())) == 1
     with pytest.raises(OSError, match='cannot be written') as caught:
@@ -129,9 +136,9 @@ def test_save_checkpoint_keeps_the_old_file_on_a_full_file_system(folder):
                       capture_output=True).returncode:
         pytest.skip('mounting a tmpfs needs root')
     try:
-        save_checkpoint(mount / 'last.pth', {'value': torch.zeros(150_000)})
+        save_checkpoint(mount / 'last.pth', {'kind': 'labeling', 'value': torch.zeros(150_000)})
         with pytest.raises(OSError, match='No space left on device'):
-            save_checkpoint(mount / 'last.pth', {'value': torch.ones(150_000)})
+            save_checkpoint(mount / 'last.pth', {'kind': 'labeling', 'value': torch.ones(150_000)})
         assert not load_checkpoint(mount / 'last.pth')['value'].any() and len(list(mount.iterdir())) == 1
     finally:
         subprocess.run(['umount', mount], check=True)
@@ -231,13 +238,12 @@ def test_all_loads_are_safe():
 def test_load_checkpoint_names_what_differs(folder, capsys):
     flags = ['--dataset', BUNDLED_NAME, *TINY, '--num_updates', '1', '--save_dir', 'run']
     offline_trainer.main(flags)
-    good = torch.load('run/last.pth', weights_only=True)
+    good = load_checkpoint('run/last.pth')
     states = good['agent'] | {'observation_dim': 30}
     config = good['agent']['config']
     cases = [
         (good | {'format': 99}, ['format 99', f'reads {CHECKPOINT_FORMAT}']),
         (good | {'kind': 'online'}, ['online', 'offline']),
-        ([1, 2], ['format list', f'reads {CHECKPOINT_FORMAT}']),
         ({'format': CHECKPOINT_FORMAT, 'kind': 'offline'}, ['agent', 'missing']),
         (good | {'agent': states}, ['30', '29']),
         (good | {'agent': good['agent'] | {'config': config | {'colour': 1}}}, ['colour']),
@@ -246,13 +252,16 @@ def test_load_checkpoint_names_what_differs(folder, capsys):
          ['antmaze-large-navigate-v0', BUNDLED_NAME]),
     ]
     for content, words in cases:
-        torch.save(content, 'bad.pth')
+        save_checkpoint('bad.pth', content)
         line = fails(capsys, online_trainer.main, '--dataset', BUNDLED_NAME,
                      '--offline_checkpoint', 'bad.pth',
                      '--num_envs', 1, '--max_steps', 20, '--random_steps', 20, '--initial_updates', 1)
         assert 'bad.pth' in line
         for word in words:
             assert word in line
+    torch.save([1, 2], 'bad.pth')
+    assert f'format list, this code reads {CHECKPOINT_FORMAT}' in fails(
+        capsys, online_trainer.main, '--offline_checkpoint', 'bad.pth')
     Path('bad.pth').write_bytes(Path('run/last.pth').read_bytes()[:-5000])
     assert 'bad.pth is not a readable' in fails(capsys, online_trainer.main,
                                                 '--offline_checkpoint', 'bad.pth')

@@ -1,10 +1,17 @@
-"""Flags from dataclasses: two levels of help, and files of flags."""
+"""Flags from dataclasses: two levels of help, and files of flags; and the streams of a script."""
 
 import dataclasses
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from support.flags import flag, parse_flags
+from support.flags import flag, make_config, parse_flags, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass
@@ -121,3 +128,56 @@ def test_value_out_of_range_in_a_file_of_flags_names_the_file(tmp_path):
 
 def test_missing_file_of_flags_is_one_error_line(tmp_path, capsys):
     assert error_of(capsys, f'@{tmp_path.as_posix()}/none.args').endswith('none.args: no such file of flags')
+
+
+# The end of a script
+
+
+def test_an_environment_variable_that_mujoco_refuses_is_one_line(capsys):
+    def main():
+        raise RuntimeError('Environment variable MUJOCO_GL must be one of egl, glfw: got wgl')
+
+    with pytest.raises(SystemExit, match='2'):
+        run_main(main)
+    assert capsys.readouterr().err == 'error: Environment variable MUJOCO_GL must be one of egl, glfw: got wgl\n'
+
+
+# Values of files
+
+
+@pytest.mark.parametrize('values, words', [
+    ({'rate': '0.5'}, '--rate 0.5: must be of type float'), ({'rate': True}, 'of type float'),
+    ({'rate': float('nan')}, '--rate nan: must be above 0'), ({'hidden_dim': 8.0}, '--hidden_dim 8.0: must be of type'),
+    ({'hidden_dim': None}, '--hidden_dim None'), ({'kind': 'odd'}, '--kind odd: must be one of slow, fast'),
+    ({'kind': 3}, 'of type str'), ({'draw': 1}, 'of type bool'), ({'colour': 1}, 'does not know: colour'),
+])
+def test_settings_of_a_checkpoint_are_checked_as_flags_are(values, words):
+    with pytest.raises(ValueError, match=words):
+        make_config(Basic, values)
+    assert make_config(Basic, {'rate': 1, 'kind': 'fast'}) == Basic(1, 'fast')
+# ------------------------------------------------------------------------------------------------ the streams
+def test_a_stdout_that_lacks_a_character_ends_no_script(monkeypatch):
+    """A Japanese Windows redirects to cp932, which has no superscript 2."""
+    for encoding in ('cp932', 'ascii'):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        run_main(lambda: print('R² 0.97, für …'))
+        assert stream.buffer.getvalue().startswith(b'R\\xb2 0.97')
+
+
+def test_lines_of_a_log_are_written_at_once(monkeypatch):
+    """A log of a batch system shows the last line before a kill."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    monkeypatch.setattr(sys, 'stdout', stream)
+
+    def main():
+        print('run folder: here')
+        assert stream.buffer.getvalue() == b'run folder: here\n'
+
+    run_main(main)
+
+
+def test_help_of_the_demo_is_printed_in_ascii():
+    words = [sys.executable, ROOT / 'scripts' / 'demo.py', '--help']
+    done = subprocess.run(words, capture_output=True, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+    assert done.returncode == 0 and b'demo_run' in done.stdout, done.stderr

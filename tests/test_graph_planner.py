@@ -1,6 +1,7 @@
 """StateGraph and GraphPlanner: nodes, edges, costs and paths, on mazes small enough to know the answer."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -284,6 +285,77 @@ def test_jump_with_a_dead_end_is_avoided():
     assert certain.route(1)[0] == 1
 
 
+def test_path_ends_where_the_likeliest_landing_leads_back():
+    """Node 0 heads for landing 2, from which it comes back for another attempt, until it lands at 1."""
+    planner = jump_planner(detour=50, probs=[0.3, 0.7])
+    assert planner.route(1)[0] == 2 and planner.route(1)[2] == 0
+    assert planner.path(0, 1) == [0, 1]
+    assert planner.path(2, 1) == [2, 0, 1]
+
+
+def test_paths_of_random_graphs_end_and_are_paths_of_acting(monkeypatch):
+    """A path takes only transitions that exist, and those that an episode heads for as far as they approach
+    the goal."""
+    monkeypatch.setattr(graph_planner, 'PLANNING_DISCOUNT', 0.99)  # value iteration converges sooner
+    num_paths = num_retries = 0
+    for seed in range(40):
+        planner = random_planner(np.random.default_rng(seed))
+        planner._paths_to = functools.cache(planner._paths_to)
+        graph, jumps = planner.graph, planner.graph.jumps
+        steps = set(zip(graph.sources, graph.targets, strict=True))
+        near = set(zip(graph.near_sources, graph.near_targets, strict=True))
+        lands = {(a, b) for a, i in zip(jumps.source_nodes, jumps.source_ids, strict=True)
+                 for b in jumps.landing_nodes[(jumps.landing_source_ids == i) & (jumps.landing_probs > 0)]}
+        for goal in range(len(graph)):
+            distances, next_nodes = planner._paths_to(goal)
+            for start in range(len(graph)):
+                path = planner.path(start, goal)
+                assert bool(path) == np.isfinite(distances[start])
+                assert len(set(path)) == len(path)
+                for a, b in zip(path, path[1:], strict=False):
+                    assert (a, b) in steps | lands or (a, b) in near and b == goal
+                    assert b == next_nodes[a] or distances[next_nodes[a]] >= distances[a]
+                    num_retries += b != next_nodes[a]
+                num_paths += len(path) > 2
+    assert num_paths > 500 and num_retries > 20, (num_paths, num_retries)
+
+
+def random_planner(rng):
+    """Return a planner on a random graph with two jump sources."""
+    count = rng.integers(4, 12)
+    edges = np.unique(rng.integers(count, size=(count + 3, 2)), axis=0)
+    near = edges[rng.random(len(edges)) < 0.3].astype(np.int32)
+    pairs = np.unique(np.stack([rng.integers(count, size=5), rng.integers(2, size=5)], 1), axis=0)
+    probs = rng.dirichlet(np.full(3, 0.3), 2).astype(np.float32)
+    jumps = JumpModel(
+        source_nodes=pairs[:, 0].astype(np.int32),
+        source_ids=pairs[:, 1].astype(np.int32),
+        landing_source_ids=np.repeat([0, 1], 3).astype(np.int32),
+        landing_nodes=np.concatenate([rng.permutation(count)[:3] for _ in range(2)]).astype(np.int32),
+        landing_probs=probs.ravel(),
+    )
+    costs = rng.choice([10, 30], len(edges))
+    graph = make_graph(rng.random((count, 2)), edges, costs, hop=10, jumps=jumps)
+    graph = dataclasses.replace(graph, near_sources=near[:, 0], near_targets=near[:, 1])
+    return GraphPlanner(graph, identity)
+
+
+def test_node_of_two_jump_sources_heads_for_the_better_one():
+    """Node 0 is near two jump sources: one leads to the goal 3, the other to 1, from which the way is long."""
+    centers = 10.0 * np.stack([np.arange(4), np.zeros(4)], 1)
+    for better in (0, 1):
+        jumps = JumpModel(
+            source_nodes=np.zeros(2, np.int32),
+            source_ids=np.array([0, 1], np.int32),
+            landing_source_ids=np.array([0, 1], np.int32),
+            landing_nodes=np.array([3, 1] if better == 0 else [1, 3], np.int32),
+            landing_probs=np.ones(2, np.float32),
+        )
+        graph = make_graph(centers, [(1, 2), (2, 3)], [10, 10], hop=10, jumps=jumps)
+        planner = GraphPlanner(graph, identity)
+        assert planner.route(3)[0] == 3 and planner.path(0, 3) == [0, 3]
+
+
 def test_value_iteration_finds_dijkstras_paths_without_jumps():
     planner = make_planner(*around_the_wall(), nodes=40)
     goal = planner.locate(np.array([[1, 0]], np.float32))[0]
@@ -429,8 +501,25 @@ def test_dimensions_of_scale_0_do_not_separate_nodes():
     assert route[planner.locate(np.array([[0, 777]], np.float32))[0]] >= 0
 
 
-def test_active_dims_are_those_above_a_thousandth_of_the_largest_scale():
-    assert active_dims(np.float32([4, 0.01, 0.003, 0])).tolist() == [True, True, False, False]
+def test_active_dims_are_those_in_which_nodes_differ():
+    centers = np.float32([[0, 0, 0, 5], [4, 0.01, 0.0005, 5]])
+    assert active_dims(centers).tolist() == [True, True, False, False]
+    assert active_dims(centers[:1]).all()  # a single node
+
+
+def test_a_node_without_states_is_dropped(monkeypatch):
+    # a center that is far from all states; the next node must not lend it a state
+    def centers_with_an_empty_one(*arguments):
+        return np.float32([[0, 0], [500, 500], [9, 0]])
+
+    monkeypatch.setattr(graph_planner, 'choose_centers', centers_with_an_empty_one)
+    graph = StateGraph.from_data(dataset(walk((0, 0), (10, 0))), np.zeros(2), np.ones(2), hop=HOP)
+    assert graph.centers.tolist() == [[0, 0], [9, 0]]
+    np.testing.assert_allclose(graph.states, graph.centers, atol=0.5)
+
+    # the last one, for which there is no next node
+    monkeypatch.setattr(graph_planner, 'choose_centers', lambda *_: np.float32([[0, 0], [9, 0], [500, 500]]))
+    assert len(StateGraph.from_data(dataset(walk((0, 0), (10, 0))), np.zeros(2), np.ones(2), hop=HOP)) == 2
 
 
 def test_state_graph_uses_a_fraction_of_transition_steps_as_default_hop():

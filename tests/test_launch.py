@@ -18,7 +18,14 @@ FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launc
          '--val_interval', '2']
 
 
-def test_launch_trains_seeds_and_aggregates_them(tmp_path, capsys):
+@pytest.fixture
+def forked(monkeypatch, forked_script):
+    """Train in forked processes, which saves their imports, without curves."""
+    monkeypatch.setattr(launch.subprocess, 'Popen', forked_script)
+    monkeypatch.setattr('support.figures.plot_curves', lambda *_: None)
+
+
+def test_launch_trains_seeds_and_aggregates_them(forked, tmp_path, capsys):
     """The command is repeated with a second seed and more updates: the first seed is resumed."""
     for seeds, updates in ((['3'], '2'), (['3', '5'], '4')):
         launch.main(['offline_trainer.py', '--seeds', *seeds, '--save_dir', str(tmp_path), '--cores', '1',
@@ -37,7 +44,7 @@ def test_launch_trains_seeds_and_aggregates_them(tmp_path, capsys):
     assert out.count('done') == 3 and 'aggregate.csv' in out
 
 
-def test_launch_names_a_failed_seed_and_aggregates_the_others(tmp_path):
+def test_launch_names_a_failed_seed_and_aggregates_the_others(forked, tmp_path):
     """The file of seed 1 is missing; the error follows the report."""
     shutil.copy(launch.ROOT / 'datasets' / 'antmaze-medium-navigate-mini-v0.npz', tmp_path / 'data0.npz')
     with pytest.raises(OSError, match=r'seed 1 failed; see .*seed1\.log'):

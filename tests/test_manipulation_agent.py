@@ -199,6 +199,7 @@ def test_objects_are_ignored_without_slow_goals(make_config, make_online):
 # ------------------------------------------------------------------------------------- corrective transitions
 def test_corrective_fraction_of_a_batch_is_perturbed(make_manipulator):
     agent, data, replay = make_manipulator(cubes, corrective_fraction=0.5)
+    replay.observations[:, 3:] += np.random.default_rng(1).normal(0, 1e-3, replay.observations[:, 3:].shape)
     batches = agent.open_batches(data, replay)
     batches.label_data(hand_change)
     batch = batches.sample(np.random.default_rng(0))
@@ -209,6 +210,8 @@ def test_corrective_fraction_of_a_batch_is_perturbed(make_manipulator):
     assert batches.corrective.valid[rows[moved]].all()
     assert torch.equal(batch.policy_states, batch.states)
     assert torch.equal(batch.actions[moved], batches.corrective.actions[rows[moved]])
+    # perturbations leave objects, and so goal features and z, as they are, though resting objects jitter
+    torch.testing.assert_close(batch.z, agent.encoder.encode_features(batch.states))
     assert torch.equal(batch.actions[~moved], batches.labels[rows[~moved]])
     torch.testing.assert_close(batch.state_latents, agent.encode_policy_states(batch.states))
 

@@ -35,6 +35,17 @@ def test_find_objects_selects_dimensions_that_rest_and_stay():
     assert np.flatnonzero(find_objects(make(lamps))).tolist() == [3, 4]
 
 
+def test_find_objects_needs_trajectories_in_which_rest_can_be_seen():
+    """Recordings of nine states of a hand and a box show changes over 4 k = 8 steps, but no rest of 10."""
+    rng = np.random.default_rng(0)
+
+    def recording():
+        box = np.where(np.arange(9) < rng.integers(18), *rng.integers(3, size=2))
+        return np.stack([np.cumsum(rng.standard_normal(9)), box], 1).astype(np.float32)
+
+    assert not find_objects(dataset(*[recording() for _ in range(300)], transition_steps=2)).any()
+
+
 def test_find_objects_ignores_walkers():
     rng = np.random.default_rng(0)
     walks = [np.cumsum(rng.normal(0, 0.2, (300, 4)), 0).astype(np.float32) for _ in range(8)]

@@ -154,17 +154,18 @@ def test_partial_observation_observes_an_episode_as_the_data(ant, walk, setting)
 
 def test_observation_model_survives_json(ant, walk):
     for setting in SETTINGS:
-        model = ant_model(setting, ant, walk[0])
+        model = ant_model(setting, ant, walk[0]).with_origin(walk[0])
         saved = json.loads(json.dumps(dataclasses.asdict(model)))
         assert ObservationModel.from_dict(saved) == model
     assert isinstance(ObservationModel('torso', dimensions=(0, 1)).wrap(ant), PartialObservation)
 
 
 @pytest.mark.parametrize('setting', ['torso', 'dropped:0.5', 'noise:0.1'])
-def test_setting_holds_for_online_training_and_evaluation(tmp_path, monkeypatch, make_short_env, setting):
+@pytest.mark.usefixtures('short_episodes', 'quick_labeler', 'plain_figures')
+def test_setting_holds_for_online_training_and_evaluation(tmp_path, monkeypatch, setting):
     """The online trainer checks that its data are those of the offline run."""
-    for script in (online_trainer, evaluate):
-        monkeypatch.setattr(script, 'make_env', make_short_env)
+    for script in (offline_trainer, online_trainer):
+        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
     monkeypatch.chdir(tmp_path)
     small = ('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 --transition_steps 5 '
              '--batch_size 4 --num_updates 2 --max_trajectories 6')

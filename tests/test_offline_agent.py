@@ -140,8 +140,8 @@ def test_value_target_by_hand(agent, stub):
 def test_proposer_target_by_hand(either_agent, batch):
     """The target of f_P is z', or the goal if it is nearer, both in V's embedding.
 
-    The weights are min(exp(temperature (V(z', z_g) - V(z, z_g))), 100) over their mean. All networks but f_P
-    are target networks.
+    The weights are min(exp(temperature (V(target, z_g) - V(z, z_g))), 100) over their mean. All networks but
+    f_P are target networks.
     """
     agent, latents = either_agent, either_agent.encode(batch)
     agent.config.proposer_temperature = 10.0
@@ -149,9 +149,10 @@ def test_proposer_target_by_hand(either_agent, batch):
     z_next = target_latents(agent, batch)['z_next']
     V = agent.targets['value']
     loss, info = agent.proposer_loss(latents, batch)
-    weight = (10 * (V(z_next, goal) - V(z, goal)).mean(0)).exp().clamp(max=100)
-    assert weight.max() == 100 and weight.min() < 0.1
+    assert batch.proposer_near.any() and not batch.proposer_near.all()
     target = torch.where(batch.proposer_near.unsqueeze(-1), goal, z_next)
+    weight = (10 * (V(target, goal) - V(z, goal)).mean(0)).exp().clamp(max=100)
+    assert weight.max() == 100 and weight.min() < 0.1
     error = (V.embed(agent.nets['proposer'](z, goal)) - V.embed(target)).square().sum(-1).mean(0)
     assert loss.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-4)
     assert info['proposer_error'].item() == pytest.approx(error.mean().item(), rel=1e-4)

@@ -1,5 +1,7 @@
 """Tests of the pages: their commands, flags, code, links and pictures exist, and both front pages agree."""
 
+import csv
+import dataclasses
 import functools
 import importlib
 import io
@@ -12,8 +14,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
+import online_trainer
+from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
+from online_agent import OnlineConfig
 from support.files import save_checkpoint
 from trajectories import TrajectoryDataset
 
@@ -179,6 +185,32 @@ def test_results_page_has_at_most_3000_words():
     assert len(PAGES['results/README.md'].split()) <= 3000
 
 
+def test_front_pages_count_the_commits_of_the_tables():
+    with open(ROOT / 'results' / 'runs.csv', encoding='utf-8', newline='') as file:
+        commits = {row['commit'] for row in csv.DictReader(file) if row['experiment'] == 'main'}
+    assert f'come from {len(commits)} commits' in PAGES['README.md']
+    assert f'commit {len(commits)}개' in PAGES['README.ko.md']
+
+
+def test_exploration_and_averages_of_the_method_are_the_defaults():
+    """Numbers in the text of docs/method.md, and the formulas of the code that they stand for."""
+    text = ' '.join(PAGES['docs/method.md'].split())
+    online, agent, offline = online_trainer.OnlineTrainConfig(), OnlineConfig(), OfflineConfig()
+    assert (f'Over {online.schedule_episodes} episodes, ε falls from {online.epsilon_start:g} to '
+            f'{online.epsilon_end:g} and the noise from {online.action_noise_start:g} to '
+            f'{online.action_noise_end:g}') in text
+    assert f'first {online.random_steps:,} steps (`random_steps`)' in text
+    assert f'{online.initial_updates:,} gradient steps' in text
+    assert f'`targets`, rate {offline.target_rate}; online `ema_nets`, rate {agent.ema_rate}' in text
+    assert f'current state (fraction {offline.current_goals})' in text
+    assert f'anywhere in the data ({offline.random_goals})' in text
+    assert f'a state from anywhere ({offline.proposer_random_goals})' in text
+    assert f'discount per environment step, {offline.discount}' in text
+    assert f'\\beta = {offline.proposer_temperature:g}.' in text
+    assert f'with β = {agent.progress_temperature:g} (`progress_temperature`' in text
+    assert f'executes {agent.action_scale} times the predicted action' in text
+
+
 def test_defaults_named_on_pages_are_the_defaults():
     text = PAGES['docs/method.md']
     fields = 'expectile', 'infonce_weight', 'alignment_weight', 'state_weight', 'reward_weight'
@@ -200,7 +232,9 @@ def test_code_of_the_page_on_running_runs(make_config, make_online, tmp_path, mo
     agent = make_online(action_dim=8, offline=OfflineAgent(29, make_config()), data=data)
     path = tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1]
     path.parent.mkdir(parents=True)
-    checkpoint = {'kind': 'online', 'dataset': 'pointmaze-medium-navigate-v0', 'agent': agent.state_dict()}
+    record = {'dataset': 'pointmaze-medium-navigate-v0', 'path': '', 'max_trajectories': 0, 'fingerprint': '',
+              'observation_model': dataclasses.asdict(FULL_STATE)}
+    checkpoint = {'kind': 'online', 'dataset': record['dataset'], 'data': record, 'agent': agent.state_dict()}
     save_checkpoint(path, checkpoint)
     monkeypatch.chdir(tmp_path)
 
@@ -213,4 +247,5 @@ def test_code_of_the_page_on_running_runs(make_config, make_online, tmp_path, mo
 
     names = {}
     exec(compile(encoding, 'docs/running.md', 'exec'), names)
-    assert names['z'].shape == (16, 128)
+    assert names['z'].shape == (16, 100, 128) and names['z_t'].shape == (16, 128)
+    torch.testing.assert_close(names['z_t'], names['z'][:, -1], rtol=1e-4, atol=1e-5)

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -169,7 +168,7 @@ def folders(tmp_path):
 def test_add_result_adds_or_replaces_a_row(folders, tmp_path):
     path = tmp_path / 'results' / 'runs.csv'
     code, out, error = script(add_result, '--csv', path, 'main', *folders)
-    assert code == 0 and f'main, {ANT}, seed 3: 80.0 %, added to' in out, error
+    assert code == 0 and f'main, {ANT}, seed 3: 80.0 % of 100 episodes, added to' in out, error
     row, = read_rows(path)
     assert row == make_run(
         'main', ANT, 3, 0.8, commit='c021413', offline_flags='--expectile 0.8', simulator_flags='--stages 2',
@@ -237,9 +236,8 @@ def test_add_result_refuses_an_unfinished_run_in_one_line(folders, tmp_path, cha
 
 # ------------------------------------------------------------------------------------------------ tables
 def test_tables_of_the_readmes_are_up_to_date():
-    command = [sys.executable, ROOT / 'scripts' / 'make_tables.py', '--check']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code, _, error = script(make_tables, '--check')
+    assert code == 0, error
 
 
 def test_make_tables_reads_the_csv(page):
@@ -402,6 +400,13 @@ def test_exploration_with_few_steps(page):
     assert 'few-' not in details, 'they are no ablations'
 
 
+def test_differences_in_tables_have_no_negative_zero():
+    pairs = [(make_run('a', ANT, seed, 0.5), make_run('main', ANT, seed, other))
+             for seed, other in enumerate((0.504, 0.4965))]
+    assert make_tables.difference_text(pairs).startswith('+0.0 ± ')
+    assert make_tables.difference_text(pairs).endswith('(+0, +0)')
+
+
 def test_plot_budgets_draws_the_other_method_dashed(monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, 'save', lambda figure, path: drawn.append(figure.axes[0].lines))
@@ -467,6 +472,28 @@ def test_plot_runs_groups_runs_by_label_or_folder(runs):
     line, = (line for line in out.splitlines() if line.startswith(ANT))
     assert line.split()[1] == '3', 'without a label, runs are grouped by the folder above'
     assert (runs / 'x.png').stat().st_size > 15_000
+
+
+def test_plot_runs_finds_paths_with_brackets_and_equals_signs(runs):
+    for name in ('[a] 1', 'lr=3'):
+        write_curve(runs / name / 'seed0', [0.2, 0.5])
+        write_curve(runs / name / 'seed1', [0.2, 0.5])
+    for name in ('[a] 1', 'lr=3'):
+        found = {
+            'seed0': plot_runs.find_runs([f'{runs}/{name}/seed0']),
+            'seed*': plot_runs.find_runs([f'{runs}/{name}/seed*']),
+            'seed[01]': plot_runs.find_runs([f'{runs}/lr=3/seed[01]']),
+        }
+        assert [len(groups.popitem()[1]) for groups in found.values()] == [1, 2, 2]
+        assert list(plot_runs.find_runs([f'k = 1={runs}/{name}/seed*'])) == ['k = 1']
+        assert list(plot_runs.find_runs([f'{runs}/{name}/seed*'])) == [name]
+
+
+def test_plot_runs_checks_the_format_before_it_reads(runs):
+    code, out, error = script(plot_runs, runs / 'main' / ANT / 'seed*', '--output', runs / 'x.doc')
+    assert code == 2 and 'unknown figure format .doc' in error and out == ''
+    code, out, error = script(plot_runs, runs / 'main' / ANT / 'seed*', '--output', runs / 'x.PDF')
+    assert code == 0 and (runs / 'x.PDF').read_bytes().startswith(b'%PDF')
 
 
 def test_plot_runs_names_missing_files_and_metrics(runs):

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 import offline_trainer
 import online_trainer
+from figures import pictures
 from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
 from support.files import load_checkpoint
 from support.flags import run_main
-from support.metrics import read_csv
+from support.metrics import MetricsLog, read_csv
 from support.npz import load_trajectories
 
 if not hasattr(os, 'fork'):
@@ -51,13 +52,12 @@ def data_path(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path, make_short_env):
-    """Draw no curves, shorten episodes, work in tmp_path."""
+def quick(monkeypatch, tmp_path, short_episodes, no_pictures):
+    """Train quickly in tmp_path; curves are empty files."""
     monkeypatch.chdir(tmp_path)
     for script in (offline_trainer, online_trainer):
         monkeypatch.setattr(script, 'plot_curves',
                             lambda curves, panels, path, _: path.with_name('curves.png').touch())
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -68,11 +68,10 @@ def short_log_interval():
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_labeler():
+def quick_labeler(fit_quickly):
     """Fit the labeler with 2 updates of its kernel."""
-    fit = Labeler.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Labeler, 'fit', lambda *args, **options: fit(*args, **options, kernel_updates=2))
+        patch.setattr(Labeler, 'fit', fit_quickly)
         yield
 
 
@@ -82,6 +81,8 @@ def whole(tmp_path_factory, data_path, make_short_env, quick_labeler):
     folder, runs = tmp_path_factory.mktemp('whole'), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_trainer, 'make_env', make_short_env)
+        patch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
+        patch.setattr(pictures, 'draw_agent', lambda *_: None)
         for script in (offline_trainer, online_trainer):
             patch.setattr(script, 'plot_curves', lambda *_: None)
         flags = {offline_trainer: [*OFFLINE, '--dataset_path', str(data_path)],
@@ -140,7 +141,7 @@ def assert_same_run(script, whole, folder, assert_same):
     logs = {offline_trainer: ['train.csv'], online_trainer: ['online.csv', 'updates.csv']}[script]
     for csv in logs:
         assert timeless(reference / csv) == timeless(folder / csv) != []
-    assert not list(folder.glob('*.tmp*')) and not (folder / 'run.lock').exists()
+    assert not list(folder.glob('*-tmp*')) and not (folder / 'run.lock').exists()
 
 
 @pytest.mark.parametrize('script', [offline_trainer, online_trainer])
@@ -151,7 +152,7 @@ def test_killed_run_resumes_to_the_bit(script, whole, tmp_path, assert_same):
     while not codes:
         resume = ['--resume'] if (folder / 'config.json').exists() else []
         pid = start(script, [*whole[script][0], '--save_dir', str(folder), *resume])
-        code = ended(pid, random.uniform(0, seconds) if kills < 6 else 60)
+        code = ended(pid, random.uniform(0, seconds) if kills < 6 else 200)
         if code is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -178,7 +179,7 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
             code = ended(pid, random.uniform(0, 0.4))
         if code is None:
             os.kill(pid, number)
-            code = ended(pid, 20)
+            code = ended(pid, 100)
         if code == 0:
             break
         output = capfd.readouterr().out
@@ -189,13 +190,14 @@ def test_stopped_run_resumes_to_the_bit(script, number, whole, tmp_path, assert_
         assert Path(program).resolve() == Path(script.__file__).resolve() and command[-1] == '--resume'
         assert not (folder / 'run.lock').exists()
         stops += 1
-    assert stops and (code == 0 or ended(start(script, command), 60) == 0)
+    assert stops and (code == 0 or ended(start(script, command), 200) == 0)
     assert_same_run(script, whole, folder, assert_same)
 
 
 def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch, assert_same):
     """A stop at every update of the first two rounds in turn, and in the evaluation after them."""
     flags, folder = whole[online_trainer][0], tmp_path / 'run'
+    flags = [*flags, '--initial_updates', '4', '--max_steps', '180']
     online_trainer.main([*flags, '--save_dir', str(tmp_path / 'whole')])
     update, steps = online_trainer.OnlineAgent.update, []
 
@@ -205,12 +207,12 @@ def test_stop_between_updates_of_a_round_loses_none(whole, tmp_path, monkeypatch
         return update(self, *arguments)
 
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', stop_now)
-    for number in range(1, 16):
+    for number in range(1, 8):
         with pytest.raises(SystemExit) as end:
             online_trainer.main([*flags, '--save_dir', str(folder), *['--resume'][:number > 1]])
         content = load_checkpoint(folder / 'last.pth')
         assert end.value.code == 130 and content['agent']['step'] == number
-    assert steps == list(range(15)) and len(content['round']['infos']) == 3  # 12 updates in the first round
+    assert steps == list(range(7)) and len(content['round']['infos']) == 3  # 4 updates in the first round
     monkeypatch.setattr(online_trainer.OnlineAgent, 'update', update)
     evaluate = online_trainer.evaluate
     monkeypatch.setattr(online_trainer, 'evaluate',
@@ -234,7 +236,7 @@ def test_second_signal_ends_the_process(whole, tmp_path, monkeypatch):
     os.kill(pid, signal.SIGINT)
     assert ended(pid, 0.5) is None  # the update is not finished
     os.kill(pid, signal.SIGINT)
-    assert ended(pid, 2) == 130
+    assert ended(pid, 15) == 130  # the update takes 30 s
     assert not (folder / 'last.pth').exists()
 
 
@@ -244,7 +246,7 @@ def test_resuming_a_finished_run_changes_nothing(script, whole, tmp_path, capfd,
     shutil.copytree(whole[script][1], folder)
     before = {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
     assert len(before) == {offline_trainer: 3, online_trainer: 4}[script]
-    assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 60) == 0
+    assert ended(start(script, [*whole[script][0], '--save_dir', str(folder), '--resume']), 200) == 0
     assert 'this run is finished' in capfd.readouterr().out
     assert before == {path.name: path.read_bytes() for path in folder.glob('*.[pc][ts][hv]')}
 
@@ -328,3 +330,92 @@ def test_resume_restores_the_global_generators(whole, tmp_path, monkeypatch):
     offline_trainer.main([*flags, '--save_dir', 'two', '--num_updates', '6'])
     offline_trainer.main([*flags, '--save_dir', 'two', '--resume'])
     assert timeless('one/train.csv') == timeless('two/train.csv')
+
+
+# ------------------------------------------------------------- what fails after the gradient steps loses none
+def fail(*_, **__):
+    raise OSError('the environment failed 5 times in a row')
+
+
+def test_failed_evaluation_is_repeated_alone(whole, tmp_path, monkeypatch, assert_same, capsys):
+    """An environment may fail in the last evaluation, after hours of gradient steps."""
+    (flags, reference), folder = whole[online_trainer], tmp_path / 'run'
+    flags = [*flags, '--save_dir', str(folder)]
+    evaluate = online_trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(online_trainer, 'evaluate', lambda agent, envs, count, *rest: (
+            fail() if count == 2 else evaluate(agent, envs, count, *rest)))  # 2 in the last evaluation only
+        with pytest.raises(OSError, match='evaluation failed: .* 5 times .*last.pth, and --resume repeats'):
+            online_trainer.main(flags)
+    done = load_checkpoint(reference / 'last.pth')['agent']['step']
+    assert load_checkpoint(folder / 'last.pth')['agent']['step'] == done
+
+    monkeypatch.setattr(online_trainer.OnlineAgent, 'update', lambda *_: pytest.fail('an update'))
+    monkeypatch.setattr(online_trainer.Collector, 'round', lambda *_: pytest.fail('a round'))
+    capsys.readouterr()
+    online_trainer.main([*flags, '--resume'])
+    assert_same_run(online_trainer, whole, folder, assert_same)
+    assert not set('\r\x1b') & set(capsys.readouterr().err), 'no bar in a log'
+
+
+def test_failed_validation_is_repeated_alone(whole, tmp_path, monkeypatch, assert_same):
+    flags, reference = whole[offline_trainer]
+    run = [*flags, '--save_dir', str(tmp_path / 'run')]
+    with monkeypatch.context() as patch:
+        patch.setattr(offline_trainer, 'validate',
+                      lambda agent, *_: fail() if agent.step == 40 else {'total_loss': 9.0})
+        with pytest.raises(OSError, match='5 times'):
+            offline_trainer.main(run)
+    assert load_checkpoint(tmp_path / 'run' / 'last.pth')['agent']['step'] == 40
+
+    monkeypatch.setattr(offline_trainer.OfflineAgent, 'update', lambda *_: pytest.fail('an update'))
+    offline_trainer.main([*run, '--resume'])
+    assert_same(*(load_checkpoint(folder / 'last.pth')['agent'] for folder in (reference, tmp_path / 'run')))
+    rows = timeless(tmp_path / 'run' / 'train.csv')
+    assert rows[-1] == timeless(reference / 'train.csv')[-1] and len(rows) == len(read_csv(reference / 'train.csv'))
+
+
+@pytest.mark.parametrize('script, csv, step', [
+    (offline_trainer, 'train.csv', 20), (offline_trainer, 'train.csv', 24), (online_trainer, 'updates.csv', 8),
+    (online_trainer, 'online.csv', 90)])
+def test_row_that_cannot_be_written_loses_no_update(script, csv, step, whole, tmp_path, monkeypatch, assert_same):
+    """The disk is full for a moment. A resumed run writes the row."""
+    def guarded(write):
+        def write_unless_full(self, *row):
+            if self.path.name == csv and self.rows and self.rows[-1]['step'] == step:
+                fail()
+            write(self, *row)
+
+        return write_unless_full
+
+    flags, folder = whole[script][0], tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        for name in ('_append', '_rewrite'):
+            patch.setattr(MetricsLog, name, guarded(getattr(MetricsLog, name)))
+        with pytest.raises(OSError, match='5 times'):
+            script.main([*flags, '--save_dir', str(folder)])
+    done = load_checkpoint(folder / 'last.pth')['agent']['step']
+    assert done == (12 if csv == 'online.csv' else step), 'all updates before the row'
+    script.main([*flags, '--save_dir', str(folder), '--resume'])
+    assert_same_run(script, whole, folder, assert_same)
+
+
+@pytest.mark.parametrize('script', [offline_trainer, online_trainer])
+def test_failing_pictures_and_prints_change_nothing(script, whole, tmp_path, monkeypatch, capsys, assert_same):
+    folder = tmp_path / 'run'
+    monkeypatch.setattr(script, 'plot_curves', fail)
+    monkeypatch.setattr('support.progress.tqdm.write', fail)
+    if script is offline_trainer:
+        monkeypatch.setattr(offline_trainer.TrainingPictures, 'draw', fail)
+    else:
+        monkeypatch.setattr(online_trainer, 'draw_evaluation', fail)
+        monkeypatch.setattr(online_trainer, 'record', fail)
+    extra = ['--video'] if script is online_trainer else []
+    script.main([*whole[script][0], *extra, '--save_dir', str(folder)])
+    assert_same_run(script, whole, folder, assert_same)
+
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('warning: ')]
+    assert all('was not made (OSError: the environment failed' in line for line in lines)
+    names = {offline_trainer: ['training_curves.png', 'a picture in'],
+             online_trainer: ['online_training_curves.png', 'maze_paths.png', 'videos']}[script]
+    assert all(any(name in line for line in lines) for name in names)

@@ -55,34 +55,44 @@ def test_windows_stay_inside_a_trajectory():
     assert set(first[:, 0]) == set(ROWS[np.maximum(begin, END_OF - CONTEXT) >= ROWS])
 
 
-@pytest.mark.parametrize('length', [201, 1001])
-def test_draw_windows_weight_of_rows_near_a_border(length):
-    """Windows lie around a uniform row and are moved inside if they overlap a border. Relative to the mean,
-    the i-th row from the nearer border has weight (c + 1 + 2i) / 2c (0.5 to 1.5) for i < c, every other row
-    1."""
-    c, n, transition_rows = 100, 20_000, length - 1
-    data = TrajectoryDataset(np.arange(length, dtype=np.float32)[:, None], np.array([0]),
-                             np.array([transition_rows]), c, transition_steps=25, positions_per_window=0)
-    batch, rows = data.sample(n, np.random.default_rng(0)), np.arange(transition_rows)
-    drawn = (batch.observations[:, :1, 0] + batch.positions).int().numpy()
-    weight = np.bincount(drawn.ravel(), minlength=length) / (n * c / transition_rows)
-    border = np.minimum(rows, transition_rows - 1 - rows)
-    expected = np.where(border < c, (c + 1 + 2 * border) / (2 * c), 1)
-    assert weight[transition_rows] == 0  # the last row has no next state
-    tolerance = 5 * np.sqrt(expected * transition_rows / (n * c))
-    assert (np.abs(weight[:transition_rows] - expected) < tolerance).all()
-    assert weight[:transition_rows].min() > 0.4 and weight.max() < 1.65
+class EveryDraw:
+    """A generator whose draws of a window are each combination of a row of the data and a cut, once."""
+
+    def __init__(self, rows, cuts):
+        grid = np.meshgrid(np.arange(rows), np.arange(cuts), indexing='ij')
+        self.draws = {rows: grid[0].ravel(), cuts: grid[1].ravel()}
+
+    def integers(self, high, size):
+        assert size == len(self.draws[high])
+        return self.draws[high]
 
 
-def test_sample_draws_short_and_long_trajectories_equally_often():
-    """Rows have the same weight at any length of their trajectory."""
-    _, rows = draw_batch(30_000)
-    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / (rows.size / len(make_tagged().transition_rows))
+@pytest.mark.parametrize('lengths', [(201,), (1001,), (101, 100, 102), LENGTHS])
+def test_every_row_is_drawn_equally_often(lengths):
+    """The exact expectation, over all draws of windows: no row is rarer at a border or in a short trajectory."""
+    ends = np.cumsum(lengths) - 1
+    data = TrajectoryDataset(np.zeros((ends[-1] + 1, 1), np.float32), np.append(0, ends[:-1] + 1), ends,
+                             context_length=CONTEXT if lengths is LENGTHS else 100)
+    rows, cuts = len(data.transition_rows), data.context_length
+    windows = data.draw_windows(rows * cuts, EveryDraw(rows, cuts))
+
+    # each window adds 1 in all to the rows from which its transitions are drawn
+    weight = np.zeros(len(data) + 1)
+    np.add.at(weight, windows.piece, 1 / windows.size)
+    np.add.at(weight, windows.piece + windows.size, -1 / windows.size)
+    weight = weight.cumsum()[:-1]
+    np.testing.assert_allclose(weight[data.transition_rows], cuts, rtol=1e-9)
+    np.testing.assert_allclose(weight[ends], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize('positions', [0, 6])
+def test_sample_draws_every_row_equally_often(positions):
+    """Both kinds of positions; rows have the same weight at any length of their trajectory."""
+    _, rows = draw_batch(30_000, positions_per_window=positions)
+    expected = rows.size / len(make_tagged().transition_rows)
+    weight = np.bincount(rows.ravel(), minlength=len(ROWS)) / expected
     assert (weight[ENDS] == 0).all()
-    assert np.delete(weight, ENDS).min() > 0.45
-    assert weight.max() < 2  # the maximum is in the middle of a trajectory of almost two contexts
-    for end, length in zip(ENDS, LENGTHS, strict=True):
-        assert weight[end - length + 1:end].mean() == pytest.approx(1, abs=0.1)
+    np.testing.assert_allclose(np.delete(weight, ENDS), 1, atol=0.1)
 
 
 def test_transitions_are_k_steps_or_up_to_the_end():
@@ -103,14 +113,18 @@ def test_sample_draws_every_transition_row_and_no_end():
 
 @pytest.mark.parametrize('count', [0, CONTEXT, 99])  # 99: more than a window has
 def test_sample_with_all_positions_of_a_window(count):
+    """Each row of a piece is a position; short pieces repeat their rows evenly."""
     batch, rows = draw_batch(positions_per_window=count)
-    first = batch.observations[:, 0, 1].astype(int)
-    long = np.array(LENGTHS)[TRAJECTORY[first]] > CONTEXT
-    assert long.any() and not long.all()
-    assert (batch.positions[long] == np.arange(CONTEXT)).all()
-    for row in rows[~long]:  # the last row with a next state is repeated
-        end = END_OF[row[0]]
-        assert set(row) == set(range(row[0], end)) and row[0] == end - LENGTHS[TRAJECTORY[end]] + 1
+    sizes = []
+    for row, positions in zip(rows, batch.positions, strict=True):
+        piece, repeats = np.unique(row, return_counts=True)
+        assert (np.diff(piece) == 1).all() and np.ptp(repeats) <= 1
+        if len(piece) == CONTEXT:
+            assert (positions == np.arange(CONTEXT)).all()
+        if LENGTHS[TRAJECTORY[row[0]]] <= CONTEXT:  # a short trajectory is one piece
+            assert len(piece) == LENGTHS[TRAJECTORY[row[0]]] - 1
+        sizes.append(len(piece))
+    assert CONTEXT in sizes and min(sizes) < CONTEXT
 
 
 def test_window_batch_is_state_only_and_float32(make_replay):

@@ -20,7 +20,7 @@ OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --c
                       '--batch_size 4 --num_updates 4 --val_interval 2 --max_trajectories 4')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 2 --num_envs 2 --random_steps 60 --max_steps 120 '
                      '--initial_updates 2 --eval_episodes 1 --final_eval_episodes 1')
-# run a script under an audit hook and write what it did to the file $WATCH_REPORT
+# run commands one after another under an audit hook and write what each of them did to the file $WATCH_REPORT
 WATCH = '''
 import atexit, json, os, runpy, sys
 events = {'written': set(), 'network': []}
@@ -38,18 +38,28 @@ def watch(event, arguments):
     elif event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto', 'urllib.Request'):
         events['network'].append([event, repr(arguments[1:])])
 sys.addaudithook(watch)
-def report():
-    maps = open('/proc/self/maps').read() if os.path.exists('/proc/self/maps') else ''
-    loaded = sorted({line.split()[-1] for line in maps.splitlines() if '.so' in line})
-    done = {'written': sorted(events['written']), 'network': events['network'], 'loaded': loaded}
+reports = {}
+def write_reports():
+    text = json.dumps(reports, default=sorted)
     with open(os.environ['WATCH_REPORT'], 'w') as file:
-        json.dump(done | {'modules': [*sys.modules]}, file)
-atexit.register(report)
-script = sys.argv[1]
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(script))
-runpy.run_path(script, run_name='__main__')
+        file.write(text)
+atexit.register(write_reports)
+for script, *flags in json.loads(sys.argv[1]):
+    events = reports[os.path.basename(script)] = {'written': set(), 'network': []}
+    if 'torch' in sys.modules:
+        from labeling.labeler import Labeler
+        Labeler.fit.__defaults__ = 2, *Labeler.fit.__defaults__[1:]  # updates of its kernel, to save time
+    sys.argv = [script, *flags]
+    sys.path.insert(0, os.path.dirname(script))
+    runpy.run_path(script, run_name='__main__')
+    maps = open('/proc/self/maps').read() if os.path.exists('/proc/self/maps') else ''
+    events['loaded'] = sorted({line.split()[-1] for line in maps.splitlines() if '.so' in line})
+    events['modules'] = [*sys.modules]
 '''
+COMMANDS = [['offline_trainer.py', '--dataset', BUNDLED_NAME, *OFFLINE],
+            ['online_trainer.py', '--dataset', BUNDLED_NAME, *ONLINE],
+            ['evaluate.py', '--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth',
+             '--episodes_per_task', '1']]
 
 
 @pytest.fixture(scope='module')
@@ -63,15 +73,19 @@ def short_episodes(tmp_path_factory):
     return {'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1', 'TMPDIR': str(folder / 'tmp')}
 
 
-def watched(script, *flags, cwd, variables):
-    """Run a script under the audit hook, without settings of display, GL and caches; return its report."""
-    report = cwd.parent / f'{Path(script).stem}.json'
+def watched(commands, cwd, variables):
+    """Run commands in one process under the audit hook, without settings of display, GL and caches.
+
+    Returns:
+        {script: report}
+    """
+    report = cwd.parent / f'{cwd.name}.json'
     removed = ('DISPLAY', 'WAYLAND_DISPLAY', 'MUJOCO_GL', 'PYOPENGL_PLATFORM', 'MPLCONFIGDIR',
                'TORCHINDUCTOR_CACHE_DIR')  # torch itself sets the last
     plain = {name: value for name, value in os.environ.items() if name not in removed}
     plain |= {'WATCH_REPORT': str(report), 'PYTHONDONTWRITEBYTECODE': '1', **variables}
-    subprocess.run([sys.executable, '-c', WATCH, ROOT / script, *flags], cwd=cwd, env=plain, check=True,
-                   capture_output=True)
+    words = json.dumps([[str(ROOT / script), *flags] for script, *flags in commands])
+    subprocess.run([sys.executable, '-c', WATCH, words], cwd=cwd, env=plain, check=True, capture_output=True)
     return json.loads(report.read_text())
 
 
@@ -80,13 +94,7 @@ def watched_runs(tmp_path_factory, short_episodes):
     """Run both trainings and an evaluation; return the working directory and the report of each script."""
     cwd = tmp_path_factory.mktemp('work') / 'here'
     cwd.mkdir()
-    commands = {
-        'offline_trainer.py': ['--dataset', BUNDLED_NAME, *OFFLINE],
-        'online_trainer.py': ['--dataset', BUNDLED_NAME, *ONLINE],
-        'evaluate.py': ['--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth',
-                        '--episodes_per_task', '1']}
-    return cwd, {script: watched(script, *flags, cwd=cwd, variables=short_episodes)
-                 for script, flags in commands.items()}
+    return cwd, watched(COMMANDS, cwd, short_episodes)
 
 
 def test_scripts_write_no_file_outside_the_run_folder(watched_runs, short_episodes):
@@ -94,8 +102,7 @@ def test_scripts_write_no_file_outside_the_run_folder(watched_runs, short_episod
     for script, report in reports.items():
         root = 'offline_checkpoints' if script.startswith('offline') else 'online_checkpoints'
         runs, work = str(cwd / root), str(cwd)
-        report_path = str(cwd.parent / f'{Path(script).stem}.json')
-        temporary = (short_episodes['TMPDIR'], '/dev/', '/proc/', report_path)
+        temporary = (short_episodes['TMPDIR'], '/dev/', '/proc/')
         outside = [path for path in report['written'] if not path.startswith(runs)
                    and (path.startswith(work) or not path.startswith(temporary))]
         assert not outside, f'{script} wrote {outside}'
@@ -124,10 +131,8 @@ def test_results_of_a_seed_are_bitwise_equal(watched_runs, short_episodes, asser
     cwd = watched_runs[0]
     again = cwd.parent / 'again'
     again.mkdir()
-    for script, flags in (('offline_trainer.py', OFFLINE), ('online_trainer.py', ONLINE)):
-        words = [sys.executable, ROOT / script, '--dataset', BUNDLED_NAME, *flags]
-        subprocess.run(words, cwd=again, check=True, capture_output=True,
-                       env=os.environ | short_episodes | {'PYTHONHASHSEED': '7'})
+    offline, online, _ = COMMANDS
+    watched([[*offline, '--no-maze_figures'], online], again, short_episodes | {'PYTHONHASHSEED': '7'})
     for root, csv in (('offline_checkpoints', 'train.csv'), ('online_checkpoints', 'online.csv')):
         one, other = (folder / root / BUNDLED_NAME / 'seed0' for folder in (cwd, again))
         rows = [[{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(run / csv)]
@@ -140,8 +145,7 @@ def test_results_of_a_seed_are_bitwise_equal(watched_runs, short_episodes, asser
             assert_same(agents[0][key], agents[1][key], key)
 
 
-def test_results_of_two_seeds_differ(watched_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(offline_trainer.OfflineTraining, 'draw_curves', lambda _: None)
+def test_results_of_two_seeds_differ(watched_runs, no_pictures, tmp_path):
     run = tmp_path / 'run'
     offline_trainer.main(['--dataset', BUNDLED_NAME, *OFFLINE, '--seed', '1', '--save_dir', str(run)])
     first_run = watched_runs[0] / 'offline_checkpoints' / BUNDLED_NAME / 'seed0'

@@ -1,9 +1,11 @@
 """Simulator labels: the simulator, least squares, the networks, and the script with its files."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ import measure_labels  # noqa: E402
 DATASET = 'antmaze-medium-navigate-v0'
 TINY = shlex.split(f'--dataset {DATASET} --hidden_dim 64 --num_updates 30 --batch_size 64 --solved_states 8 '
                    '--device cpu')
+RESUMED = [*TINY, '--num_updates', '5', '--stages', '2']
 OFFLINE = shlex.split(f'--dataset {DATASET} --d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 '
                       '--context_length 20 --transition_steps 5 --batch_size 4 --num_updates 1 '
                       '--no-maze_figures')
@@ -94,6 +97,64 @@ def test_simulator_refuses_environments_without_settable_states():
         Simulator(make_env('cube-single-play-v0'))
 
 
+# ------------------------------------------------------------------------- steps and what stands for them
+def altered(env, **methods):
+    """Return a wrapper of an environment whose class is changed."""
+    return type('Altered', (gymnasium.Wrapper,), methods)(env)
+
+
+def test_steps_of_ant_and_humanoid_equal_the_simulation(ant, walk):
+    Simulator(make_env(DATASET)).check_steps(walk[0])
+    humanoid = make_env('humanoidmaze-medium-navigate-v0')
+    humanoid.reset(seed=0)
+    states = []
+    for _ in range(5):
+        states.append((humanoid.unwrapped.data.qpos.copy(), humanoid.unwrapped.data.qvel.copy()))
+        humanoid.step(humanoid.action_space.sample())
+    Simulator(humanoid).check_steps(PhysicsStates(*(np.array(part) for part in zip(*states, strict=True))))
+
+
+@pytest.mark.parametrize('change', [
+    lambda step, a: step(0.5 * a),
+    lambda step, a: step(a.clip(-0.8, 0.8)),
+    lambda step, a: (step(a), step(a))[1],
+    lambda step, a: step(0 * a),
+    lambda step, a: step(a[::-1]),
+], ids=['half', 'clipped', 'repeated', 'delayed', 'reordered'])
+def test_steps_other_than_the_simulation_are_refused(walk, change):
+    env = altered(make_env(DATASET), step=lambda self, action: change(self.env.step, action))
+    with pytest.raises(ValueError, match='do_simulation.*: positions differ at 1?. of 16 states, by') as error:
+        Simulator(env).check_steps(walk[0])
+    assert '\n' not in str(error.value)
+
+
+def test_point_without_motors_is_refused():
+    states = PhysicsStates(np.random.default_rng(0).uniform(4, 5, (9, 2)), np.zeros((9, 2)))
+    with pytest.raises(ValueError, match='positions differ at 16 of 16 states'):
+        Simulator(make_env('pointmaze-medium-navigate-v0')).check_steps(states)
+
+
+def test_random_models_and_other_ranges_of_actions_are_refused(walk):
+    def lighter(self, **options):
+        result = self.env.reset(**options)
+        self.unwrapped.model.actuator_gear[:, 0] = 20
+        return result
+
+    with pytest.raises(ValueError, match='differ at 16 of 16'):
+        Simulator(altered(make_env(DATASET), reset=lighter)).check_steps(walk[0])
+    scaled = gymnasium.wrappers.RescaleAction(make_env(DATASET), -2, 2)
+    with pytest.raises(ValueError, match='wrappers change the range of actions'):
+        Simulator(scaled).check_steps(walk[0])
+
+
+def test_labeling_refuses_before_it_probes(physics, monkeypatch):
+    env = altered(make_env(DATASET), step=lambda self, action: self.env.step(0.5 * action))
+    monkeypatch.setattr(label_with_simulator, 'make_env', lambda name: env)
+    monkeypatch.setattr(Simulator, 'simulate', None)
+    with pytest.raises(ValueError, match='simulator labels would be wrong'):
+        label_with_simulator.main([*TINY, '--data_dir', 'data', '--save_dir', 'found'])
+
+
 # -------------------------------------------------------------------------------------------- least squares
 def test_solve_recovers_actions(ant, walk):
     states, _, actions = walk
@@ -154,24 +215,24 @@ def test_corrections_improve_on_guesses():
 
 
 # ---------------------------------------------------------------------------------------------------- files
-@pytest.fixture
-def physics(tmp_path, monkeypatch):
-    """Collect a dataset of an ant with qpos and qvel in a new working directory and return its path."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope='module')
+def collected(tmp_path_factory):
+    """Collect a dataset of an ant with qpos and qvel; return its folder."""
+    folder = tmp_path_factory.mktemp('physics')
     flags = f'--dataset {DATASET} --num_episodes 3 --num_val_episodes 1 --max_episode_steps 60'
-    assert collect_dataset.main([*flags.split(), '--output_dir', 'data', '--physics']) == 0
+    assert collect_dataset.main([*flags.split(), '--output_dir', str(folder), '--physics']) == 0
+    return folder
+
+
+@pytest.fixture
+def physics(collected, tmp_path, monkeypatch):
+    """Copy the dataset into a new working directory and return its path."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(collected, 'data')
     return tmp_path / 'data' / f'{DATASET}.npz'
 
 
-@pytest.fixture
-def quick(monkeypatch, make_short_env):
-    for script in (offline_trainer, online_trainer):
-        monkeypatch.setattr(script, 'plot_curves', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'draw_evaluation', lambda *_: None)
-    monkeypatch.setattr(online_trainer, 'make_env', make_short_env)
-
-
-def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick, monkeypatch, capsys):
+def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quick_training, monkeypatch, capsys):
     with np.load(physics, allow_pickle=False) as file:
         assert set(file.files) == {'observations', 'terminals', 'qpos', 'qvel'}, 'no actions'
 
@@ -216,11 +277,17 @@ def test_online_trainer_imitates_simulator_labels_of_the_same_data(physics, quic
         online_trainer.main([*online, '--actions_path', 'nowhere.npz'])
 
 
-@pytest.mark.parametrize('rounds', [1, 3, 4])
-def test_labeling_resumes_exactly(physics, monkeypatch, rounds):
-    flags = [*TINY, '--data_dir', 'data', '--num_updates', '5', '--stages', '2']
-    label_with_simulator.main([*flags, '--save_dir', 'whole'])
+@pytest.fixture(scope='module')
+def whole(collected, tmp_path_factory):
+    """Label the dataset without an interruption; return the folder."""
+    folder = tmp_path_factory.mktemp('labels') / 'whole'
+    label_with_simulator.main([*RESUMED, '--data_dir', str(collected), '--save_dir', str(folder)])
+    return folder
 
+
+@pytest.mark.parametrize('rounds, at', [(1, 'simulation'), (3, 'print'), (4, 'simulation')])
+def test_labeling_resumes_exactly(whole, physics, monkeypatch, rounds, at):
+    flags = [*RESUMED, '--data_dir', 'data']
     calls = []
     simulate = Simulator.simulate
 
@@ -230,16 +297,23 @@ def test_labeling_resumes_exactly(physics, monkeypatch, rounds):
         calls.append(arguments)
         return simulate(self, *arguments)
 
-    monkeypatch.setattr(Simulator, 'simulate', stop_after_some)
-    with pytest.raises(KeyboardInterrupt):
-        label_with_simulator.main([*flags, '--save_dir', 'stopped'])
-    monkeypatch.setattr(Simulator, 'simulate', simulate)
+    def fail_to_print(text):
+        if text.startswith(f'round {rounds}:'):
+            raise OSError('nothing reads stdout')
+
+    with monkeypatch.context() as patch:
+        if at == 'print':
+            patch.setattr(label_with_simulator, 'print', fail_to_print, raising=False)
+        else:
+            patch.setattr(Simulator, 'simulate', stop_after_some)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            label_with_simulator.main([*flags, '--save_dir', 'stopped'])
     assert load_checkpoint('stopped/last.pth', 'labeling')['rounds_done'] == rounds
 
     label_with_simulator.main([*flags, '--save_dir', 'stopped', '--resume'])
     found = []
-    for folder in 'whole', 'stopped':
-        with np.load(f'{folder}/actions.npz', allow_pickle=False) as file:
+    for folder in whole, Path('stopped'):
+        with np.load(folder / 'actions.npz', allow_pickle=False) as file:
             found.append(file['actions'])
     assert np.array_equal(*found)
 

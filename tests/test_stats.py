@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from support.stats import bootstrap_interval, iqm, paired_comparison, wilson_interval
+from support.stats import bootstrap_interval, iqm, paired_comparison, signed, wilson_interval
 
 
 def test_wilson_interval_equals_published_values():
@@ -43,3 +43,8 @@ def test_paired_comparison_counts_discordant_episodes():
     assert paired_comparison([1, 1], [1, 1])['low'] == 0
     with pytest.raises(ValueError, match='same length'):
         paired_comparison([1, 0], [1])
+
+
+def test_signed_has_no_negative_zero():
+    assert [signed(value, 1) for value in (-0.04, 0.0, 0.04, -0.06, 3)] == ['+0.0', '+0.0', '+0.0', '-0.1', '+3.0']
+    assert signed(np.float64(-0.4), 0) == '+0'

@@ -81,6 +81,20 @@ def test_missing_tracker_package_is_one_line_before_data_are_loaded(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_tracker_that_fails_costs_a_warning_only(fakes, tmp_path, capsys, monkeypatch):
+    log = MetricsLog(tmp_path / 'train.csv')
+    log.trackers = trackers.open_trackers(['wandb', 'tensorboard'], tmp_path, 'name', {'seed': 0}, 0)
+    log.log(5, {'training/loss': 2})
+    writer = sys.modules['torch.utils.tensorboard'].SummaryWriter
+    monkeypatch.setattr(writer, 'flush', lambda self: 1 / 0)
+    log.log(9, {'training/loss': 1})
+    log.log(12, {'training/loss': 1})
+    assert [row['step'] for row in read_csv(tmp_path / 'train.csv')] == [5, 9, 12]
+    assert capsys.readouterr().err == ('warning: --tensorboard logs no more (ZeroDivisionError: division by '
+                                       'zero); the CSV has all rows\n')
+    assert [step for step, _, _ in fakes.tensorboard] == [5, 9]
+
+
 def test_broken_tracker_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, 'check_trackers', lambda names: None)
     monkeypatch.setitem(sys.modules, 'wandb', None)  # makes its import fail

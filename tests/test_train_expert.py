@@ -10,6 +10,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / 'scripts' / name) for name in ('data', 'experts')]
 
+import distil_expert  # noqa: E402
 import train_expert  # noqa: E402
 from collect_maze import expert_inputs, load_expert  # noqa: E402
 from distil_expert import ROBOTS, Walk, export, make_student  # noqa: E402
@@ -22,6 +23,8 @@ from train_expert import (  # noqa: E402
     multiply,
     yaw_quaternion,
 )
+
+from support.metrics import read_csv  # noqa: E402
 
 DIRECTION = np.array([0.6, 0.8])
 
@@ -145,6 +148,32 @@ def test_collector_loads_the_exported_student(tmp_path, name):
     robot = DirectedRobot(train_expert.ROBOTS[name], 0, True)
     assert walk.teacher_features.shape == robot.features().shape
     assert walk.teacher_features.dtype == np.float32
+
+
+def test_a_failed_distillation_is_saved_and_replaces_no_other(tmp_path, monkeypatch):
+    """The student and its curve are kept when a robot fails; --resume adds to both."""
+    steps = []
+
+    class FailingWalk(Walk):
+        def step(self, action):
+            steps.append(action)
+            if len(steps) == 9:
+                raise OSError('a robot failed')
+            super().step(action)
+
+    flags = ['--robot', 'ant', '--num_envs', '2', '--hidden', '16', '--batch', '4', '--memory', '100',
+             '--output', str(tmp_path / 'expert.npz'), '--student', str(tmp_path / 'student.pth')]
+    monkeypatch.setattr(distil_expert, 'load_teacher', lambda _: lambda x: np.zeros((len(x), 8), np.float32))
+    monkeypatch.setattr(distil_expert, 'Walk', FailingWalk)
+    monkeypatch.setattr(distil_expert, 'LOG_INTERVAL', 4)
+    with pytest.raises(OSError, match='a robot failed'):
+        distil_expert.distil(distil_expert.parse_args(flags))
+    assert load_expert(tmp_path / 'expert.npz') and (tmp_path / 'student.pth').exists()
+
+    with pytest.raises(ValueError, match=r'expert.npz exists: add --resume, or name other files'):
+        distil_expert.distil(distil_expert.parse_args(flags))
+    distil_expert.distil(distil_expert.parse_args([*flags, '--resume', '--num_steps', '8']))
+    assert [row['step'] for row in read_csv(tmp_path / 'expert_distil.csv')] == [4, 8, 12, 16]
 
 
 @pytest.mark.parametrize('name', train_expert.ROBOTS)

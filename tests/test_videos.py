@@ -1,9 +1,12 @@
 """Videos: replays of evaluated episodes, the choice of an OpenGL library, and files."""
 
+import contextlib
+import io
 import os
 import stat
 import subprocess
 
+import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from figures import videos
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env, reset_env
 from rollouts import Episode
+from support.flags import run_main
 
 ANT = 'antmaze-medium-navigate-v0'
 
@@ -90,6 +94,27 @@ def test_write_video_prefers_ffmpeg_and_falls_back_to_gif(tmp_path, monkeypatch)
     program.write_text('#!/bin/sh\nexit 1\n')
     path = videos.write_video(frames, tmp_path / 'a' / 'c')
     assert path.suffix == '.gif' and not path.with_suffix('.mp4').exists()
+
+
+def test_environment_without_render_is_named(episode, tmp_path, monkeypatch, capsys):
+    """gymnasium.Env.render raises NotImplementedError."""
+    def make(dataset, **options):
+        env = make_env(dataset)
+        env.unwrapped.render = lambda: gymnasium.Env.render(env.unwrapped)
+        return env
+
+    def run(gl, what, job):
+        error = io.StringIO()
+        monkeypatch.setattr(ogbench_utils, 'make_env', make)
+        with contextlib.redirect_stderr(error), pytest.raises(SystemExit):
+            run_main(lambda: videos.render(job))
+        return subprocess.CompletedProcess([], 2, '', error.getvalue())
+
+    monkeypatch.setattr(videos, 'find_gl', lambda: ('', {}))
+    monkeypatch.setattr(videos, '_run', run)
+    assert videos.record(ANT, [episode], tmp_path) == []
+    assert capsys.readouterr().err == ('no video of task 2: the environment has no render(), which returns a '
+                                       'picture (H, W, 3)\n')
 
 
 def test_find_gl_skips_a_library_that_fails(monkeypatch):

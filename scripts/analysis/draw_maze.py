@@ -13,6 +13,7 @@ from PIL import Image  # matplotlib brings it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
+from environments.safe_env import open_envs  # noqa: E402
 from figures.maze_figures import Probe, draw_agent, draw_episode, draw_plan  # noqa: E402
 from figures.pictures import draw_evaluation, draw_trajectories, open_maze  # noqa: E402
 from figures.videos import record  # noqa: E402
@@ -24,7 +25,7 @@ from planning.graph_planner import GraphPlanner  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.devices import choose_device  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
-from support.flags import flag, parse_flags, run_main  # noqa: E402
+from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
 from trajectories import load_dataset  # noqa: E402
 
@@ -38,6 +39,7 @@ class DrawConfig:
     data_dir: str = flag('datasets', 'folder of dataset files')
     max_trajectories: int = flag(100, 'number of trajectories to load; 0 loads all')
     episodes_per_task: int = flag(10, 'evaluation episodes of each task')
+    num_envs: int = flag(8, 'episodes run in parallel', least=1)
     seed: int = flag(0, 'seed of the starts and goals of the episodes')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     video: bool = flag(False, 'also a small video of one episode (EGL or OSMesa)')
@@ -52,6 +54,7 @@ def run(config):
     """
     if not config.checkpoint:
         raise ValueError('--checkpoint is required: last.pth or best_model.pth of a run')
+    check_ranges(config)
 
     # agent
     checkpoint = load_checkpoint(config.checkpoint)
@@ -69,7 +72,8 @@ def run(config):
     path = config.dataset_path or ('' if config.dataset else checkpoint['data']['path'])
     observation_model = observation_model_of(checkpoint)
     data = load_dataset(name, path, config.data_dir, '', config.max_trajectories,
-                        observation_model=observation_model)[0]
+                        observation_model=observation_model,
+                        num_dimensions=None if observation_model else offline.observation_dim)[0]
 
     # outputs of the networks on the data, and the agent's episodes
     folder = Path(config.output or Path(config.checkpoint).parent)
@@ -90,8 +94,8 @@ def run(config):
 
 def draw_acting(config, name, agent, maze, probe, folder, observation_model):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans, and return the figures' paths."""
-    envs = [observation_model.wrap(make_env(name)) for _ in range(8)]
-    episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
+    with open_envs(name, config.num_envs, make_env, observation_model) as envs:
+        episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
     pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
 
@@ -121,7 +125,7 @@ def shrink(path):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], DrawConfig, argv=argv))
+    run(*parse_flags(__doc__, DrawConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -5,13 +5,15 @@
 """
 
 import argparse
+import os
 from pathlib import Path
 
-import matplotlib
+os.environ['MPLBACKEND'] = 'agg'  # before the import, which fails with a backend of a notebook
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colors, style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from PIL import Image  # matplotlib requires it
@@ -39,7 +41,7 @@ PATH = (0, 1, 4, 8, 9)
 
 def tint(color, amount=0.15):
     """Return a colour mixed into white."""
-    return tuple(1 - amount * (1 - np.array(matplotlib.colors.to_rgb(color))))
+    return tuple(1 - amount * (1 - np.array(colors.to_rgb(color))))
 
 
 def draw_text(axis, x, y, string, size=ARROW_SIZE, **style):
@@ -158,18 +160,19 @@ def save(figure, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--output', type=Path, default=OUTPUT,
                         help='.png, .pdf or .svg file (default: %(default)s)')
     flags = parser.parse_args()
 
-    plt.rcParams['mathtext.fontset'] = 'cm'
-    figure = plt.figure(figsize=(WIDTH / 2, HEIGHT / 2), dpi=DPI)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
-    axis.axis('off')
-    draw_overview(axis)
-    draw_legend(figure)
-    save(figure, flags.output)
+    with style.context(['default', {'mathtext.fontset': 'cm'}]):
+        figure = Figure(figsize=(WIDTH / 2, HEIGHT / 2), dpi=DPI)
+        FigureCanvasAgg(figure)
+        axis = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
+        axis.axis('off')
+        draw_overview(axis)
+        draw_legend(figure)
+        save(figure, flags.output)
 
 
 if __name__ == '__main__':

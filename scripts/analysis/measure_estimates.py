@@ -61,7 +61,7 @@ def run(config):
     agent.encoder.load_state_dict(agent.targets['encoder'].state_dict())
 
     # states and their observations
-    states, starts, ends = load_trajectories(config.states_path)
+    states, starts, ends = load_trajectories(config.states_path, flag='--states_path')
     with prefix_errors(config.states_path):
         if states.shape[1] != agent.observation_dim:
             raise ValueError(f'its states have {states.shape[1]} dimensions, those of {config.checkpoint} '
@@ -99,7 +99,7 @@ def r2_score(predicted, target):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], EstimatesConfig, argv=argv))
+    run(*parse_flags(__doc__, EstimatesConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 
 import support.threads  # noqa: F401, E402  before torch
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
@@ -32,7 +31,12 @@ from online_batches import StateStore, label_steps  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
-from support.npz import fingerprint_of_actions, load_actions, load_trajectories  # noqa: E402
+from support.npz import (  # noqa: E402
+    fingerprint_of_actions,
+    load_actions,
+    load_arrays,  # noqa: E402
+    load_trajectories,
+)
 from trajectories import TrajectoryDataset  # noqa: E402
 
 
@@ -51,10 +55,10 @@ def run(config):
 
     # load the true actions
     trajectories = load_trajectories(config.actions_path)
-    with np.load(config.actions_path, allow_pickle=False) as file:
-        if 'actions' not in file:
-            raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
-        actions = file['actions']
+    arrays = load_arrays(config.actions_path)
+    if 'actions' not in arrays:
+        raise ValueError(f'{config.actions_path}: it has no `actions`; collect it with --no-state_only')
+    actions = arrays['actions']
 
     # load or infer the labels
     if config.labels_path:
@@ -88,8 +92,7 @@ def labels_of_simulator(config, trajectories):
     """Return the rows (n,) of all steps and their actions (n, A) in the file of simulator labels."""
     # drop the trajectories that were not labeled
     observations, starts, ends = trajectories
-    with np.load(config.labels_path, allow_pickle=False) as file:
-        size = len(file['terminals'])
+    size = len(load_arrays(config.labels_path, ['terminals'])['terminals'])
     is_labeled = ends < size
     data = TrajectoryDataset(observations[:size], starts[is_labeled], ends[is_labeled])
 
@@ -101,7 +104,7 @@ def labels_of_simulator(config, trajectories):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], LabelConfig, argv=argv))
+    run(*parse_flags(__doc__, LabelConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -23,12 +23,14 @@ import torch  # noqa: E402
 from measure_estimates import r2_score  # noqa: E402
 from torch import nn  # noqa: E402
 
+from environments.checks import closing  # noqa: E402
 from model import mlp  # noqa: E402
 from observing.observation_models import ObservationModel  # noqa: E402
 from ogbench_utils import make_env  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.npz import load_actions, load_trajectories  # noqa: E402
+from support.tolerances import divisor  # noqa: E402
 
 CONTEXTS = (1, 10, 100)  # observations that the GRU reads in the test
 NUM_STATES = 2000  # states of the test
@@ -57,11 +59,12 @@ class ObservedTrajectories:
     """
 
     def __init__(self, path, observation_model, mean_std=None):
-        states, starts, ends = load_trajectories(path, context_length=CONTEXTS[-1] + 1)
-        actions = load_actions(path, len(states))
+        states, starts, ends = load_trajectories(path, None, CONTEXTS[-1] + 1, '--actions_path')
+        actions = load_actions(path, len(states), '--actions_path')
         observations = observation_model.observe_trajectories(states, starts, ends, seed=0)
         if mean_std is None:
-            mean_std = [(array.mean(0), array.std(0) + 1e-6) for array in (observations, states)]
+            mean_std = [(array.mean(0), divisor(array.std(0), array.mean(0)))
+                        for array in (observations, states)]
         self.mean_std = mean_std
 
         (observation_mean, observation_std), (mean, std) = mean_std
@@ -135,15 +138,17 @@ def run(config):
     path = Path(config.actions_path)
     val_path = path.with_name(f'{path.stem}-val.npz')
 
-    env = make_env(config.dataset)
-    std = load_trajectories(path)[0].std(0)
+    with closing(make_env(config.dataset)) as env:
+        models = {setting: ObservationModel.from_setting(setting, env)
+                  for setting in config.settings.split(',')}
+    std = load_trajectories(path, flag='--actions_path')[0].std(0)
     r2 = {}
     print(f'R2 of the next state, of the action; MLP | GRU of {", ".join(map(str, CONTEXTS))} observations')
-    for setting in config.settings.split(','):
+    for setting, model in models.items():
         # observe the data
         set_seed(config.seed)
         rng = np.random.default_rng(config.seed)
-        observation_model = ObservationModel.from_setting(setting, env).with_noise_scale(std)
+        observation_model = model.with_noise_scale(std)
         data = ObservedTrajectories(path, observation_model)
         val_data = ObservedTrajectories(val_path, observation_model, data.mean_std)
         rows = val_data.draw(NUM_STATES, np.random.default_rng(1))
@@ -165,7 +170,7 @@ def run(config):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], SettingsConfig, argv=argv))
+    run(*parse_flags(__doc__, SettingsConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -3,8 +3,8 @@
     python scripts/analysis/plot_runs.py "online_checkpoints/*/seed*"
     python scripts/analysis/plot_runs.py "k = 10=runs/k10/seed*" "k = 25=runs/k25/seed*" --output k.pdf
 
-Each argument is a pattern of run folders or CSV files. LABEL= before it names its group,
-which by default has the name of the parent folder.
+Each argument is a path or a pattern of run folders or CSV files. LABEL= before it names its group,
+which by default has the name of the parent folder. A path may contain [ ] and =.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
-from support.figures import plot_bands  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.figures import format_of, plot_bands  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
 from support.stats import last_three_mean, over_runs  # noqa: E402
 
@@ -28,16 +28,26 @@ def find_runs(patterns):
     """
     groups = {}
     for argument in patterns:
-        label, _, pattern = argument.rpartition('=')
-        found = [_csv(Path(path)) for path in sorted(glob.glob(pattern))]
-        paths = [path for path in found if path]
+        # the whole argument, or what follows one of its =
+        places = [-1, *(i for i, letter in enumerate(argument) if letter == '=')]
+        matches = ((argument[:max(place, 0)], _matches(argument[place + 1:])) for place in places)
+        label, paths = next((match for match in matches if match[1]), ('', []))
         if not paths:
-            raise FileNotFoundError(f'{pattern}: no run folder or CSV file matches')
+            raise FileNotFoundError(f'{argument}: no run folder or CSV file matches')
 
         for path in paths:
             group = label or path.parent.parent.name or str(path)
             groups.setdefault(group, []).append(path)
     return groups
+
+
+def _matches(pattern):
+    """Return the CSV paths that a pattern matches; [ ] may be part of a path, or enclose characters."""
+    for text in (glob.escape(pattern), pattern.replace('[', '[[]'), pattern):
+        found = [_csv(Path(path)) for path in sorted(glob.glob(text))]
+        if paths := [path for path in found if path]:
+            return paths
+    return []
 
 
 def _csv(path):
@@ -76,14 +86,15 @@ def print_table(groups, metric):
               f'{s["iqm"]:6.4g}  {s["low"]:.4g} to {s["high"]:.4g}')
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('runs', nargs='+', help='[LABEL=]pattern of run folders or CSV files')
     parser.add_argument('--metric', default='evaluation/overall_success',
                         help='column of the CSV files (default: %(default)s)')
     parser.add_argument('--output', default='runs.png', help='.png, .pdf or .svg file (default: %(default)s)')
     parser.add_argument('--title', default='', help='title of the figure')
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
+    format_of(flags.output)
 
     groups = {}
     for label, paths in find_runs(flags.runs).items():

@@ -26,7 +26,7 @@ SAVE_INTERVAL = 10_000
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--impls', required=True, help="folder impls/ of OGBench's repository")
     parser.add_argument('--dataset', required=True)
     parser.add_argument('--data_dir', required=True, help='folder with <dataset>.npz, which has actions')
@@ -91,9 +91,9 @@ def main():
                                   num_video_episodes=0)
             row[f'task{task}'] = float(info['success'])
         row['overall'] = float(np.mean([row[f'task{task}'] for task in range(1, 6)]))
-        print(json.dumps(row), flush=True)
         with open(output / 'evaluations.jsonl', 'a', encoding='utf-8') as lines:
             lines.write(json.dumps(row) + '\n')
+        print(json.dumps(row), flush=True)
 
     begin = time.time()
     for i in range(start + 1, flags.num_updates + 1):

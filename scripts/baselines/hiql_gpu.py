@@ -90,7 +90,7 @@ def sample(maze, key, config, random_goals, batch_size):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--impls', required=True, help="folder impls/ of OGBench's repository")
     parser.add_argument('--data', nargs='+', required=True)
     parser.add_argument('--explore', nargs='+', type=int, required=True, help='1 for data of explore, else 0')

@@ -59,7 +59,7 @@ def run_task(env_name, task, episodes, high, low):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
     parser.add_argument('--actors', required=True, help='<name>_<updates>.npz')
     parser.add_argument('--dataset', required=True)
     parser.add_argument('--low', type=int, default=0, help='which low-level actor (default: %(default)s, true actions)')

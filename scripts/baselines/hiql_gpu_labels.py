@@ -17,12 +17,13 @@ import support.threads  # noqa: F401, E402  before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from support.files import load_checkpoint  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import check_writable, load_checkpoint  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
+from support.progress import progress_bar  # noqa: E402
 
 ROWS_AT_ONCE = 20_000
 
@@ -32,27 +33,29 @@ def infer(checkpoint, observations):
     agent = OnlineAgent.from_state_dict(load_checkpoint(checkpoint, 'online')['agent'])
     states = torch.from_numpy(observations)
     steps = torch.stack([states, torch.cat([states[1:], states[-1:]])], 1)
-    return torch.cat([agent.label(some) for some in tqdm(steps.split(ROWS_AT_ONCE), checkpoint)])
+    return torch.cat([agent.label(some) for some in progress_bar(steps.split(ROWS_AT_ONCE), checkpoint)])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--data_path', required=True, help='npz with observations, terminals and actions')
     parser.add_argument('--checkpoints', nargs='+', required=True, help='last.pth of online runs')
     parser.add_argument('--output', required=True)
     flags = parser.parse_args()
 
-    with np.load(flags.data_path, allow_pickle=False) as file:
-        observations, terminals, true = file['observations'], file['terminals'], file['actions']
+    arrays = load_arrays(flags.data_path, ('observations', 'terminals', 'actions'))
+    observations, terminals, true = arrays.values()
+    check_writable(flags.output)
     inside = ~terminals.astype(bool)
     actions = [true]
+    lines = []
     for checkpoint in flags.checkpoints:
         labels = infer(checkpoint, observations)
-        print(f'R2 {r2_score(labels[inside], torch.from_numpy(true[inside])):.3f}: {checkpoint}')
+        lines.append(f'R2 {r2_score(labels[inside], torch.from_numpy(true[inside])):.3f}: {checkpoint}')
         actions.append(labels.numpy())
 
-    Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
     np.savez(flags.output, observations=observations, terminals=terminals, actions=np.stack(actions).astype(np.float16))
+    print('\n'.join(lines))
 
 
 if __name__ == '__main__':

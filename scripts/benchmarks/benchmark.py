@@ -22,7 +22,8 @@ from benchmark_threads import arithmetic, threads
 from benchmark_tools import ROOT  # noqa: F401  makes the modules beside README.md importable
 from benchmark_training import cuda, curve, layer, offline, parts
 
-from support.flags import run_main
+from support.files import write_atomic
+from support.flags import run_main, summary
 from support.kernels import choose_matmul_kernels
 
 SECTIONS = {section.__name__: section for section in (
@@ -59,14 +60,14 @@ def machine():
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--quick', action='store_true', help='fewer rounds and smaller sizes; under a minute')
     parser.add_argument('--only', default='', help=f'comma-separated sections of {", ".join(SECTIONS)}')
     parser.add_argument('--device', default='cpu', help='cpu or cuda, which adds the rows of a GPU')
     parser.add_argument('--threads', type=int, default=1, help='threads of torch (default: %(default)s)')
     parser.add_argument('--markdown', action='store_true', help='print a Markdown table')
     parser.add_argument('--json', default='', help='file for the times')
-    parser.add_argument('--figure', default='', help='PNG of time over sequence length')
+    parser.add_argument('--figure', default='', help='.png, .pdf or .svg file of time over sequence length')
     options = parser.parse_args(argv)
     options.rounds = lambda n: max(2, n // 4) if options.quick else n
 
@@ -87,14 +88,14 @@ def main(argv=None):
     for name in chosen:
         for row in SECTIONS[name](options):
             rows.append(dataclasses.asdict(row))
+            if options.json:  # after each row, since a later section may fail
+                content = json.dumps({'machine': machine(), 'rows': rows}, indent=2)
+                write_atomic(options.json, lambda file, content=content: file.write(content.encode()))
             cells = (row.what, seconds_text(row.ours), ratios_text(row), row.goal, row.note)
             text = '| ' + ' | '.join(cells) + ' |' if options.markdown else '\n    '.join(filter(None, cells))
             print(text, flush=True)
 
     print(f'\n{machine()}; {time.perf_counter() - begin:.0f} s')
-    if options.json:
-        content = json.dumps({'machine': machine(), 'rows': rows}, indent=2)
-        Path(options.json).write_text(content, encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from benchmark_tools import STATES, Row, interleaved, make_offline
 
 from mamba import Mamba2, choose_backend, load_mamba_ssm_scan
 from model import GRULayer
+from support.figures import default_style, optional_picture, save, subplots
 
 
 def layer_step(layer, batch, length, device='cpu'):
@@ -72,16 +73,14 @@ def curve(options):
         yield Row(f'the same layer, B 2, L {length}', ours, peers, 'linear in L',
                   f'{1e6 * ours / 2 / length:.1f} us per position')
     if options.figure:
-        draw_curve(points, options.figure)
+        with optional_picture(options.figure):
+            draw_curve(points, options.figure)
 
 
+@default_style()
 def draw_curve(points, path):
     """Draw the times of `curve`, {name: [(length, seconds)]}, with logarithmic axes."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout='constrained')
+    figure, ((axis,),) = subplots(1, 1, (5.6, 3.8))
     colors = itertools.cycle(('#222222', '#0072B2', '#56B4E9', '#E69F00', '#009E73', '#CC79A7'))
     for (name, line), color in zip(points.items(), colors, strict=False):
         width = 2.2 if name == 'ours' else 1.3
@@ -91,7 +90,7 @@ def draw_curve(points, path):
     axis.grid(alpha=0.25, which='both', lw=0.5)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def offline(options):

@@ -27,16 +27,16 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from online_batches import StateStore  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH, GraphPlanner  # noqa: E402
 from support.devices import set_seed  # noqa: E402
-from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
+from support.files import check_writable, load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
+from support.progress import progress_bar  # noqa: E402
 from trajectories import load_recorded  # noqa: E402
 
 LOOKUP_ROWS = 1 << 16  # rows of the data whose nodes are looked up at once
@@ -100,7 +100,7 @@ class Teacher:
         # routes to all nodes
         size = len(graph)
         self.routes = np.empty((size, size + 1), np.int32)
-        for node in tqdm(range(size), 'routes', leave=False, dynamic_ncols=True, delay=1):
+        for node in progress_bar(range(size), 'routes', leave=False, delay=1):
             self.routes[node] = planner.route(node)
 
         # rows of each node
@@ -179,7 +179,7 @@ def distil(agent, teacher, config):
     proposer = agent.offline.nets['proposer']
     optimizer = torch.optim.Adam(proposer.parameters(), lr=config.lr, fused=True)
 
-    progress = tqdm(range(config.num_updates), 'updates', leave=False, dynamic_ncols=True, mininterval=1.0)
+    progress = progress_bar(range(config.num_updates), 'updates', leave=False)
     for update in progress:
         lesson = teacher.draw(config.batch_size, rng)
         if not len(lesson.z):
@@ -212,6 +212,7 @@ def run(config):
         raise ValueError('--checkpoint (last.pth or best_model.pth of an online run) and --output are '
                          'required')
     check_ranges(config)
+    check_writable(config.output)
     set_seed(config.seed)
     prepare_cpu(torch.device('cpu'))
 
@@ -221,9 +222,8 @@ def run(config):
     if agent.offline.has_objects:
         raise ValueError(f'{config.checkpoint}: its plans move objects, and only paths on a graph can be '
                          'distilled; choose a checkpoint of a locomotion task with --checkpoint')
-    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 observation_model=observation_model_of(checkpoint),
-                                 **agent.offline.config.sampling())
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, agent.offline, config.dataset_path,
+                                 observation_model=observation_model_of(checkpoint))
     print(source.note)
 
     begin = time.perf_counter()
@@ -235,20 +235,20 @@ def run(config):
     before = measure(agent, lesson)
     begin = time.perf_counter()
     distil(agent, teacher, config)
-    after = measure(agent, lesson)
-    print(f'{config.num_updates:,} updates in {time.perf_counter() - begin:.0f} s')
-    print(f'cos between the directions of proposer and plan: {before[0]:.3f} -> {after[0]:.3f}; '
-          f'within 45 degrees: {before[1]:.1%} -> {after[1]:.1%}')
-
+    seconds = time.perf_counter() - begin
     output = Path(config.output)
     checkpoint['agent'] = agent.state_dict()
-    save_checkpoint(output, checkpoint)
+    save_checkpoint(output, checkpoint)  # before what may fail
+    after = measure(agent, lesson)
+    print(f'{config.num_updates:,} updates in {seconds:.0f} s')
+    print(f'cos between the directions of proposer and plan: {before[0]:.3f} -> {after[0]:.3f}; '
+          f'within 45 degrees: {before[1]:.1%} -> {after[1]:.1%}')
     print(f'written: {output}; it acts without the plan')
     return output
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], DistilConfig, argv=argv))
+    run(*parse_flags(__doc__, DistilConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -43,9 +43,8 @@ def run(config):
     with prefix_errors(config.checkpoint):
         agent = OnlineAgent.from_state_dict(checkpoint['agent'])
 
-    data, source = load_recorded(checkpoint['data'], config.checkpoint, config.dataset_path,
-                                 observation_model=observation_model_of(checkpoint),
-                                 **agent.offline.config.sampling())
+    data, source = load_recorded(checkpoint['data'], config.checkpoint, agent.offline, config.dataset_path,
+                                 observation_model=observation_model_of(checkpoint))
     print(source.note)
 
     begin = time.perf_counter()
@@ -60,7 +59,7 @@ def run(config):
 
 
 def main(argv=None):
-    run(*parse_flags(__doc__.splitlines()[0], MapConfig, argv=argv))
+    run(*parse_flags(__doc__, MapConfig, argv=argv))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
 from support.files import load_checkpoint, save_checkpoint  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 
 def shrink(checkpoint):
@@ -50,7 +50,7 @@ def halve_matrices(weights):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--checkpoint', required=True, help='last.pth or best_model.pth of an online run')
     parser.add_argument('--output', required=True, help='file to write')
     flags = parser.parse_args()

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
@@ -30,7 +29,10 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 from collect_manipulation import ManipulationCollector  # noqa: E402
 from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 
-from ogbench_utils import official_shape, parse_name  # noqa: E402
+from ogbench_utils import ENVIRONMENTS, official_shape, parse_name  # noqa: E402
+from support.flags import set_streams  # noqa: E402
+from support.progress import progress_bar  # noqa: E402
+from support.text import printable  # noqa: E402
 
 FAMILIES = {
     'pointmaze': MazeCollector,
@@ -121,7 +123,7 @@ def collect(config, episodes, num_workers):
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
     try:
-        results = tqdm(executor.map(collect_episode, tasks), total=len(tasks), unit='episode')
+        results = progress_bar(executor.map(collect_episode, tasks), total=len(tasks), unit='episode')
         for episode, (_, split, number) in zip(results, tasks, strict=False):
             arrays = datasets[split]
             first = number * config.rows
@@ -147,7 +149,7 @@ def save_npz(path, arrays):
 
 def parse_args(argv=None):
     """Parse the command line; flags have underscores or dashes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0], allow_abbrev=False)
 
     def add(name, **kwargs):
         parser.add_argument(*dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}']), **kwargs)
@@ -207,7 +209,7 @@ def check_args(args):
         raise ValueError(f'--policy random: is for mazes; {args.dataset} has the oracles of OGBench')
     weights = expert_path(args.dataset, args.expert_path) if args.policy == 'expert' else None
     if weights:
-        load_expert(weights)
+        load_expert(weights, ENVIRONMENTS[parse_name(args.dataset).removesuffix('-v0')][0])
 
     fill_defaults(args)
     for flag, minimum in MINIMA.items():
@@ -232,20 +234,25 @@ def main(argv=None):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         datasets = collect(config, episodes, args.num_workers)
-        print(f'{sum(episodes) * config.rows / (time.perf_counter() - start):.0f} steps/s; writing')
+        speed = sum(episodes) * config.rows / (time.perf_counter() - start)
         for path, count, arrays in zip(paths, episodes, datasets, strict=False):
             if count:
                 save_npz(path, arrays)
+
+        print(f'{speed:.0f} steps/s')
+        for path, count in zip(paths, episodes, strict=False):
+            if count:
                 print(f'{path}: {count} episodes x {config.rows} rows, {path.stat().st_size:,} bytes')
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
     except (ValueError, OSError, BrokenProcessPool) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {printable(error)}', file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == '__main__':
+    set_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the workers as Ctrl-C does
     sys.exit(main())

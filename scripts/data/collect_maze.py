@@ -12,12 +12,13 @@ Gaussian noise.
 """
 
 import functools
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from ogbench_utils import make_env
+from support.files import prefix_errors
+from support.npz import load_arrays
 
 STITCH_CELLS = 4  # from start to goal
 EXPLORE_INTERVAL = 10  # steps with one direction
@@ -59,20 +60,26 @@ def expert_inputs(observation, direction, ground_vectors=None):
     return x
 
 
-def load_expert(path):
+def load_expert(path, num_dimensions=None):
     """Load an expert from an npz: a function (observation (S,), unit direction (2,)) -> action (A,) in [-1,
     1].
 
+    Args:
+        path: npz file.
+        num_dimensions: of the robot's observations; None: not compared.
+
     Raises:
-        ValueError: the file does not contain an expert.
+        ValueError: the file does not contain an expert, or that of another robot.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f'{path}: no such npz file; name the weights of an expert with --expert_path')
-    with np.load(path, allow_pickle=False) as file:
-        if set(file.files) - {'ground_vectors'} != set(EXPERT_KEYS):
-            raise ValueError(f'{path}: no expert; --expert_path needs {", ".join(EXPERT_KEYS)}')
-        w1, b1, w2, b2, w_mean, b_mean = (file[key].astype(np.float32) for key in EXPERT_KEYS)
-        ground_vectors = file['ground_vectors'].tolist() if 'ground_vectors' in file.files else None
+    arrays = load_arrays(path, EXPERT_KEYS, '--expert_path')
+    with prefix_errors(path):
+        w1, b1, w2, b2, w_mean, b_mean = (arrays[key].astype(np.float32) for key in EXPERT_KEYS)
+        ground_vectors = arrays['ground_vectors'].tolist() if 'ground_vectors' in arrays else None
+
+    inputs = None if num_dimensions is None else num_dimensions - (0 if ground_vectors is None else 2)
+    if inputs not in (None, w1.shape[0]):
+        raise ValueError(f'{path}: an expert with {w1.shape[0]} inputs, this robot has {inputs}; name the '
+                         'weights of an expert for this robot with --expert_path')
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x * x * x)))  # 0.79... = sqrt(2 / pi)

@@ -14,6 +14,7 @@ requirements.txt are sufficient.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -31,9 +32,16 @@ from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import MazeCollector, expert_inputs  # noqa: E402
 from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
-from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import (  # noqa: E402
+    load_checkpoint,
+    prefix_errors,
+    save_checkpoint,
+    write_atomic,
+)
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
+from utils import load_weights  # noqa: E402
 
 SWITCH_INTERVAL = 40  # steps after which the acting network is drawn anew
 FIRST_UPDATE = 20_000  # steps before it
@@ -69,8 +77,9 @@ ROBOTS = {
 
 def load_teacher(path):
     """Load the actor of train_expert.py: a function of features (B, F) that returns mean actions (B, A)."""
-    with np.load(path, allow_pickle=False) as file:
-        layers = [(file[f'actor/{i}/w'], file[f'actor/{i}/b']) for i in range(3)]
+    names = [(f'actor/{i}/w', f'actor/{i}/b') for i in range(3)]
+    arrays = load_arrays(path, sum(names, ()))
+    layers = [(arrays[weight], arrays[bias]) for weight, bias in names]
 
     def teacher(x):
         for weight, bias in layers[:-1]:
@@ -148,13 +157,18 @@ def export(robot, student, path):
 
 def distil(flags):
     """Train the student and save it, as an expert and for --resume."""
+    for path in (flags.output, flags.student):
+        if Path(path).exists() and not flags.resume:
+            raise ValueError(f'{path} exists: add --resume, or name other files with --output and --student')
     teacher = load_teacher(flags.teacher)
     torch.set_num_threads(1)
     torch.manual_seed(flags.seed)
     robot = ROBOTS[flags.robot]
     student = make_student(robot, flags.hidden)
     if flags.resume:
-        student.load_state_dict(torch.load(flags.student, weights_only=True))
+        saved = load_checkpoint(flags.student, 'student')
+        with prefix_errors(flags.student):
+            load_weights(student, saved['network'])
     optimizer = torch.optim.Adam(student.parameters(), lr=flags.lr)
 
     mazes = ('medium', 'large')
@@ -165,66 +179,71 @@ def distil(flags):
     labels = np.zeros((capacity, robot.action_dim), np.float32)
     rng = np.random.default_rng(flags.seed)
 
-    log = MetricsLog(Path(flags.output).with_name(Path(flags.output).stem + '_distil.csv'))
+    # a resumed distillation adds its steps to the curve
+    curve = Path(flags.output).with_name(Path(flags.output).stem + '_distil.csv')
+    log = MetricsLog(curve, start_step=float('inf') if flags.resume else 0)
+    first_step = log.rows[-1]['step'] if log.rows else 0
     meters = Meters()
     steps = 0
     begin = saved = time.perf_counter()
 
     def save():
         export(robot, student, flags.output)
-        write_atomic(flags.student, lambda file: torch.save(student.state_dict(), file))
+        save_checkpoint(flags.student, {'kind': 'student', 'network': student.state_dict()})
 
-    while steps < flags.num_steps:
-        # actions of both networks; those of the teacher are the labels
-        progress = min(1.0, steps / flags.warm_steps)
-        rows = np.arange(steps, steps + n) % capacity
-        inputs[rows] = np.stack([walk.student_features for walk in walks])
-        labels[rows] = teacher_actions = teacher(np.stack([walk.teacher_features for walk in walks]))
-        with torch.no_grad():
-            student_actions = student(torch.from_numpy(inputs[rows])).numpy()
+    try:
+        while steps < flags.num_steps:
+            # actions of both networks; those of the teacher are the labels
+            progress = min(1.0, steps / flags.warm_steps)
+            rows = np.arange(steps, steps + n) % capacity
+            inputs[rows] = np.stack([walk.student_features for walk in walks])
+            labels[rows] = teacher_actions = teacher(np.stack([walk.teacher_features for walk in walks]))
+            with torch.no_grad():
+                student_actions = student(torch.from_numpy(inputs[rows])).numpy()
 
-        # one step of each walk
-        noise = flags.noise * rng.standard_normal(student_actions.shape)
-        for i, walk in enumerate(walks):
-            if walk.steps_left % SWITCH_INTERVAL == 0:
-                walk.teacher_acts = rng.random() < 1 - (1 - flags.teacher_share) * progress
-            action = teacher_actions[i] if walk.teacher_acts else student_actions[i]
-            walk.step(np.clip(action + noise[i], -1, 1))
+            # one step of each walk
+            noise = flags.noise * rng.standard_normal(student_actions.shape)
+            for i, walk in enumerate(walks):
+                if walk.steps_left % SWITCH_INTERVAL == 0:
+                    walk.teacher_acts = rng.random() < 1 - (1 - flags.teacher_share) * progress
+                action = teacher_actions[i] if walk.teacher_acts else student_actions[i]
+                walk.step(np.clip(action + noise[i], -1, 1))
 
-            name = 'teacher' if walk.teacher_acts else 'student'
-            meters.add(f'{name}/standing', walk.standing())
-            if walk.standing():
-                meters.add(f'{name}/speed', walk.speed())
-            if walk.steps_left <= 0:
-                walk.reset()
-        steps += n
+                name = 'teacher' if walk.teacher_acts else 'student'
+                meters.add(f'{name}/standing', walk.standing())
+                if walk.standing():
+                    meters.add(f'{name}/speed', walk.speed())
+                if walk.steps_left <= 0:
+                    walk.reset()
+            steps += n
 
-        # an update
-        if steps >= FIRST_UPDATE and steps // n % flags.interval == 0:
-            for group in optimizer.param_groups:
-                group['lr'] = flags.lr * max(0.03, 1 - steps / flags.num_steps)
-            at = rng.integers(0, min(steps, capacity), flags.batch)
-            error = student(torch.from_numpy(inputs[at])) - torch.from_numpy(labels[at])
-            loss = error.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            meters.add('loss', loss.detach())
+            # an update
+            if steps >= FIRST_UPDATE and steps // n % flags.interval == 0:
+                for group in optimizer.param_groups:
+                    group['lr'] = flags.lr * max(0.03, 1 - steps / flags.num_steps)
+                at = rng.integers(0, min(steps, capacity), flags.batch)
+                error = student(torch.from_numpy(inputs[at])) - torch.from_numpy(labels[at])
+                loss = error.square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                meters.add('loss', loss.detach())
 
-        # log and save
-        if steps % LOG_INTERVAL < n:
-            row = meters.means() | {'steps_per_second': steps / (time.perf_counter() - begin)}
-            log.log(steps, row)
-            text = json.dumps({name: float(f'{value:.3g}') for name, value in row.items()})
-            print(f'{steps:,} {text}', flush=True)
-        if time.perf_counter() - saved > 120:
-            save()
-            saved = time.perf_counter()
-    save()
+            # log and save
+            if steps % LOG_INTERVAL < n:
+                row = meters.means() | {'steps_per_second': steps / (time.perf_counter() - begin)}
+                log.log(first_step + steps, row)
+                text = json.dumps({name: float(f'{value:.3g}') for name, value in row.items()})
+                print(f'{steps:,} {text}', flush=True)
+            if time.perf_counter() - saved > 120:
+                save()
+                saved = time.perf_counter()
+    finally:  # also of a failed or stopped distillation
+        save()
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--teacher',
                         help='npz of train_expert.py (default: experts/<robot>/teacher.npz)')
@@ -261,4 +280,5 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM saves, as Ctrl-C does
     run_main(main)

@@ -21,8 +21,8 @@ from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
 
 from ogbench_utils import make_env  # noqa: E402
 from rollouts import evaluate  # noqa: E402
-from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import check_writable, write_atomic  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 HUMANOID_HEAD = 23  # index of the head's height in the humanoid's observation
 STANDING_HEAD = 1.2  # metres
@@ -63,7 +63,7 @@ def fallen(dataset, episodes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--dataset', default='antmaze-medium-navigate-v0',
                         help='dataset of an ant or a humanoid (default: %(default)s)')
     parser.add_argument('--noise', type=float, default=0.0,
@@ -76,16 +76,17 @@ def main():
     flags = parser.parse_args()
     if flags.dataset.split('-')[0].removesuffix('maze') not in EXPERTS:
         raise ValueError(f'--dataset {flags.dataset}: the experts are an ant and a humanoid')
+    if flags.output:
+        check_writable(flags.output)
     agent = Expert(flags.dataset, flags.expert_path, flags.noise, flags.seed, flags.action_scale)
     envs = [make_env(flags.dataset) for _ in range(8)]
     metrics, episodes = evaluate(agent, envs, flags.episodes_per_task, flags.seed)
     metrics |= fallen(flags.dataset, episodes)
     asked = ('dataset', 'noise', 'action_scale', 'episodes_per_task', 'seed')
     metrics |= {name: getattr(flags, name) for name in asked}
-    print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
     if flags.output:
-        Path(flags.output).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(Path(flags.output), lambda file: file.write(json.dumps(metrics, indent=2).encode()))
+    print('\n'.join(f'{name:32s} {value}' for name, value in metrics.items()))
 
 
 if __name__ == '__main__':

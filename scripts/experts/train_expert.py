@@ -40,9 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
 from ogbench_utils import make_env  # noqa: E402
-from support.files import write_atomic  # noqa: E402
-from support.flags import run_main  # noqa: E402
+from support.files import prefix_errors, write_atomic  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 from support.metrics import MetricsLog  # noqa: E402
+from support.npz import load_arrays  # noqa: E402
 
 STANDING_HEAD = 1.4  # metres; height of the head of a standing humanoid in OGBench and dm_control
 FALLEN_HEAD = 0.7  # metres; a walk that began upright is cut short below it
@@ -396,11 +397,9 @@ class Replay:
 
     def load(self, path):
         """Append the rows of a file from `save`."""
-        with np.load(path, allow_pickle=False) as file:
-            for row in zip(*(file[name]
-                             for name in ('features', 'actions', 'rewards', 'next_features', 'cut')),
-                           strict=True):
-                self.add(*row)
+        arrays = load_arrays(path, ('features', 'actions', 'rewards', 'next_features', 'cut'))
+        for row in zip(*arrays.values(), strict=True):
+            self.add(*row)
         self.cut[self.next - 1] = True
 
 
@@ -554,7 +553,7 @@ def unflatten(like, flat, prefix=''):
 
 # ---------------------------------------------------------------------------------------------------- command
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--robot', choices=sorted(ROBOTS), default='humanoid')
     parser.add_argument('--num_decisions', type=int, default=1_500_000,
                         help='total number of decisions (default: 1.5 million)')
@@ -625,10 +624,10 @@ def train(flags):
     decisions = 0
 
     if flags.resume:
-        with np.load(path, allow_pickle=False) as file:
-            flat = dict(file)
-        decisions = int(flat.pop('decisions'))
-        state = unflatten(state, flat)
+        flat = load_arrays(path)
+        with prefix_errors(path):
+            decisions = int(flat.pop('decisions'))
+            state = unflatten(state, flat)
         if flags.replay_path and Path(flags.replay_path).exists():
             replay.load(flags.replay_path)
 
