@@ -51,6 +51,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'path', [*sys.path])
     monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path])
     before = dict(sys.modules)
+    user_modules._set_aside.clear()  # modules of a folder of another test
     yield tmp_path
     for name in set(sys.modules) - set(before):
         del sys.modules[name]
