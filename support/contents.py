@@ -7,8 +7,6 @@ layout: with 'K S' and 'K', the second one has as many entries as the first one 
 import math
 from typing import NamedTuple
 
-import torch
-
 
 class Tensor(NamedTuple):
     """A tensor of a layout; all its values are finite."""
@@ -67,6 +65,8 @@ def _check_number(name, value, wanted):
 
 def _check_tensor(name, value, wanted, sizes):
     """Check type and shape of a tensor, and add new names to `sizes`."""
+    import torch  # here, since flags, data files and videos need none of it, and its import takes seconds
+
     if not isinstance(value, torch.Tensor):
         raise ValueError(f'`{name}` is {type(value).__name__}; it must be a tensor')
 

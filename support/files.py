@@ -14,8 +14,6 @@ import time
 import warnings
 from pathlib import Path
 
-import torch
-
 from support.contents import has_type
 
 CHECKPOINT_FORMAT = 6  # raised by every change of what checkpoints contain
@@ -110,6 +108,8 @@ def _torch_save(checkpoint, file):
 
     An error of the file is raised as it is; torch.save would raise its own without the reason.
     """
+    import torch  # here, since its import takes seconds and most scripts read no checkpoint
+
     errors = []
     checksum = hashlib.sha256()
 
@@ -171,6 +171,8 @@ def _find_damage(file):
 
 def _torch_load(file):
     """Return the content of an open file of torch.save."""
+    import torch
+
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns about files that it refuses
@@ -255,7 +257,7 @@ def prefix_errors(path):
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     except CONTENT_ERRORS as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if type(error).__name__ == 'OutOfMemoryError':
             raise
         reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(f'{path}: its content is not that of a checkpoint ({type(error).__name__}: {reason}); '

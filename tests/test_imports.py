@@ -134,3 +134,10 @@ assert settings() == before, (settings(), before)
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_data_files_and_videos_load_no_torch():
+    """Commands on data, and each process that renders or collects, would wait for its import."""
+    code = "import sys, figures.videos, ogbench_utils; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -195,10 +195,17 @@ def car_steps(n, seed):
     return steps, actions
 
 
-def test_position_is_masked_if_it_does_not_generalize():
+@pytest.fixture(scope='module')
+def masked():
+    """Fit a labeler to steps in a maze; it masks the position."""
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(*maze_steps(400, seed=0, wall=0.3), np.random.default_rng(0), position_dims=[1, 0])
+    return labeler
+
+
+def test_position_is_masked_if_it_does_not_generalize(masked):
     steps, actions = maze_steps(400, seed=0, wall=0.3)
-    masked, unmasked = (Labeler(DIM, ACTION_DIM) for _ in range(2))
-    masked.fit(steps, actions, np.random.default_rng(0), position_dims=[1, 0])
+    unmasked = Labeler(DIM, ACTION_DIM)
     unmasked.fit(steps, actions, np.random.default_rng(0))
     assert masked.input_mask.tolist() == [False, False] + [True] * (2 * DIM - 2)
 
@@ -227,10 +234,9 @@ def test_generalization_is_not_tested_if_the_kernel_ignores_position(monkeypatch
     assert torch.equal(with_dims(steps), without_dims(steps)) and with_dims.input_mask.all()
 
 
-def test_only_the_first_fit_decides_about_position(monkeypatch):
+def test_only_the_first_fit_decides_about_position(masked, monkeypatch):
     steps, actions = maze_steps(400, seed=0, wall=0.3)
-    labeler = Labeler(DIM, ACTION_DIM)
-    labeler.fit(steps, actions, np.random.default_rng(0), position_dims=[1, 0])
+    labeler = copy.deepcopy(masked)
     monkeypatch.setattr(labeler_module, 'position_generalizes', None)
     labeler.fit(steps, actions, np.random.default_rng(0), position_dims=[1, 0])
     assert not labeler.input_mask[:2].any()

@@ -44,6 +44,11 @@ def write_reports():
     with open(os.environ['WATCH_REPORT'], 'w') as file:
         file.write(text)
 atexit.register(write_reports)
+if 'NO_USER' in os.environ:
+    import pwd
+    def unknown(*_):
+        raise KeyError('getpwuid(): uid not found')
+    pwd.getpwuid = unknown
 for script, *flags in json.loads(sys.argv[1]):
     events = reports[os.path.basename(script)] = {'written': set(), 'network': []}
     if 'torch' in sys.modules:
@@ -56,6 +61,8 @@ for script, *flags in json.loads(sys.argv[1]):
     events['loaded'] = sorted({line.split()[-1] for line in maps.splitlines() if '.so' in line})
     events['modules'] = [*sys.modules]
 '''
+# variables of a container whose user id has no entry in the password database, and that sets no HOME
+NO_USER = dict.fromkeys(('HOME', 'LOGNAME', 'USER', 'LNAME', 'USERNAME')) | {'NO_USER': '1'}
 COMMANDS = [['offline_trainer.py', '--dataset', BUNDLED_NAME, *OFFLINE],
             ['online_trainer.py', '--dataset', BUNDLED_NAME, *ONLINE],
             ['evaluate.py', '--checkpoint', f'online_checkpoints/{BUNDLED_NAME}/seed0/last.pth',
@@ -76,6 +83,9 @@ def short_episodes(tmp_path_factory):
 def watched(commands, cwd, variables):
     """Run commands in one process under the audit hook, without settings of display, GL and caches.
 
+    Args:
+        variables: of the environment; None removes one.
+
     Returns:
         {script: report}
     """
@@ -84,8 +94,10 @@ def watched(commands, cwd, variables):
                'TORCHINDUCTOR_CACHE_DIR')  # torch itself sets the last
     plain = {name: value for name, value in os.environ.items() if name not in removed}
     plain |= {'WATCH_REPORT': str(report), 'PYTHONDONTWRITEBYTECODE': '1', **variables}
+    plain = {name: value for name, value in plain.items() if value is not None}
     words = json.dumps([[str(ROOT / script), *flags] for script, *flags in commands])
-    subprocess.run([sys.executable, '-c', WATCH, words], cwd=cwd, env=plain, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, '-c', WATCH, words], cwd=cwd, env=plain, text=True, capture_output=True)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
     return json.loads(report.read_text())
 
 
@@ -127,12 +139,14 @@ def test_scripts_load_no_gl_library(watched_runs):
 
 
 def test_results_of_a_seed_are_bitwise_equal(watched_runs, short_episodes, assert_same):
-    """Another process, folder and hash seed give the same metrics, networks and generators."""
+    """Another process, folder and hash seed give the same metrics, networks and generators, without HOME or a
+    name of the user."""
     cwd = watched_runs[0]
     again = cwd.parent / 'again'
     again.mkdir()
     offline, online, _ = COMMANDS
-    watched([[*offline, '--no-maze_figures'], online], again, short_episodes | {'PYTHONHASHSEED': '7'})
+    watched([[*offline, '--no-maze_figures'], online], again,
+            short_episodes | NO_USER | {'PYTHONHASHSEED': '7'})
     for root, csv in (('offline_checkpoints', 'train.csv'), ('online_checkpoints', 'online.csv')):
         one, other = (folder / root / BUNDLED_NAME / 'seed0' for folder in (cwd, again))
         rows = [[{k: v for k, v in row.items() if not k.startswith('time')} for row in read_csv(run / csv)]

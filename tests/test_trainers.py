@@ -157,16 +157,15 @@ def test_resume_with_a_spent_budget_evaluates_once(custom_path, capsys):
 
 
 def test_scripts_work_without_a_user_name_or_home(tmp_path):
-    """Play a container whose user id has no entry in the password database and that does not set HOME."""
-    write_slice(tmp_path / 'datasets' / f'{DATASET}.npz')
+    """Play a container whose user id has no entry in the password database and that does not set HOME.
+
+    test_side_effects.py trains in such a container.
+    """
     code = """
 import json, os, pwd, runpy, sys
-import gymnasium
 def unknown(*_):
     raise KeyError('getpwuid(): uid not found')
 pwd.getpwuid = unknown
-make = gymnasium.make
-gymnasium.make = lambda *args, **options: make(*args, max_episode_steps=30, **options)
 codes = []
 for script, *flags in json.loads(sys.argv[1]):
     sys.argv = [script, *flags]
@@ -176,15 +175,11 @@ for script, *flags in json.loads(sys.argv[1]):
         codes.append(0)
     except SystemExit as end:
         codes.append(end.code or 0)
-assert codes == [0, 0, 2, 0], codes
+assert codes == [2, 0], codes
 """
     names = ('HOME', 'LOGNAME', 'USER', 'LNAME', 'USERNAME', 'MPLCONFIGDIR')
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    commands = [['offline_trainer.py', *OFFLINE, '--save_dir', 'offline'],
-                ['online_trainer.py', *ONLINE, '--offline_checkpoint', 'offline/last.pth',
-                 '--save_dir', 'online', '--max_episodes', '1'],
-                ['evaluate.py', '--checkpoint', 'none.pth'],
-                ['ogbench_utils.py', 'list']]
+    commands = [['evaluate.py', '--checkpoint', 'none.pth'], ['ogbench_utils.py', 'list']]
     words = json.dumps([[str(ROOT / script), *flags] for script, *flags in commands])
     done = subprocess.run([sys.executable, '-c', code, words], cwd=tmp_path, text=True, capture_output=True,
                           env=environment | {'OMP_NUM_THREADS': '1'})
