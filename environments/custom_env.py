@@ -7,6 +7,7 @@
     step(action)          -> ..., info with 'success', a bool; episodes are terminated or truncated
     num_tasks             attribute of the unwrapped environment, 1 without it; reset gets the options
                           {'task_id': 1 to num_tasks}
+    goal_dims             attribute, optional: the dimensions that goals are about, such as (0, 1)
 
 `GoalDict` adapts environments of gymnasium-robotics, whose observations are dictionaries with a desired goal.
 docs/own_robot.md has an example. This module does not depend on OGBench.
@@ -156,6 +157,16 @@ def check_states(name, env, path, num_dimensions):
                          f'{num_dimensions} dimensions; use the environment of these states')
 
 
+def goal_dims_of(env):
+    """Return the `goal_dims` of an environment or of what it wraps, a list of int; empty without the attribute."""
+    while env is not None:
+        dims = vars(env).get('goal_dims', getattr(type(env), 'goal_dims', None))
+        if dims is not None:
+            return [int(dimension) for dimension in np.ravel(dims)]
+        env = vars(env).get('env')
+    return []
+
+
 class GoalDict(gymnasium.ObservationWrapper):
     """Adapt an environment of gymnasium-robotics.
 
@@ -174,6 +185,7 @@ class GoalDict(gymnasium.ObservationWrapper):
         repeats = [any(np.array_equal(values, goal) for goal in goal_values)
                    for values in _columns('observation', first, second)]
         self.other_dims = np.flatnonzero(~np.array(repeats, bool))
+        self.goal_dims = range(len(first['achieved_goal']))
         size = len(first['achieved_goal']) + len(self.other_dims)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,))
 

@@ -5,6 +5,7 @@
     torso          the pose of the robot's body without its limbs, as a camera would measure it
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
+    rotated:SEED   the standardised state, turned by a random rotation
 
 The data, the environment and the goals are observed through the same model.
 
@@ -18,14 +19,15 @@ import math
 import gymnasium
 import numpy as np
 
-KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
+KINDS = ('full', 'positions', 'torso', 'dropped', 'noise', 'rotated')
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationModel:
     """The meaning of a setting of --observe, in builtin types that a checkpoint can hold.
 
-    The noise of `noise:SIGMA` depends on the data: see `with_noise_scale`.
+    The noise of `noise:SIGMA` and the units of `rotated:SEED` depend on the data: see `with_noise_scale` and
+    `with_rotation`.
     """
 
     setting: str = 'full'
@@ -33,6 +35,9 @@ class ObservationModel:
     drop_rate: float = 0.0  # probability that an observation is dropped
     noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
     noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
+    rotation_seed: int | None = None  # of a random rotation; None: the dimensions as they are
+    center: tuple | None = None  # (S,) and
+    rotation: tuple | None = None  # S rows of (S,): observations are (states - center) @ rotation
 
     @classmethod
     def from_setting(cls, setting, env):
@@ -48,6 +53,8 @@ class ObservationModel:
             return cls(setting, drop_rate=amount)
         if kind == 'noise':
             return cls(setting, noise_fraction=amount)
+        if kind == 'rotated':
+            return cls(setting, rotation_seed=int(amount))
         return cls()
 
     @classmethod
@@ -62,6 +69,16 @@ class ObservationModel:
             return self
         noise = self.noise_fraction * np.asarray(std, np.float64)
         return dataclasses.replace(self, noise=tuple(noise.tolist()))
+
+    def with_rotation(self, mean, std):
+        """Return this model with a rotation for data of mean and standard deviation (S,); a set one is kept."""
+        if self.rotation_seed is None or self.rotation is not None:
+            return self
+        mean, std = (np.asarray(array, np.float64) for array in (mean, std))
+        scale = np.divide(1, std, np.zeros_like(std), where=std > 0)
+        gaussian = np.random.default_rng(self.rotation_seed).standard_normal((len(std), len(std)))
+        rotation = scale[:, None] * np.linalg.qr(gaussian)[0]
+        return dataclasses.replace(self, center=tuple(mean.tolist()), rotation=tuple(map(tuple, rotation.tolist())))
 
     def __bool__(self):
         """Return whether observations differ from states."""
@@ -78,6 +95,8 @@ class ObservationModel:
             (T, S') float32 observations.
         """
         observations = states if self.dimensions is None else states[:, self.dimensions]
+        if self.rotation is not None:
+            observations = (observations - np.array(self.center)) @ np.array(self.rotation)
         if self.noise is not None:
             observations = observations + rng.standard_normal(observations.shape) * self.noise
         return observations.astype(np.float32)
@@ -112,6 +131,9 @@ class ObservationModel:
         Raises:
             ValueError: a dimension is not observed.
         """
+        if self.rotation_seed is not None:
+            raise ValueError(f'--observe {self.setting}: no dimension of the state is observed by itself; '
+                             'use --observe full')
         if self.dimensions is None:
             return list(dimensions)
 
@@ -209,9 +231,11 @@ def parse_setting(setting):
 
     limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
     is_valid_amount = 0 < amount < limit if limit else not number
+    if kind == 'rotated':
+        is_valid_amount = number.isdecimal()
     if kind not in KINDS or not is_valid_amount:
         raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '
-                         'and 1, or noise:SIGMA with SIGMA above 0')
+                         'and 1, noise:SIGMA with SIGMA above 0, or rotated:SEED')
     return kind, amount
 
 

@@ -4,7 +4,7 @@ V estimates temporal distance, but it is a smooth function and underestimates di
 graph of transitions that the data contain cannot lead through a wall. SoRB (Eysenbach et al. 2019) and SGM
 (Laskin et al. 2020) plan on graphs as well, with actions and learned distances. This planner needs neither.
 
-    nodes       k-means clusters of goal features, (s - mean) * scale, which weight slow dimensions: a node is
+    nodes       k-means clusters of goal features, (s - mean) @ scale, which weight slow directions: a node is
                 a position rather than a posture
     edges       u -> v: some trajectory moved from u to v in `hop` steps
     near pairs  u -> v: trajectories moved from u to v within a hop, so a goal in v is a valid subgoal in u
@@ -95,7 +95,7 @@ class StateGraph:
     """A graph of the states of the data: K nodes, E edges, M near pairs and a JumpModel."""
 
     mean: np.ndarray  # (S,) float32
-    scale: np.ndarray  # (S,) float32; the features of a state s are (s - mean) * scale
+    scale: np.ndarray  # (S, S) float32; the features of a state s are (s - mean) @ scale
     centers: np.ndarray  # (K, S) float32, features of the nodes
     states: np.ndarray  # (K, S) float32, raw state of the data nearest to each node
     radius: float  # distance within which RADIUS_QUANTILE of the data lie from their node
@@ -112,7 +112,7 @@ class StateGraph:
         """Build the graph of a `TrajectoryDataset`.
 
         Args:
-            mean, scale: (S,) of the affine map from a state to its features.
+            mean, scale: (S,) and (S, S) of the affine map from a state to its features.
             hop: steps along an edge; 0: HOP_FRACTION of the `transition_steps` of the data.
             nodes: number of nodes; 0: enough to cover the data at NODE_SPACING.
             seed: seed of the sample of states and of k-means.
@@ -134,7 +134,7 @@ class StateGraph:
         radius = max(np.quantile(distances, RADIUS_QUANTILE), median_gap(centers))
 
         # jumps of the data, and the regions in which they begin
-        jumps = find_jumps(data.observations, step_lengths, data.end_of, active)
+        jumps = find_jumps(features, step_lengths, data.end_of, active)
         source_ids = find_jump_sources(features(np.flatnonzero(jumps))[:, active], step_lengths[jumps])
 
         # transitions between nodes
@@ -197,12 +197,13 @@ def _to_arrays(values):
 # ------------------------------------------------------------------------------------------- look-up of nodes
 def to_features(states, mean, scale):
     """Return the features (..., S) of raw states (..., S)."""
-    return (states - mean) * scale
+    return (states - mean) @ scale
 
 
 def active_dims(scale):
-    """Return the mask (S,) bool of the dimensions that affect the look-up of nodes noticeably."""
-    return scale > MIN_ACTIVE_SCALE * scale.max()
+    """Return the mask (S,) bool of the features that affect the look-up of nodes noticeably."""
+    total = np.abs(scale).sum(0)
+    return total > MIN_ACTIVE_SCALE * total.max()
 
 
 # ------------------------------------------------------------------------------------------------ planning
@@ -616,17 +617,17 @@ def sum_by_pair(firsts, seconds, counts):
 
 
 # ------------------------------------------------------------------------------------------------ jumps
-def find_jumps(observations, step_lengths, end_of, active=slice(None)):
+def find_jumps(features, step_lengths, end_of, active=slice(None)):
     """Find the steps that are jumps: discontinuities such as those of a teleporter.
 
-    A jump is longer than 99 % of all steps, and it changes some dimension JUMP_RATIO times more than 99 % of
+    A jump is longer than 99 % of all steps, and it changes some feature JUMP_RATIO times more than 99 % of
     all steps do. The length alone does not separate a short jump from a fall of the robot.
 
     Args:
-        observations: (N, S) raw states.
+        features: function from rows of the data to their features (n, S).
         step_lengths: (N,) feature distance from each row to the next.
         end_of: (N,) last row of the trajectory of each row.
-        active: (S,) bool, dimensions of the look-up.
+        active: (S,) bool, features of the look-up.
 
     Returns:
         (N,) bool, whether the step from each row is a jump.
@@ -637,14 +638,14 @@ def find_jumps(observations, step_lengths, end_of, active=slice(None)):
         return has_next
 
     def changes(rows):
-        return np.abs(observations[rows + 1] - observations[rows])[:, active]
+        return np.abs(features(rows + 1) - features(rows))[:, active]
 
-    # change of each dimension in ordinary steps; a dimension that hardly ever changes is ignored
+    # change of each feature in ordinary steps; a feature that hardly ever changes is ignored
     sample = rows[::max(1, len(rows) // SAMPLED_STEPS)]
     ordinary = np.quantile(changes(sample), LONG_STEP_QUANTILE, axis=0)
     ordinary = np.where(ordinary > 0, ordinary, np.inf)
 
-    # of the long steps, those that change a dimension discontinuously
+    # of the long steps, those that change a feature discontinuously
     is_long = step_lengths > np.quantile(step_lengths[has_next], LONG_STEP_QUANTILE)
     long_rows = np.flatnonzero(has_next & is_long)
     is_jump = (changes(long_rows) > JUMP_RATIO * ordinary).any(1)
