@@ -28,7 +28,7 @@ DRIVE_STEPS = 5  # steps of the changes that are predicted
 RANDOM_FEATURES = 100  # random nonlinear features of the fast directions
 RIDGE = 1e-2  # of the regression, per row, in variances of a feature
 MIN_PREDICTED = 0.3  # R2 of the best predicted direction, below which nothing is concluded from a prediction
-MAX_UNDRIVEN = 0.1  # R2 relative to the best, below which a direction may be independent of the robot
+MAX_UNDRIVEN = 0.03  # R2 relative to the best, below which a direction may be independent of the robot
 MIN_DEPENDENCE = 0.03  # R2 of squared changes, above which a direction depends on the robot all the same
 
 # returning directions
@@ -39,9 +39,6 @@ SPAN_TIME_SCALE = 0.3  # of the longest one, above which a dimension can be part
 SPAN_WEIGHT = 0.25  # directions of a smaller weight need not be spanned
 SPAN_R2 = 0.7  # share of a direction's variance that the dimensions must explain
 MIN_WEIGHT = 1e-3  # weight below which a direction is dropped
-
-
-DEBUG = False
 
 
 @dataclasses.dataclass
@@ -73,7 +70,7 @@ def find_places(data, declared=()):
     # directions that are places, and dimensions that consist of the others
     kept, excluded, reasons = select_places(space)
     left_out = space.dimensions_of(excluded)
-    left_out[list(declared)] = -1
+    left_out[np.array(declared, int)] = -1
     notes = [f'slow, but no place: {_listed(np.flatnonzero(left_out == i))}: {reason}'
              for i, reason in enumerate(reasons)]
 
@@ -117,7 +114,6 @@ def select_places(space):
     # what runs one way, as long as another slow direction is left
     while kept.shape[1] > 1:
         direction, ratio = space.one_way(kept)
-        if DEBUG: print('  one way', ratio.round(3), direction.round(2))
         if ratio < ONE_WAY:
             break
         rest = space.complement([*excluded, kept @ direction])
@@ -128,12 +124,10 @@ def select_places(space):
     # what changes whatever the robot does
     while kept.shape[1] > 1:
         direction, worst, best = space.drive(kept)
-        if DEBUG: print('  drive', round(worst, 4), round(best, 2), direction.round(2), 'slow', space.time_scales(kept).round())
         if best < MIN_PREDICTED or worst >= MAX_UNDRIVEN * best:
             break
         rest = space.complement([*excluded, kept @ direction])
         dependence = space.depends(kept @ direction, rest)
-        if DEBUG: print('  depends', round(dependence, 4))
         if dependence >= MIN_DEPENDENCE:
             break
         exclude(direction, 'its changes do not depend on the other dimensions')
