@@ -112,7 +112,7 @@ class StateGraph:
         """Build the graph of a `TrajectoryDataset`.
 
         Args:
-            mean, scale: (S,) and (S, S) of the affine map from a state to its features.
+            mean, scale: (S,) and (S, S) of the affine map from a state to its features; scale (S,) is a diagonal.
             hop: steps along an edge; 0: HOP_FRACTION of the `transition_steps` of the data.
             nodes: number of nodes; 0: enough to cover the data at NODE_SPACING.
             seed: seed of the sample of states and of k-means.
@@ -120,6 +120,7 @@ class StateGraph:
         rng = np.random.default_rng([seed, RNG_STREAM])
         hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
         mean, scale = (np.asarray(array, np.float32) for array in (mean, scale))
+        scale = np.diag(scale) if scale.ndim == 1 else scale
         active = active_dims(scale)
 
         def features(rows):
