@@ -47,9 +47,11 @@ class OfflineTrainConfig(RunConfig):
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
                              least=1, basic=True)
     observe: str = flag(
-        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA or rotated:SEED', basic=True)
+        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA or rotated:SEED',
+        basic=True)
     goal_dims: str = flag(
-        '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred", basic=True)
+        '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred",
+        basic=True)
     maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
@@ -157,7 +159,8 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     count = data.observations.shape[1]
     declared = observation_model.columns(goal_dims) if goal_dims else []
     if bad := [dimension for dimension in declared if not 0 <= dimension < count]:
-        raise ValueError(f'--goal_dims: there is no dimension {bad[0]}; states have the dimensions 0 to {count - 1}')
+        raise ValueError(f'--goal_dims: there is no dimension {bad[0]}; states have the dimensions 0 to '
+                         f'{count - 1}')
 
     # weights by objects, if goals can be about them, or by places
     objects = find_objects(data)
@@ -166,7 +169,8 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     weights = objects if has_objects else places.weights
     weights[declared] = 1
     directions = None if has_objects else places.directions
-    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate), directions)
+    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate),
+                         directions)
 
     # the lines
     if agent.has_objects:

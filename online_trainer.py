@@ -325,7 +325,8 @@ def labels_line(labeler, r2):
     effective = by_action[by_action >= IDLE_R2]
     idle = np.flatnonzero(by_action < IDLE_R2)
 
-    line = f"labels: R² {r2:.2f} on held-out steps, by action {' '.join(f'{value:.2f}' for value in by_action)}"
+    values = ' '.join(f'{value:.2f}' for value in by_action)
+    line = f'labels: R² {r2:.2f} on held-out steps, by action {values}'
     if labeler.masks_position:
         line += ', position masked'
     if len(idle):

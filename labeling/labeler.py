@@ -31,8 +31,8 @@ stays an input only if it improves the labels of steps outside the region of the
 Other coordinates. Length scales of inputs need states whose dimensions are joints. Where held-out steps show
 that they do not suffice for an action, directions of the inputs of its own are learned by a recursive feature
 machine (Radhakrishnan et al., Science 2024): kernel regression, whose average gradient outer product is the
-metric of the next kernel. Its eigenvectors replace the inputs in the kernel above, with length scales of their
-own. Each action keeps what labels the held-out steps better.
+metric of the next kernel. The eigenvectors of this metric replace the inputs in the kernel above, with length
+scales of their own. Each action keeps what labels the held-out steps better.
 """
 
 import copy
@@ -59,7 +59,8 @@ KERNEL_LR = 0.05
 FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
-ENOUGH_R2 = 0.85  # of an action, above which no directions are learned; more steps improve no ant (results/README.md)
+ENOUGH_R2 = 0.85  # of an action, above which no directions are learned, and more steps improved no run of the
+# ant (results/README.md)
 IDLE_R2 = 0.02  # of an action, below which it has no visible effect
 MIN_DIRECTION_GAIN = 0.02  # by which directions must improve R2 of an action
 DIRECTION_STEPS = 2000  # the agent's steps from which directions are learned
@@ -103,10 +104,10 @@ class Labeler(nn.Module):
         self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_NOISE))
 
         self.register_buffer('input_mask', torch.ones(size, dtype=torch.bool))  # inputs in use
-        self.register_buffer('position', torch.zeros(state_dim, 0))  # orthonormal directions of s_t not in use
-        self.register_buffer('axes', torch.zeros(0, size, size))  # (A, F, F) orthonormal columns; none: the inputs
+        self.register_buffer('position', torch.zeros(state_dim, 0))  # orthonormal, excluded from s_t
+        self.register_buffer('axes', torch.zeros(0, size, size))  # (A, F, F) in columns; none: the inputs
         self.register_buffer('r2', torch.full((action_dim,), torch.nan))  # of held-out steps, for each action
-        self.register_buffer('axes_steps', torch.tensor(0))  # number of steps when directions were last compared
+        self.register_buffer('axes_steps', torch.tensor(0))  # steps when directions were last learned
         self.register_buffer('mean', torch.zeros(size))
         self.register_buffer('std', torch.ones(size))
         self.register_buffer('low', torch.zeros(size))
@@ -149,7 +150,9 @@ class Labeler(nn.Module):
 
         # without position, unless it generalises
         if is_first and (has_directions or self.uses_dims(position_dims)):
-            position = position_directions if has_directions else _unit_vectors(position_dims, transitions.shape[-1])
+            position = _unit_vectors(position_dims, transitions.shape[-1])
+            if has_directions:
+                position = position_directions
             if not position_generalizes(transitions, actions, position, rng, kernel_updates):
                 self.reset()
                 self.mask(position)
@@ -159,7 +162,8 @@ class Labeler(nn.Module):
         if len(split.held_out) < 2:
             return None
         self.r2.copy_(r2_by_action(self(split.held_out), split.held_out_actions))
-        if not small_action_prior and (self.r2 < ENOUGH_R2).any() and len(split.inputs) >= 2 * self.axes_steps:
+        has_doubled = len(split.inputs) >= 2 * self.axes_steps
+        if has_doubled and not small_action_prior and (self.r2 < ENOUGH_R2).any():
             self.axes_steps.fill_(len(split.inputs))
             self._try_directions(split)
         return r2_score(self(split.held_out), split.held_out_actions)
@@ -213,7 +217,7 @@ class Labeler(nn.Module):
         return Split(inputs, actions[rows], transitions[held_out], actions[held_out])
 
     def _try_directions(self, split):
-        """Learn directions of the inputs of a Split, and use them for the actions whose labels they improve."""
+        """Learn directions of the inputs of a Split, and use them for actions whose labels they improve."""
         # learn and fit; the inducing inputs stay the same
         inputs, actions = split.inputs, split.actions
         rng = np.random.default_rng(len(inputs))
@@ -278,8 +282,8 @@ class Labeler(nn.Module):
 
                 # average gradient outer product
                 weighted = kernel[some] * weights.T
-                gradient = (weighted.sum(1, keepdim=True) * x[some] - weighted @ x) @ metric * (-2 * bandwidth)
-                gradient += slopes[:-1, action]
+                gradient = (weighted.sum(1, keepdim=True) * x[some] - weighted @ x) @ metric
+                gradient = slopes[:-1, action] - 2 * bandwidth * gradient
                 metric = gradient.T @ gradient
                 metric /= metric.trace()
 

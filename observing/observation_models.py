@@ -71,14 +71,15 @@ class ObservationModel:
         return dataclasses.replace(self, noise=tuple(noise.tolist()))
 
     def with_rotation(self, mean, std):
-        """Return this model with a rotation for data of mean and standard deviation (S,); a set one is kept."""
+        """Return this model with a rotation for data of mean and std (S,); a set rotation is kept."""
         if self.rotation_seed is None or self.rotation is not None:
             return self
         mean, std = (np.asarray(array, np.float64) for array in (mean, std))
         scale = np.divide(1, std, np.zeros_like(std), where=std > 0)
         gaussian = np.random.default_rng(self.rotation_seed).standard_normal((len(std), len(std)))
         rotation = scale[:, None] * np.linalg.qr(gaussian)[0]
-        return dataclasses.replace(self, center=tuple(mean.tolist()), rotation=tuple(map(tuple, rotation.tolist())))
+        rows = tuple(tuple(row) for row in rotation.tolist())
+        return dataclasses.replace(self, center=tuple(mean.tolist()), rotation=rows)
 
     def __bool__(self):
         """Return whether observations differ from states."""

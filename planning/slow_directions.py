@@ -6,8 +6,8 @@ k steps. The result does not depend on units, and hardly on the basis in which s
 
 Not everything slow is a place. No actions are needed to tell them apart:
 
-    driven     the changes of a place can be predicted from the fast dimensions (velocities, joint angles). Those
-               of a battery, a clock or a temperature cannot.
+    driven     the changes of a place, or at least their size, can be predicted from other dimensions. Those of
+               a battery, a clock or a temperature cannot.
     returning  a place takes old values again within trajectories. An odometer only grows.
 
 `find_places` leaves the others out. If some dimensions alone span the remaining slow directions, they are the
@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 
 MAX_ROWS = 15_000  # pairs of rows for covariances and predictions
+MIN_STD = 1e-6  # of a dimension, relative to its mean, below which it is constant
 MIN_VARIANCE = 1e-6  # of a whitened direction, relative to the largest: below, it repeats other dimensions
 MIN_CHANGE = 1e-9  # mean squared change in k steps over variance, below which a direction is constant
 SLOW_TIME_SCALE = 0.1  # of the longest time scale, above which a direction is slow
@@ -32,12 +33,12 @@ MAX_UNDRIVEN = 0.03  # R2 relative to the best, below which a direction may be i
 MIN_DEPENDENCE = 0.03  # R2 of squared changes, above which a direction depends on the robot all the same
 
 # returning directions
-ONE_WAY = 0.8  # squared mean over mean square of changes within half a trajectory, above which there is no return
+MIN_TRAJECTORIES = 8  # in each half of the data, below which nothing is left out
+ONE_WAY = 0.8  # squared mean over mean square of changes in half a trajectory, above which there is no return
 
 # dimensions or directions
 SPAN_TIME_SCALE = 0.3  # of the longest one, above which a dimension can be part of a place
-SPAN_WEIGHT = 0.25  # directions of a smaller weight need not be spanned
-SPAN_R2 = 0.7  # share of a direction's variance that the dimensions must explain
+SPAN_SHARE = 0.75  # of the variance of the weighted directions that the dimensions must explain
 MIN_WEIGHT = 1e-3  # weight below which a direction is dropped
 
 
@@ -104,6 +105,8 @@ def select_places(space):
     """
     kept = np.eye(space.num_slow)
     excluded, reasons = [], []
+    if space.num_trajectories < MIN_TRAJECTORIES:
+        return kept, np.zeros((space.num_slow, 0)), reasons
 
     def exclude(direction, reason):
         nonlocal kept
@@ -116,8 +119,8 @@ def select_places(space):
         direction, ratio = space.one_way(kept)
         if ratio < ONE_WAY:
             break
-        rest = space.complement([*excluded, kept @ direction])
-        if space.time_scales(rest).max() < SPAN_TIME_SCALE * space.time_scales(kept @ direction[:, None]).max():
+        rest = space.time_scales(space.complement([*excluded, kept @ direction])).max()
+        if rest < SPAN_TIME_SCALE * space.time_scales(kept @ direction[:, None]).max():
             break
         exclude(direction, 'it only runs one way')
 
@@ -139,66 +142,89 @@ class SlowSpace:
     """Slow directions of a dataset, whitened: Q slow ones, then others, M in all, of S dimensions."""
 
     functionals: np.ndarray  # (S, M), directions of standardised states, of unit variance, the slowest first
-    loadings: np.ndarray  # (S, M), correlation of each dimension with each direction
+    loadings: np.ndarray  # (S, M), covariance of each standardised dimension with each direction
     num_slow: int  # Q
     steps: int  # k
-    longest: int  # longest time scale in steps
-    k_changes: np.ndarray  # (Q, Q) second moments of changes in k steps
-    short_changes: np.ndarray  # (Q, Q) of changes in DRIVE_STEPS steps
-    long_changes: tuple  # two arrays (n, Q) of changes in half a trajectory, of different trajectories
+    longest: int  # longest time scale, in steps
     dimension_scales: np.ndarray  # (S,) time scales of the dimensions, in steps
-    predicted: np.ndarray  # (Q, Q) covariance of predicted changes, of other trajectories
+    k_changes: np.ndarray  # (Q, Q) second moments of changes in k steps
+    short_changes: np.ndarray  # (Q, Q) second moments of changes in DRIVE_STEPS
+    long_changes: tuple  # two arrays (n, Q) of changes in half a trajectory, each of half of the trajectories
+    predicted: np.ndarray  # (Q, Q) covariance of changes in DRIVE_STEPS and their predictions
     variance: np.ndarray  # (Q, Q) covariance of these changes
-    slow_steps: np.ndarray  # (n, Q) changes in DRIVE_STEPS
-    fast_steps: np.ndarray  # (n, M - Q)
-    folds: np.ndarray  # (n,) 0 or 1, by trajectory
+    slow_steps: np.ndarray  # (n, Q) these changes
+    fast_steps: np.ndarray  # (n, M - Q) those of the other directions
+    folds: np.ndarray  # (n,) half of the trajectories that they belong to, 0 or 1
+    num_trajectories: int  # with changes in half a trajectory, in the smaller half of them
 
     @classmethod
     def of(cls, data):
-        """Return the SlowSpace of a TrajectoryDataset, None if its trajectories are too short."""
+        """Return the SlowSpace of a TrajectoryDataset, None if all its trajectories are short or constant."""
         rng = np.random.default_rng(0)
         k = data.transition_steps
+        mean, std = data.statistics()
+        scale = np.divide(1, std, np.zeros_like(std), where=std > MIN_STD * np.abs(mean))
         pairs = _pairs(data, k, rng)
-        if len(pairs) < 2 * data.observations.shape[1]:
+        if len(pairs) < 2 * len(scale) or not scale.any():
             return None
 
+        def states(rows):
+            return (data.observations[rows] - mean) * scale
+
         # whiten the standardised states
-        mean, std = data.statistics()
-        scale = np.divide(1, std, np.zeros_like(std), where=std > 1e-6 * np.abs(mean))
-        states = lambda rows: (data.observations[rows] - mean) * scale
-        covariance = np.cov(states(_sample(len(data), rng)).T, ddof=0).reshape(len(mean), -1)
+        sample = states(_sample(np.arange(len(data)), rng))
+        covariance = sample.T @ sample / len(sample)
         variances, axes = np.linalg.eigh(covariance)
         used = variances > MIN_VARIANCE * variances[-1]
         whitening = axes[:, used] / np.sqrt(variances[used])
 
         # slow feature analysis: directions of the smallest changes that are not constant
-        changes = (states(pairs + k) - states(pairs)) @ whitening
-        squares, vectors = np.linalg.eigh(changes.T @ changes / len(changes))
+        changes = states(pairs + k) - states(pairs)
+        moments = changes.T @ changes / len(changes)
+        squares, vectors = np.linalg.eigh(whitening.T @ moments @ whitening)
         varies = squares > MIN_CHANGE
+        if not varies.any():
+            return None
         functionals = whitening @ vectors[:, varies]
+
+        # which of them are slow
         longest = max(2 * k, int(np.max(data.ends - data.starts)))
         scales = _time_scales(squares[varies], k, longest)
         num_slow = int((scales >= SLOW_TIME_SCALE * scales.max()).sum())
+        moved = moments.diagonal()
 
-        slow = functionals[:, :num_slow]
+        # changes in half a trajectory, in two halves of the trajectories
         half = max(1, int(np.median(data.ends - data.starts)) // 2)
-        long_pairs = _pairs(data, half, rng)
-        parity = data.end_of[long_pairs]
-        parity = np.searchsorted(data.ends, parity) % 2
-        long_changes = (states(long_pairs + half) - states(long_pairs)) @ slow
+        num_trajectories = np.bincount(np.flatnonzero(data.ends - data.starts >= half) % 2, minlength=2)
+        rows = _pairs(data, half, rng)
+        halves = np.searchsorted(data.ends, data.end_of[rows]) % 2
+        long_changes = (states(rows + half) - states(rows)) @ functionals[:, :num_slow]
 
         # changes in a few steps, and how the fast directions predict them
-        rows = _pairs(data, DRIVE_STEPS, rng)
-        before, after = (states(rows + offset) @ functionals for offset in (0, DRIVE_STEPS))
-        steps = after - before
-        slow_steps, fast_steps = steps[:, :num_slow], steps[:, num_slow:]
+        few = min(DRIVE_STEPS, k)
+        rows = _pairs(data, few, rng)
+        before, after = (states(rows + offset) @ functionals for offset in (0, few))
+        slow_steps, fast_steps = np.split(after - before, [num_slow], axis=1)
         folds = np.searchsorted(data.ends, data.end_of[rows]) % 2
         predicted = _held_out(np.concatenate([before[:, num_slow:], fast_steps], 1), slow_steps, folds)[0]
 
-        moved = np.square(states(pairs + k) - states(pairs)).mean(0)
-        return cls(functionals, covariance @ functionals, num_slow, k, longest, np.diag(squares[varies][:num_slow]),
-                   slow_steps.T @ slow_steps / len(rows), (long_changes[parity == 0], long_changes[parity == 1]),
-                   _time_scales(np.where(moved > 0, moved, 2), k, longest), predicted, np.cov(slow_steps.T).reshape(num_slow, -1), slow_steps, fast_steps, folds)
+        return cls(
+            functionals=functionals,
+            loadings=covariance @ functionals,
+            num_slow=num_slow,
+            steps=k,
+            longest=longest,
+            dimension_scales=_time_scales(np.where(moved > MIN_CHANGE, moved, 2), k, longest),
+            k_changes=np.diag(squares[varies][:num_slow]),
+            short_changes=slow_steps.T @ slow_steps / len(rows),
+            long_changes=(long_changes[halves == 0], long_changes[halves == 1]),
+            predicted=predicted,
+            variance=np.cov(slow_steps.T).reshape(num_slow, -1),
+            slow_steps=slow_steps,
+            fast_steps=fast_steps,
+            folds=folds,
+            num_trajectories=num_trajectories.min(),
+        )
 
     def time_scales(self, directions):
         """Return the time scales (p,), in steps, of directions (Q, p)."""
@@ -214,23 +240,25 @@ class SlowSpace:
     def complement(self, excluded):
         """Return the directions (Q, p) that ignore the `excluded` ones, orthonormal, the slowest first.
 
-        They are uncorrelated with the excluded ones in their changes, of which there are more independent ones than
-        states. Where an excluded direction hardly changes, the states are uncorrelated.
+        They are uncorrelated with the excluded ones in their changes, of which there are more independent ones
+        than states. Where an excluded direction hardly changes, the states are uncorrelated.
         """
-        typical = np.median(np.diag(self.short_changes))
-        rows = np.stack([self.short_changes @ d if d @ self.short_changes @ d >= typical else d for d in excluded])
+        changes = self.short_changes
+        typical = np.median(changes.diagonal())
+        rows = np.stack([changes @ d if d @ changes @ d >= typical else d for d in excluded])
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         basis = np.linalg.svd(rows)[2][len(rows):].T
         squares, vectors = np.linalg.eigh(basis.T @ self.k_changes @ basis)
         return basis @ vectors
 
     def one_way(self, directions):
-        """Return the combination (p,) of directions (Q, p) that runs one way most, and how much it does, in [0, 1]."""
+        """Find the combination of directions (Q, p) that runs one way most.
+
+        Returns:
+            combination (p,), and its squared mean change over its mean squared change, in [0, 1].
+        """
         first, second = (changes @ directions for changes in self.long_changes)
-        if not len(first) or not len(second):
-            return np.zeros(directions.shape[1]), 0.0
-        moments = first.T @ first / len(first)
-        direction = np.linalg.solve(moments + 1e-9 * np.trace(moments) * np.eye(len(moments)), first.mean(0))
+        direction = np.linalg.solve(_regular(first.T @ first / len(first)), first.mean(0))
         direction /= np.linalg.norm(direction)
         along = second @ direction
         return direction, along.mean() ** 2 / np.square(along).mean()
@@ -242,19 +270,22 @@ class SlowSpace:
             combination (p,) of the worst R2, this R2, the best R2.
         """
         variance = directions.T @ self.variance @ directions
-        factor = np.linalg.inv(np.linalg.cholesky(variance + 1e-9 * np.trace(variance) * np.eye(len(variance))))
+        factor = np.linalg.inv(np.linalg.cholesky(_regular(variance)))
         r2, vectors = np.linalg.eigh(factor @ directions.T @ self.predicted @ directions @ factor.T)
         worst = factor.T @ vectors[:, 0]
         return worst / np.linalg.norm(worst), r2[0], r2[-1]
 
     def depends(self, direction, others):
-        """Return the R2 of predicting the squared changes of a direction (Q,) from those of `others` (Q, p) and from
-        the fast directions, in trajectories that were not fitted to."""
+        """Return the R2 of predicting the squared changes of a direction (Q,) from those of others.
+
+        Others are the directions `others` (Q, p) and the fast ones. R2 is that of trajectories that were not
+        fitted to.
+        """
         inputs = np.abs(np.concatenate([self.slow_steps @ others, self.fast_steps], 1))
         return float(_held_out(inputs, np.square(self.slow_steps @ direction)[:, None], self.folds)[1][0])
 
     def dimensions_of(self, excluded):
-        """Return for each dimension (S,) the excluded direction (column of (Q, x)) that it mainly consists of, or -1.
+        """Return for each dimension (S,) the column of `excluded` (Q, x) that it mainly consists of, or -1.
 
         These are slow dimensions of which the excluded directions explain most of the slow part.
         """
@@ -269,16 +300,19 @@ class SlowSpace:
         return np.where(found == 0, nearest, -1)
 
     def is_spanned(self, directions, weights, usable):
-        """Return whether the slow ones of the `usable` dimensions (S,) span the directions (Q, p) of notable weight (p,)."""
+        """Return whether slow dimensions span directions.
+
+        Args:
+            directions: (Q, p). weights: (p,) of them. usable: (S,) bool, dimensions that may be used.
+        """
         slowest = self.time_scales(directions).max()
         dims = np.flatnonzero(usable & (self.dimension_scales >= SPAN_TIME_SCALE * slowest))
         if not len(dims):
             return False
-        important = directions[:, weights >= SPAN_WEIGHT]
         loadings = self.loadings[dims]
-        inner = self.loadings[dims, :self.num_slow] @ important  # (d, p) covariances
-        solved = np.linalg.lstsq(loadings @ loadings.T, inner, rcond=1e-9)[0]
-        return bool(((inner * solved).sum(0) >= SPAN_R2).all())
+        inner = loadings[:, :self.num_slow] @ directions  # (d, p) covariances
+        r2 = (inner * np.linalg.lstsq(loadings @ loadings.T, inner, rcond=1e-9)[0]).sum(0)
+        return bool(np.square(weights) @ r2 >= SPAN_SHARE * np.square(weights).sum())
 
 
 def _held_out(inputs, targets, folds):
@@ -298,6 +332,8 @@ def _held_out(inputs, targets, folds):
     predicted = np.zeros_like(targets)
     for held in 0, 1:
         x, y = features[folds != held], targets[folds != held]
+        if not len(x):
+            continue
         gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
         predicted[folds == held] = features[folds == held] @ np.linalg.solve(gram, x.T @ y)
     covariance = predicted.T @ targets / len(targets)
@@ -307,12 +343,17 @@ def _held_out(inputs, targets, folds):
 
 def _pairs(data, steps, rng):
     """Return at most MAX_ROWS rows whose trajectory continues for `steps` steps."""
-    rows = np.flatnonzero(np.arange(len(data)) + steps <= data.end_of)
+    return _sample(np.flatnonzero(np.arange(len(data)) + steps <= data.end_of), rng)
+
+
+def _regular(matrix):
+    """Return a positive semidefinite matrix (p, p) with a small multiple of the identity added."""
+    return matrix + MIN_CHANGE * max(np.trace(matrix), 1e-300) * np.eye(len(matrix))
+
+
+def _sample(rows, rng):
+    """Return at most MAX_ROWS of the rows (n,)."""
     return rows if len(rows) <= MAX_ROWS else np.sort(rng.choice(rows, MAX_ROWS, replace=False))
-
-
-def _sample(count, rng):
-    return np.arange(count) if count <= MAX_ROWS else np.sort(rng.choice(count, MAX_ROWS, replace=False))
 
 
 def _time_scales(squares, steps, longest):

@@ -64,7 +64,8 @@ def explained(features, target):
     features = features[:, features.std(0) > 0.05]
     features = features - features.mean(0)
     target = target.ravel() - target.mean()
-    return 1 - np.square(target - features @ np.linalg.lstsq(features, target, rcond=None)[0]).mean() / target.var()
+    error = target - features @ np.linalg.lstsq(features, target, rcond=None)[0]
+    return 1 - error.var() / target.var()
 
 
 def rotated(states, seed=0):
@@ -125,7 +126,8 @@ def test_declared_dimensions_keep_the_dimensions(robot):
 def test_constant_and_repeated_dimensions_do_no_harm(robot):
     states = np.concatenate([robot, robot[..., :1], np.full_like(robot[..., :1], 3)], -1)
     places = places_of(states)
-    assert np.isfinite(places.directions).all() and np.isfinite(places.weights).all() and places.weights[9] == 0
+    assert np.isfinite(places.directions).all() and np.isfinite(places.weights).all()
+    assert places.weights[9] == 0
 
 
 def test_short_trajectories_keep_all_dimensions():

@@ -1,4 +1,6 @@
-"""The ant maze with one more dimension that is slow and no place: a battery, a clock, an odometer or a temperature.
+"""The ant maze with one more dimension that is slow and no place.
+
+It is a battery, a clock, an odometer or a temperature:
 
     python scripts/data/drifting_ant.py battery
     python offline_trainer.py --env scripts.data.drifting_ant:battery --dataset_path datasets/battery.npz
