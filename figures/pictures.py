@@ -35,7 +35,7 @@ SEGMENT_STEPS = 300  # steps of each, the last ones, at most
 
 
 def open_maze(name, observation_model=FULL_STATE):
-    """Return the `Maze` of an environment's name, goals by `observation_model`; None without one, or rotated."""
+    """Return the `Maze` of an environment's name, with goals by `observation_model`, or None."""
     env = make_env(name)
     has_map = hasattr(env.unwrapped, 'maze_map') and observation_model.rotation_seed is None
     maze = Maze(env, observation_model) if has_map else None

@@ -6,8 +6,8 @@ k steps. The result does not depend on units, and hardly on the basis in which s
 
 Not everything slow is a place. No actions are needed to tell them apart:
 
-    driven     the changes of a place, or at least their size, can be predicted from other dimensions. Those of
-               a battery, a clock or a temperature cannot.
+    driven     the changes of a place, or at least their size, can be predicted from other dimensions. Those
+               of a battery, a clock or a temperature cannot.
     returning  a place takes old values again within trajectories. An odometer only grows.
 
 `find_places` leaves the others out. If some dimensions alone span the remaining slow directions, they are the
@@ -240,8 +240,8 @@ class SlowSpace:
     def complement(self, excluded):
         """Return the directions (Q, p) that ignore the `excluded` ones, orthonormal, the slowest first.
 
-        They are uncorrelated with the excluded ones in their changes, of which there are more independent ones
-        than states. Where an excluded direction hardly changes, the states are uncorrelated.
+        They are uncorrelated with the excluded ones in their changes, more of which than of the states are
+        independent. Where an excluded direction hardly changes, the states are uncorrelated.
         """
         changes = self.short_changes
         typical = np.median(changes.diagonal())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT_FORMAT = 5  # raised by every change of what checkpoints contain
+CHECKPOINT_FORMAT = 6  # raised by every change of what checkpoints contain
 REQUIRED_KEYS = {'offline': ('agent', 'data'), 'online': ('agent', 'dataset')}
 
 
