@@ -437,7 +437,7 @@ def position_generalizes(transitions, actions, position, rng, kernel_updates=KER
         kernel_updates: number of gradient steps on the marginal likelihood.
     """
     # hold out the steps furthest out
-    slowest = (transitions[:, 0].cpu().double() @ position[:, 0].cpu().double()).numpy()
+    slowest = (transitions[:, 0] @ position[:, 0].to(transitions)).cpu().numpy()
     low, high = np.quantile(slowest, [FAR_FRACTION / 2, 1 - FAR_FRACTION / 2])
     is_far = torch.from_numpy((slowest < low) | (slowest > high))
     if not is_far.any():

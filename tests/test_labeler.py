@@ -244,7 +244,8 @@ def test_only_the_first_fit_decides_about_position(monkeypatch):
 def test_position_generalizes_if_it_is_constant():
     steps, actions = joint_steps(100, seed=0)
     steps[..., 4] = 1.0
-    assert labeler_module.position_generalizes(steps, actions, [4], np.random.default_rng(0))
+    assert labeler_module.position_generalizes(steps, actions, torch.eye(DIM)[:, [4]],
+                                               np.random.default_rng(0))
 
 
 # -------------------------------------------------------------------------------------- state of the labeler
