@@ -4,7 +4,7 @@ A goal of locomotion data is about a place. Slow feature analysis (Wiskott and S
 directions in closed form: whiten the states, then take the eigenvectors of the covariance of their changes in
 k steps. The result does not depend on units, and hardly on the basis in which states are written down.
 
-Not everything slow is a place. No actions are needed to tell them apart:
+Not everything slow is a place. Two tests without actions separate them:
 
     driven     the changes of a place, or at least their size, can be predicted from other dimensions. Those
                of a battery, a clock or a temperature cannot.
@@ -78,7 +78,7 @@ def find_places(data, declared=()):
     # dimensions, if they span the directions
     usable = np.where(left_out < 0, slowness, 0)
     weights = space.slowness(kept)
-    if len(declared) or space.is_spanned(kept, weights, usable > 0):
+    if len(declared) or space.is_spanned(kept, weights, left_out < 0):
         return Places(dimensions, usable / max(usable.max(), 1e-300) if len(reasons) else slowness, notes)
 
     # the directions

@@ -98,7 +98,7 @@ def main():
     name = parser.parse_args().name
 
     for seed, suffix in enumerate(('', '-val')):
-        with np.load(f'{BUNDLED}{suffix}.npz') as arrays:
+        with np.load(f'{BUNDLED}{suffix}.npz', allow_pickle=False) as arrays:
             states, terminals = arrays['observations'], arrays['terminals'].astype(bool)
         episodes = np.split(states, np.flatnonzero(terminals)[:-1] + 1)
         drift = np.concatenate([drift_of(name, episode[:, :2], np.random.default_rng([seed, i]))
