@@ -5,12 +5,12 @@ import dataclasses
 import gc
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from support.files import write_atomic
-from support.progress import warn
 from support.stats import bootstrap_interval, on_common_steps
 
 # Okabe and Ito's colours, which are distinguishable with colour blindness
@@ -61,8 +61,9 @@ def optional_picture(what):
         yield
     except Exception as error:  # matplotlib, environments and their renderers raise many types
         cause = (str(error).splitlines() or [''])[0]
-        warn(f'warning: {what} was not made ({type(error).__name__}: {cause}); the results are complete '
-             'without it')
+        with contextlib.suppress(OSError):
+            print(f'warning: {what} was not made ({type(error).__name__}: {cause}); the results are complete '
+                  'without it', file=sys.stderr)
 
 
 def subplots(rows, columns, figsize):
