@@ -16,6 +16,7 @@ Rewards are not needed. environments/checks.py has the requirements on each rese
 docs/own_robot.md has an example. This module does not depend on OGBench.
 """
 
+import contextlib
 import inspect
 import os
 import sys
@@ -188,17 +189,23 @@ def _check_spaces(states, actions):
                        'they must be finite, low below high: set the limits of the motors in its action_space')
 
 
+@contextlib.contextmanager
+def _naming(call, wanted):
+    """Context of a call of the environment: an error becomes an EnvError that says what it must return."""
+    try:
+        yield
+    except EnvError:
+        raise
+    except ERRORS as error:
+        raise EnvError(f'{call} fails with {describe(error)}; it must return {wanted}') from error
+
+
 def _first_reset(env, shape):
     """Reset with seed 0, as `reset_env` does; return the checked observation and info."""
     np.random.seed(0)
     env.action_space.seed(0)
-    try:
+    with _naming("reset(seed=0, options={'task_id': 1})", "(observation, info), as gymnasium's do"):
         result = env.reset(seed=0, options={'task_id': 1})
-    except EnvError:
-        raise
-    except ERRORS as error:
-        raise EnvError(f"reset(seed=0, options={{'task_id': 1}}) fails with {describe(error)}; it must "
-                       "return (observation, info), as gymnasium's do") from error
     return read_reset(result, shape)
 
 
@@ -206,13 +213,8 @@ def _first_steps(env, shape):
     """Take some steps with the action in the middle of its range, at most to the end of the episode."""
     action = np.float32((env.action_space.low + env.action_space.high) / 2)
     for _ in range(CHECKED_STEPS):
-        try:
+        with _naming('step', '(observation, reward, terminated, truncated, info)'):
             result = env.step(action.copy())
-        except EnvError:
-            raise
-        except ERRORS as error:
-            raise EnvError(f'step fails with {describe(error)}; it must return (observation, reward, '
-                           'terminated, truncated, info)') from error
         _, _, terminated, truncated, _ = read_step(result, shape)
         if terminated or truncated:
             return
@@ -307,11 +309,8 @@ def find_other_dims(env):
     states = []
     for seed in (0, 1):
         env.action_space.seed(seed)
-        try:
+        with _naming(f'reset(seed={seed})', "(observation, info), as gymnasium's do"):
             result = env.reset(seed=seed)
-        except ERRORS as error:
-            raise EnvError(f'reset(seed={seed}) fails with {describe(error)}; it must return (observation, '
-                           "info), as gymnasium's do") from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise EnvError(f'reset returns {short(result)}; it must return (observation, info)')
 

@@ -8,6 +8,7 @@ user's modules do so by themselves, at the top of a file and inside functions.
 
 import builtins
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -17,10 +18,12 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [path for path in ROOT.glob('scripts/**/*.py')]
+SCRIPTS = [*ROOT.glob('scripts/**/*.py')]
 OPSO_DIRS = {ROOT} | {path.parent for path in SCRIPTS}  # folders on OPSO's path of imports
 OPSO_NAMES = frozenset(  # top-level names of OPSO's modules and packages
     [path.stem for path in (*ROOT.glob('*.py'), *SCRIPTS)] + [path.parent.name for path in ROOT.glob('*/*.py')])
+
+INSTALLED = [Path(path).resolve() for path in set(sysconfig.get_paths().values())]  # folders of packages
 
 _set_aside = {}  # name -> module, of the side that does not have the names
 _state = threading.local()  # `is_user`: whether the user's side has the names
@@ -78,11 +81,19 @@ def _top(name):
 
 def user_folders():
     """Return the folders of imports, the working directory first, without OPSO's and installed packages."""
-    installed = [Path(path).resolve() for path in set(sysconfig.get_paths().values())]
-    folders = [Path(entry).resolve() for entry in dict.fromkeys([os.getcwd(), *sys.path])]
+    return _user_folders(os.getcwd(), *sys.path)
+
+
+@functools.cache
+def _user_folders(*entries):
+    """Return `user_folders` of a path of imports; each import statement asks for them."""
+    folders = [Path(entry).resolve() for entry in dict.fromkeys(entries)]
     return [str(folder) for folder in folders
-            if folder.is_dir() and folder not in OPSO_DIRS
-            and not any(folder.is_relative_to(path) for path in installed)]
+            if folder.is_dir() and folder not in OPSO_DIRS and not _is_installed(folder)]
+
+
+def _is_installed(path):
+    return any(path.is_relative_to(folder) for folder in INSTALLED)
 
 
 class UserFinder:
@@ -116,7 +127,7 @@ def _adapt(spec):
     """Return the spec with a `UserLoader` if it is of a Python file in a folder of the user."""
     if spec is not None and type(spec.loader) is SourceFileLoader:
         file = Path(spec.origin).resolve()
-        if any(file.is_relative_to(folder) for folder in user_folders()):
+        if not _is_installed(file) and any(file.is_relative_to(folder) for folder in user_folders()):
             spec.loader = UserLoader(spec.loader.name, spec.loader.path)
     return spec
 

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from support.flags import run_main  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '500', '--val_interval', '250']
@@ -22,7 +22,7 @@ ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_epis
 
 
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--save_dir', default='demo_run',
                         help='folder of the runs; -2, -3, … is added if it exists (default: %(default)s)')
     folder = new_folder(Path(parser.parse_args().save_dir).resolve())

@@ -3,10 +3,10 @@
 Neither package is imported unless its flag is given.
 """
 
-import contextlib
 import importlib.util
 import secrets
-import sys
+
+from support.progress import warn
 
 INSTALL = {'tensorboard': 'pip install tensorboard',
            'wandb': 'pip install wandb (then wandb login, or WANDB_MODE=offline)'}
@@ -68,9 +68,7 @@ def _keep_running(name, log):
         except Exception as error:  # disks, networks and servers; each package has its own types
             failed = True
             cause = (str(error).splitlines() or [''])[0]
-            with contextlib.suppress(OSError):
-                print(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all '
-                      'rows', file=sys.stderr)
+            warn(f'warning: --{name} logs no more ({type(error).__name__}: {cause}); the CSV has all rows')
 
     return log_while_it_works
 

@@ -16,16 +16,15 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import threading
-import traceback
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
+from child_process import end_with
 
+from environments.custom_env import open_env
 from model import Encoder
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
@@ -180,7 +179,7 @@ class ForkedScript:
             subprocess.Popen = POPEN  # a test may have replaced it by this class
             os.dup2(stdout.fileno(), 1)
             os.dup2(stderr.fileno(), 2)
-            run_as_main(words[1:], cwd, env or {})
+            end_with(lambda: run_as_main(words[1:], cwd, env or {}))
 
     def poll(self):
         return self.wait(os.WNOHANG)
@@ -193,28 +192,14 @@ class ForkedScript:
 
 
 def run_as_main(words, cwd, variables):
-    """Run a script and its flags in this process; end the process."""
-    code = 1
-    try:
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding='utf-8', line_buffering=True)
-        sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding='utf-8', line_buffering=True)
-        tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent
-        os.chdir(cwd)
-        os.environ.update(variables)
-        sys.argv = words
-        sys.path.insert(0, os.path.dirname(words[0]))
-        runpy.run_path(words[0], run_name='__main__')
-        code = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """Run a script and its flags in this process."""
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, 'w', closefd=False), encoding='utf-8', line_buffering=True)
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, 'w', closefd=False), encoding='utf-8', line_buffering=True)
+    os.chdir(cwd)
+    os.environ.update(variables)
+    sys.argv = words
+    sys.path.insert(0, os.path.dirname(words[0]))
+    runpy.run_path(words[0], run_name='__main__')
 
 
 @pytest.fixture(scope='session')
@@ -301,6 +286,19 @@ class ConstantAgent:
 
     def act(self, observations, goals, state):
         return np.tile(self.action, (len(observations), 1)), state
+
+
+@pytest.fixture
+def assert_refused():
+    """assert_refused(name, words): `open_env` refuses a custom environment in one line that has the words."""
+    def check(name, words):
+        with pytest.raises(ValueError) as error:
+            open_env(name)
+        text = str(error.value)
+        assert text.startswith(f'--env {name}: ') and '\n' not in text
+        for word in words:
+            assert word in text, text
+    return check
 
 
 @pytest.fixture

@@ -9,15 +9,13 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
+from child_process import end_with
 
 import offline_trainer
 import online_trainer
@@ -99,19 +97,7 @@ def start(script, flags):
     pid = os.fork()
     if pid:
         return pid
-    tqdm.set_lock(threading.RLock())  # tqdm shares its own with the parent: a killed child would block it
-    code = 1
-    try:
-        run_main(lambda: script.main([*flags]))
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    end_with(lambda: run_main(lambda: script.main([*flags])))
 
 
 def ended(pid, seconds=0.0):

@@ -131,3 +131,16 @@ def test_the_factory_runs_with_the_users_names(folder):
             return gymnasium.make('OneOfTheUsers-v0')
     '''))
     assert open_env('registered:make').unwrapped.__class__.__module__ == 'tasks'
+
+
+def test_packages_installed_inside_the_users_folder_are_no_modules_of_the_user(folder, monkeypatch):
+    """A virtual environment often lies in the working directory."""
+    packages = folder / '.venv'
+    packages.mkdir()
+    (packages / 'package_of_others.py').write_text('')
+    (folder / 'with_package.py').write_text('import package_of_others\ndef make(): return package_of_others')
+    sys.path.append(str(packages))
+    monkeypatch.setattr(user_modules, 'INSTALLED', [packages.resolve()])
+    factory = find_factory('with_package:make')
+    assert isinstance(sys.modules['with_package'].__loader__, user_modules.UserLoader)
+    assert not isinstance(factory().__loader__, user_modules.UserLoader)

@@ -30,7 +30,7 @@ from collect_manipulation import ManipulationCollector  # noqa: E402
 from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 
 from ogbench_utils import ENVIRONMENTS, official_shape, parse_name  # noqa: E402
-from support.flags import set_streams  # noqa: E402
+from support.flags import set_streams, summary  # noqa: E402
 from support.progress import progress_bar  # noqa: E402
 from support.text import printable  # noqa: E402
 
@@ -149,7 +149,7 @@ def save_npz(path, arrays):
 
 def parse_args(argv=None):
     """Parse the command line; flags have underscores or dashes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=summary(__doc__), allow_abbrev=False)
 
     def add(name, **kwargs):
         parser.add_argument(*dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}']), **kwargs)
