@@ -62,6 +62,7 @@ KERNEL_LR = 0.05
 FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
+MIN_DIRECTION_STEPS = 1000  # training steps, below which no directions are learned
 ENOUGH_R2 = 0.85  # of an action, above which no directions are learned, and more steps improved no run of the
 # ant (results/README.md)
 IDLE_R2 = 0.02  # of an action, below which it has no visible effect
@@ -183,7 +184,7 @@ class Labeler(nn.Module):
         if len(split.held_out) < 2:
             return None
         self.r2.copy_(r2_by_action(self(split.held_out), split.held_out_actions))
-        has_doubled = len(split.inputs) >= 2 * self.axes_steps
+        has_doubled = len(split.inputs) >= max(MIN_DIRECTION_STEPS, 2 * self.axes_steps)
         if has_doubled and not small_action_prior and (self.r2 < ENOUGH_R2).any():
             self.axes_steps.fill_(len(split.inputs))
             self._try_directions(split)

@@ -306,6 +306,7 @@ def wavy_steps(n, seed):
 
 def test_directions_label_turned_states(monkeypatch):
     monkeypatch.setattr(labeler_module, 'KERNEL_UPDATES', 20)
+    monkeypatch.setattr(labeler_module, 'MIN_DIRECTION_STEPS', 500)
     steps, actions = wavy_steps(600, seed=0)
     labeler, plain = Labeler(DIM, ACTION_DIM), Labeler(DIM, ACTION_DIM)
     monkeypatch.setattr(labeler_module, 'ENOUGH_R2', 0.97)
