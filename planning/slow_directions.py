@@ -39,6 +39,7 @@ ONE_WAY = 0.8  # squared mean over mean square of changes in half a trajectory, 
 # dimensions or directions
 SPAN_TIME_SCALE = 0.3  # of the longest one, above which a dimension can be part of a place
 SPAN_SHARE = 0.75  # of the variance of the weighted directions that the dimensions must explain
+ONE_WAY_REASON = 'it only runs one way'
 MIN_WEIGHT = 1e-3  # weight below which a direction is dropped
 
 
@@ -64,13 +65,17 @@ def find_places(data, declared=()):
     """
     slowness = data.slowness()
     dimensions = np.eye(len(slowness))
-    space = SlowSpace.of(data)
+    one_way = one_way_dimensions(data, slowness)
+    space = SlowSpace.of(data, one_way)
     if space is None:
         return Places(dimensions, slowness, [])
 
     # directions that are places, and dimensions that consist of the others
     kept, excluded, reasons = select_places(space)
     left_out = space.dimensions_of(excluded)
+    if len(one_way):
+        left_out[one_way] = len(reasons)
+        reasons = [*reasons, ONE_WAY_REASON]
     left_out[np.array(declared, int)] = -1
     notes = [f'slow, but no place: {_listed(np.flatnonzero(left_out == i))}: {reason}'
              for i, reason in enumerate(reasons)]
@@ -87,6 +92,34 @@ def find_places(data, declared=()):
     padded = np.zeros(len(slowness))
     padded[:len(weights)] = np.where(weights >= MIN_WEIGHT, weights, 0)
     return Places(directions, padded, notes)
+
+
+def one_way_dimensions(data, slowness):
+    """Return the slow dimensions (n,) int that only run one way in a TrajectoryDataset; none if no other is slow.
+
+    Args:
+        slowness: (S,) of the dimensions.
+    """
+    rng = np.random.default_rng(0)
+    half = half_length(data)
+    rows = _pairs(data, half, rng)
+    if np.sum(data.ends - data.starts >= half) < 2 * MIN_TRAJECTORIES:
+        return np.zeros(0, int)
+
+    # squared mean over mean square of the changes in half a trajectory
+    changes = data.observations[rows + half].astype(float) - data.observations[rows]
+    squares = np.square(changes).mean(0)
+    ratios = np.divide(np.square(changes.mean(0)), squares, np.zeros_like(squares), where=squares > 0)
+
+    is_slow = slowness >= SLOW_TIME_SCALE ** 2
+    one_way = is_slow & (ratios >= ONE_WAY)
+    has_others = (slowness[is_slow & ~one_way] >= (SPAN_TIME_SCALE * SLOW_TIME_SCALE) ** 2).any()
+    return np.flatnonzero(one_way) if has_others else np.zeros(0, int)
+
+
+def half_length(data):
+    """Return half of the median length of the trajectories, in steps, at least 1."""
+    return max(1, int(np.median(data.ends - data.starts)) // 2)
 
 
 def _listed(dims):
@@ -122,7 +155,7 @@ def select_places(space):
         rest = space.time_scales(space.complement([*excluded, kept @ direction])).max()
         if rest < SPAN_TIME_SCALE * space.time_scales(kept @ direction[:, None]).max():
             break
-        exclude(direction, 'it only runs one way')
+        exclude(direction, ONE_WAY_REASON)
 
     # what changes whatever the robot does
     while kept.shape[1] > 1:
@@ -158,12 +191,17 @@ class SlowSpace:
     num_trajectories: int  # with changes in half a trajectory, in the smaller half of them
 
     @classmethod
-    def of(cls, data):
-        """Return the SlowSpace of a TrajectoryDataset, None if all its trajectories are short or constant."""
+    def of(cls, data, ignored=()):
+        """Return the SlowSpace of a TrajectoryDataset, None if all its trajectories are short or constant.
+
+        Args:
+            ignored: dimensions that are treated as constant.
+        """
         rng = np.random.default_rng(0)
         k = data.transition_steps
         mean, std = data.statistics()
         scale = np.divide(1, std, np.zeros_like(std), where=std > MIN_STD * np.abs(mean))
+        scale[np.array(ignored, int)] = 0
         pairs = _pairs(data, k, rng)
         if len(pairs) < 2 * len(scale) or not scale.any():
             return None
@@ -194,7 +232,7 @@ class SlowSpace:
         moved = moments.diagonal()
 
         # changes in half a trajectory, in two halves of the trajectories
-        half = max(1, int(np.median(data.ends - data.starts)) // 2)
+        half = half_length(data)
         num_trajectories = np.bincount(np.flatnonzero(data.ends - data.starts >= half) % 2, minlength=2)
         rows = _pairs(data, half, rng)
         halves = np.searchsorted(data.ends, data.end_of[rows]) % 2

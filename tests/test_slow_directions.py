@@ -101,6 +101,13 @@ def test_drifts_have_no_weight(robot, name, reason):
     assert len(places.excluded) == 1 and 'dimension 8' in places.excluded[0] and reason in places.excluded[0]
 
 
+def test_several_drifts_have_no_weight(robot):
+    states = np.concatenate([robot, np.stack(list(drifts().values()), -1)], -1)
+    places = places_of(states)
+    assert places.are_dimensions and not places.weights[8:].any() and places.weights[:2].min() > 0.5
+    assert len(places.excluded) == 2 and 'dimensions 8, 9, 10: it only' in places.excluded[1]
+
+
 def test_drifts_have_no_weight_in_a_rotated_state(robot):
     others = drifts()
     states = rotated(np.concatenate([robot, np.stack([others['battery'], others['temperature']], -1)], -1))
