@@ -31,7 +31,7 @@ class Declared(gymnasium.Env):
 def test_an_environment_declares_its_goal_dims():
     assert goal_dims_of(Declared()) == [3, 1]
     assert goal_dims_of(gymnasium.wrappers.TimeLimit(Declared(), 10)) == [3, 1]
-    assert goal_dims_of(gymnasium.wrappers.TimeLimit(GoalDict(Reacher()), 10)) == [0, 1]
+    assert goal_dims_of(gymnasium.wrappers.TimeLimit(GoalDict(Reacher(), np.array([2, 3])), 10)) == [0, 1]
     assert goal_dims_of(Reacher()) == []
 
 

@@ -2,19 +2,28 @@
 
 It is a battery, a clock, an odometer or a temperature:
 
-    python scripts/data/drifting_ant.py battery
-    python offline_trainer.py --env scripts.data.drifting_ant:battery --dataset_path datasets/battery.npz
+    python scripts/data/drifting_ant.py --drift battery
+    python offline_trainer.py --env scripts.data.drifting_ant:battery --dataset_path datasets/collected/battery.npz
 
-The script adds the dimension to the bundled data and writes datasets/NAME.npz and datasets/NAME-val.npz.
+The script adds the dimension to the bundled data and writes NAME.npz and NAME-val.npz.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import ogbench  # noqa: F401  registers the environments
 
-BUNDLED = 'datasets/antmaze-medium-navigate-mini-v0'
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run from any folder
+
+from support.files import write_atomic  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
+
+BUNDLED = ROOT / 'datasets/antmaze-medium-navigate-mini-v0'
+DRIFTS = ('battery', 'clock', 'odometer', 'temperature')
 MAX_STEPS = 1001  # of an episode
 
 
@@ -91,22 +100,26 @@ def temperature():
     return _make('temperature')
 
 
-def main():
-    """Write the data of the named dimension."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('name', choices=('battery', 'clock', 'odometer', 'temperature'))
-    name = parser.parse_args().name
+def main(argv=None):
+    """Write the data with the dimension."""
+    # flags
+    parser = argparse.ArgumentParser(description=summary(__doc__))
+    parser.add_argument('--drift', required=True, choices=DRIFTS, help='additional dimension')
+    parser.add_argument('--output_dir', default='datasets/collected', help='folder of the two files')
+    args = parser.parse_args(argv)
 
+    # the bundled training and validation data, with the dimension
     for seed, suffix in enumerate(('', '-val')):
         with np.load(f'{BUNDLED}{suffix}.npz', allow_pickle=False) as arrays:
             states, terminals = arrays['observations'], arrays['terminals'].astype(bool)
         episodes = np.split(states, np.flatnonzero(terminals)[:-1] + 1)
-        drift = np.concatenate([drift_of(name, episode[:, :2], np.random.default_rng([seed, i]))
+        drift = np.concatenate([drift_of(args.drift, episode[:, :2], np.random.default_rng([seed, i]))
                                 for i, episode in enumerate(episodes)])
-        path = f'datasets/{name}{suffix}.npz'
-        np.savez(path, observations=np.column_stack([states, drift]).astype(np.float32), terminals=terminals)
+        path = Path(args.output_dir, f'{args.drift}{suffix}.npz')
+        observations = np.column_stack([states, drift]).astype(np.float32)
+        write_atomic(path, lambda file, o=observations, t=terminals: np.savez(file, observations=o, terminals=t))
         print(path)
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)
