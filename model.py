@@ -148,6 +148,7 @@ class Encoder(nn.Module):
 
         self.register_buffer('mean', torch.zeros(observation_dim))
         self.register_buffer('std', torch.ones(observation_dim))
+        self.register_buffer('goal_directions', torch.eye(observation_dim))
         self.register_buffer('goal_weights', torch.ones(observation_dim))
 
         # the blocks, with as many parameters whatever their kind
@@ -168,13 +169,15 @@ class Encoder(nn.Module):
             if isinstance(layer, Mamba2):
                 layer.scan = load_mamba_ssm_scan() if backend == 'mamba_ssm' else ssd_scan
 
-    def set_statistics(self, mean, std, goal_weights=None):
+    def set_statistics(self, mean, std, goal_weights=None, goal_directions=None):
         """Store the statistics of the training observations.
 
         Args:
             mean, std: (S,); a dimension that never varies is normalised to nearly 0 (`divisor`).
-            goal_weights: (S,) in [0, 1], weight of each dimension in `goal_features`; None leaves
+            goal_weights: (S,) in [0, 1], weight of each direction in `goal_features`; None leaves
                 them as they are, initially 1.
+            goal_directions: (S, S), directions of the normalised state in columns; None leaves them
+                as they are, initially its dimensions.
         """
         mean = torch.as_tensor(mean, dtype=torch.float32)
         std = torch.as_tensor(std, dtype=torch.float32)
@@ -182,6 +185,8 @@ class Encoder(nn.Module):
         self.std.copy_(divisor(std, mean))
         if goal_weights is not None:
             self.goal_weights.copy_(torch.as_tensor(goal_weights))
+        if goal_directions is not None:
+            self.goal_directions.copy_(torch.as_tensor(goal_directions))
 
     def normalize(self, observations):
         """Subtract the training mean from raw observations (..., S) and divide by the std."""
@@ -192,8 +197,8 @@ class Encoder(nn.Module):
         return states * self.std + self.mean
 
     def goal_features(self, observations):
-        """Normalise raw states (..., S) and multiply them by `goal_weights`."""
-        return (observations - self.mean) / self.std * self.goal_weights
+        """Normalise raw states (..., S), project them on `goal_directions` and weight the result."""
+        return self.normalize(observations) @ self.goal_directions * self.goal_weights
 
     def forward(self, observations):
         """Encode sequences (B, L, S) of raw observations to f(s_<=t) (B, L, D) at every t."""

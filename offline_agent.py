@@ -170,19 +170,20 @@ class OfflineAgent:
         return self.nets['encoder']
 
     def goal_feature_affine(self):
-        """Return the numpy arrays mean and scale (S,) of `Encoder.goal_features`.
+        """Return the numpy arrays mean (S,) and scale (S, S) of `Encoder.goal_features`.
 
-        The goal features of a state s are (s - mean) * scale.
+        The goal features of a state s are (s - mean) @ scale.
         """
         encoder = self.encoder
-        mean, std, weights = (t.cpu().numpy()
-                              for t in (encoder.mean, encoder.std, encoder.goal_weights))
-        return mean, weights / std
+        mean, std, weights, directions = (
+            t.cpu().numpy()
+            for t in (encoder.mean, encoder.std, encoder.goal_weights, encoder.goal_directions))
+        return mean, directions * weights / std[:, None]
 
     def position_dims(self):
         """Return the position dimensions, an int array in order of falling goal weight.
 
-        They are the dimensions whose goal weight exceeds `POSITION_WEIGHT`; none with
+        They are the dimensions of goal features whose weight exceeds `POSITION_WEIGHT`; none with
         --no-slow_goals.
         """
         if not self.config.slow_goals:
@@ -191,18 +192,33 @@ class OfflineAgent:
         order = np.argsort(-weights, kind='stable')
         return order[weights[order] > POSITION_WEIGHT]
 
-    def set_statistics(self, mean, std, goal_weights, has_objects=False, has_dropout=False):
+    @property
+    def has_axis_aligned_goals(self):
+        """Return whether goal features are dimensions of the state."""
+        directions = self.encoder.goal_directions
+        return torch.equal(directions, torch.eye(len(directions), device=directions.device))
+
+    def position_directions(self):
+        """Return the directions (S, r) of the normalised state that are position dimensions, a tensor."""
+        return self.encoder.goal_directions[:, torch.as_tensor(self.position_dims())]
+
+    def set_statistics(self, mean, std, goal_weights, has_objects=False, has_dropout=False,
+                       goal_directions=None):
         """Store the statistics of the training observations in the encoder and its target.
 
         Args:
             mean, std, goal_weights: (S,); goal weights are ignored with --no-slow_goals.
+            goal_directions: (S, S), ignored with them; None: the dimensions.
             has_objects: whether the weights are those of objects (`find_objects`).
             has_dropout: whether observations are dropped and repeat the one before.
         """
         self.has_dropout = has_dropout
         self.has_objects = has_objects and self.config.slow_goals
         for encoder in (self.nets['encoder'], self.targets['encoder']):
-            encoder.set_statistics(mean, std, goal_weights if self.config.slow_goals else None)
+            if self.config.slow_goals:
+                encoder.set_statistics(mean, std, goal_weights, goal_directions)
+            else:
+                encoder.set_statistics(mean, std)
 
     # ----------------------------------------------------------------------------------- objectives
     def encode(self, batch):

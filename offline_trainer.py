@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from environments.checks import closing
-from environments.custom_env import name_flag
+from environments.custom_env import goal_dims_of, name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
 from observing.observation_models import ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, check_positions, make_env
 from planning.objects import find_objects
+from planning.slow_directions import find_places
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, optional_picture, plot_curves
 from support.files import prefix_errors
@@ -48,7 +49,11 @@ class OfflineTrainConfig(RunConfig):
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
                              least=1, basic=True)
     observe: str = flag(
-        'full', 'observation model: full, positions, torso, dropped:P or noise:SIGMA', basic=True)
+        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA or rotated:SEED',
+        basic=True)
+    goal_dims: str = flag(
+        '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred",
+        basic=True)
     maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
@@ -79,6 +84,7 @@ def check_flags(config, agent_config):
     agent_config.check()
     check_name(config.name, config.env)
     parse_setting(config.observe)
+    parse_goal_dims(config.goal_dims)
     if config.env and not config.dataset_path:
         raise ValueError(f'--env {config.env} needs its states: --dataset_path FILE.npz with '
                          '`observations` and `terminals`')
@@ -100,10 +106,11 @@ def train(config, agent_config):
     # data, agent, updates
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.interruptible():
-            data, val_data, source = load_data(config, agent_config)
+            data, val_data, source, declared = load_data(config, agent_config)
+            goal_dims = parse_goal_dims(config.goal_dims) or declared
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
-        summary = set_statistics(agent, data, source.observation_model)
+        summary = set_statistics(agent, data, source.observation_model, goal_dims)
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
@@ -118,37 +125,68 @@ def train(config, agent_config):
     return run.folder / 'last.pth'
 
 
-def set_statistics(agent, data, observation_model):
-    """Store the statistics and goal weights of the data in an OfflineAgent.
+def parse_goal_dims(text):
+    """Parse --goal_dims: '0,1' -> [0, 1], '' -> [].
 
-    Goal weights are those of objects if the data have any, else the slowness of each dimension.
+    Raises:
+        ValueError: it is no list of dimensions.
+    """
+    parts = [part.strip() for part in text.split(',')] if text else []
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f'--goal_dims {text}: must be dimensions of a state, such as 0,1')
+    return [int(part) for part in parts]
+
+
+def set_statistics(agent, data, observation_model, goal_dims=()):
+    """Store the statistics, goal weights and goal directions of the data in an OfflineAgent.
+
+    Goal weights are those of objects if the data have any, else the slowness of places.
 
     Args:
         data: TrajectoryDataset. observation_model: ObservationModel of the data.
+        goal_dims: dimensions of a raw state that goals are about; their weight is 1.
 
     Returns:
-        One line on the largest goal weights, for the banner.
-    """
-    # weights by objects or by slowness
-    objects = find_objects(data)
-    has_objects = bool(objects.any())
-    weights = objects if has_objects else data.slowness()
-    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate))
+        Lines on the largest goal weights and on what has none, for the banner.
 
-    # the line
+    Raises:
+        ValueError: a goal dimension does not exist or is not observed.
+    """
+    # declared dimensions
+    count = data.observations.shape[1]
+    declared = observation_model.columns(goal_dims) if goal_dims else []
+    if bad := [dimension for dimension in declared if not 0 <= dimension < count]:
+        raise ValueError(f'--goal_dims: there is no dimension {bad[0]}; states have the dimensions 0 to '
+                         f'{count - 1}')
+
+    # weights by objects, if goals can be about them, or by places
+    objects = find_objects(data)
+    has_objects = bool(objects.any()) and (not declared or bool(objects[declared].any()))
+    places = None if has_objects else find_places(data, declared)
+    weights = objects if has_objects else places.weights
+    weights[declared] = 1
+    directions = None if has_objects else places.directions
+    agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate),
+                         directions)
+
+    # the lines
     if agent.has_objects:
         dims = ', '.join(f'{i}: {weights[i]:.2g}' for i in np.flatnonzero(weights))
         return f'dimensions of objects that rest until they are moved (--slow_goals): {dims}'
     if not agent.config.slow_goals:
         return 'goal features: all dimensions (--no-slow_goals)'
     line, warning = slowness_summary(weights)
-    if warning:
+    if warning and not declared and places.are_dimensions:
         print(warning, file=sys.stderr)
-    return line
+    if not places.are_dimensions:
+        line = line.replace('slow dimensions', 'slow directions of the state, since no dimensions span them')
+    if declared:
+        line = f"{line}; declared: {', '.join(map(str, declared))}"
+    return '\n'.join([line, *places.excluded])
 
 
 def load_data(config, agent_config):
-    """Return the training and validation TrajectoryDataset and the DataSource of the flags.
+    """Return the training and validation TrajectoryDataset, the DataSource and the `goal_dims` of the environment.
 
     Raises:
         ValueError: the data cannot be trained on, or are not of the environment.
@@ -161,7 +199,8 @@ def load_data(config, agent_config):
             num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
         if not source.observation_model:
             check_positions(config.name, env, source.path, data.observations)
-    return data, val_data, source
+        goal_dims = goal_dims_of(env)
+    return data, val_data, source, goal_dims
 
 
 def update_budget(config, data):

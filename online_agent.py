@@ -277,9 +277,11 @@ class OnlineAgent:
             R2 on held-out steps, None if there are too few.
         """
         steps, actions = batches.online_steps()
+        position = {'position_dims': self.offline.position_dims()}
+        if not self.offline.has_axis_aligned_goals:
+            position = {'position_directions': self.offline.position_directions()}
         r2 = self.labeler.fit(self.encoder.normalize(steps), actions, rng,
-                              position_dims=self.offline.position_dims(),
-                              small_action_prior=self.task.small_action_prior)
+                              small_action_prior=self.task.small_action_prior, **position)
         batches.label_data(self.label)
         return r2
 

@@ -19,6 +19,7 @@ from environments.custom_env import name_flag
 from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
+from labeling.labeler import ENOUGH_R2, IDLE_R2
 from mamba import choose_backend
 from observing.observation_models import FULL_STATE, ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
@@ -93,7 +94,6 @@ class OnlineTrainConfig(RunConfig):
 OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
 MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
-ENOUGH_R2 = 0.85  # above it, more random steps improved no run of the ant (results/README.md)
 
 
 def success_panel(tasks):
@@ -357,9 +357,7 @@ def print_results(run, config, training):
     last = run.folder / 'last.pth'
     r2 = [row['labeler/r2'] for row in training.log.rows if 'labeler/r2' in row]
     if r2:
-        hint = '' if r2[-1] >= ENOUGH_R2 else f'; below {ENOUGH_R2}, more --random_steps usually help'
-        masked = '' if training.agent.labeler.input_mask.all() else ', position dimensions masked'
-        print(f'labels: R² {r2[-1]:.2f} on held-out steps{masked}{hint}')
+        print(labels_line(training.agent.labeler, r2[-1]))
 
     # success and files
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
@@ -369,6 +367,26 @@ def print_results(run, config, training):
           f'evaluation episodes: {training.picture}')
     print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
     print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
+
+
+def labels_line(labeler, r2):
+    """Describe the quality of the labels of a Labeler, `r2` over all action dimensions, in one line.
+
+    The hint to collect more steps ignores actions without any visible effect.
+    """
+    by_action = labeler.r2.cpu().numpy()
+    effective = by_action[by_action >= IDLE_R2]
+    idle = np.flatnonzero(by_action < IDLE_R2)
+
+    values = ' '.join(f'{value:.2f}' for value in by_action)
+    line = f'labels: R² {r2:.2f} on held-out steps, by action {values}'
+    if labeler.masks_position:
+        line += ', position masked'
+    if len(idle):
+        line += f"; without visible effect: action {', '.join(map(str, idle))}"
+    if not len(effective) or effective.mean() < ENOUGH_R2:
+        line += f'; below {ENOUGH_R2}, more --random_steps usually help'
+    return line
 
 
 @dataclasses.dataclass
@@ -491,6 +509,8 @@ class OnlineTraining:
             r2 = self.agent.fit_labeler(self.batches, self.rng)
             if r2 is not None:
                 collected.metrics['labeler/r2'] = r2
+                for action, value in enumerate(self.agent.labeler.r2.tolist()):
+                    collected.metrics[f'labeler/r2_action{action}'] = value
 
         # gradient steps
         due = round(self.config.update_ratio * collected.steps)

@@ -41,7 +41,7 @@ def build_map(offline, config, data, seed=0, nodes=0):
     if offline.has_objects:
         if nodes:
             raise ValueError('--nodes: not available for data with objects; leave it out')
-        return ObjectMap.from_data(data, scale, seed)
+        return ObjectMap.from_data(data, scale.diagonal(), seed)
 
     longest = int((data.ends - data.starts).max())
     if config.waypoint_steps > longest:
@@ -188,7 +188,7 @@ class Manipulation:
         self.encoder = offline.encoder
         self.object_map = object_map
         self.object_masks = object_map.object_masks.to(offline.device)
-        self.scale = offline.goal_feature_affine()[1]
+        self.scale = offline.goal_feature_affine()[1].diagonal()
         self.progress_steps = config.progress_steps
         # with switches alone, weights by speed would favour presses that miss
         self.weighs_progress = config.progress_steps > 0 and object_map.has_movable

@@ -500,8 +500,8 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
 
     # the states as the agent observes them
     if observation_model:
-        std = TrajectoryDataset(observations, starts, ends).statistics()[1]
-        observation_model = observation_model.with_noise_scale(std)
+        mean, std = TrajectoryDataset(observations, starts, ends).statistics()
+        observation_model = observation_model.with_noise_scale(std).with_rotation(mean, std)
     observation_model = observation_model.with_origin(observations)
     observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
 

@@ -8,6 +8,7 @@
     close()               at the end, and before the factory is called again
     num_tasks             attribute of the environment or a wrapper, 1 without it; reset gets the options
                           {'task_id': 1 to num_tasks}
+    goal_dims             attribute, optional: the dimensions that goals are about, such as (0, 1)
 
 Rewards are not needed. environments/checks.py has the requirements on each reset and step.
 
@@ -28,6 +29,7 @@ from environments.checks import (
     EnvError,
     close_env,
     describe,
+    find_attribute,
     num_tasks,
     one_line,
     read_bool,
@@ -222,6 +224,12 @@ def _short(space):
     return f'{type(space).__name__} {space.shape or ""}'.strip()
 
 
+def goal_dims_of(env):
+    """Return the `goal_dims` of an environment or of a wrapper, a list of int; empty without the attribute."""
+    dims = find_attribute(env, 'goal_dims')
+    return [] if dims is None else [int(dimension) for dimension in np.ravel(dims)]
+
+
 class GoalDict(gymnasium.ObservationWrapper):
     """Adapt an environment of gymnasium-robotics.
 
@@ -233,7 +241,9 @@ class GoalDict(gymnasium.ObservationWrapper):
     def __init__(self, env, other_dims):
         super().__init__(env)
         self.other_dims = other_dims
-        size = env.observation_space['achieved_goal'].shape[0] + len(other_dims)
+        goal_size = env.observation_space['achieved_goal'].shape[0]
+        self.goal_dims = range(goal_size)
+        size = goal_size + len(other_dims)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def observation(self, observation):

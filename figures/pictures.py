@@ -42,9 +42,13 @@ def open_maze(name, observation_model=FULL_STATE):
 
 
 def maze_of(env, observation_model=FULL_STATE):
-    """Return the `Maze` of an environment, observed by `observation_model`; None if it is none of OGBench."""
+    """Return the `Maze` of an environment, observed by `observation_model`; None if there is none to draw.
+
+    A maze of OGBench is drawn, unless its observations are turned.
+    """
     required = ('maze_map', 'ij_to_xy', 'task_infos', '_maze_unit')
-    return Maze(env, observation_model) if all(hasattr(env.unwrapped, name) for name in required) else None
+    has_map = all(hasattr(env.unwrapped, name) for name in required)
+    return Maze(env, observation_model) if has_map and observation_model.rotation_seed is None else None
 
 
 class TrainingPictures:

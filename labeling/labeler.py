@@ -27,9 +27,16 @@ and thus prefers the smallest of these actions. It hardly changes labels where t
 Position. A few steps cover little of a maze. Steps that keep pushing against one wall teach the GP that
 standing still at that coordinate means pushing. If the kernel of the first fit depends on position, position
 stays an input only if it improves the labels of steps outside the region of the training steps.
+
+Other coordinates. Length scales of inputs need states whose dimensions are joints. Where held-out steps show
+that they do not suffice for an action, directions of the inputs of its own are learned by a recursive feature
+machine (Radhakrishnan et al., Science 2024): kernel regression, whose average gradient outer product is the
+metric of the next kernel. The eigenvectors of this metric replace the inputs in the kernel above, with length
+scales of their own. Each action keeps what labels the held-out steps better.
 """
 
 import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +62,19 @@ KERNEL_LR = 0.05
 FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
+MIN_DIRECTION_STEPS = 1000  # training steps, below which no directions are learned
+ENOUGH_R2 = 0.85  # of an action, above which no directions are learned, and more steps improved no run of the
+# ant (results/README.md)
+IDLE_R2 = 0.02  # of an action, below which it has no visible effect
+MIN_DIRECTION_GAIN = 0.02  # by which directions must improve R2 of an action
+DIRECTION_STEPS = 2000  # the agent's steps from which directions are learned
+DIRECTION_ROUNDS = 5  # kernel regressions
+DIRECTION_NOISE = 0.03  # ridge of these regressions, relative to a variance of 1
+DIRECTION_LINEAR_RIDGE = 1.0  # of the linear part
+GRADIENT_STEPS = 900  # steps at which gradients are averaged
+DIRECTION_UPDATES = 50  # gradient steps on the marginal likelihood along learned directions
+MAX_LOG_LENGTH_SCALE = 4.0  # of a learned direction, in stds of an input
+
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
 ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
 MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
@@ -66,6 +86,9 @@ LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
     'log_variance': Tensor('float64', 'A 1 1'),
     'log_noise': Tensor('float64', 'A 1 1'),
     'input_mask': Tensor('bool', 'F'),
+    'position': Tensor('float64', 'S P'),
+    'axes': Tensor('float64', 'X F F'),
+    'axes_steps': Tensor('int64', '', least=0),
     'mean': Tensor('float64', 'F'),
     'std': Tensor('float64', 'F', least=0),
     'low': Tensor('float64', 'F'),
@@ -74,6 +97,15 @@ LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
     'inducing_weights': Tensor('float64', 'A M 1'),
     'linear_weights': Tensor('float64', 'A F'),
 }
+
+
+class Split(NamedTuple):
+    """The agent's steps of a fit."""
+
+    inputs: torch.Tensor  # (n, F) standardised, of the training steps
+    actions: torch.Tensor  # (n, A)
+    held_out: torch.Tensor  # (m, 2, S) pairs of states
+    held_out_actions: torch.Tensor  # (m, A)
 
 
 class Labeler(nn.Module):
@@ -94,6 +126,10 @@ class Labeler(nn.Module):
         self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_NOISE))
 
         self.register_buffer('input_mask', torch.ones(size, dtype=torch.bool))  # inputs in use
+        self.register_buffer('position', torch.zeros(state_dim, 0))  # orthonormal, excluded from s_t
+        self.register_buffer('axes', torch.zeros(0, size, size))  # (A, F, F) in columns; none: the inputs
+        self.register_buffer('r2', torch.full((action_dim,), torch.nan))  # of held-out steps, for each action
+        self.register_buffer('axes_steps', torch.tensor(0))  # steps when directions were last learned
         self.register_buffer('mean', torch.zeros(size))
         self.register_buffer('std', torch.ones(size))
         self.register_buffer('low', torch.zeros(size))
@@ -109,7 +145,7 @@ class Labeler(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- learning
     def fit(self, transitions, actions, rng, kernel_updates=KERNEL_UPDATES, position_dims=(),
-            small_action_prior=0.0):
+            small_action_prior=0.0, position_directions=None):
         """Fit kernel and weights to the agent's steps; the kernel continues from the last fit.
 
         The first fit decides whether labels may depend on `position_dims`.
@@ -121,6 +157,8 @@ class Labeler(nn.Module):
             kernel_updates: number of gradient steps on the marginal likelihood.
             position_dims: state dimensions of the position of the robot or an object, the slowest first.
             small_action_prior: action in [-1, 1] that halves the weight of a step; 0 weights all equally.
+            position_directions: (S, r) directions of a position that is no set of dimensions, the slowest
+                first; they replace position_dims.
 
         Returns:
             R2 of the labels of held-out steps, None if there are fewer than two.
@@ -129,15 +167,28 @@ class Labeler(nn.Module):
             return None
 
         is_first = not self.is_fitted
-        r2 = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
-        if not is_first or not self.uses_dims(position_dims):
-            return r2
-        if position_generalizes(transitions, actions, position_dims, rng, kernel_updates):
-            return r2
+        has_directions = position_directions is not None and position_directions.shape[1] > 0
+        split = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
 
-        self.reset()
-        self.mask_dims(position_dims)
-        return self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
+        # without position, unless it generalises
+        if is_first and (has_directions or self.uses_dims(position_dims)):
+            position = _unit_vectors(position_dims, transitions.shape[-1])
+            if has_directions:
+                position = position_directions
+            if not position_generalizes(transitions, actions, position, rng, kernel_updates):
+                self.reset()
+                self.mask(position)
+                split = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
+
+        # evaluate; learn directions for actions whose labels are poor, again whenever the steps have doubled
+        if len(split.held_out) < 2:
+            return None
+        self.r2.copy_(r2_by_action(self(split.held_out), split.held_out_actions))
+        has_doubled = len(split.inputs) >= max(MIN_DIRECTION_STEPS, 2 * self.axes_steps)
+        if has_doubled and not small_action_prior and (self.r2 < ENOUGH_R2).any():
+            self.axes_steps.fill_(len(split.inputs))
+            self._try_directions(split)
+        return r2_score(self(split.held_out), split.held_out_actions)
 
     def uses_dims(self, dims):
         """Return whether a fit has shortened the length scale of one of these dimensions of s_t."""
@@ -147,6 +198,18 @@ class Labeler(nn.Module):
     def mask_dims(self, dims):
         """Exclude these dimensions of s_t from the inputs."""
         self.input_mask[list(dims)] = False
+
+    def mask(self, directions):
+        """Exclude directions (S, r) of s_t from the inputs."""
+        if ((directions != 0).sum(0) == 1).all():
+            self.mask_dims(directions.abs().argmax(0).tolist())
+        else:
+            self.position = torch.linalg.qr(directions.cpu().double())[0]
+
+    @property
+    def masks_position(self):
+        """Return whether a position is excluded from the inputs."""
+        return self.position.shape[1] > 0 or not self.input_mask.all()
 
     def reset(self):
         """Return to the state before the first fit."""
@@ -170,12 +233,87 @@ class Labeler(nn.Module):
         self.high.copy_(torch.from_numpy(high))
         inputs = self._standardize(inputs)
 
-        # fit and evaluate
+        # fit
         self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
         self._fit_weights(inputs, actions[rows], rng, small_action_prior)
-        if num_held_out < 2:
-            return None
-        return r2_score(self(transitions[held_out]), actions[held_out])
+        return Split(inputs, actions[rows], transitions[held_out], actions[held_out])
+
+    def _try_directions(self, split):
+        """Learn directions of the inputs of a Split, and use them for actions whose labels they improve."""
+        # learn and fit; the inducing inputs stay the same
+        inputs, actions = split.inputs, split.actions
+        rng = np.random.default_rng(len(inputs))
+        other = copy.deepcopy(self)
+        poor = self.r2 < ENOUGH_R2
+        other._learn_directions(inputs, actions, np.flatnonzero(poor), rng)
+        other._fit_kernel(inputs, actions, rng, DIRECTION_UPDATES)
+        other._fit_weights(inputs, actions, rng, 0.0, self.inducing_inputs)
+
+        # compare by action
+        r2 = r2_by_action(other(split.held_out), split.held_out_actions)
+        better = poor & (r2 > self.r2 + MIN_DIRECTION_GAIN)
+        if not better.any():
+            return
+        if not len(self.axes):
+            self.axes = torch.eye(inputs.shape[1], dtype=inputs.dtype).repeat(len(better), 1, 1)
+        with torch.no_grad():
+            for name in ('log_length_scale', 'log_linear_scale', 'log_variance', 'log_noise', 'axes',
+                         'inducing_weights', 'linear_weights'):
+                getattr(self, name)[better] = getattr(other, name)[better]
+        self.r2[better] = r2[better]
+
+    @torch.no_grad()
+    def _learn_directions(self, inputs, actions, chosen, rng):
+        """Learn `axes` and their length scales for the `chosen` actions by a recursive feature machine.
+
+        Args:
+            inputs: (n, F) standardised. actions: (n, A). chosen: int array.
+        """
+        size = inputs.shape[1]
+        if not len(self.axes):
+            self.axes = torch.eye(size, dtype=inputs.dtype).repeat(actions.shape[1], 1, 1)
+        rows = np.sort(rng.permutation(len(inputs))[:DIRECTION_STEPS])
+        x = inputs[rows]
+        y = actions[rows]
+
+        # the linear part, and what it leaves
+        ones = torch.ones(len(x), 1, dtype=x.dtype)
+        linear = torch.cat([x, ones], 1)
+        gram = linear.T @ linear + DIRECTION_LINEAR_RIDGE * torch.eye(size + 1, dtype=x.dtype)
+        slopes = torch.linalg.solve(gram, linear.T @ y)
+        residual = y - linear @ slopes
+        some = slice(None, None, max(1, len(x) // GRADIENT_STEPS))
+
+        for action in progress_bar(chosen, 'directions', leave=False, delay=1):
+            metric = torch.eye(size, dtype=x.dtype) / size
+            for round_number in range(DIRECTION_ROUNDS):
+                # kernel exp(-bandwidth (x - y)^T metric (x - y))
+                values, vectors = torch.linalg.eigh(metric)
+                values = values.clamp(min=0)
+                projected = x @ (vectors * values.sqrt())
+                squares = torch.cdist(projected, projected).square_()
+                bandwidth = 1 / squares[some].median()
+                kernel = squares.mul_(-bandwidth).exp_()
+                if round_number == DIRECTION_ROUNDS - 1:
+                    break
+
+                # kernel regression
+                noisy = kernel.clone()
+                noisy.diagonal().add_(DIRECTION_NOISE)
+                weights = torch.cholesky_solve(residual[:, action, None], torch.linalg.cholesky(noisy))
+
+                # average gradient outer product
+                weighted = kernel[some] * weights.T
+                gradient = (weighted.sum(1, keepdim=True) * x[some] - weighted @ x) @ metric
+                gradient = slopes[:-1, action] - 2 * bandwidth * gradient
+                metric = gradient.T @ gradient
+                metric /= metric.trace()
+
+            self.axes[action] = vectors
+            scale = -0.5 * torch.log(2 * bandwidth * values).clamp(min=-2 * MAX_LOG_LENGTH_SCALE)
+            self.log_length_scale[action] = scale.clamp(max=MAX_LOG_LENGTH_SCALE)
+            self.log_variance[action] = residual[:, action].var().log()
+            self.log_noise[action] = np.log(DIRECTION_NOISE)
 
     def _fit_kernel(self, inputs, actions, rng, updates):
         """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches."""
@@ -200,7 +338,7 @@ class Labeler(nn.Module):
             optimizer.step()
 
     @torch.no_grad()
-    def _fit_weights(self, inputs, actions, rng, small_action_prior):
+    def _fit_weights(self, inputs, actions, rng, small_action_prior, inducing_inputs=None):
         """Fit inducing and linear weights to all steps (subset of regressors, Rasmussen and Williams, section
         8.3.1).
 
@@ -212,9 +350,10 @@ class Labeler(nn.Module):
         else:
             step_weights = torch.ones_like(actions)
 
-        # draw inducing inputs and factorize their kernel matrix
+        # draw inducing inputs, unless they are given, and factorize their kernel matrix
         count = min(len(inputs), MAX_INDUCING_INPUTS)
-        inducing_inputs = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
+        if inducing_inputs is None:
+            inducing_inputs = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         linear_scale = self.log_linear_scale.exp().unsqueeze(1)
         jitter = MIN_NOISE_VARIANCE * torch.eye(count, dtype=inputs.dtype)
         factor = torch.linalg.cholesky(self._rbf_kernel(inducing_inputs, inducing_inputs) + jitter)
@@ -260,7 +399,10 @@ class Labeler(nn.Module):
         """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S)."""
         transitions = transitions.cpu().double()
         states = transitions[:, 0]
-        return torch.cat([states, transitions[:, 1] - states], -1)
+        changes = transitions[:, 1] - states
+        if self.position.shape[1]:
+            states = states - states @ self.position @ self.position.T
+        return torch.cat([states, changes], -1)
 
     def _standardize(self, inputs):
         """Clip, standardize and mask inputs (n, F)."""
@@ -274,6 +416,9 @@ class Labeler(nn.Module):
 
     def _rbf_kernel(self, x, y):
         """Return the squared exponential kernels (A, n, m) between inputs x (n, F) and y (m, F)."""
+        if len(self.axes):
+            x = x @ self.axes
+            y = y @ self.axes
         x = x * torch.exp(-self.log_length_scale).unsqueeze(1)
         y = y * torch.exp(-self.log_length_scale).unsqueeze(1)
 
@@ -292,19 +437,24 @@ class Labeler(nn.Module):
 
     # ------------------------------------------------------------------------------------------- checkpoints
     def load_state_dict(self, state, **options):
-        """Load a state dict with any number of inducing inputs.
+        """Load a state dict with any number of inducing inputs and directions.
 
         Raises:
             ValueError: if a tensor does not fit.
         """
         actions, inputs = self.linear_weights.shape
         check_layout(state, LAYOUT, F=inputs, A=actions)
-        self.inducing_inputs = torch.zeros_like(state['inducing_inputs'])
-        self.inducing_weights = torch.zeros_like(state['inducing_weights'])
+        for name in ('inducing_inputs', 'inducing_weights', 'position', 'axes'):
+            setattr(self, name, torch.zeros_like(state[name]))
         return super().load_state_dict(state, **options)
 
 
-def position_generalizes(transitions, actions, position_dims, rng, kernel_updates=KERNEL_UPDATES):
+def _unit_vectors(dims, size):
+    """Return the columns `dims` of the identity matrix, (size, len(dims)) in float64."""
+    return torch.eye(size, dtype=torch.float64)[:, list(dims)]
+
+
+def position_generalizes(transitions, actions, position, rng, kernel_updates=KERNEL_UPDATES):
     """Return whether position inputs improve the labels of steps outside the region of the training steps.
 
     The steps furthest out along the slowest position dimension are held out. Two labelers, one with and one
@@ -314,12 +464,12 @@ def position_generalizes(transitions, actions, position_dims, rng, kernel_update
     Args:
         transitions: (n, 2, S) normalized pairs of states.
         actions: (n, A) in [-1, 1].
-        position_dims: state dimensions of a position, the slowest first.
+        position: (S, r) directions of a position in states, the slowest first.
         rng: numpy Generator.
         kernel_updates: number of gradient steps on the marginal likelihood.
     """
     # hold out the steps furthest out
-    slowest = transitions[:, 0, position_dims[0]].cpu().numpy()
+    slowest = (transitions[:, 0] @ position[:, 0].to(transitions)).cpu().numpy()
     low, high = np.quantile(slowest, [FAR_FRACTION / 2, 1 - FAR_FRACTION / 2])
     is_far = torch.from_numpy((slowest < low) | (slowest > high))
     if not is_far.any():
@@ -327,13 +477,19 @@ def position_generalizes(transitions, actions, position_dims, rng, kernel_update
 
     # compare R2 with and without position inputs
     r2 = []
-    for masked_dims in (), position_dims:
+    for masked in position[:, :0], position:
         labeler = Labeler(transitions.shape[-1], actions.shape[-1])
-        labeler.mask_dims(masked_dims)
-        labeler.fit(transitions[~is_far], actions[~is_far], rng, kernel_updates)
+        labeler.mask(masked)
+        labeler._fit(transitions[~is_far], actions[~is_far], rng, kernel_updates, 0.0)
         r2.append(r2_score(labeler(transitions[is_far]), actions[is_far]))
     with_position, without_position = r2
     return with_position - without_position >= MIN_R2_GAIN
+
+
+def r2_by_action(labels, actions):
+    """Return R2 (A,) of labels (n, A) for actions (n, A), one for each action dimension."""
+    error = (labels - actions).square().sum(0)
+    return 1 - error / (actions - actions.mean(0)).square().sum(0).clamp(min=1e-8)
 
 
 def r2_score(labels, actions):

@@ -5,6 +5,7 @@
     torso          the pose of the robot's body without its limbs, as a camera would measure it
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
+    rotated:SEED   the standardised state, turned by a random rotation
 
 The data, the environment and the goals are observed through the same model. Observations are float32, which
 holds seven digits. A dimension with a large offset, such as a position in UTM coordinates, is therefore
@@ -27,14 +28,15 @@ from environments.checks import find_attribute, short
 from support.contents import Number, check_layout, has_type
 from support.tolerances import find_origin
 
-KINDS = ('full', 'positions', 'torso', 'dropped', 'noise')
+KINDS = ('full', 'positions', 'torso', 'dropped', 'noise', 'rotated')
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationModel:
     """The meaning of a setting of --observe, in builtin types that a checkpoint can hold.
 
-    The noise of `noise:SIGMA` depends on the data: see `with_noise_scale`.
+    The noise of `noise:SIGMA` and the units of `rotated:SEED` depend on the data: see `with_noise_scale` and
+    `with_rotation`.
     """
 
     setting: str = 'full'
@@ -43,6 +45,9 @@ class ObservationModel:
     noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
     noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
     origin: tuple | None = None  # (S',) zero point of observations; (): all 0; None: not yet determined
+    rotation_seed: int | None = None  # of a random rotation; None: the dimensions as they are
+    center: tuple | None = None  # (S,) and
+    rotation: tuple | None = None  # S rows of (S,): observations are (states - center) @ rotation
 
     @classmethod
     def from_setting(cls, setting, env):
@@ -58,6 +63,8 @@ class ObservationModel:
             return cls(setting, drop_rate=amount)
         if kind == 'noise':
             return cls(setting, noise_fraction=amount)
+        if kind == 'rotated':
+            return cls(setting, rotation_seed=int(amount))
         return cls()
 
     @classmethod
@@ -69,7 +76,7 @@ class ObservationModel:
         Raises:
             ValueError: `saved` is none.
         """
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        values = {name: _to_tuples(value) for name, value in saved.items()}
         model = cls(**values | {'origin': values['origin'] or ()})
         parse_setting(model.setting)
         check_layout(values, {'drop_rate': Number(float, least=0), 'noise_fraction': Number(float, least=0)})
@@ -78,7 +85,18 @@ class ObservationModel:
                 raise ValueError(f'`{name}` of the observation model is {values[name]}')
         if not all(has_type(value, float) for value in model.origin):
             raise ValueError(f'`origin` of the observation model is {model.origin}')
+        model._check_rotation()
         return model
+
+    def _check_rotation(self):
+        """Raise ValueError unless center (S,) and rotation (S, S) are numbers that fit each other."""
+        if (self.center is None) != (self.rotation is None):
+            raise ValueError('the observation model has one of `center` and `rotation` only')
+        if self.rotation is not None:
+            rows = [self.center, *self.rotation]
+            if not all(isinstance(row, tuple) and len(row) == len(self.rotation)
+                       and all(has_type(value, float) for value in row) for row in rows):
+                raise ValueError('`rotation` of the observation model is no square matrix')
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""
@@ -93,6 +111,17 @@ class ObservationModel:
             return self
         origin = find_origin(self._select(states))
         return dataclasses.replace(self, origin=tuple(origin.tolist()) if origin.any() else ())
+
+    def with_rotation(self, mean, std):
+        """Return this model with a rotation for data of mean and std (S,); a set rotation is kept."""
+        if self.rotation_seed is None or self.rotation is not None:
+            return self
+        mean, std = (np.asarray(array, np.float64) for array in (mean, std))
+        scale = np.divide(1, std, np.zeros_like(std), where=std > 0)
+        gaussian = np.random.default_rng(self.rotation_seed).standard_normal((len(std), len(std)))
+        rotation = scale[:, None] * np.linalg.qr(gaussian)[0]
+        rows = tuple(tuple(row) for row in rotation.tolist())
+        return dataclasses.replace(self, center=tuple(mean.tolist()), rotation=rows)
 
     def __bool__(self):
         """Return whether observations differ from states."""
@@ -116,7 +145,9 @@ class ObservationModel:
         return observations.astype(np.float32)
 
     def _select(self, states):
-        """Return the observed dimensions of raw states (T, S)."""
+        """Return the observed dimensions, or the turned ones, of raw states (T, S)."""
+        if self.rotation is not None:
+            return (states - np.array(self.center)) @ np.array(self.rotation)
         return states if self.dimensions is None else states[:, self.dimensions]
 
     def observe_trajectories(self, states, starts, ends, seed):
@@ -149,6 +180,9 @@ class ObservationModel:
         Raises:
             ValueError: a dimension is not observed.
         """
+        if self.rotation_seed is not None:
+            raise ValueError(f'--observe {self.setting}: no dimension of the state is observed by itself; '
+                             'use --observe full')
         if self.dimensions is None:
             return list(dimensions)
 
@@ -161,6 +195,11 @@ class ObservationModel:
     def origin_of(self, columns):
         """Return the origin (n,) float64 of some columns of an observation."""
         return np.array(self.origin)[columns] if self.origin else np.zeros(len(columns))
+
+
+def _to_tuples(value):
+    """Return a value with tuples in place of its lists, also of nested ones."""
+    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 FULL_STATE = ObservationModel()
@@ -259,9 +298,11 @@ def parse_setting(setting):
 
     limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
     is_valid_amount = 0 < amount < limit if limit else not number
+    if kind == 'rotated':
+        is_valid_amount = number.isdecimal()
     if kind not in KINDS or not is_valid_amount:
         raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '
-                         'and 1, or noise:SIGMA with SIGMA above 0')
+                         'and 1, noise:SIGMA with SIGMA above 0, or rotated:SEED')
     return kind, amount
 
 

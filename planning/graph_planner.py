@@ -4,7 +4,7 @@ V estimates temporal distance, but it is a smooth function and underestimates di
 graph of transitions that the data contain cannot lead through a wall. SoRB (Eysenbach et al. 2019) and SGM
 (Laskin et al. 2020) plan on graphs as well, with actions and learned distances. This planner needs neither.
 
-    nodes       k-means clusters of goal features, (s - mean) * scale, which weight slow dimensions: a node is
+    nodes       k-means clusters of goal features, (s - mean) @ scale, which weight slow directions: a node is
                 a position rather than a posture
     edges       u -> v: some trajectory moved from u to v in `hop` steps
     near pairs  u -> v: trajectories moved from u to v within a hop, so a goal in v is a valid subgoal in u
@@ -96,7 +96,7 @@ class StateGraph:
     """A graph of the states of the data: K nodes, E edges, M near pairs and a JumpModel."""
 
     mean: np.ndarray  # (S,) float32
-    scale: np.ndarray  # (S,) float32; the features of a state s are (s - mean) * scale
+    scale: np.ndarray  # (S, S) float32; the features of a state s are (s - mean) @ scale
     centers: np.ndarray  # (K, S) float32, features of the nodes
     states: np.ndarray  # (K, S) float32, raw state of the data nearest to each node
     radius: float  # distance within which RADIUS_QUANTILE of the data lie from their node
@@ -113,7 +113,7 @@ class StateGraph:
         """Build the graph of a `TrajectoryDataset`.
 
         Args:
-            mean, scale: (S,) of the affine map from a state to its features.
+            mean, scale: (S,) and (S, S) of the affine map from a state to its features; scale (S,) is a diagonal.
             hop: steps along an edge; 0: HOP_FRACTION of the `transition_steps` of the data.
             nodes: number of nodes; 0: enough to cover the data at NODE_SPACING.
             seed: seed of the sample of states and of k-means.
@@ -121,6 +121,7 @@ class StateGraph:
         rng = np.random.default_rng([seed, RNG_STREAM])
         hop = hop or max(1, round(HOP_FRACTION * data.transition_steps))
         mean, scale = (np.asarray(array, np.float32) for array in (mean, scale))
+        scale = np.diag(scale) if scale.ndim == 1 else scale
 
         def features(rows):
             return to_features(data.observations[rows], mean, scale)
@@ -138,7 +139,7 @@ class StateGraph:
 
         # jumps of the data, and the regions in which they begin
         active = active_dims(centers)
-        jumps = find_jumps(data.observations, step_lengths, data.end_of, active)
+        jumps = find_jumps(features, step_lengths, data.end_of, active)
         source_ids = find_jump_sources(features(np.flatnonzero(jumps))[:, active], step_lengths[jumps])
 
         # transitions between nodes
@@ -190,7 +191,7 @@ class StateGraph:
 
 GRAPH_LAYOUT = {  # of `StateGraph.state_dict`, beside its jumps
     'mean': Tensor('float32', 'S'),
-    'scale': Tensor('float32', 'S', least=0),
+    'scale': Tensor('float32', 'S S'),
     'centers': Tensor('float32', 'K S'),
     'states': Tensor('float32', 'K S'),
     'radius': Number(float, least=0),
@@ -225,7 +226,7 @@ def _to_arrays(values):
 # ------------------------------------------------------------------------------------------- look-up of nodes
 def to_features(states, mean, scale):
     """Return the features (..., S) of raw states (..., S)."""
-    return (states - mean) * scale
+    return (states - mean) @ scale
 
 
 def active_dims(centers):
@@ -669,17 +670,17 @@ def sum_by_pair(firsts, seconds, counts):
 
 
 # ------------------------------------------------------------------------------------------------ jumps
-def find_jumps(observations, step_lengths, end_of, active=slice(None)):
+def find_jumps(features, step_lengths, end_of, active=slice(None)):
     """Find the steps that are jumps: discontinuities such as those of a teleporter.
 
-    A jump is longer than 99 % of all steps, and it changes some dimension JUMP_RATIO times more than 99 % of
+    A jump is longer than 99 % of all steps, and it changes some feature JUMP_RATIO times more than 99 % of
     all steps do. The length alone does not separate a short jump from a fall of the robot.
 
     Args:
-        observations: (N, S) raw states.
+        features: function from rows of the data to their features (n, S).
         step_lengths: (N,) feature distance from each row to the next.
         end_of: (N,) last row of the trajectory of each row.
-        active: (S,) bool, dimensions of the look-up.
+        active: (S,) bool, features of the look-up.
 
     Returns:
         (N,) bool, whether the step from each row is a jump.
@@ -690,14 +691,14 @@ def find_jumps(observations, step_lengths, end_of, active=slice(None)):
         return has_next
 
     def changes(rows):
-        return np.abs(observations[rows + 1] - observations[rows])[:, active]
+        return np.abs(features(rows + 1) - features(rows))[:, active]
 
-    # change of each dimension in ordinary steps; a dimension that hardly ever changes is ignored
+    # change of each feature in ordinary steps; a feature that hardly ever changes is ignored
     sample = rows[::max(1, len(rows) // SAMPLED_STEPS)]
     ordinary = np.quantile(changes(sample), LONG_STEP_QUANTILE, axis=0)
     ordinary = np.where(ordinary > 0, ordinary, np.inf)
 
-    # of the long steps, those that change a dimension discontinuously
+    # of the long steps, those that change a feature discontinuously
     is_long = step_lengths > np.quantile(step_lengths[has_next], LONG_STEP_QUANTILE)
     long_rows = np.flatnonzero(has_next & is_long)
     is_jump = (changes(long_rows) > JUMP_RATIO * ordinary).any(1)

@@ -5,7 +5,9 @@ import sys
 import pytest
 import torch
 
+from labeling.labeler import Labeler
 from mamba import choose_backend
+from online_trainer import labels_line
 from support.devices import device_line
 from utils import duration, expected_time
 
@@ -82,3 +84,18 @@ def test_expected_time_is_for_the_remaining_updates():
 @pytest.mark.parametrize('first, done, total', [(0, 30, 30), (0, 31, 30), (30, 30, 100)])
 def test_expected_time_needs_a_rest_and_a_speed(first, done, total):
     assert expected_time(first, done, total, 1.0) == ''
+
+
+@pytest.mark.parametrize('r2, expected', [
+    ([0.99, 1.0, 0.99, -0.01], 'by action 0.99 1.00 0.99 -0.01; without visible effect: action 3'),
+    ([0.9, 0.5], 'by action 0.90 0.50; below 0.85, more --random_steps usually help'),
+    ([0.0, -0.1], 'without visible effect: action 0, 1; below 0.85, more --random_steps usually help'),
+    ([0.9, 0.95], 'by action 0.90 0.95'),
+])
+def test_labels_line_leaves_actions_without_effect_out_of_the_hint(r2, expected):
+    labeler = Labeler(3, len(r2))
+    labeler.r2.copy_(torch.tensor(r2))
+    line = labels_line(labeler, sum(r2) / len(r2))
+    assert line.startswith('labels: R² ') and line.endswith(expected)
+    labeler.mask_dims([0])
+    assert ', position masked' in labels_line(labeler, 0.9)

@@ -60,7 +60,7 @@ def make_graph(centers, edges, costs, hop, **options):
     none = np.zeros(0, np.int32)
     return StateGraph(
         mean=np.zeros(2, np.float32),
-        scale=np.ones(2, np.float32),
+        scale=np.eye(2, dtype=np.float32),
         centers=centers,
         states=centers,
         radius=1.0,
@@ -217,7 +217,7 @@ def test_jump_model_pools_the_landings_of_a_jump_source():
     labels = np.concatenate([labels, np.full(1000, 8)])
     ends = np.concatenate([ends, np.full(1000, len(labels) - 1)])
 
-    jumps = find_jumps(positions[:, None], step_lengths, ends)
+    jumps = find_jumps(lambda rows: positions[rows, None], step_lengths, ends)
     assert jumps.sum() == 6
     source_ids = find_jump_sources(positions[jumps][:, None], step_lengths[jumps])
     assert source_ids.tolist() == [0, 0, 0, 0, 1, 1]
@@ -246,7 +246,7 @@ def test_find_jumps_excludes_falls_longer_than_a_jump():
     assert step_lengths[699] > step_lengths[1199]
 
     observations[:, 1] += np.cumsum(rng.uniform(0, 0.1, 2000))
-    jumps = find_jumps(observations, step_lengths, np.full(2000, 1999))
+    jumps = find_jumps(lambda rows: observations[rows], step_lengths, np.full(2000, 1999))
     assert np.flatnonzero(jumps).tolist() == [1199]
 
 
@@ -520,6 +520,16 @@ def test_a_node_without_states_is_dropped(monkeypatch):
     # the last one, for which there is no next node
     monkeypatch.setattr(graph_planner, 'choose_centers', lambda *_: np.float32([[0, 0], [9, 0], [500, 500]]))
     assert len(StateGraph.from_data(dataset(walk((0, 0), (10, 0))), np.zeros(2), np.ones(2), hop=HOP)) == 2
+
+
+def test_nodes_of_a_rotated_state_are_those_of_the_state():
+    data = dataset(*around_the_wall())
+    graph = StateGraph.from_data(data, np.zeros(2), np.ones(2), hop=HOP)
+    turn = np.float32([[0, 1], [-1, 0]])  # exact in floats, so that no tie is decided otherwise
+    data.observations = data.observations @ turn
+    turned = StateGraph.from_data(data, np.zeros(2), turn.T, hop=HOP)
+    np.testing.assert_array_equal(turned.centers, graph.centers)
+    np.testing.assert_array_equal(turned.sources, graph.sources)
 
 
 def test_state_graph_uses_a_fraction_of_transition_steps_as_default_hop():

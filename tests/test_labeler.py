@@ -250,7 +250,8 @@ def test_only_the_first_fit_decides_about_position(masked, monkeypatch):
 def test_position_generalizes_if_it_is_constant():
     steps, actions = joint_steps(100, seed=0)
     steps[..., 4] = 1.0
-    assert labeler_module.position_generalizes(steps, actions, [4], np.random.default_rng(0))
+    assert labeler_module.position_generalizes(steps, actions, torch.eye(DIM)[:, [4]],
+                                               np.random.default_rng(0))
 
 
 # -------------------------------------------------------------------------------------- state of the labeler
@@ -288,3 +289,62 @@ def test_r2_score():
     actions = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
     assert r2_score(actions, actions) == 1
     assert r2_score(actions.mean(0).expand(40, 3), actions) == pytest.approx(0, abs=1e-6)
+
+
+def turned(steps, seed=3):
+    """Return steps in which no dimension of the state is a joint."""
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(seed)))[0]
+    return steps @ turn
+
+
+def wavy_steps(n, seed):
+    """Return steps whose first action depends on one dimension of the state by a sine."""
+    steps, actions = joint_steps(n, seed)
+    steps[:, 1, 0] = steps[:, 0, 0] + 0.2 * (actions[:, 0] - 0.5 * torch.sin(3 * steps[:, 0, 2]))
+    return steps, actions
+
+
+def test_directions_label_turned_states(monkeypatch):
+    monkeypatch.setattr(labeler_module, 'KERNEL_UPDATES', 20)
+    monkeypatch.setattr(labeler_module, 'MIN_DIRECTION_STEPS', 500)
+    steps, actions = wavy_steps(600, seed=0)
+    labeler, plain = Labeler(DIM, ACTION_DIM), Labeler(DIM, ACTION_DIM)
+    monkeypatch.setattr(labeler_module, 'ENOUGH_R2', 0.97)
+    labeler.fit(turned(steps), actions, np.random.default_rng(0), kernel_updates=20)
+    monkeypatch.setattr(labeler_module, 'ENOUGH_R2', -10)
+    plain.fit(turned(steps), actions, np.random.default_rng(0), kernel_updates=20)
+
+    steps, actions = wavy_steps(500, seed=1)
+    before, after = (labeler_module.r2_by_action(some(turned(steps)), actions)[0] for some in (plain, labeler))
+    assert len(labeler.axes) and not len(plain.axes)
+    assert after > before + 0.05, (before, after)
+
+    restored = Labeler(DIM, ACTION_DIM)
+    restored.load_state_dict(labeler.state_dict())
+    assert torch.equal(restored(turned(steps)), labeler(turned(steps)))
+
+
+def test_good_labels_of_dimensions_stay():
+    steps, actions = joint_steps(300, seed=0)
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(steps, actions, np.random.default_rng(0))
+    assert not len(labeler.axes) and labeler.r2.min() > 0.85
+
+
+def test_r2_is_reported_for_each_action():
+    steps, actions = joint_steps(600, seed=0)
+    actions[:, 1] = torch.rand(600, generator=torch.Generator().manual_seed(0)) * 2 - 1  # without effect
+    labeler = Labeler(DIM, ACTION_DIM)
+    labeler.fit(steps, actions, np.random.default_rng(0), kernel_updates=20)
+    assert labeler.r2[0] > 0.85 and labeler.r2[1] < labeler_module.IDLE_R2
+
+
+def test_a_masked_direction_does_not_change_labels():
+    steps, actions = joint_steps(200, seed=0)
+    labeler = Labeler(DIM, ACTION_DIM)
+    direction = torch.tensor([0, 0, 0, 0.6, 0.8, 0])[:, None]
+    labeler.mask(direction)
+    labeler.fit(steps, actions, np.random.default_rng(0), kernel_updates=5)
+    moved = steps + 5 * direction.T
+    torch.testing.assert_close(labeler(moved), labeler(steps), atol=1e-3, rtol=0)
+    assert labeler.masks_position

@@ -333,6 +333,24 @@ def test_encode_features_weights_dimensions(make_encoder):
     assert not torch.allclose(encoder.encode_state(mixed), encoder.encode_state(goals), atol=1e-2)
 
 
+def test_goal_features_of_dimensions_are_products_to_the_bit(make_encoder):
+    encoder = make_encoder()
+    mean, std, weights = torch.randn(DIM), torch.rand(DIM) + 0.5, torch.rand(DIM)
+    encoder.set_statistics(mean, std, weights)
+    states = 100 * torch.randn(50, DIM)
+    assert torch.equal(encoder.goal_features(states), (states - mean) / std * weights)
+
+
+def test_goal_features_are_projections_on_goal_directions(make_encoder):
+    encoder = make_encoder()
+    directions = torch.randn(DIM, DIM)
+    weights = torch.tensor([1.0, 0.5, 0, 0, 1])
+    encoder.set_statistics(torch.zeros(DIM), torch.ones(DIM), weights, directions)
+    states = torch.randn(4, 3, DIM)
+    torch.testing.assert_close(encoder.goal_features(states), states @ (directions * weights))
+    assert not encoder.goal_features(states)[..., 2:4].any()
+
+
 @pytest.mark.parametrize('kind', ['gru', 'mlp'])
 def test_gru_and_mlp_encoders_have_as_many_parameters_as_mamba(make_encoder, kind):
     def count(encoder):

@@ -189,3 +189,32 @@ def test_offline_trainer_refuses_a_bad_setting_before_loading_data(monkeypatch):
     monkeypatch.setattr(offline_trainer, 'load_dataset', lambda *_, **options: pytest.fail('data loaded'))
     with pytest.raises(ValueError, match='--observe nothing: must be'):
         offline_trainer.main(['--observe', 'nothing'])
+
+
+def test_rotated_states_are_standardised_and_turned(walk):
+    states, starts, ends = walk
+    model = ObservationModel.from_setting('rotated:5', None).with_rotation(states.mean(0), states.std(0))
+    observations = model.observe_trajectories(states, starts, ends, seed=0)
+    standardised = (states - states.mean(0)) / states.std(0)
+    np.testing.assert_allclose(observations @ observations.T, standardised @ standardised.T, atol=1e-3)
+    assert np.abs(np.corrcoef(standardised[:, 0], observations.T)[0, 1:]).max() < 0.95
+
+    # another seed turns otherwise; other data do not change a set rotation
+    other = ObservationModel.from_setting('rotated:6', None).with_rotation(states.mean(0), states.std(0))
+    assert not np.allclose(other.observe(states, None), observations, atol=0.1)
+    assert model.with_rotation(np.zeros(29), np.ones(29)) == model
+
+
+def test_a_rotation_survives_a_checkpoint(walk):
+    states = walk[0]
+    model = ObservationModel.from_setting('rotated:5', None).with_rotation(states.mean(0), states.std(0))
+    restored = ObservationModel.from_dict(json.loads(json.dumps(dataclasses.asdict(model))))
+    np.testing.assert_array_equal(restored.observe(states, None), model.observe(states, None))
+    with pytest.raises(ValueError, match='no dimension of the state is observed by itself'):
+        restored.columns([0, 1])
+
+
+@pytest.mark.parametrize('setting', ['rotated', 'rotated:', 'rotated:-1', 'rotated:0.5', 'rotated:x'])
+def test_a_rotation_needs_a_seed(setting):
+    with pytest.raises(ValueError, match='rotated:SEED'):
+        parse_setting(setting)

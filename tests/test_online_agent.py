@@ -307,6 +307,18 @@ def test_the_labeler_learns_the_position_dimensions(agent, batches, monkeypatch)
     assert given[0]['small_action_prior'] == 0, 'locomotion has no such prior'
 
 
+def test_the_labeler_learns_the_directions_of_a_position_that_is_no_dimension(agent, batches, monkeypatch):
+    given = []
+    monkeypatch.setattr(agent.labeler, 'fit', lambda *args, **options: given.append(options))
+    directions = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0)))[0]
+    agent.encoder.goal_directions.copy_(directions)
+    agent.encoder.goal_weights.zero_()
+    agent.encoder.goal_weights[:3] = torch.tensor([0.7, 0.3, 1.0])
+    agent.fit_labeler(batches, np.random.default_rng(0))
+    assert torch.equal(given[0]['position_directions'], directions[:, [2, 0]])
+    assert 'position_dims' not in given[0]
+
+
 def test_true_actions_of_the_data_replace_labels(make_online, make_dataset, make_replay, stub):
     agent, data = make_online(), make_dataset()
     data.actions = np.random.default_rng(0).uniform(-1, 1, (len(data), ACTION_DIM)).astype(np.float32)
@@ -372,4 +384,4 @@ def test_goal_feature_affine_equals_goal_features(make_agent):
     states = np.random.default_rng(0).standard_normal((5, DIM)).astype(np.float32)
     mean, scale = agent.goal_feature_affine()
     features = agent.encoder.goal_features(torch.from_numpy(states))
-    np.testing.assert_allclose((states - mean) * scale, features.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((states - mean) @ scale, features.numpy(), rtol=1e-5, atol=1e-6)
