@@ -223,14 +223,18 @@ def title(dataset, metrics):
 
 
 def print_table(metrics, episodes):
-    """Print success with its interval and the mean length, for each task and overall."""
-    print(f'{"":10s} success   95 % interval   mean length')
+    """Print success with its interval, the share that reached the goal at some step, and the mean length.
+
+    There is a line for each task and for all.
+    """
+    print(f'{"":10s} success   95 % interval   at some step   mean length')
     for name, part in parts(episodes):
         rate = metrics[f'evaluation/{name}_success']
         low = metrics[f'evaluation/{name}_low']
         high = metrics[f'evaluation/{name}_high']
         length = np.mean([episode.length for episode in part])
-        print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {length:8.1f}')
+        reached = metrics[f'evaluation/{name}_reached']
+        print(f'{spaced(name):10s} {rate:7.1%}   {low:5.1%} - {high:6.1%}   {reached:12.1%}   {length:11.1f}')
 
 
 def measure(config, path, checkpoint, dataset, overrides):
@@ -272,6 +276,7 @@ def measure(config, path, checkpoint, dataset, overrides):
         low, high = wilson_interval(sum(episode.success for episode in part), len(part))
         metrics[f'evaluation/{name}_low'] = low
         metrics[f'evaluation/{name}_high'] = high
+        metrics[f'evaluation/{name}_reached'] = float(np.mean([episode.reached for episode in part]))
     metrics['checkpoint'] = str(path)
     metrics['dataset'] = dataset
     metrics['episodes_per_task'] = n

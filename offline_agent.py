@@ -33,7 +33,8 @@ STATE_LAYOUT = {  # of `OfflineAgent.state_dict`, beside its networks
 class OfflineConfig:
     """networks and objectives of offline pretraining"""
 
-    context_length: int = flag(100, 'states that the encoder remembers', least=1, basic=True)
+    context_length: int = flag(0, 'states that the encoder remembers; 0: from the data', least=0, basic=True,
+                               from_data=True)
     encoder: str = flag('mamba', 'layers of the encoder, equal in size; mlp has no memory',
                         choices=('mamba', *LAYERS), basic=True)
     sequence_windows: int = flag(
@@ -47,10 +48,11 @@ class OfflineConfig:
     hidden_dim: int = flag(256, 'width of the hidden layers of every head', least=1)
     lr: float = flag(3e-4, "Adam's learning rate", above=0, basic=True)
     grad_clip: float = flag(5.0, 'largest gradient norm', above=0)
-    discount: float = flag(0.998, 'discount per environment step', above=0, below=1, basic=True)
+    discount: float = flag(0.0, 'discount per environment step; 0: from --transition_steps', least=0, below=1,
+                           basic=True, from_data=True)
     slow_goals: bool = flag(True, 'goal weights by slowness or by objects; else all weights are 1')
-    transition_steps: int = flag(25, "steps k from z to z' for Q, V, alignment and proposer", least=1,
-                                 basic=True)
+    transition_steps: int = flag(0, "steps k from z to z' for Q, V and proposer; 0: from the data", least=0,
+                                 basic=True, from_data=True)
     expectile: float = flag(0.9, 'expectile of V; above 0.5 is optimistic', above=0, below=1,
                             basic=True)
     target_rate: float = flag(0.01, 'rate at which the target networks follow the trained ones',
@@ -66,6 +68,7 @@ class OfflineConfig:
                                most=1)
     proposer_random_goals: float = flag(0.2, 'fraction of proposer goals from anywhere in the data',
                                         least=0, most=1)
+    value_weight: float = flag(1.0, 'weight of V; 0 disables it', least=0)
     critic_weight: float = flag(1.0, 'weight of Q, an auxiliary objective; 0 disables it', least=0)
     infonce_weight: float = flag(0.05, 'weight of InfoNCE; 0 disables it', least=0)
     alignment_weight: float = flag(0.02, 'weight of trajectory alignment; 0 disables it', least=0)
@@ -126,7 +129,7 @@ class OfflineAgent:
     """Encoder, Q, V, proposer and prediction heads, their target networks and one Adam optimiser.
 
     The networks stay in eval mode and have no random parts. `observation_dim` and the config
-    determine their sizes.
+    determine their sizes. The config has no 0 that stands for a number from the data.
 
     Attributes:
         nets: ModuleDict of the trained networks. targets: moving averages of encoder and value.
@@ -136,6 +139,9 @@ class OfflineAgent:
     """
 
     def __init__(self, observation_dim, config, device='cpu', backend='torch'):
+        if not min(config.context_length, config.transition_steps, config.discount) > 0:
+            raise ValueError(f'context_length {config.context_length}, transition_steps '
+                             f'{config.transition_steps} and discount {config.discount} of an agent must be above 0')
         self.observation_dim = observation_dim
         self.config = config
         self.device = torch.device(device)
@@ -197,6 +203,11 @@ class OfflineAgent:
         """Return whether goal features are dimensions of the state."""
         directions = self.encoder.goal_directions
         return torch.equal(directions, torch.eye(len(directions), device=directions.device))
+
+    @property
+    def has_places(self):
+        """Return whether goal features weigh slow directions more than others, or slowness is not used."""
+        return not self.config.slow_goals or bool((self.encoder.goal_weights != 1).any())
 
     def position_directions(self):
         """Return the directions (S, r) of the normalised state that are position dimensions, a tensor."""
@@ -402,7 +413,7 @@ class OfflineAgent:
         objectives = (
             (self.proposer_loss, 1),
             (self.critic_loss, config.critic_weight),
-            (self.value_loss, 1),
+            (self.value_loss, config.value_weight),
             (self.infonce_loss, config.infonce_weight),
             (self.alignment_loss, config.alignment_weight),
             (self.state_loss, config.state_weight),

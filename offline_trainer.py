@@ -14,7 +14,8 @@ import support.threads  # noqa: F401  before torch
 import numpy as np
 import torch
 
-from environments.checks import closing
+from environments.agreement import warn_of_states
+from environments.checks import closing, num_tasks
 from environments.custom_env import goal_dims_of, name_flag
 from figures.pictures import TrainingPictures
 from mamba import choose_backend
@@ -22,7 +23,8 @@ from observing.observation_models import ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, check_positions, make_env
 from planning.objects import find_objects
-from planning.slow_directions import find_places
+from planning.slow_directions import Places, find_places
+from planning.time_scales import has_slow_direction
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, optional_picture, plot_curves
 from support.files import prefix_errors
@@ -49,7 +51,8 @@ class OfflineTrainConfig(RunConfig):
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
                              least=1, basic=True)
     observe: str = flag(
-        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA or rotated:SEED',
+        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA, rotated:SEED, '
+        'lifted:SEED or markers',
         basic=True)
     goal_dims: str = flag(
         '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred",
@@ -57,9 +60,9 @@ class OfflineTrainConfig(RunConfig):
     maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
-PANELS = (  # an objective of weight 0 has no panel; V and the proposer always have one
+PANELS = (  # an objective of weight 0 has no panel; the proposer always has one
     *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
-            optional=name not in ('value_loss', 'proposer_loss'))
+            optional=name != 'proposer_loss')
       for title, name in (
           ('critic', 'critic_loss'),
           ('value V', 'value_loss'),
@@ -70,7 +73,8 @@ PANELS = (  # an objective of weight 0 has no panel; V and the proposer always h
           ('proposer', 'proposer_loss'),
       )),
     Panel('total loss', {'train': 'training/total_loss', 'validation': 'validation/total_loss'}),
-    Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'}),
+    Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'},
+          optional=True),
     Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy',
                                'validation': 'validation/infonce_accuracy'}, optional=True),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
@@ -106,8 +110,8 @@ def train(config, agent_config):
     # data, agent, updates
     with open_run('offline', __file__, config, agent_config) as run:
         with run.stop.interruptible():
-            data, val_data, source, declared = load_data(config, agent_config)
-            goal_dims = parse_goal_dims(config.goal_dims) or declared
+            data, val_data, source, goal_dims = load_data(config, agent_config)
+        run.set_flags(**data.numbers())
 
         agent = OfflineAgent(data.observations.shape[1], agent_config, device, backend)
         summary = set_statistics(agent, data, source.observation_model, goal_dims)
@@ -137,6 +141,20 @@ def parse_goal_dims(text):
     return [int(part) for part in parts]
 
 
+def declared_dims(text, env):
+    """Return the dimensions of --goal_dims, or else those that the environment declares, a list of int.
+
+    Raises:
+        ValueError: they are no dimensions of its states.
+    """
+    dims = parse_goal_dims(text)
+    size = env.observation_space.shape[0]
+    if bad := [dimension for dimension in dims if dimension >= size]:
+        raise ValueError(f'--goal_dims {text}: there is no dimension {bad[0]}; states have the dimensions 0 '
+                         f'to {size - 1}')
+    return dims or goal_dims_of(env)
+
+
 def set_statistics(agent, data, observation_model, goal_dims=()):
     """Store the statistics, goal weights and goal directions of the data in an OfflineAgent.
 
@@ -144,27 +162,25 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
 
     Args:
         data: TrajectoryDataset. observation_model: ObservationModel of the data.
-        goal_dims: dimensions of a raw state that goals are about; their weight is 1.
+        goal_dims: dimensions of a raw state that goals are about. They have weight 1, or those of them that are
+            objects have the weights of `find_objects`.
 
     Returns:
         Lines on the largest goal weights and on what has none, for the banner.
 
     Raises:
-        ValueError: a goal dimension does not exist or is not observed.
+        ValueError: a goal dimension is not observed.
     """
     # declared dimensions
-    count = data.observations.shape[1]
     declared = observation_model.columns(goal_dims) if goal_dims else []
-    if bad := [dimension for dimension in declared if not 0 <= dimension < count]:
-        raise ValueError(f'--goal_dims: there is no dimension {bad[0]}; states have the dimensions 0 to '
-                         f'{count - 1}')
 
     # weights by objects, if goals can be about them, or by places
-    objects = find_objects(data)
-    has_objects = bool(objects.any()) and (not declared or bool(objects[declared].any()))
-    places = None if has_objects else find_places(data, declared)
+    objects = find_objects(data, declared)
+    has_objects = bool(objects.any())
+    places = None if has_objects else places_of_goals(data, declared)
     weights = objects if has_objects else places.weights
-    weights[declared] = 1
+    if not has_objects:
+        weights[declared] = 1
     directions = None if has_objects else places.directions
     agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate),
                          directions)
@@ -185,8 +201,20 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     return '\n'.join([line, *places.excluded])
 
 
+def places_of_goals(data, declared):
+    """Return the Places of a TrajectoryDataset; without a slow direction, all of its dimensions.
+
+    Args:
+        declared: dimensions that goals are about, if they are known.
+    """
+    if declared or has_slow_direction(data):
+        return find_places(data, declared)
+    count = data.observations.shape[1]
+    return Places(np.eye(count), np.ones(count), ['no direction of the state is slow: all dimensions weigh alike'])
+
+
 def load_data(config, agent_config):
-    """Return the training and validation TrajectoryDataset, the DataSource and the `goal_dims` of the environment.
+    """Return the training and validation TrajectoryDataset, the DataSource and the declared goal dimensions.
 
     Raises:
         ValueError: the data cannot be trained on, or are not of the environment.
@@ -199,7 +227,8 @@ def load_data(config, agent_config):
             num_dimensions=env.observation_space.shape[0], **agent_config.sampling())
         if not source.observation_model:
             check_positions(config.name, env, source.path, data.observations)
-        goal_dims = goal_dims_of(env)
+        goal_dims = declared_dims(config.goal_dims, env)
+        warn_of_states(data, source.observation_model.wrap(env), num_tasks(env))
     return data, val_data, source, goal_dims
 
 
@@ -214,11 +243,15 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
     """Print the data, the device, the sizes and the folder of the run."""
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(source.note)
-    if source.observation_model:
+    if source.observation_model.note:
+        print(source.observation_model.note)
+    if config.observe != 'full':
         print(f'--observe {config.observe}: {agent.observation_dim} observed dimensions')
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of {agent.observation_dim} '
           f'dimensions, {data.num_windows:,} windows of {data.context_length}')
+    for reason in source.reasons:
+        print(reason)
     print(f'{parameters:,} parameters; {num_updates:,} updates, {updates_per_epoch:,} per epoch')
     print(f'run folder: {run.folder}')
 

@@ -23,6 +23,7 @@ from environments import custom_env
 from support.download import download
 from support.flags import run_main
 from support.npz import DamagedDataset, UnsuitableDataset, load_trajectories
+from support.steps import angle_note, find_period, step_notes
 from support.tolerances import find_origin, precision_warning, varies
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
@@ -414,6 +415,11 @@ def check_dataset(path):
           + (f'; {constant} dimension(s) never vary' if constant else ''))
     if warning := precision_warning(path, observations, ends):
         print(warning)
+    angles = [dim for dim, values in enumerate(observations.T) if find_period(values, ends)]
+    if note := angle_note(angles):
+        print(note)
+    for note in step_notes(observations, ends, may_jump='teleport' in path.name):
+        print(f'warning: {path}: {note}')
 
 
 def main(argv=None):

@@ -26,13 +26,14 @@ from torch import nn
 from labeling.labeler import Labeler
 from model import InverseDynamics, mlp, soft_update
 from observing.state_estimator import EncoderPrediction, LastObservation
-from offline_agent import OfflineAgent
+from offline_agent import POSITION_WEIGHT, OfflineAgent
 from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner
 from planning.object_planner import ObjectPlanner
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner
 from support.contents import Number, check_layout
 from support.flags import flag, make_config
+from support.progress import warn
 from tasks import load_map, make_task
 from utils import load_optimizer, load_weights, normalize_actions, unnormalize_actions
 
@@ -57,6 +58,8 @@ class OnlineConfig:
         False, 'products of state and subgoal direction as policy inputs (humanoid)')
     corrective_fraction: float = flag(
         0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)', least=0, most=1)
+    saturation: float = flag(
+        0.0, 'displacement below which policy inputs shrink, in hops (robots that must stay: 1)', least=0)
     progress_steps: int = flag(
         5, 'steps over which progress toward a subgoal is measured; 0 disables weighting', least=0)
     progress_temperature: float = flag(
@@ -132,6 +135,7 @@ class OnlineAgent:
         self.labeler = Labeler(offline.observation_dim, self.action_dim)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
+        self.warned_of_goal = False
 
     def _make_nets(self):
         """Return the trained networks, a ModuleDict in eval mode on the agent's device."""
@@ -155,12 +159,55 @@ class OnlineAgent:
                                    self.ema_nets['feature_decoder'])
         if not self.config.plan:
             return proposer
-        planner = ObjectPlanner if self.offline.has_objects else GraphPlanner
-        return FallbackPlanner(planner(self.data_map, self._goal_features), proposer)
+        if self.offline.has_objects:
+            planner = ObjectPlanner(self.data_map, self._goal_features)
+        else:
+            planner = GraphPlanner(self.data_map, self._goal_features, self.task.reach)
+        return FallbackPlanner(planner, proposer)
 
     def _goal_features(self, states):
         """Return the goal features of raw states (..., S), a tensor on any device."""
         return self.encoder.goal_features(states.to(self.device))
+
+    # --------------------------------------------------------------------------------------- goals
+    def read_goal(self, goal):
+        """Return an observed goal (S,) without NaN; warn once if it lies far outside the data.
+
+        NaN means that a dimension does not matter. It takes the value of the nearest state of the map, by the
+        other dimensions.
+
+        Raises:
+            ValueError: all dimensions are NaN.
+        """
+        known = self.data_map.known_states
+        given = ~np.isnan(goal)
+        if not given.any():
+            raise ValueError('a goal is NaN in all observed dimensions; NaN means that a dimension does not '
+                             'matter, and at least one must')
+        if not given.all():
+            std = self.encoder.std.cpu().numpy()[given]
+            distances = np.square((known[:, given] - goal[given]) / std).sum(1)
+            goal = np.where(given, goal, known[distances.argmin()])
+        if not self.warned_of_goal and (outside := self._dimension_outside(goal, known)):
+            self.warned_of_goal = True
+            warn(f'warning: {outside}; the plan ends at the edge of the data')
+        return goal
+
+    def _dimension_outside(self, goal, known):
+        """Return a text on a goal (S,) that is farther from states (K, S) than these are wide, else ''."""
+        features, at_goal = (self._goal_features(torch.from_numpy(states)).cpu().numpy()
+                             for states in (known, goal))
+        low, high = features.min(0), features.max(0)
+        is_position = self.encoder.goal_weights.cpu().numpy() > POSITION_WEIGHT
+        outside = np.maximum(low - at_goal, at_goal - high) > high - low
+        found = np.flatnonzero(outside & is_position & (high > low))
+        if not len(found):
+            return ''
+        if not self.offline.has_axis_aligned_goals:
+            return 'a goal lies far outside the data'
+        first = found[0]
+        return (f'a goal lies far outside the data: dimension {first} is {goal[first]:.4g}, the data have '
+                f'{known[:, first].min():.4g} to {known[:, first].max():.4g}')
 
     # --------------------------------------------------------------------------------------- acting
     def initial_state(self, batch_size):
@@ -216,7 +263,7 @@ class OnlineAgent:
         # after the next move, if there are objects; the proposer's, where there is no path
         subgoals, plan = (planner or self.planner).step(states, goals, state.plan)
 
-        # the averaged policy reads f(s), the normalised state, and unit directions to subgoal and goal
+        # the averaged policy reads f(s), the normalised state, and saturated displacements to subgoal and goal
         # (locomotion), or the displacements that are left (manipulation); locomotion scales its actions
         latents = self.encode_policy_states(states)
         inputs = self.task.inputs(states, subgoals.features, self.encoder.goal_features(goals))

@@ -14,6 +14,7 @@ import support.threads  # noqa: F401  before torch
 
 import numpy as np
 
+from environments.agreement import warn_of_steps
 from environments.checks import num_tasks
 from environments.custom_env import name_flag
 from environments.safe_env import open_envs
@@ -63,8 +64,8 @@ class OnlineTrainConfig(RunConfig):
     max_episodes: int = flag(1000, 'episodes to collect', least=1, basic=True)
     max_steps: int = flag(
         0, 'environment steps to collect, including random ones; 0: no limit', least=0, basic=True)
-    random_steps: int = flag(2000, 'environment steps with random actions, in the first round', least=0,
-                             basic=True)
+    random_steps: int = flag(0, 'environment steps with random actions at the start; 0: from robot and labels',
+                             least=0, basic=True, from_data=True)
     random_range: float = flag(
         1.5, 'range of random actions, in multiples of the action range, then clipped', above=0)
     num_envs: int = flag(8, 'episodes collected in parallel in one round', least=1)
@@ -94,6 +95,12 @@ class OnlineTrainConfig(RunConfig):
 OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
 MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
+
+# random steps without --random_steps
+RANDOM_STEPS = 2000  # at least; enough for the 8 actions of an ant
+RANDOM_STEPS_PER_ACTION = 250  # of the ant
+MOST_RANDOM_STEPS = 10_000
+MIN_R2_GAIN = 0.02  # of R2 by twice the steps, below which more random steps are not worth it
 
 
 def success_panel(tasks):
@@ -342,10 +349,15 @@ def print_banner(run, source, agent, data, data_source, device):
     parameters = sum(p.numel() for p in agent.nets.parameters())
     print(f'offline checkpoint: {source.path} ({agent.offline.step:,} updates)')
     print(data_source.note)
+    if data_source.observation_model.note:
+        print(data_source.observation_model.note)
     print(device)
     print(f'{len(data.starts):,} trajectories, {len(data):,} states of '
           f'{agent.offline.observation_dim} dimensions; {agent.action_dim} action dimensions; '
           f'{parameters:,} trained parameters')
+    numbers = agent.offline.config
+    print(f'steps of a transition {numbers.transition_steps}, discount {numbers.discount:g}, context '
+          f'{numbers.context_length}, as offline')
     print(f"map of the data: {agent.data_map}; {'used' if agent.config.plan else 'not used'} "
           'for planning')
     print(f'run folder: {run.folder}')
@@ -375,7 +387,6 @@ def labels_line(labeler, r2):
     The hint to collect more steps ignores actions without any visible effect.
     """
     by_action = labeler.r2.cpu().numpy()
-    effective = by_action[by_action >= IDLE_R2]
     idle = np.flatnonzero(by_action < IDLE_R2)
 
     values = ' '.join(f'{value:.2f}' for value in by_action)
@@ -384,9 +395,20 @@ def labels_line(labeler, r2):
         line += ', position masked'
     if len(idle):
         line += f"; without visible effect: action {', '.join(map(str, idle))}"
-    if not len(effective) or effective.mean() < ENOUGH_R2:
+    if is_poor(labeler):
         line += f'; below {ENOUGH_R2}, more --random_steps usually help'
     return line
+
+
+def is_poor(labeler):
+    """Return whether the labels of a Labeler need more steps: mean R2 of actions with a visible effect."""
+    effective = labeler.r2[labeler.r2 >= IDLE_R2]
+    return not len(effective) or bool(effective.mean() < ENOUGH_R2)
+
+
+def first_random_steps(action_dim):
+    """Return the number of random steps, before labels are known, for a number of action dimensions."""
+    return min(max(RANDOM_STEPS, RANDOM_STEPS_PER_ACTION * action_dim), MOST_RANDOM_STEPS)
 
 
 @dataclasses.dataclass
@@ -414,6 +436,7 @@ class OnlineTraining:
         self.run = run
         self.config = config
         self.agent = agent
+        self.data = data
         self.replay = replay
         self.envs = envs
         self.source = source
@@ -492,16 +515,31 @@ class OnlineTraining:
                                          unit='episode')
 
     def collect_and_refresh(self):
-        """Collect one round of episodes, fit the labeler to all online steps and label the data."""
-        # episodes
+        """Collect one round of episodes, fit the labeler to all online steps, label the data, begin a Round."""
         first_step = self.collector.steps
-        collected = self.collector.round(self.progress)
+        grows = not first_step and not self.config.random_steps
+        metrics = self.collect_random_steps() if grows else self.collect_and_label()
 
+        # gradient steps
+        due = round(self.config.update_ratio * (self.collector.steps - first_step))
+        if not self.agent.step:
+            due = self.config.initial_updates
+        self.round = Round(first_step, due, metrics)
+
+    def collect_and_label(self, random_steps=0):
+        """Collect a round of episodes, or random steps, fit the labeler and label the data; return the metrics."""
+        # episodes
+        is_first = not self.collector.steps
+        collected = self.collector.round(self.progress, random_steps)
         dropped = 0
         for episode in collected.episodes:
             if episode.length:  # 0: a fault at its first step
                 actions = self.agent.normalize_actions(episode.actions)
                 dropped += self.replay.add(episode.observations, actions)
+
+        # the first round shows whether data and environment agree
+        if is_first and collected.episodes:
+            warn_of_steps(self.data, self.replay, collected.episodes)
 
         # labels
         self.batches.refresh(dropped)
@@ -511,12 +549,28 @@ class OnlineTraining:
                 collected.metrics['labeler/r2'] = r2
                 for action, value in enumerate(self.agent.labeler.r2.tolist()):
                     collected.metrics[f'labeler/r2_action{action}'] = value
+        return collected.metrics
 
-        # gradient steps
-        due = round(self.config.update_ratio * collected.steps)
-        if not self.agent.step:
-            due = self.config.initial_updates
-        self.round = Round(first_step, due, collected.metrics)
+    def collect_random_steps(self):
+        """Collect random steps without --random_steps: double them while labels are poor and become better.
+
+        Returns:
+            Metrics of the collection.
+        """
+        metrics = self.collect_and_label(first_random_steps(self.agent.action_dim))
+        last_r2 = -np.inf
+        while not self.collector.done and 'labeler/r2' in metrics and is_poor(self.agent.labeler):
+            steps = self.collector.steps
+            more = min(steps, MOST_RANDOM_STEPS - steps)
+            r2 = metrics['labeler/r2']
+            if more < self.config.num_envs or r2 < last_r2 + MIN_R2_GAIN:
+                break
+            say(f'labels: R² {r2:.2f} after {steps:,} random steps, below {ENOUGH_R2}: {more:,} more '
+                '(--random_steps sets their number)')
+            metrics = self.collect_and_label(more)
+            last_r2 = r2
+        self.run.set_flags(random_steps=self.collector.steps)
+        return metrics
 
     def update(self):
         """Take the gradient steps of the round that are left.

@@ -22,6 +22,7 @@ class Episode:
     observations: np.ndarray  # (T + 1, S) float32; a list until `finish`
     actions: np.ndarray  # (T, A) float32; a list until `finish`
     success: float = 0.0  # 0 or 1, at the last step
+    reached: float = 0.0  # 0 or 1, whether some step was a success
     reward: float = 0.0  # sum over the steps
     cut: bool = False  # ended by `max_steps`, not by the environment
     fault: str = ''  # message of the environment's fault, if any
@@ -71,6 +72,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
 
             number, (task, seed) = job
             observation, goal = reset_env(envs[i], task, seed)
+            goal = agent.read_goal(goal)
             episodes[i] = Episode(number, task, seed, goal, [observation], [])
             if observations is None:
                 observations = np.zeros((n, len(goal)), np.float32)
@@ -102,6 +104,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
                 episode.actions.append(actions[i].copy())
             episode.reward += float(reward)
             episode.success = float(info['success'])
+            episode.reached = max(episode.reached, episode.success)
             episode.cut = last_round
 
             if terminated or truncated or episode.cut:
@@ -183,11 +186,12 @@ class Collector:
                 linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes,
                                 self.episodes))
 
-    def round(self, progress):
+    def round(self, progress, random_steps=0):
         """Collect `random_steps` random steps in the first round, later one episode per environment.
 
         Args:
             progress: tqdm bar of environment steps with --max_steps, else of episodes.
+            random_steps: random steps of this round, in place of those of the config and of episodes.
 
         Returns:
             CollectedRound.
@@ -199,11 +203,12 @@ class Collector:
         left = config.max_steps - self.steps if config.max_steps else None
 
         # random actions, or the agent with goal-biased subgoals and action noise
-        if self.steps == 0 and config.random_steps:
+        random_steps = random_steps or (self.steps == 0 and config.random_steps)
+        if random_steps:
             explorer = RandomActions(self.envs[0].action_space, config.random_range, len(self.envs),
                                      self.rng)
-            left = config.random_steps if left is None else min(config.random_steps, left)
-            count = config.max_episodes
+            left = random_steps if left is None else min(random_steps, left)
+            count = config.max_episodes - self.episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)
             count = min(config.max_episodes - self.episodes, config.num_envs)

@@ -4,7 +4,7 @@ A task determines the inputs of the policy, the steps of the data that it imitat
 weights.
 
                    policy inputs                           subgoals in training
-    Locomotion     unit directions to subgoal and goal     states at most k steps later
+    Locomotion     unit directions, or displacements       states at most k steps later
     Manipulation   displacements of objects                states after the next move
 
 `make_task` chooses a task from the data, once, and `build_map` builds the map for its planner.
@@ -24,6 +24,7 @@ from support.tolerances import divisor
 
 CLIP = 4.0  # standard deviations of the data at which states are clipped in manipulation
 STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
+SMALLEST_REACH = 1e-12  # of displacements, so that a displacement of 0 stays 0
 STUCK_RADIUS = 0.1  # in radii of the graph's nodes; about 0.2 m in OGBench's mazes
 
 
@@ -74,7 +75,7 @@ def make_task(offline, config, data_map):
         ValueError: if a flag has no effect on the task.
     """
     if not offline.has_objects:
-        return Locomotion(offline, config, data_map.radius)
+        return Locomotion(offline, config, data_map)
 
     for name in ('direction_products', 'stuck_noise', 'waypoint_steps'):
         if getattr(config, name):
@@ -86,8 +87,7 @@ class Locomotion:
     """The robot goes to a position.
 
     Args:
-        offline: OfflineAgent. config: OnlineConfig.
-        radius: of the graph's nodes, in goal features.
+        offline: OfflineAgent. config: OnlineConfig. graph: StateGraph of the data.
 
     Raises:
         ValueError: if --direction_products is given and there are no position dimensions.
@@ -96,20 +96,22 @@ class Locomotion:
     small_action_prior = 0.0
     corrective_fraction = 0.0
 
-    def __init__(self, offline, config, radius):
+    def __init__(self, offline, config, graph):
         # how to imitate and act
         self.encoder = offline.encoder
         self.action_scale = config.action_scale
         self.progress_steps = config.progress_steps
-        self.weighs_progress = config.progress_steps > 0
+        # where nothing is slow, weights by progress would favour the robot that flies past over the one that stops
+        self.weighs_progress = config.progress_steps > 0 and offline.has_places
         self.temperature = config.progress_temperature
         self.nearest = min(max(1, config.progress_steps), offline.config.transition_steps)
         self.farthest = offline.config.transition_steps
         self.stuck_noise = NoStuckNoise()
         if config.stuck_noise:
-            self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * radius, config.stuck_noise)
+            self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * graph.radius, config.stuck_noise)
 
         # inputs of the policy and of the baseline
+        self.reach = config.saturation * graph.displacement(graph.hop)
         self.direction_dims = offline.position_dims().tolist() if config.direction_products else []
         if config.direction_products and not self.direction_dims:
             raise ValueError('--direction_products: the offline run has no position dimensions '
@@ -131,15 +133,15 @@ class Locomotion:
             subgoals, goals: (..., S) goal features.
 
         Returns:
-            List of tensors (..., n): the normalised state, the unit directions to subgoal and goal
+            List of tensors (..., n): the normalised state, the saturated displacements to subgoal and goal
             and, with --direction_products, each dimension of the state times each position
-            dimension of the subgoal direction. The products of a velocity in the world frame
+            dimension of the displacement to the subgoal. The products of a velocity in the world frame
             determine its parts along and across the direction.
         """
         here = self.encoder.goal_features(states)
         normalized = self.encoder.normalize(states)
-        direction = F.normalize(subgoals - here, dim=-1)
-        inputs = [normalized, direction, F.normalize(goals - here, dim=-1)]
+        direction = saturate(subgoals - here, self.reach)
+        inputs = [normalized, direction, saturate(goals - here, self.reach)]
         if self.direction_dims:
             products = normalized.unsqueeze(-1) * direction[..., self.direction_dims].unsqueeze(-2)
             inputs.append(products.flatten(-2))
@@ -156,9 +158,14 @@ class Locomotion:
         Relative to a state-dependent baseline, getting up after a fall is imitated although it
         makes no progress, and standing in a state from which other trajectories walk is not. HIQL's
         low-level policy uses the gain of V instead of progress (Park et al. 2023, eq. 6).
+
+        Within reach of the subgoal the advantage shrinks with the displacement: there a step that brakes is as
+        good as a fast one that passes the subgoal.
         """
-        advantage = self.progress(batch) - baseline
-        return imitation_weight(_standardize(advantage), self.temperature)
+        here = self.encoder.goal_features(batch.states)
+        displacement = saturate(self.encoder.goal_features(batch.subgoal_states) - here, self.reach)
+        advantage = _standardize(self.progress(batch) - baseline) * displacement.norm(dim=-1)
+        return imitation_weight(advantage, self.temperature)
 
     def progress(self, batch):
         """Return progress (n,): the distance along the subgoal direction after `progress_steps`.
@@ -273,6 +280,15 @@ class Manipulation:
         encoder = self.encoder
         move = encoder.goal_features(batch.subgoal_states) - encoder.goal_features(batch.states)
         return torch.cat([encoder.normalize(batch.states), move], -1)
+
+
+def saturate(displacement, reach):
+    """Shorten displacements (..., S) to length 1 beyond `reach`; within it, the length is relative to `reach`.
+
+    The direction alone determines where to go, and the length within reach lets the robot stop there.
+    """
+    length = displacement.norm(dim=-1, keepdim=True)
+    return displacement / length.clamp(min=max(reach, SMALLEST_REACH))
 
 
 def _deviation(values):

@@ -14,9 +14,11 @@ import torch
 
 from observing.observation_models import FULL_STATE, ObservationModel
 from ogbench_utils import advise_download, check_dimensions, find_dataset
+from planning.time_scales import choose_numbers
 from support.contents import Tensor, check_layout
 from support.files import DATA_KEYS, check_types, prefix_errors
 from support.npz import load_trajectories
+from support.steps import step_notes
 from support.tolerances import precision_warning, varies
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
@@ -192,6 +194,10 @@ class TrajectoryDataset:
 
     def __len__(self):
         return len(self.end_of)
+
+    def numbers(self):
+        """Return the sampling parameters that may follow from the data, as a dict."""
+        return {name: getattr(self, name) for name in ('context_length', 'transition_steps', 'discount')}
 
     @property
     def num_windows(self):
@@ -462,6 +468,7 @@ class DataSource:
     path: str  # of the training file, absolute
     note: str  # one line for the banner
     observation_model: ObservationModel  # applied to its states
+    reasons: list  # of str, lines on the sampling parameters that follow from the data
 
 
 def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max_trajectories=0,
@@ -476,7 +483,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         batch_size: smallest number of windows that the training data must have.
         observation_model: applied to all states; fitted to the training data if it needs that.
         num_dimensions: of a state of the environment; None: not compared.
-        sampling: parameters of TrajectoryDataset.
+        sampling: parameters of TrajectoryDataset; 0: from the training data (planning/time_scales.py).
 
     Returns:
         training TrajectoryDataset, validation TrajectoryDataset, DataSource.
@@ -486,7 +493,7 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         ValueError: the data cannot be trained on; the message names the file.
     """
     train_path, val_path, note = find_dataset(name, dataset_path or None, data_dir, dataset_url or None)
-    context_length = sampling.get('context_length', 1)
+    context_length = sampling.get('context_length') or 1
     with advise_download(name, dataset_path):
         observations, starts, ends = load_trajectories(train_path, max_trajectories or None,
                                                        context_length)
@@ -497,11 +504,14 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
     warning = precision_warning(train_path, observations, ends)
     if warning:
         print(warning, file=sys.stderr)
+    for line in step_notes(observations, ends, may_jump='teleport' in name or 'teleport' in train_path.name):
+        print(f'warning: {train_path}: {line}', file=sys.stderr)
 
     # the states as the agent observes them
+    observation_model = observation_model.with_angles(observations, ends)
     if observation_model:
-        mean, std = TrajectoryDataset(observations, starts, ends).statistics()
-        observation_model = observation_model.with_noise_scale(std).with_rotation(mean, std)
+        mean, std = TrajectoryDataset(observation_model.unwrapped(observations), starts, ends).statistics()
+        observation_model = observation_model.with_noise_scale(std).with_transform(mean, std)
     observation_model = observation_model.with_origin(observations)
     observations = observation_model.observe_trajectories(observations, starts, ends, seed=TRAINING_SEED)
 
@@ -510,21 +520,24 @@ def load_dataset(name, dataset_path='', data_dir='datasets', dataset_url='', max
         with advise_download(name, dataset_path):
             states, *borders = load_trajectories(val_path)
         states = observation_model.observe_trajectories(states, *borders, seed=VALIDATION_SEED)
-        val = TrajectoryDataset(states, *borders, **sampling)
-        train = TrajectoryDataset(observations, starts, ends, **sampling)
+        train = observations, starts, ends
+        val = states, *borders
     else:
         if len(starts) < 2:
             raise ValueError(f'{train_path}: only one trajectory is used and there is no -val file '
                              'beside it; use more trajectories or add that file')
         held = max(1, len(starts) // 10)
         row = starts[-held]
-        train = TrajectoryDataset(observations[:row], starts[:-held], ends[:-held], **sampling)
-        val = TrajectoryDataset(observations[row:], starts[-held:] - row, ends[-held:] - row,
-                                **sampling)
+        train = observations[:row], starts[:-held], ends[:-held]
+        val = observations[row:], starts[-held:] - row, ends[-held:] - row
         note = f'{note}; no -val file, so the last {held} trajectories are held out'
 
+    # sampling parameters that follow from the training data
+    numbers, reasons = choose_numbers(TrajectoryDataset(*train), sampling)
+    train, val = (TrajectoryDataset(*part, **sampling | numbers) for part in (train, val))
+
     _check_data(train, val, train_path, val_path, batch_size)
-    return train, val, DataSource(str(Path(train_path).resolve()), note, observation_model)
+    return train, val, DataSource(str(Path(train_path).resolve()), note, observation_model, reasons)
 
 
 def load_recorded(recorded, origin, agent, dataset_path='', data_dir='', dataset_url='',

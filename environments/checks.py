@@ -42,7 +42,7 @@ def read_reset(result, shape):
 
     if 'goal' not in info:
         raise EnvError(f"reset gives no info['goal']; it must be a state to reach, an array {shape}")
-    return observation, info | {'goal': read_state("info['goal'] of reset", info['goal'], shape)}
+    return observation, info | {'goal': read_goal("info['goal'] of reset", info['goal'], shape)}
 
 
 def read_step(result, shape):
@@ -83,6 +83,22 @@ def read_state(what, state, shape):
         values = ', '.join(f'dimension {i} is {state[i]}' for i in wrong[:3])
         raise EnvError(f'{what} is not finite: {values}; every dimension must be, in float32')
     return state
+
+
+def read_goal(what, goal, shape):
+    """Return a copy of a goal, a state in which NaN stands for a dimension that does not matter.
+
+    Raises:
+        EnvError: that names `what`, unless the goal is an array of this shape with at least one number.
+    """
+    goal = np.array(goal)
+    if goal.dtype.kind != 'f' or goal.shape != shape or not np.isnan(goal).any():
+        return read_state(what, goal, shape)
+    if np.isnan(goal).all():
+        raise EnvError(f'{what} is NaN in all dimensions; NaN means that a dimension does not matter, and at '
+                       'least one must')
+    read_state(what, np.nan_to_num(goal, posinf=np.inf, neginf=-np.inf), shape)
+    return goal
 
 
 def read_bool(what, value):

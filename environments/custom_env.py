@@ -9,6 +9,7 @@
     num_tasks             attribute of the environment or a wrapper, 1 without it; reset gets the options
                           {'task_id': 1 to num_tasks}
     goal_dims             attribute, optional: the dimensions that goals are about, such as (0, 1)
+                          (NaN in a goal: this dimension does not matter at this goal)
 
 Rewards are not needed. environments/checks.py has the requirements on each reset and step.
 
@@ -144,6 +145,7 @@ def check_env(name, env):
     """
     _check_spaces(env.observation_space, env.action_space)
     num_tasks(env)
+    goal_dims_of(env)
 
     # two resets with the same seed; numpy's global generator stays as it is
     shape = env.observation_space.shape
@@ -153,7 +155,8 @@ def check_env(name, env):
     again, same = _first_reset(env, shape)
     np.random.set_state(generator_state)
 
-    if not (np.array_equal(observation, again) and np.array_equal(info['goal'], same['goal'])):
+    if not (np.array_equal(observation, again)
+            and np.array_equal(info['goal'], same['goal'], equal_nan=True)):
         warn_once(f'--env {name}: two resets with seed=0 differ; episodes can be repeated (--compare, '
                   '--video, --resume) only if all that is random follows from the seed of reset')
 
@@ -225,9 +228,24 @@ def _short(space):
 
 
 def goal_dims_of(env):
-    """Return the `goal_dims` of an environment or of a wrapper, a list of int; empty without the attribute."""
+    """Return the `goal_dims` of an environment or of a wrapper, a list of int; empty without the attribute.
+
+    Raises:
+        EnvError: they are no dimensions of a state.
+    """
     dims = find_attribute(env, 'goal_dims')
-    return [] if dims is None else [int(dimension) for dimension in np.ravel(dims)]
+    if dims is None:
+        return []
+    try:
+        array = np.asarray(dims if isinstance(dims, np.ndarray) else list(dims))
+    except (TypeError, ValueError):  # no list, or a ragged one
+        array = np.zeros(0)
+    size = env.observation_space.shape[0]
+    is_list = array.ndim == 1 and array.size and array.dtype.kind in 'iu'
+    if not is_list or len({*array.tolist()} & {*range(size)}) < len(array):
+        raise EnvError(f'its `goal_dims` are {short(dims)}; they must be a list of distinct dimensions of a '
+                       f'state, 0 to {size - 1}')
+    return array.tolist()
 
 
 class GoalDict(gymnasium.ObservationWrapper):

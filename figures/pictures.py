@@ -48,7 +48,7 @@ def maze_of(env, observation_model=FULL_STATE):
     """
     required = ('maze_map', 'ij_to_xy', 'task_infos', '_maze_unit')
     has_map = all(hasattr(env.unwrapped, name) for name in required)
-    return Maze(env, observation_model) if has_map and observation_model.rotation_seed is None else None
+    return Maze(env, observation_model) if has_map and observation_model.has_dimensions else None
 
 
 class TrainingPictures:

@@ -29,10 +29,8 @@ standing still at that coordinate means pushing. If the kernel of the first fit 
 stays an input only if it improves the labels of steps outside the region of the training steps.
 
 Other coordinates. Length scales of inputs need states whose dimensions are joints. Where held-out steps show
-that they do not suffice for an action, directions of the inputs of its own are learned by a recursive feature
-machine (Radhakrishnan et al., Science 2024): kernel regression, whose average gradient outer product is the
-metric of the next kernel. The eigenvectors of this metric replace the inputs in the kernel above, with length
-scales of their own. Each action keeps what labels the held-out steps better.
+that they do not suffice, axes of the state along which single actions act are estimated (joint_axes.py). They
+replace the dimensions of the state in the inputs if they label the held-out steps better.
 """
 
 import copy
@@ -42,6 +40,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from labeling.joint_axes import Mixing, complete, estimate_axes, unit_rows
 from support.contents import Tensor, check_layout
 from support.progress import progress_bar
 from support.tolerances import divisor, varies
@@ -62,18 +61,14 @@ KERNEL_LR = 0.05
 FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
-MIN_DIRECTION_STEPS = 1000  # training steps, below which no directions are learned
-ENOUGH_R2 = 0.85  # of an action, above which no directions are learned, and more steps improved no run of the
-# ant (results/README.md)
+ENOUGH_R2 = 0.85  # of an action, above which its labels need no axes, and more steps improved no run of the ant
+# (results/README.md)
 IDLE_R2 = 0.02  # of an action, below which it has no visible effect
-MIN_DIRECTION_GAIN = 0.02  # by which directions must improve R2 of an action
-DIRECTION_STEPS = 2000  # the agent's steps from which directions are learned
-DIRECTION_ROUNDS = 5  # kernel regressions
-DIRECTION_NOISE = 0.03  # ridge of these regressions, relative to a variance of 1
-DIRECTION_LINEAR_RIDGE = 1.0  # of the linear part
-GRADIENT_STEPS = 900  # steps at which gradients are averaged
-DIRECTION_UPDATES = 50  # gradient steps on the marginal likelihood along learned directions
-MAX_LOG_LENGTH_SCALE = 4.0  # of a learned direction, in stds of an input
+MIN_AXES_STEPS = 1000  # training steps, below which no axes are learned
+MIN_AXES_GAIN = 0.02  # by which axes must improve the mean R2 of the actions
+AXES_UPDATES = 150  # gradient steps on the marginal likelihood that mix the axes
+MIXING_LR = 0.02  # of axes of unit variance, at the first of these steps
+MIXING_END = 0.05  # of the learning rates, at the last of these steps
 
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
 ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
@@ -85,9 +80,9 @@ LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
     'log_linear_scale': Tensor('float64', 'A F'),
     'log_variance': Tensor('float64', 'A 1 1'),
     'log_noise': Tensor('float64', 'A 1 1'),
-    'input_mask': Tensor('bool', 'F'),
+    'input_mask': Tensor('bool', 'S'),
     'position': Tensor('float64', 'S P'),
-    'axes': Tensor('float64', 'X F F'),
+    'axes': Tensor('float64', 'X S'),
     'axes_steps': Tensor('int64', '', least=0),
     'mean': Tensor('float64', 'F'),
     'std': Tensor('float64', 'F', least=0),
@@ -102,10 +97,19 @@ LAYOUT = {  # of a state dict; F inputs, A action dimensions, M inducing inputs
 class Split(NamedTuple):
     """The agent's steps of a fit."""
 
-    inputs: torch.Tensor  # (n, F) standardised, of the training steps
-    actions: torch.Tensor  # (n, A)
+    transitions: torch.Tensor  # (n, 2, S) pairs of states to learn from
+    actions: torch.Tensor  # (n, A) float64
     held_out: torch.Tensor  # (m, 2, S) pairs of states
     held_out_actions: torch.Tensor  # (m, A)
+
+    @classmethod
+    def of(cls, transitions, actions, rng):
+        """Draw the steps of a Split from transitions (n, 2, S) and actions (n, A)."""
+        rows = rng.permutation(len(transitions))[:MAX_TRANSITIONS]
+        num_held_out = min(int(HELD_OUT_FRACTION * len(rows)), MAX_HELD_OUT)
+        held_out, rows = rows[:num_held_out], np.sort(rows[num_held_out:])
+        actions = actions.cpu().double()
+        return cls(transitions[rows], actions[rows], transitions[held_out], actions[held_out])
 
 
 class Labeler(nn.Module):
@@ -125,11 +129,11 @@ class Labeler(nn.Module):
         self.log_variance = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_VARIANCE))
         self.log_noise = nn.Parameter(torch.full((action_dim, 1, 1), INITIAL_LOG_NOISE))
 
-        self.register_buffer('input_mask', torch.ones(size, dtype=torch.bool))  # inputs in use
+        self.register_buffer('input_mask', torch.ones(state_dim, dtype=torch.bool))  # dimensions of s_t in use
         self.register_buffer('position', torch.zeros(state_dim, 0))  # orthonormal, excluded from s_t
-        self.register_buffer('axes', torch.zeros(0, size, size))  # (A, F, F) in columns; none: the inputs
+        self.register_buffer('axes', torch.zeros(0, state_dim))  # (S, S) rows that multiply a state, or none
         self.register_buffer('r2', torch.full((action_dim,), torch.nan))  # of held-out steps, for each action
-        self.register_buffer('axes_steps', torch.tensor(0))  # steps when directions were last learned
+        self.register_buffer('axes_steps', torch.tensor(0))  # steps when axes were last learned
         self.register_buffer('mean', torch.zeros(size))
         self.register_buffer('std', torch.ones(size))
         self.register_buffer('low', torch.zeros(size))
@@ -168,7 +172,8 @@ class Labeler(nn.Module):
 
         is_first = not self.is_fitted
         has_directions = position_directions is not None and position_directions.shape[1] > 0
-        split = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
+        split = Split.of(transitions, actions, rng)
+        self._fit(split, rng, kernel_updates, small_action_prior)
 
         # without position, unless it generalises
         if is_first and (has_directions or self.uses_dims(position_dims)):
@@ -178,16 +183,18 @@ class Labeler(nn.Module):
             if not position_generalizes(transitions, actions, position, rng, kernel_updates):
                 self.reset()
                 self.mask(position)
-                split = self._fit(transitions, actions, rng, kernel_updates, small_action_prior)
+                split = Split.of(transitions, actions, rng)
+                self._fit(split, rng, kernel_updates, small_action_prior)
 
-        # evaluate; learn directions for actions whose labels are poor, again whenever the steps have doubled
+        # evaluate; try axes if labels of some action are poor, again whenever the steps have doubled
         if len(split.held_out) < 2:
             return None
         self.r2.copy_(r2_by_action(self(split.held_out), split.held_out_actions))
-        has_doubled = len(split.inputs) >= max(MIN_DIRECTION_STEPS, 2 * self.axes_steps)
-        if has_doubled and not small_action_prior and (self.r2 < ENOUGH_R2).any():
-            self.axes_steps.fill_(len(split.inputs))
-            self._try_directions(split)
+        has_doubled = len(split.actions) >= max(MIN_AXES_STEPS, 2 * self.axes_steps)
+        is_poor = (self.r2 > IDLE_R2) & (self.r2 < ENOUGH_R2)
+        if has_doubled and not small_action_prior and is_poor.any():
+            self.axes_steps.fill_(len(split.actions))
+            self._try_axes(split, kernel_updates)
         return r2_score(self(split.held_out), split.held_out_actions)
 
     def uses_dims(self, dims):
@@ -213,112 +220,74 @@ class Labeler(nn.Module):
 
     def reset(self):
         """Return to the state before the first fit."""
-        fresh = Labeler(len(self.input_mask) // 2, len(self.linear_weights))
+        fresh = Labeler(len(self.input_mask), len(self.linear_weights))
         self.load_state_dict(fresh.state_dict())
 
-    def _fit(self, transitions, actions, rng, kernel_updates, small_action_prior):
-        # draw training and held-out steps
-        rows = rng.permutation(len(transitions))[:MAX_TRANSITIONS]
-        num_held_out = min(int(HELD_OUT_FRACTION * len(rows)), MAX_HELD_OUT)
-        held_out, rows = rows[:num_held_out], np.sort(rows[num_held_out:])
-        actions = actions.cpu().double()
+    def _fit(self, split, rng, kernel_updates, small_action_prior):
+        """Fit scales, kernel and weights to a Split."""
+        inputs = self._fit_scales(split.transitions)
+        self._fit_kernel(inputs, split.actions, rng, kernel_updates)
+        self._fit_weights(inputs, split.actions, rng, small_action_prior)
 
-        # standardize
-        inputs = self._inputs(transitions[rows])
+    def _fit_scales(self, transitions):
+        """Set the scales of the inputs and return the standardized inputs (n, F) of transitions (n, 2, S)."""
+        inputs = self._inputs(transitions)
         self.mean.copy_(inputs.mean(0))
         self.std.copy_(inputs.std(0, correction=0))
         quantiles = [CLIP_QUANTILE, 1 - CLIP_QUANTILE]
         low, high = np.quantile(inputs.numpy(), quantiles, axis=0)  # torch.quantile limits sizes
         self.low.copy_(torch.from_numpy(low))
         self.high.copy_(torch.from_numpy(high))
-        inputs = self._standardize(inputs)
+        return self._standardize(inputs)
 
-        # fit
-        self._fit_kernel(inputs, actions[rows], rng, kernel_updates)
-        self._fit_weights(inputs, actions[rows], rng, small_action_prior)
-        return Split(inputs, actions[rows], transitions[held_out], actions[held_out])
+    def _try_axes(self, split, kernel_updates):
+        """Learn axes from a Split; use them if they improve the labels of its held-out steps."""
+        # another labeler with the same masks
+        other = Labeler(len(self.input_mask), len(self.linear_weights))
+        other.input_mask.copy_(self.input_mask)
+        other.position = self.position.clone()
+        other.axes_steps.copy_(self.axes_steps)
 
-    def _try_directions(self, split):
-        """Learn directions of the inputs of a Split, and use them for actions whose labels they improve."""
-        # learn and fit; the inducing inputs stay the same
-        inputs, actions = split.inputs, split.actions
-        rng = np.random.default_rng(len(inputs))
-        other = copy.deepcopy(self)
-        poor = self.r2 < ENOUGH_R2
-        other._learn_directions(inputs, actions, np.flatnonzero(poor), rng)
-        other._fit_kernel(inputs, actions, rng, DIRECTION_UPDATES)
-        other._fit_weights(inputs, actions, rng, 0.0, self.inducing_inputs)
+        # learn and compare
+        rng = np.random.default_rng(len(split.actions))
+        other._learn_axes(split, rng)
+        other._fit(split, rng, kernel_updates, 0.0)
+        other.r2.copy_(r2_by_action(other(split.held_out), split.held_out_actions))
+        if other.r2.mean() > self.r2.mean() + MIN_AXES_GAIN:
+            self.load_state_dict(other.state_dict())
 
-        # compare by action
-        r2 = r2_by_action(other(split.held_out), split.held_out_actions)
-        better = poor & (r2 > self.r2 + MIN_DIRECTION_GAIN)
-        if not better.any():
-            return
-        if not len(self.axes):
-            self.axes = torch.eye(inputs.shape[1], dtype=inputs.dtype).repeat(len(better), 1, 1)
+    def _learn_axes(self, split, rng):
+        """Learn `axes` from a Split (joint_axes.py)."""
+        # estimate
+        states, changes = self._inputs(split.transitions).chunk(2, 1)
+        velocities, angles = estimate_axes(states - states.mean(0), changes, split.actions)
+        self.axes = complete(torch.cat([angles, velocities]))
+
+        # mix
+        inputs = self._fit_scales(split.transitions)
+        state_std, change_std = self.std.chunk(2)
+        mixing = Mixing(state_std, change_std)
+        self._fit_kernel(inputs, split.actions, rng, AXES_UPDATES, mixing)
+
+        # use the mixed angles, and a new kernel
+        mixed = unit_rows(mixing.mixed(self.axes)[:len(angles)])
+        self.axes = complete(torch.cat([velocities, mixed]))
+        fresh = dict(Labeler(len(state_std), len(self.linear_weights)).named_parameters())
         with torch.no_grad():
-            for name in ('log_length_scale', 'log_linear_scale', 'log_variance', 'log_noise', 'axes',
-                         'inducing_weights', 'linear_weights'):
-                getattr(self, name)[better] = getattr(other, name)[better]
-        self.r2[better] = r2[better]
+            for name, parameter in self.named_parameters():
+                parameter.copy_(fresh[name])
 
-    @torch.no_grad()
-    def _learn_directions(self, inputs, actions, chosen, rng):
-        """Learn `axes` and their length scales for the `chosen` actions by a recursive feature machine.
+    def _fit_kernel(self, inputs, actions, rng, updates, mixing=None):
+        """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches.
 
         Args:
-            inputs: (n, F) standardised. actions: (n, A). chosen: int array.
+            mixing: Mixing of the inputs that is learned as well, at a rate that falls to zero; None: no mixing.
         """
-        size = inputs.shape[1]
-        if not len(self.axes):
-            self.axes = torch.eye(size, dtype=inputs.dtype).repeat(actions.shape[1], 1, 1)
-        rows = np.sort(rng.permutation(len(inputs))[:DIRECTION_STEPS])
-        x = inputs[rows]
-        y = actions[rows]
-
-        # the linear part, and what it leaves
-        ones = torch.ones(len(x), 1, dtype=x.dtype)
-        linear = torch.cat([x, ones], 1)
-        gram = linear.T @ linear + DIRECTION_LINEAR_RIDGE * torch.eye(size + 1, dtype=x.dtype)
-        slopes = torch.linalg.solve(gram, linear.T @ y)
-        residual = y - linear @ slopes
-        some = slice(None, None, max(1, len(x) // GRADIENT_STEPS))
-
-        for action in progress_bar(chosen, 'directions', leave=False, delay=1):
-            metric = torch.eye(size, dtype=x.dtype) / size
-            for round_number in range(DIRECTION_ROUNDS):
-                # kernel exp(-bandwidth (x - y)^T metric (x - y))
-                values, vectors = torch.linalg.eigh(metric)
-                values = values.clamp(min=0)
-                projected = x @ (vectors * values.sqrt())
-                squares = torch.cdist(projected, projected).square_()
-                bandwidth = 1 / squares[some].median()
-                kernel = squares.mul_(-bandwidth).exp_()
-                if round_number == DIRECTION_ROUNDS - 1:
-                    break
-
-                # kernel regression
-                noisy = kernel.clone()
-                noisy.diagonal().add_(DIRECTION_NOISE)
-                weights = torch.cholesky_solve(residual[:, action, None], torch.linalg.cholesky(noisy))
-
-                # average gradient outer product
-                weighted = kernel[some] * weights.T
-                gradient = (weighted.sum(1, keepdim=True) * x[some] - weighted @ x) @ metric
-                gradient = slopes[:-1, action] - 2 * bandwidth * gradient
-                metric = gradient.T @ gradient
-                metric /= metric.trace()
-
-            self.axes[action] = vectors
-            scale = -0.5 * torch.log(2 * bandwidth * values).clamp(min=-2 * MAX_LOG_LENGTH_SCALE)
-            self.log_length_scale[action] = scale.clamp(max=MAX_LOG_LENGTH_SCALE)
-            self.log_variance[action] = residual[:, action].var().log()
-            self.log_noise[action] = np.log(DIRECTION_NOISE)
-
-    def _fit_kernel(self, inputs, actions, rng, updates):
-        """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches."""
         batch_size = min(len(inputs), KERNEL_BATCH)
         optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
+        if mixing is not None:
+            optimizer.add_param_group({'params': mixing.parameters(), 'lr': MIXING_LR})
+            decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, MIXING_END, updates)
 
         for _ in progress_bar(range(updates), 'labeler', leave=False, delay=1):
             # draw a minibatch
@@ -327,18 +296,22 @@ class Labeler(nn.Module):
             y = actions[rows].T.unsqueeze(-1)  # (A, n, 1)
 
             # negative log marginal likelihood per step
+            if mixing is not None:
+                x = mixing(x)
             covariance = self._rbf_kernel(x, x) + self._linear_kernel(x, x)
-            factor = torch.linalg.cholesky(covariance + self._noise() * torch.eye(len(x), dtype=x.dtype))
+            factor = torch.linalg.cholesky(covariance + self._noise() * torch.eye(batch_size, dtype=x.dtype))
             data_fit = (y * torch.cholesky_solve(y, factor)).sum()
             log_determinant = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-            loss = (data_fit + log_determinant) / (2 * len(x))
+            loss = (data_fit + log_determinant) / (2 * batch_size)
 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if mixing is not None:
+                decay.step()
 
     @torch.no_grad()
-    def _fit_weights(self, inputs, actions, rng, small_action_prior, inducing_inputs=None):
+    def _fit_weights(self, inputs, actions, rng, small_action_prior):
         """Fit inducing and linear weights to all steps (subset of regressors, Rasmussen and Williams, section
         8.3.1).
 
@@ -350,10 +323,9 @@ class Labeler(nn.Module):
         else:
             step_weights = torch.ones_like(actions)
 
-        # draw inducing inputs, unless they are given, and factorize their kernel matrix
+        # draw inducing inputs and factorize their kernel matrix
         count = min(len(inputs), MAX_INDUCING_INPUTS)
-        if inducing_inputs is None:
-            inducing_inputs = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
+        inducing_inputs = inputs[np.sort(rng.choice(len(inputs), count, replace=False))]
         linear_scale = self.log_linear_scale.exp().unsqueeze(1)
         jitter = MIN_NOISE_VARIANCE * torch.eye(count, dtype=inputs.dtype)
         factor = torch.linalg.cholesky(self._rbf_kernel(inducing_inputs, inducing_inputs) + jitter)
@@ -396,29 +368,32 @@ class Labeler(nn.Module):
         return torch.cat(labels).clamp(-1, 1)
 
     def _inputs(self, transitions):
-        """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S)."""
+        """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S), along the axes and without masks."""
         transitions = transitions.cpu().double()
         states = transitions[:, 0]
         changes = transitions[:, 1] - states
+
+        # exclude a position
+        states = self.input_mask * states
         if self.position.shape[1]:
             states = states - states @ self.position @ self.position.T
+
+        if len(self.axes):
+            states = states @ self.axes.T
+            changes = changes @ self.axes.T
         return torch.cat([states, changes], -1)
 
     def _standardize(self, inputs):
-        """Clip, standardize and mask inputs (n, F)."""
+        """Clip and standardize inputs (n, F)."""
         # a change is the difference of two states, so that it is rounded like them
         size = torch.maximum(self.low.abs(), self.high.abs())
         size = ROUNDED_STATES * size.view(2, -1)[0].repeat(2)
 
         inputs = inputs.clamp(self.low, self.high)
-        mask = self.input_mask * varies(self.std, size)
-        return mask * (inputs - self.mean) / divisor(self.std, size)
+        return varies(self.std, size) * (inputs - self.mean) / divisor(self.std, size)
 
     def _rbf_kernel(self, x, y):
         """Return the squared exponential kernels (A, n, m) between inputs x (n, F) and y (m, F)."""
-        if len(self.axes):
-            x = x @ self.axes
-            y = y @ self.axes
         x = x * torch.exp(-self.log_length_scale).unsqueeze(1)
         y = y * torch.exp(-self.log_length_scale).unsqueeze(1)
 
@@ -443,7 +418,7 @@ class Labeler(nn.Module):
             ValueError: if a tensor does not fit.
         """
         actions, inputs = self.linear_weights.shape
-        check_layout(state, LAYOUT, F=inputs, A=actions)
+        check_layout(state, LAYOUT, F=inputs, S=inputs // 2, A=actions)
         for name in ('inducing_inputs', 'inducing_weights', 'position', 'axes'):
             setattr(self, name, torch.zeros_like(state[name]))
         return super().load_state_dict(state, **options)
@@ -480,7 +455,7 @@ def position_generalizes(transitions, actions, position, rng, kernel_updates=KER
     for masked in position[:, :0], position:
         labeler = Labeler(transitions.shape[-1], actions.shape[-1])
         labeler.mask(masked)
-        labeler._fit(transitions[~is_far], actions[~is_far], rng, kernel_updates, 0.0)
+        labeler._fit(Split.of(transitions[~is_far], actions[~is_far], rng), rng, kernel_updates, 0.0)
         r2.append(r2_score(labeler(transitions[is_far]), actions[is_far]))
     with_position, without_position = r2
     return with_position - without_position >= MIN_R2_GAIN

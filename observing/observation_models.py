@@ -5,11 +5,15 @@
     torso          the pose of the robot's body without its limbs, as a camera would measure it
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
-    rotated:SEED   the standardised state, turned by a random rotation
+    rotated:SEED, lifted:SEED, markers   the state in other coordinates (observing/transforms.py)
 
 The data, the environment and the goals are observed through the same model. Observations are float32, which
 holds seven digits. A dimension with a large offset, such as a position in UTM coordinates, is therefore
 observed relative to an origin, which is subtracted in float64. The data determine it (`with_origin`).
+
+An angle that wraps, such as from pi to -pi, would be a jump in every distance. The sine of such a dimension
+is observed in its place, and the cosine in a dimension at the end. The data show which dimensions these are
+(`with_angles`).
 
 `find_dimensions` determines which dimensions are positions. It probes MuJoCo environments by moving the
 simulated robot. A custom environment, or a wrapper of it, has an attribute `observed`, such as
@@ -25,18 +29,20 @@ import gymnasium
 import numpy as np
 
 from environments.checks import find_attribute, short
+from observing.transforms import TRANSFORMS, Markers
 from support.contents import Number, check_layout, has_type
+from support.steps import angle_note, find_period
 from support.tolerances import find_origin
 
-KINDS = ('full', 'positions', 'torso', 'dropped', 'noise', 'rotated')
+KINDS = ('full', 'positions', 'torso', 'dropped', 'noise', *TRANSFORMS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationModel:
     """The meaning of a setting of --observe, in builtin types that a checkpoint can hold.
 
-    The noise of `noise:SIGMA` and the units of `rotated:SEED` depend on the data: see `with_noise_scale` and
-    `with_rotation`.
+    The noise of `noise:SIGMA` and random transforms depend on the data: see `with_noise_scale` and
+    `with_transform`.
     """
 
     setting: str = 'full'
@@ -45,9 +51,8 @@ class ObservationModel:
     noise_fraction: float = 0.0  # std of the noise, in standard deviations of the data
     noise: tuple | None = None  # (S',) std of the noise in units of the state; None: none, or not yet scaled
     origin: tuple | None = None  # (S',) zero point of observations; (): all 0; None: not yet determined
-    rotation_seed: int | None = None  # of a random rotation; None: the dimensions as they are
-    center: tuple | None = None  # (S,) and
-    rotation: tuple | None = None  # S rows of (S,): observations are (states - center) @ rotation
+    angles: tuple = ()  # of angles that wrap: column of the sine, of the cosine, and the period
+    transform: object = None  # other coordinates, one of `TRANSFORMS`; None: none, or not yet determined
 
     @classmethod
     def from_setting(cls, setting, env):
@@ -63,9 +68,16 @@ class ObservationModel:
             return cls(setting, drop_rate=amount)
         if kind == 'noise':
             return cls(setting, noise_fraction=amount)
-        if kind == 'rotated':
-            return cls(setting, rotation_seed=int(amount))
-        return cls()
+        if kind == 'markers':
+            return cls._of_markers(setting, env)
+        return cls(setting)
+
+    @classmethod
+    def _of_markers(cls, setting, env):
+        """Return the model of `markers`: dimensions that the environment names, or geoms of its robot."""
+        if find_attribute(env, 'observed') is not None:
+            return cls(setting, dimensions=tuple(find_dimensions(env, setting)))
+        return cls(setting, transform=Markers.of(env))
 
     @classmethod
     def from_dict(cls, saved):
@@ -77,26 +89,24 @@ class ObservationModel:
             ValueError: `saved` is none.
         """
         values = {name: _to_tuples(value) for name, value in saved.items()}
+        kind = parse_setting(values['setting'])[0]
+        if values['transform'] is not None:
+            fields = {name: _to_tuples(value) for name, value in values['transform'].items()}
+            values['transform'] = TRANSFORMS[kind](**fields)
+            values['transform'].check()
         model = cls(**values | {'origin': values['origin'] or ()})
-        parse_setting(model.setting)
+        if not model.has_dimensions and model.transform is None:
+            raise ValueError(f'the observation model of --observe {model.setting} has no `transform`')
         check_layout(values, {'drop_rate': Number(float, least=0), 'noise_fraction': Number(float, least=0)})
         for name, kind in (('dimensions', int), ('noise', float)):
             if not all(has_type(value, kind) and value >= 0 for value in values[name] or ()):
                 raise ValueError(f'`{name}` of the observation model is {values[name]}')
         if not all(has_type(value, float) for value in model.origin):
             raise ValueError(f'`origin` of the observation model is {model.origin}')
-        model._check_rotation()
+        if not all(isinstance(angle, tuple) and [type(value) for value in angle] == [int, int, float]
+                   and min(angle) >= 0 and angle[2] > 0 for angle in model.angles):
+            raise ValueError(f'`angles` of the observation model are {model.angles}')
         return model
-
-    def _check_rotation(self):
-        """Raise ValueError unless center (S,) and rotation (S, S) are numbers that fit each other."""
-        if (self.center is None) != (self.rotation is None):
-            raise ValueError('the observation model has one of `center` and `rotation` only')
-        if self.rotation is not None:
-            rows = [self.center, *self.rotation]
-            if not all(isinstance(row, tuple) and len(row) == len(self.rotation)
-                       and all(has_type(value, float) for value in row) for row in rows):
-                raise ValueError('`rotation` of the observation model is no square matrix')
 
     def with_noise_scale(self, std):
         """Return this model with noise for data of standard deviations `std` (S,); a set scale is kept."""
@@ -112,20 +122,37 @@ class ObservationModel:
         origin = find_origin(self._select(states))
         return dataclasses.replace(self, origin=tuple(origin.tolist()) if origin.any() else ())
 
-    def with_rotation(self, mean, std):
-        """Return this model with a rotation for data of mean and std (S,); a set rotation is kept."""
-        if self.rotation_seed is None or self.rotation is not None:
+    def with_angles(self, states, ends):
+        """Return this model with the angles that wrap in raw states (N, S); set ones are kept.
+
+        Args:
+            ends: (n,) last row of each trajectory.
+        """
+        is_set = self.angles or self.origin is not None  # of a checkpoint
+        if is_set or self.transform is not None:  # markers need the states as they are
             return self
-        mean, std = (np.asarray(array, np.float64) for array in (mean, std))
-        scale = np.divide(1, std, np.zeros_like(std), where=std > 0)
-        gaussian = np.random.default_rng(self.rotation_seed).standard_normal((len(std), len(std)))
-        rotation = scale[:, None] * np.linalg.qr(gaussian)[0]
-        rows = tuple(tuple(row) for row in rotation.tolist())
-        return dataclasses.replace(self, center=tuple(mean.tolist()), rotation=rows)
+        states = states if self.dimensions is None else states[:, self.dimensions]
+        periods = [find_period(values, ends) for values in states.T]
+        columns = [column for column, period in enumerate(periods) if period]
+        angles = [(column, len(periods) + i, periods[column]) for i, column in enumerate(columns)]
+        return dataclasses.replace(self, angles=tuple(angles))
+
+    @property
+    def note(self):
+        """Return a line on the angles that wrap, or ''."""
+        columns = [sine for sine, *_ in self.angles]
+        return angle_note(columns if self.dimensions is None else [self.dimensions[i] for i in columns])
+
+    def with_transform(self, mean, std):
+        """Return this model with its transform for data of mean and std (S,); a set transform is kept."""
+        if self.has_dimensions or self.transform is not None:
+            return self
+        kind, _, seed = self.setting.partition(':')
+        return dataclasses.replace(self, transform=TRANSFORMS[kind].random(int(seed), mean, std))
 
     def __bool__(self):
         """Return whether observations differ from states."""
-        return self.setting != 'full'
+        return self.setting != 'full' or bool(self.angles)
 
     def observe(self, states, rng):
         """Observe states without dropping any.
@@ -144,11 +171,21 @@ class ObservationModel:
             observations = observations - np.array(self.origin)
         return observations.astype(np.float32)
 
+    def unwrapped(self, states):
+        """Return the observed dimensions of raw states (T, S), with sines and cosines of the angles."""
+        states = states if self.dimensions is None else states[:, self.dimensions]
+        if not self.angles:
+            return states
+        sines, _, periods = map(list, zip(*self.angles, strict=True))
+        phases = (states[:, sines] * (2 * np.pi / np.array(periods))).astype(states.dtype)
+        states = np.concatenate([states, np.cos(phases)], 1)
+        states[:, sines] = np.sin(phases)
+        return states
+
     def _select(self, states):
-        """Return the observed dimensions, or the turned ones, of raw states (T, S)."""
-        if self.rotation is not None:
-            return (states - np.array(self.center)) @ np.array(self.rotation)
-        return states if self.dimensions is None else states[:, self.dimensions]
+        """Return the observed dimensions, or other coordinates, of raw states (T, S)."""
+        states = self.unwrapped(states)
+        return states if self.transform is None else self.transform(states)
 
     def observe_trajectories(self, states, starts, ends, seed):
         """Observe each trajectory i as an episode whose reset has the seed [seed, i].
@@ -175,22 +212,34 @@ class ObservationModel:
         return PartialObservation(env, self) if self or self.origin else env
 
     def columns(self, dimensions):
-        """Return the indices in an observation of some dimensions of a raw state.
+        """Return the indices in an observation of some dimensions of a raw state, then of their cosines.
 
         Raises:
             ValueError: a dimension is not observed.
         """
-        if self.rotation_seed is not None:
+        if not self.has_dimensions:
             raise ValueError(f'--observe {self.setting}: no dimension of the state is observed by itself; '
                              'use --observe full')
-        if self.dimensions is None:
-            return list(dimensions)
+        columns = list(dimensions)
+        if self.dimensions is not None:
+            hidden = sorted(set(dimensions) - set(self.dimensions))
+            if hidden:
+                raise ValueError(f'--observe {self.setting}: dimensions {hidden} of the state are not '
+                                 'observed; use --observe full')
+            columns = [self.dimensions.index(dimension) for dimension in dimensions]
+        return columns + [cosine for sine, cosine, _ in self.angles if sine in columns]
 
-        hidden = sorted(set(dimensions) - set(self.dimensions))
-        if hidden:
-            raise ValueError(f'--observe {self.setting}: dimensions {hidden} of the state are not observed; '
-                             'use --observe full')
-        return [self.dimensions.index(dimension) for dimension in dimensions]
+    @property
+    def has_dimensions(self):
+        """Return whether each number of an observation is a dimension of the state."""
+        return self.dimensions is not None or self.setting.partition(':')[0] not in TRANSFORMS
+
+    def size(self, num_dimensions):
+        """Return the number of dimensions of an observation of a state of `num_dimensions`."""
+        if self.transform is not None:
+            return self.transform.size
+        observed = num_dimensions if self.dimensions is None else len(self.dimensions)
+        return observed + len(self.angles)
 
     def origin_of(self, columns):
         """Return the origin (n,) float64 of some columns of an observation."""
@@ -249,7 +298,7 @@ class PartialObservation(gymnasium.Wrapper):
         self.observer = None
 
         space = env.observation_space
-        size = space.shape[0] if observation_model.dimensions is None else len(observation_model.dimensions)
+        size = observation_model.size(space.shape[0])
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), space.dtype)
 
     def reset(self, *, seed=None, options=None):
@@ -298,11 +347,11 @@ def parse_setting(setting):
 
     limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
     is_valid_amount = 0 < amount < limit if limit else not number
-    if kind == 'rotated':
+    if kind in ('rotated', 'lifted'):
         is_valid_amount = number.isdecimal()
     if kind not in KINDS or not is_valid_amount:
         raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '
-                         'and 1, noise:SIGMA with SIGMA above 0, or rotated:SEED')
+                         'and 1, noise:SIGMA with SIGMA above 0, rotated:SEED, lifted:SEED, or markers')
     return kind, amount
 
 

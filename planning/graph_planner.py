@@ -56,6 +56,7 @@ STATIONARY_FRACTION = 0.2  # displacement, in 90th percentiles, below which a st
 
 # edges
 MIN_CROSSINGS = 2  # crossings from which an edge is reliable
+CLOSE_HOPS = 4  # length of a path, in hops, up to which a goal within reach is a subgoal
 RARE_EDGE_PENALTY = 3.0  # factor on the cost of an edge with fewer crossings
 
 # jumps
@@ -166,14 +167,28 @@ class StateGraph:
         return len(self.centers)
 
     def __str__(self):
-        return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, '
+        sources = len(np.unique(self.jumps.landing_source_ids))
+        jumps = f'{sources} jump source(s) such as teleporters, ' if sources else ''
+        return (f'{len(self):,} nodes, {len(self.costs):,} edges of {self.hop} steps, {jumps}'
                 f'{self.nbytes / 2**20:.1f} MiB')
+
+    @property
+    def known_states(self):
+        """Return raw states (K, S) of the data, one per node."""
+        return self.states
 
     @property
     def nbytes(self):
         """Return the bytes of all arrays, which the graph adds to a checkpoint."""
         values = [*vars(self).values(), *self.jumps]
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+
+    def displacement(self, steps):
+        """Return the median displacement of moving trajectories in some steps, in features."""
+        if not len(self.sources):
+            return self.radius
+        lengths = np.linalg.norm(self.centers[self.targets] - self.centers[self.sources], axis=1)
+        return float(np.median(lengths)) * steps / self.hop
 
     # ------------------------------------------------------------------------------------------ checkpoints
     def state_dict(self):
@@ -255,10 +270,12 @@ class GraphPlanner:
     Args:
         graph: StateGraph.
         goal_features: function from raw states (..., S), torch tensors, to their goal features (..., S).
+        reach: distance from the goal, in features, within which a short path is replaced by the goal itself.
     """
 
-    def __init__(self, graph, goal_features):
+    def __init__(self, graph, goal_features, reach=0.0):
         self.graph = graph
+        self.reach = reach
         self.goal_features = goal_features
         self._node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
 
@@ -400,6 +417,12 @@ class GraphPlanner:
             connected = np.isfinite(distances)
             route[:-1][connected] = next_nodes[connected]
             route[:-1][distances <= self.graph.hop] = AT_GOAL
+
+            # robots at full speed go to no closer position, and the path would lead away and back
+            ways = np.linalg.norm(self.graph.centers - self.graph.centers[node], axis=1)
+            is_close = (ways <= self.reach) & (distances <= CLOSE_HOPS * self.graph.hop)
+            if not len(self.graph.jumps.source_nodes):  # else distances are expectations
+                route[:-1][is_close] = AT_GOAL
         return route
 
     def _paths_to(self, node):

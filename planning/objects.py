@@ -37,6 +37,9 @@ MAX_REVERSION = 0.9  # mean squared change in k steps over that in 4k steps; spr
 MIN_SLOWNESS = 0.1  # of the slowest object dimension, relative to the slowest of all dimensions
 MIN_JOINT_REST_FRACTION = 0.2  # share of the robot's steps in which all objects rest; walkers have less
 MIN_WEIGHT_RATIO = 0.1  # variance of moves over variance of the data, largest of all dimensions
+DECLARED_REST = 0.5  # factor on both shares of rest for dimensions that goals are known to be about
+MIN_MOVED = 0.005  # share of all moves that change an object dimension; fingers that settle at a reset have none
+SPANS = 6  # spans of k steps in a trajectory, at least
 
 # moves; positions in standard deviations of the data
 REST_STEPS = 10  # an object without change for this number of steps is at rest
@@ -59,7 +62,7 @@ MAX_SAMPLED_ROWS = 100_000  # pairs of states for the statistics of changes
 
 
 # ----------------------------------------------------------------------------------------- object dimensions
-def find_objects(data):
+def find_objects(data, declared=()):
     """Estimate which dimensions of the states belong to objects that rest until they are moved.
 
     An object dimension rests while the robot moves and does not spring back. The weight of a dimension is
@@ -68,23 +71,29 @@ def find_objects(data):
 
     Args:
         data: `TrajectoryDataset` with S dimensions.
+        declared: dimensions that goals are known to be about; others are no objects then, since a pushed cube
+            need not turn as in the goal.
 
     Returns:
         weights (S,) in [0, 1]; all zero if the data show no objects.
     """
     observations = data.observations[:len(data)]
+    rest_factor = DECLARED_REST if len(declared) else 1.0
     none = np.zeros(observations.shape[1])
     mean, std = data.statistics()
     std = divisor(std, mean)
 
     # changes within k and 4k steps, and within a rest; None in data of shorter trajectories
-    spans = data.transition_steps, 4 * data.transition_steps, REST_STEPS
+    k = min(data.transition_steps, max(1, int(np.median(data.ends - data.starts)) // SPANS))
+    spans = k, 4 * k, REST_STEPS
     short, long, brief = (_absolute_changes(observations, data.end_of, steps, std) for steps in spans)
     if short is None or long is None or brief is None:
         return none
 
     # dimensions that rest while others move; at least one other dimension must be left to move them
-    is_object = _find_object_dims(short, long)
+    is_object = _find_object_dims(short, long, rest_factor * MIN_REST_FRACTION)
+    if len(declared):
+        is_object &= np.isin(np.arange(len(is_object)), declared)
     if is_object.all() or not is_object.any():
         return none
 
@@ -95,7 +104,7 @@ def find_objects(data):
     # a walker rests in each of its coordinates along some corridor, but never in all of them
     is_busy = brief[:, ~is_object].max(1) > REST_TOL
     all_rest = (brief[is_busy][:, is_object] < REST_TOL).all(1)
-    if all_rest.sum() < MIN_JOINT_REST_FRACTION * is_busy.sum():
+    if all_rest.sum() < rest_factor * MIN_JOINT_REST_FRACTION * is_busy.sum():
         return none
 
     # mean squared change of a move: twice the variance of the positions that moves lead to
@@ -105,10 +114,17 @@ def find_objects(data):
     if weights.max() < MIN_WEIGHT_RATIO:
         return none
 
-    # all main dimensions of an object have the same weight, so that its distance to a goal is isotropic
+    # an object is moved to different positions
     scale = weights / std
     moves = find_moves(observations, data.starts, data.ends, scale)
-    for main_dims in group_dimensions(observations[moves.before], observations[moves.after], scale, weights):
+    before, after = observations[moves.before], observations[moves.after]
+    is_changed = np.abs(after - before) > REST_TOL * std
+    is_moved = is_changed.sum(0) > MIN_MOVED * len(is_changed)
+    weights *= is_moved
+    scale *= is_moved
+
+    # all main dimensions of an object have the same weight, so that its distance to a goal is isotropic
+    for main_dims in group_dimensions(before, after, scale, weights):
         weights[main_dims] = weights[main_dims].max()
     return weights
 
@@ -132,11 +148,12 @@ def _absolute_changes(observations, end_of, steps, std):
     return np.abs(observations[rows + steps] - observations[rows]) / std
 
 
-def _find_object_dims(short, long):
+def _find_object_dims(short, long, min_rest_fraction):
     """Determine the dimensions that rest while others move, and that stay where they have been moved to.
 
     Args:
         short, long: absolute changes (n, S) and (m, S) within k and 4k steps, in standard deviations.
+        min_rest_fraction: share of the steps with motion in which an object dimension rests.
 
     Returns:
         (S,) bool.
@@ -145,7 +162,7 @@ def _find_object_dims(short, long):
     if not in_motion.any():
         return np.zeros(short.shape[1], bool)
 
-    rests = (short[in_motion] < REST_TOL).mean(0) >= MIN_REST_FRACTION
+    rests = (short[in_motion] < REST_TOL).mean(0) >= min_rest_fraction
     short_square = np.square(short).mean(0)
     long_square = np.square(long).mean(0)
     stays = short_square <= MAX_REVERSION * long_square
@@ -487,6 +504,11 @@ class ObjectMap:
         """List of positions (levels, d) of each switch."""
         return [self.positions(states)[:, group]
                 for states, group in zip(self.levels, self.switches, strict=True)]
+
+    @property
+    def known_states(self):
+        """Return raw states (K, S) of the data: starts, and rests around placements."""
+        return np.concatenate([self.start_states, self.placed_before, self.placed_after, self.level_states])
 
     def positions(self, states):
         """Return the positions (..., S) of the objects in raw states (..., S)."""

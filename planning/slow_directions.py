@@ -102,7 +102,7 @@ def one_way_dimensions(data, slowness):
     """
     rng = np.random.default_rng(0)
     half = half_length(data)
-    rows = _pairs(data, half, rng)
+    rows = sample_pairs(data, half, rng)
     if np.sum(data.ends - data.starts >= half) < 2 * MIN_TRAJECTORIES:
         return np.zeros(0, int)
 
@@ -199,10 +199,9 @@ class SlowSpace:
         """
         rng = np.random.default_rng(0)
         k = data.transition_steps
-        mean, std = data.statistics()
-        scale = np.divide(1, std, np.zeros_like(std), where=std > MIN_STD * np.abs(mean))
+        mean, scale = standardization(data)
         scale[np.array(ignored, int)] = 0
-        pairs = _pairs(data, k, rng)
+        pairs = sample_pairs(data, k, rng)
         if len(pairs) < 2 * len(scale) or not scale.any():
             return None
 
@@ -210,11 +209,9 @@ class SlowSpace:
             return (data.observations[rows] - mean) * scale
 
         # whiten the standardised states
-        sample = states(_sample(np.arange(len(data)), rng))
+        sample = states(sample_rows(np.arange(len(data)), rng))
         covariance = sample.T @ sample / len(sample)
-        variances, axes = np.linalg.eigh(covariance)
-        used = variances > MIN_VARIANCE * variances[-1]
-        whitening = axes[:, used] / np.sqrt(variances[used])
+        whitening = whiten(covariance)
 
         # slow feature analysis: directions of the smallest changes that are not constant
         changes = states(pairs + k) - states(pairs)
@@ -234,13 +231,13 @@ class SlowSpace:
         # changes in half a trajectory, in two halves of the trajectories
         half = half_length(data)
         num_trajectories = np.bincount(np.flatnonzero(data.ends - data.starts >= half) % 2, minlength=2)
-        rows = _pairs(data, half, rng)
+        rows = sample_pairs(data, half, rng)
         halves = np.searchsorted(data.ends, data.end_of[rows]) % 2
         long_changes = (states(rows + half) - states(rows)) @ functionals[:, :num_slow]
 
         # changes in a few steps, and how the fast directions predict them
         few = min(DRIVE_STEPS, k)
-        rows = _pairs(data, few, rng)
+        rows = sample_pairs(data, few, rng)
         before, after = (states(rows + offset) @ functionals for offset in (0, few))
         slow_steps, fast_steps = np.split(after - before, [num_slow], axis=1)
         folds = np.searchsorted(data.ends, data.end_of[rows]) % 2
@@ -353,6 +350,19 @@ class SlowSpace:
         return bool(np.square(weights) @ r2 >= SPAN_SHARE * np.square(weights).sum())
 
 
+def standardization(data):
+    """Return mean (S,) and scale (S,) of the standardised states (s - mean) * scale; 0 for constant dimensions."""
+    mean, std = data.statistics()
+    return mean, np.divide(1, std, np.zeros_like(std), where=std > MIN_STD * np.abs(mean))
+
+
+def whiten(covariance):
+    """Return the directions (S, M) of standardised states with a covariance (S, S) that have unit covariance."""
+    variances, axes = np.linalg.eigh(covariance)
+    used = variances > MIN_VARIANCE * max(variances[-1], 1e-300)
+    return axes[:, used] / np.sqrt(variances[used])
+
+
 def _held_out(inputs, targets, folds):
     """Predict targets (n, q) from inputs (n, f) by ridge regression on the rows of the other fold.
 
@@ -379,9 +389,9 @@ def _held_out(inputs, targets, folds):
     return (covariance + covariance.T) / 2, r2
 
 
-def _pairs(data, steps, rng):
+def sample_pairs(data, steps, rng):
     """Return at most MAX_ROWS rows whose trajectory continues for `steps` steps."""
-    return _sample(np.flatnonzero(np.arange(len(data)) + steps <= data.end_of), rng)
+    return sample_rows(np.flatnonzero(np.arange(len(data)) + steps <= data.end_of), rng)
 
 
 def _regular(matrix):
@@ -389,7 +399,7 @@ def _regular(matrix):
     return matrix + MIN_CHANGE * max(np.trace(matrix), 1e-300) * np.eye(len(matrix))
 
 
-def _sample(rows, rng):
+def sample_rows(rows, rng):
     """Return at most MAX_ROWS of the rows (n,)."""
     return rows if len(rows) <= MAX_ROWS else np.sort(rng.choice(rows, MAX_ROWS, replace=False))
 

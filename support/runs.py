@@ -32,7 +32,7 @@ from support.files import (
     save_checkpoint,
     write_atomic,
 )
-from support.flags import flag
+from support.flags import check_ranges, flag
 from support.locks import lock_owner, run_lock
 from support.metrics import MetricsLog, read_csv
 from support.trackers import INSTALL, check_trackers, open_trackers
@@ -332,6 +332,7 @@ class Run:
         self.stop = stop
         self.flags = _as_flags(configs)
         self.last = folder / 'last.pth'
+        self.log = None  # before `start_logging`
 
         self.saved = None
         if self.flags['resume']:
@@ -355,8 +356,26 @@ class Run:
                              '--save_dir')
         with prefix_errors(self.last):
             check_types(saved, RESUME_KEYS[self.kind])
+            self._take_numbers(saved['flags'])
         check_unchanged(saved['flags'], self.flags)
         return saved
+
+    def _take_numbers(self, saved):
+        """Set the flags that follow from the data, and are not given, to those of the saved run."""
+        names = [field.name for config in self.configs for field in dataclasses.fields(config)
+                 if field.metadata.get('from_data')]
+        self.set_flags(**{name: saved[name] for name in names if not self.flags[name] and name in saved})
+        check_ranges(*self.configs)
+
+    def set_flags(self, **values):
+        """Replace flags by the numbers that follow from the data, in the configs and in the run's record."""
+        for name, value in values.items():
+            for config in self.configs:
+                if hasattr(config, name):
+                    setattr(config, name, value)
+        self.flags |= values
+        if self.log:
+            write_config(self.folder, *self.configs, **self.extra)
 
     def _check_never_saved(self):
         """Raise FileNotFoundError if last.pth is missing although it was saved."""
@@ -411,6 +430,7 @@ class Run:
         title = f'{self.kind} {self.folder.parent.name} {self.folder.name}'
         trackers = open_trackers(names, self.folder, title, self.flags, step)
 
+        self.extra = extra
         write_config(self.folder, *self.configs, **extra)
         self.log = MetricsLog(self.folder / csv_name, step)
         self.log.trackers = trackers

@@ -285,6 +285,9 @@ class ConstantAgent:
     def reset_state(self, state, rows):
         return state
 
+    def read_goal(self, goal):
+        return goal
+
     def act(self, observations, goals, state):
         return np.tile(self.action, (len(observations), 1)), state
 

@@ -281,7 +281,13 @@ BAD = {
     'goal of strings': (
         changed(reset=reset_to(STATE, goal=np.array(['a'] * 4))), ["info['goal']", 'type <U1', 'numbers']),
     'goal with NaN': (
-        changed(reset=reset_to(STATE, goal=np.full(4, np.nan))), ["info['goal']", 'not finite']),
+        changed(reset=reset_to(STATE, goal=np.full(4, np.nan))), ["info['goal']", 'NaN in all dimensions']),
+    'goal with infinity': (
+        changed(reset=reset_to(STATE, goal=np.array([np.nan, np.inf, 0, 0]))), ["info['goal']", 'not finite']),
+    'goal_dims that are a number': (changed(goal_dims=2), ['`goal_dims` are 2', '0 to 3']),
+    'goal_dims of names': (changed(goal_dims=('x', 'y')), ['`goal_dims`', '0 to 3']),
+    'goal_dims out of range': (changed(goal_dims=[0, 4]), ['`goal_dims` are [0, 4]', '0 to 3']),
+    'goal_dims twice': (changed(goal_dims=[1, 1]), ['`goal_dims` are [1, 1]', 'distinct']),
     'reset of gym': (changed(reset=lambda self: STATE), ['reset(seed=0', 'TypeError', '(observation, info)']),
     'observation of another shape': (
         changed(reset=reset_to(np.zeros(5), goal=STATE)), ['observation of reset', 'shape (5,)', '(4,)']),

@@ -146,7 +146,7 @@ def test_a_faulty_step_ends_its_episode_only(run, case, capsys):
 
 RESET_FAULTS = {
     'no goal': lambda o, i: (o, {}),
-    'goal NaN': lambda o, i: (o, {'goal': NAN}),
+    'goal NaN': lambda o, i: (o, {'goal': np.full(2, np.nan)}),
     'goal None': lambda o, i: (o, {'goal': None}),
     'goal of another shape': lambda o, i: (o, {'goal': np.zeros(3)}),
     'observation NaN': lambda o, i: (NAN, i),
@@ -363,6 +363,7 @@ class Agent:
     from_state_dict = classmethod(lambda cls, *_: cls())
     initial_state = lambda self, n: None
     reset_state = lambda self, state, rows: None
+    read_goal = lambda self, goal: goal
     act = lambda self, observations, goals, state: (np.zeros((len(observations), 2), np.float32), None)
 
 if __name__ == '__main__':

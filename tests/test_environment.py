@@ -56,6 +56,9 @@ class StubAgent:
     def reset_state(self, state, rows):
         return np.where(rows, 0, state)
 
+    def read_goal(self, goal):
+        return goal
+
     def act(self, observations, goals, state, *exploration):
         self.inputs.append((observations.copy(), goals.copy(), state.copy()))
         phase = observations[:, :8] + goals[:, :1] + state[:, None]
@@ -75,7 +78,7 @@ def recurrent_agent():
     """Return a small untrained agent that predicts dropped observations from the history."""
     torch.manual_seed(0)
     sizes = dict(context_length=8, d_model=32, d_state=8, headdim=16, hidden_dim=32)
-    offline = OfflineAgent(29, OfflineConfig(transition_steps=4, **sizes))
+    offline = OfflineAgent(29, OfflineConfig(transition_steps=4, discount=0.998, **sizes))
     offline.has_dropout = True
     config = OnlineConfig(idm_hidden_dim=32)
 
@@ -318,6 +321,7 @@ def test_success_is_that_of_the_last_step():
     assert [metrics[f'evaluation/task{task}_success'] for task in range(1, 6)] == [1, 0, 1, 0, 0]
     assert metrics['evaluation/overall_success'] == pytest.approx(0.4)
     assert all(isinstance(episode.success, float) for episode in episodes)
+    assert [episode.reached for episode in episodes[::2]] == [1, 1, 1, 1, 0]
 
 
 def test_success_ends_an_episode_of_ogbench():

@@ -142,6 +142,18 @@ def test_route_ends_at_the_goal_within_a_hop():
     assert route[nodes[11]] != AT_GOAL and len(planner.path(nodes[6], nodes[22])) == 3
 
 
+def test_a_close_goal_is_a_subgoal_although_the_path_leads_away():
+    """Robots only drive around a square, 0 to 3, so that the path from 1 to 0 takes three hops."""
+    ring = make_graph([(0, 0), (1, 0), (1, 1), (0, 1)], [(0, 1), (1, 2), (2, 3), (3, 0)], [HOP] * 4, HOP)
+    assert GraphPlanner(ring, identity).route(0)[:4].tolist() == [AT_GOAL, 2, 3, 0]
+    assert GraphPlanner(ring, identity, reach=1.0).route(0)[:4].tolist() == [AT_GOAL, AT_GOAL, 3, AT_GOAL]
+
+    # it is not one across a wall, around which the path is long
+    planner = GraphPlanner(make_planner(*around_the_wall()).graph, identity, reach=2.0)
+    start, goal = planner.locate(np.array([[0, 2], [1, 2]], np.float32))
+    assert planner.route(goal)[start] >= 0
+
+
 def test_nodes_on_two_sides_of_a_jump_are_not_near():
     line = np.stack([np.r_[np.arange(20.0), np.arange(500, 520.0)], np.zeros(40)], 1).astype(np.float32)
     still = np.stack([np.arange(300.0) - 900, np.zeros(300)], 1).astype(np.float32)
@@ -579,3 +591,8 @@ def test_graph_planner_caches_a_bounded_number_of_routes(monkeypatch):
         planner.route(node)
     assert planner.route(0) is not first
     np.testing.assert_array_equal(planner.route(0), first)
+
+
+def test_the_banner_counts_teleporters():
+    assert ', 1 jump source(s) such as teleporters, ' in str(jump_planner(detour=2, probs=[0.5, 0.5]).graph)
+    assert 'jump' not in str(make_planner(walk((0, 0), (4, 0), (4, 4))).graph)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from labeling import labeler as labeler_module
+from labeling.joint_axes import complete, estimate_axes
 from labeling.labeler import Labeler, r2_score
 
 DIM, ACTION_DIM = 6, 2
@@ -207,7 +208,7 @@ def test_position_is_masked_if_it_does_not_generalize(masked):
     steps, actions = maze_steps(400, seed=0, wall=0.3)
     unmasked = Labeler(DIM, ACTION_DIM)
     unmasked.fit(steps, actions, np.random.default_rng(0))
-    assert masked.input_mask.tolist() == [False, False] + [True] * (2 * DIM - 2)
+    assert masked.input_mask.tolist() == [False, False] + [True] * (DIM - 2)
 
     # the coordinate of the wall, without a wall
     steps, actions = maze_steps(400, seed=1)
@@ -291,35 +292,65 @@ def test_r2_score():
     assert r2_score(actions.mean(0).expand(40, 3), actions) == pytest.approx(0, abs=1e-6)
 
 
-def turned(steps, seed=3):
+def turned(steps, inverse=False):
     """Return steps in which no dimension of the state is a joint."""
-    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(seed)))[0]
-    return steps @ turn
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(3)))[0]
+    return steps @ (turn.T if inverse else turn)
 
 
-def wavy_steps(n, seed):
-    """Return steps whose first action depends on one dimension of the state by a sine."""
-    steps, actions = joint_steps(n, seed)
-    steps[:, 1, 0] = steps[:, 0, 0] + 0.2 * (actions[:, 0] - 0.5 * torch.sin(3 * steps[:, 0, 2]))
-    return steps, actions
+def jointed_steps(n, seed):
+    """Return steps of three joints, whose torques compete with springs that depend on the angle by a sine."""
+    rng = np.random.default_rng(seed)
+    angles, velocities = rng.uniform(-1.5, 1.5, (2, n, 3))
+    actions = rng.uniform(-1, 1, (n, 3))
+    next_velocities = velocities + 0.3 * actions - 0.5 * np.sin(2 * angles)
+    next_angles = angles + 0.2 * next_velocities
+    steps = np.stack([np.concatenate(pair, 1) for pair in
+                      ((angles, velocities), (next_angles, next_velocities))], 1)
+    return torch.from_numpy(steps).float(), torch.from_numpy(actions).float()
 
 
-def test_directions_label_turned_states(monkeypatch):
-    monkeypatch.setattr(labeler_module, 'KERNEL_UPDATES', 20)
-    monkeypatch.setattr(labeler_module, 'MIN_DIRECTION_STEPS', 500)
-    steps, actions = wavy_steps(600, seed=0)
-    labeler, plain = Labeler(DIM, ACTION_DIM), Labeler(DIM, ACTION_DIM)
-    monkeypatch.setattr(labeler_module, 'ENOUGH_R2', 0.97)
+def alignment(rows):
+    """Return the largest share of one dimension in each row, in [0, 1], of rows in turned coordinates."""
+    shares = turned(rows.float(), inverse=True).square()
+    return (shares / shares.sum(1, keepdim=True)).max(1).values
+
+
+def test_axes_of_turned_joints_are_estimated():
+    steps, actions = jointed_steps(800, seed=0)
+    states, changes = turned(steps)[:, 0].double(), turned(steps).diff(dim=1)[:, 0].double()
+    velocities, angles = estimate_axes(states - states.mean(0), changes, actions.double())
+    assert alignment(velocities).min() > 0.9 and alignment(angles).min() > 0.6
+    assert turned(velocities.float(), inverse=True).square().argmax(1).tolist() == [3, 4, 5]
+    assert turned(angles.float(), inverse=True).square().argmax(1).tolist() == [0, 1, 2]
+
+
+def test_axes_complete_a_basis():
+    rows = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0.6, 0.8, 0, 0.01], [0, 0, 0, 0]]).double()
+    axes = complete(rows)
+    assert axes.shape == (4, 4) and torch.equal(axes[:2], rows[:2])
+    assert torch.linalg.cond(axes) < 1.001
+
+
+def test_axes_label_turned_states(monkeypatch):
+    monkeypatch.setattr(labeler_module, 'MIN_AXES_STEPS', 500)
+    monkeypatch.setattr(labeler_module, 'AXES_UPDATES', 60)
+    monkeypatch.setattr(labeler_module, 'KERNEL_BATCH', 150)
+    steps, actions = jointed_steps(600, seed=0)
+    labeler, plain = Labeler(DIM, 3), Labeler(DIM, 3)
+    monkeypatch.setattr(labeler_module, 'ENOUGH_R2', 0.999)
     labeler.fit(turned(steps), actions, np.random.default_rng(0), kernel_updates=20)
     monkeypatch.setattr(labeler_module, 'ENOUGH_R2', -10)
     plain.fit(turned(steps), actions, np.random.default_rng(0), kernel_updates=20)
 
-    steps, actions = wavy_steps(500, seed=1)
-    before, after = (labeler_module.r2_by_action(some(turned(steps)), actions)[0] for some in (plain, labeler))
+    # better labels, by axes of angles and velocities
     assert len(labeler.axes) and not len(plain.axes)
-    assert after > before + 0.05, (before, after)
+    steps, actions = jointed_steps(500, seed=1)
+    before, after = (1 - r2_score(some(turned(steps)), actions) for some in (plain, labeler))
+    assert after < 0.4 * before, (before, after)
 
-    restored = Labeler(DIM, ACTION_DIM)
+    # a restored labeler is the same
+    restored = Labeler(DIM, 3)
     restored.load_state_dict(labeler.state_dict())
     assert torch.equal(restored(turned(steps)), labeler(turned(steps)))
 

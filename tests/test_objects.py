@@ -79,10 +79,34 @@ def test_find_objects_needs_dimensions_of_a_robot():
     assert not find_objects(data).any()
 
 
-def test_find_objects_needs_long_trajectories():
-    rngs = [np.random.default_rng(i) for i in range(4)]
-    data = dataset(*[play(cubes(np.random.default_rng(i), moves=2), rng, 40) for i, rng in enumerate(rngs)])
-    assert not find_objects(data).any()
+def test_find_objects_finds_declared_dimensions_alone():
+    """They may rest half as much as others."""
+    assert np.flatnonzero(find_objects(make(cubes), declared=[0, 5, 6])).tolist() == [5, 6]
+    assert not find_objects(make(cubes), declared=[0, 1]).any(), 'the hand is always in motion'
+
+    # a cube shakes for 36 of 60 steps, so that it rests in a sixth of the spans of 25 steps
+    pushed = make(cubes)
+    shakes = np.arange(len(pushed)) % 60 < 36
+    pushed.observations[:, 3] += np.where(shakes, 0.3 * np.sin(np.arange(len(pushed))), 0)
+    assert not find_objects(pushed)[3] and find_objects(pushed, declared=[3])[3]
+
+
+def test_find_objects_in_trajectories_shorter_than_4_k_steps():
+    rngs = [np.random.default_rng(i) for i in range(20)]
+    data = dataset(*[play(cubes(rng, moves=2), rng, 40) for rng in rngs])
+    assert len(data) == 20 * 80 and data.transition_steps == 25
+    assert np.flatnonzero(find_objects(data)).tolist() == [3, 4, 5, 6]
+
+
+def test_find_objects_ignores_fingers_that_settle_at_a_reset():
+    """They move within their first steps only, from different positions to the same one, in any unit."""
+    def reach(seed):
+        rng = np.random.default_rng(seed)
+        hand = np.sin(np.arange(50)[:, None] / 6 + rng.uniform(0, 6, 3))
+        fingers = 1e-4 * np.exp(-np.arange(50) / 1.5)[:, None] * rng.uniform(0.5, 1, 2)
+        return np.concatenate([hand, fingers], 1).astype(np.float32)
+
+    assert not find_objects(dataset(*[reach(i) for i in range(50)], transition_steps=8)).any()
 
 
 def test_find_objects_weights_by_change_per_move():

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
@@ -191,30 +192,73 @@ def test_offline_trainer_refuses_a_bad_setting_before_loading_data(monkeypatch):
         offline_trainer.main(['--observe', 'nothing'])
 
 
+def fitted(setting, states):
+    return ObservationModel.from_setting(setting, None).with_transform(states.mean(0), states.std(0))
+
+
 def test_rotated_states_are_standardised_and_turned(walk):
     states, starts, ends = walk
-    model = ObservationModel.from_setting('rotated:5', None).with_rotation(states.mean(0), states.std(0))
+    model = fitted('rotated:5', states)
     observations = model.observe_trajectories(states, starts, ends, seed=0)
     standardised = (states - states.mean(0)) / states.std(0)
     np.testing.assert_allclose(observations @ observations.T, standardised @ standardised.T, atol=1e-3)
     assert np.abs(np.corrcoef(standardised[:, 0], observations.T)[0, 1:]).max() < 0.95
 
-    # another seed turns otherwise; other data do not change a set rotation
-    other = ObservationModel.from_setting('rotated:6', None).with_rotation(states.mean(0), states.std(0))
-    assert not np.allclose(other.observe(states, None), observations, atol=0.1)
-    assert model.with_rotation(np.zeros(29), np.ones(29)) == model
+
+def test_lifted_states_have_twice_as_many_numbers_of_any_unit(walk):
+    states = walk[0].astype(float)
+    observations = fitted('lifted:5', states).observe(states, None)
+    assert observations.shape == (90, 58) and np.abs(observations).max() < 1
+    assert observations.std(0).min() > 0.05, 'no number is saturated'
+    other = fitted('lifted:5', 1000 * states + 7).observe(1000 * states + 7, None)
+    np.testing.assert_allclose(other, observations, atol=1e-5)
 
 
-def test_a_rotation_survives_a_checkpoint(walk):
+def test_markers_follow_the_geoms_of_the_robot(ant):
+    model = ObservationModel.from_setting('markers', ant)
+    env = model.wrap(ant)
+    info = env.reset(seed=3)[1]
+    model, data = ant.unwrapped.model, ant.unwrapped.data
+    state = env.step(env.action_space.sample())[0]
+    mujoco.mj_kinematics(model, data)  # a step leaves positions of its last substep
+    assert state.shape == env.observation_space.shape == info['goal'].shape == (39,)
+    np.testing.assert_allclose(state[:3], data.geom_xpos[model.geom('torso_geom').id], atol=1e-5)
+    leg = model.geom('left_ankle_geom').id
+    distances = np.linalg.norm(state.reshape(-1, 3) - data.geom_xpos[leg], axis=1)
+    assert distances.min() < 1e-5, 'angles of ankles are visible'
+
+
+def test_markers_need_a_pose_or_an_attribute(ant):
+    class Custom(gymnasium.Wrapper):
+        observed = {'markers': [3, 1]}
+
+    assert ObservationModel.from_setting('markers', Custom(ant)).dimensions == (3, 1)
+    for env in (gymnasium.make('Pendulum-v1'), make_env(HUMANOID)):
+        with pytest.raises(ValueError, match='--observe markers: only for registered MuJoCo environments'):
+            ObservationModel.from_setting('markers', env)
+
+
+@pytest.mark.parametrize('setting', ['rotated:5', 'lifted:5', 'markers'])
+def test_other_coordinates_survive_a_checkpoint(walk, ant, setting):
     states = walk[0]
-    model = ObservationModel.from_setting('rotated:5', None).with_rotation(states.mean(0), states.std(0))
-    restored = ObservationModel.from_dict(json.loads(json.dumps(dataclasses.asdict(model))))
+    model = ObservationModel.from_setting(setting, ant).with_transform(states.mean(0), states.std(0))
+    saved = json.loads(json.dumps(dataclasses.asdict(model)))
+    restored = ObservationModel.from_dict(saved)
+    assert restored.transform == model.transform
     np.testing.assert_array_equal(restored.observe(states, None), model.observe(states, None))
     with pytest.raises(ValueError, match='no dimension of the state is observed by itself'):
         restored.columns([0, 1])
 
+    # a set transform is kept; a damaged one is refused
+    assert model.with_transform(np.zeros(29), np.ones(29)) == model
+    for name in saved['transform']:
+        with pytest.raises(ValueError, match='of the observation model|of the markers'):
+            ObservationModel.from_dict(saved | {'transform': saved['transform'] | {name: [1.0]}})
+    with pytest.raises(ValueError, match='has no `transform`'):
+        ObservationModel.from_dict(saved | {'transform': None})
 
-@pytest.mark.parametrize('setting', ['rotated', 'rotated:', 'rotated:-1', 'rotated:0.5', 'rotated:x'])
-def test_a_rotation_needs_a_seed(setting):
-    with pytest.raises(ValueError, match='rotated:SEED'):
+
+@pytest.mark.parametrize('setting', ['rotated', 'rotated:', 'rotated:-1', 'lifted:0.5', 'lifted:x', 'markers:1'])
+def test_random_coordinates_need_a_seed(setting):
+    with pytest.raises(ValueError, match='rotated:SEED, lifted:SEED, or markers'):
         parse_setting(setting)

@@ -20,6 +20,7 @@ import online_trainer
 from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineConfig
+from planning.time_scales import HORIZON, MOST_STEPS
 from support.files import save_checkpoint
 from trajectories import TrajectoryDataset
 
@@ -199,13 +200,13 @@ def test_exploration_and_averages_of_the_method_are_the_defaults():
     assert (f'Over {online.schedule_episodes} episodes, ε falls from {online.epsilon_start:g} to '
             f'{online.epsilon_end:g} and the noise from {online.action_noise_start:g} to '
             f'{online.action_noise_end:g}') in text
-    assert f'first {online.random_steps:,} steps (`random_steps`)' in text
+    assert f'first {online_trainer.RANDOM_STEPS:,} steps (`random_steps`)' in text
     assert f'{online.initial_updates:,} gradient steps' in text
     assert f'`targets`, rate {offline.target_rate}; online `ema_nets`, rate {agent.ema_rate}' in text
     assert f'current state (fraction {offline.current_goals})' in text
     assert f'anywhere in the data ({offline.random_goals})' in text
     assert f'a state from anywhere ({offline.proposer_random_goals})' in text
-    assert f'discount per environment step, {offline.discount}' in text
+    assert f'discount per environment step, {1 - 1 / (HORIZON * MOST_STEPS):g}' in text
     assert f'\\beta = {offline.proposer_temperature:g}.' in text
     assert f'with β = {agent.progress_temperature:g} (`progress_temperature`' in text
     assert f'executes {agent.action_scale} times the predicted action' in text
@@ -221,7 +222,7 @@ def test_defaults_named_on_pages_are_the_defaults():
                        'next state': defaults['state_weight'], 'reward/done': defaults['reward_weight']}
     assert f'expectile {defaults["expectile"]}' in text
     front = PAGES['README.md']
-    assert f'up to k = {OfflineConfig().transition_steps} steps' in front
+    assert f'up to k steps later ({MOST_STEPS} for' in front
     assert f'`--expectile` (optimism: {OfflineConfig().expectile})' in front
 
 

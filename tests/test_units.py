@@ -112,7 +112,7 @@ class Learned:
         np.savez(path, observations=states, terminals=np.isin(np.arange(len(states)), ends))
 
         # data and offline agent
-        sampling = dict(context_length=20, transition_steps=10)
+        sampling = dict(context_length=20, transition_steps=10, discount=0.998)
         self.data, _, source = load_dataset('robot:make', str(path), **sampling)
         self.model = source.observation_model
         torch.manual_seed(0)

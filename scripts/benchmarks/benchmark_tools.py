@@ -16,6 +16,7 @@ from online_agent import OnlineAgent, OnlineConfig  # noqa: E402
 from tasks import build_map  # noqa: E402
 from trajectories import ReplayBuffer, TrajectoryDataset  # noqa: E402
 
+NUMBERS = {'context_length': 100, 'transition_steps': 25, 'discount': 0.998}  # of the ant data
 STATES, ACTIONS, ENV = 29, 8, 'antmaze-medium-navigate-v0'
 
 
@@ -65,7 +66,7 @@ def random_walks(count, length, **sampling):
 
 def make_offline(device='cpu', backend='torch', **changes):
     """Return an OfflineAgent of the default size and synthetic data."""
-    config = OfflineConfig(**changes)
+    config = OfflineConfig(**NUMBERS | changes)
     data = random_walks(50, 1001, **config.sampling())
     torch.manual_seed(0)
     agent = OfflineAgent(STATES, config, device, backend)
