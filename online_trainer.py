@@ -395,15 +395,9 @@ def labels_line(labeler, r2):
         line += ', position masked'
     if len(idle):
         line += f"; without visible effect: action {', '.join(map(str, idle))}"
-    if is_poor(labeler):
+    if labeler.is_poor:
         line += f'; below {ENOUGH_R2}, more --random_steps usually help'
     return line
-
-
-def is_poor(labeler):
-    """Return whether the labels of a Labeler need more steps: mean R2 of actions with a visible effect."""
-    effective = labeler.r2[labeler.r2 >= IDLE_R2]
-    return not len(effective) or bool(effective.mean() < ENOUGH_R2)
 
 
 def first_random_steps(action_dim):
@@ -559,7 +553,7 @@ class OnlineTraining:
         """
         metrics = self.collect_and_label(first_random_steps(self.agent.action_dim))
         last_r2 = -np.inf
-        while not self.collector.done and 'labeler/r2' in metrics and is_poor(self.agent.labeler):
+        while not self.collector.done and 'labeler/r2' in metrics and self.agent.labeler.is_poor:
             steps = self.collector.steps
             more = min(steps, MOST_RANDOM_STEPS - steps)
             r2 = metrics['labeler/r2']

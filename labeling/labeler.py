@@ -61,7 +61,7 @@ KERNEL_LR = 0.05
 FAR_FRACTION = 0.2  # of the steps, those furthest out, to test whether position inputs generalize
 MIN_R2_GAIN = 0.05  # by which position inputs must improve R2 there
 
-ENOUGH_R2 = 0.85  # of an action, above which its labels need no axes, and more steps improved no run of the ant
+ENOUGH_R2 = 0.85  # mean of the actions, above which labels need no axes, and more steps improved no run of the ant
 # (results/README.md)
 IDLE_R2 = 0.02  # of an action, below which it has no visible effect
 MIN_AXES_STEPS = 1000  # training steps, below which no axes are learned
@@ -147,6 +147,12 @@ class Labeler(nn.Module):
     def is_fitted(self):
         return len(self.inducing_inputs) > 0
 
+    @property
+    def is_poor(self):
+        """Return whether labels need more steps or axes, by the mean R2 of actions with a visible effect."""
+        effective = self.r2[self.r2 >= IDLE_R2]
+        return not len(effective) or bool(effective.mean() < ENOUGH_R2)
+
     # ---------------------------------------------------------------------------------------------- learning
     def fit(self, transitions, actions, rng, kernel_updates=KERNEL_UPDATES, position_dims=(),
             small_action_prior=0.0, position_directions=None):
@@ -186,13 +192,12 @@ class Labeler(nn.Module):
                 split = Split.of(transitions, actions, rng)
                 self._fit(split, rng, kernel_updates, small_action_prior)
 
-        # evaluate; try axes if labels of some action are poor, again whenever the steps have doubled
+        # evaluate; try axes if the labels are poor, again whenever the steps have doubled
         if len(split.held_out) < 2:
             return None
         self.r2.copy_(r2_by_action(self(split.held_out), split.held_out_actions))
         has_doubled = len(split.actions) >= max(MIN_AXES_STEPS, 2 * self.axes_steps)
-        is_poor = (self.r2 > IDLE_R2) & (self.r2 < ENOUGH_R2)
-        if has_doubled and not small_action_prior and is_poor.any():
+        if has_doubled and not small_action_prior and self.is_poor:
             self.axes_steps.fill_(len(split.actions))
             self._try_axes(split, kernel_updates)
         return r2_score(self(split.held_out), split.held_out_actions)
