@@ -253,7 +253,7 @@ class GoalDict(gymnasium.ObservationWrapper):
 
     Its observations are dictionaries of `observation`, `achieved_goal` and `desired_goal`. Its info has
     `is_success`. A state is the achieved goal, followed by the dimensions `other_dims` of `observation`. The
-    goal is the state at the reset with the desired goal in place of the achieved one.
+    goal is the desired goal; the other dimensions of it are NaN, since they do not matter.
     """
 
     def __init__(self, env, other_dims):
@@ -271,7 +271,7 @@ class GoalDict(gymnasium.ObservationWrapper):
     def reset(self, **options):
         observation, info = self.env.reset(**options)
         _check_parts(observation, self.env.observation_space)
-        goal = self.observation(observation | {'achieved_goal': observation['desired_goal']})
+        goal = np.concatenate([observation['desired_goal'], np.full(len(self.other_dims), np.nan)])
         return self.observation(observation), info | {'goal': goal}
 
     def step(self, action):

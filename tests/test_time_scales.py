@@ -11,6 +11,7 @@ import torch
 
 import offline_trainer
 import online_trainer
+from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
 from planning.time_scales import MIN_TRANSITIONS, choose_numbers, has_slow_direction, slow_steps
 from support.files import load_checkpoint
@@ -147,7 +148,7 @@ def test_random_steps_follow_from_the_number_of_actions(actions, steps):
 def test_random_steps_double_while_poor_labels_become_better(r2, steps, capsys):
     collected, flags = [], {}
     collector = SimpleNamespace(steps=0, done=False)
-    labeler = SimpleNamespace(r2=None)
+    labeler = Labeler(2, 1)
 
     def collect_and_label(count):
         labeler.r2 = torch.tensor([r2[len(collected)]])
