@@ -38,7 +38,8 @@ def test_locomotion_inputs_shrink_to_zero_within_reach(make_online):
     torch.testing.assert_close(half, near / 2, rtol=1e-3, atol=1e-4)
 
 
-def test_no_reach_leaves_unit_directions(agent):
+def test_no_reach_leaves_unit_directions(make_online):
+    agent = make_online(saturation=0.0)
     assert agent.task.reach == agent.planner.first.reach == 0
     displacements = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     torch.testing.assert_close(saturate(displacements, 0.0), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
