@@ -80,6 +80,8 @@ class Mixing(nn.Module):
             not mixed.
     """
 
+    final_rate = 0.05  # learning rates at the end of a fit, relative to those at its beginning
+
     def __init__(self, state_std, change_std):
         super().__init__()
         in_use = varies(state_std, state_std.max()) & varies(change_std, change_std.max())
@@ -103,3 +105,12 @@ class Mixing(nn.Module):
     def mixed(self, axes):
         """Return the rows of axes (S, S) after the mixing."""
         return self.matrix() @ (axes / self.state_std[:, None])
+
+
+class Unmixed(nn.Identity):
+    """The inputs as they are."""
+
+    final_rate = 1.0
+
+
+UNMIXED = Unmixed()

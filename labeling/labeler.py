@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from labeling.joint_axes import Mixing, complete, estimate_axes, unit_rows
+from labeling.joint_axes import UNMIXED, Mixing, complete, estimate_axes, unit_rows
 from support.contents import Tensor, check_layout
 from support.progress import progress_bar
 from support.tolerances import divisor, varies
@@ -68,7 +68,6 @@ MIN_AXES_STEPS = 1000  # training steps, below which no axes are learned
 MIN_AXES_GAIN = 0.02  # by which axes must improve the mean R2 of the actions
 AXES_UPDATES = 150  # gradient steps on the marginal likelihood that mix the axes
 MIXING_LR = 0.02  # of axes of unit variance, at the first of these steps
-MIXING_END = 0.05  # of the learning rates, at the last of these steps
 
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
 ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
@@ -282,27 +281,24 @@ class Labeler(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.copy_(fresh[name])
 
-    def _fit_kernel(self, inputs, actions, rng, updates, mixing=None):
+    def _fit_kernel(self, inputs, actions, rng, updates, mixing=UNMIXED):
         """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches.
 
         Args:
-            mixing: Mixing of the inputs that is learned as well, at a rate that falls to zero; None: no mixing.
+            mixing: Mixing of the inputs, which is learned as well, or UNMIXED.
         """
         batch_size = min(len(inputs), KERNEL_BATCH)
-        optimizer = torch.optim.Adam(self.parameters(), lr=KERNEL_LR)
-        if mixing is not None:
-            optimizer.add_param_group({'params': mixing.parameters(), 'lr': MIXING_LR})
-            decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, MIXING_END, updates)
+        groups = [{'params': self.parameters()}, {'params': mixing.parameters(), 'lr': MIXING_LR}]
+        optimizer = torch.optim.Adam(groups, lr=KERNEL_LR)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, mixing.final_rate, updates)
 
         for _ in progress_bar(range(updates), 'labeler', leave=False, delay=1):
             # draw a minibatch
             rows = rng.choice(len(inputs), batch_size, replace=False)
-            x = inputs[rows]
+            x = mixing(inputs[rows])
             y = actions[rows].T.unsqueeze(-1)  # (A, n, 1)
 
             # negative log marginal likelihood per step
-            if mixing is not None:
-                x = mixing(x)
             covariance = self._rbf_kernel(x, x) + self._linear_kernel(x, x)
             factor = torch.linalg.cholesky(covariance + self._noise() * torch.eye(batch_size, dtype=x.dtype))
             data_fit = (y * torch.cholesky_solve(y, factor)).sum()
@@ -312,8 +308,7 @@ class Labeler(nn.Module):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if mixing is not None:
-                decay.step()
+            decay.step()
 
     @torch.no_grad()
     def _fit_weights(self, inputs, actions, rng, small_action_prior):
