@@ -82,9 +82,6 @@ PANELS = (  # an objective of weight 0 has no panel; the proposer always has one
 )
 
 
-UNDECLARED_WEIGHT = 0.05  # largest goal weight of other dimensions, if some are declared
-
-
 def check_flags(config, agent_config):
     """Raise ValueError for invalid flags, before anything is loaded."""
     check_ranges(config, agent_config)
@@ -182,8 +179,7 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     has_objects = bool(objects.any())
     places = None if has_objects else places_of_goals(data, declared)
     weights = objects if has_objects else places.weights
-    if declared and not has_objects:
-        weights = np.minimum(weights, UNDECLARED_WEIGHT)
+    if not has_objects:
         weights[declared] = 1
     directions = None if has_objects else places.directions
     agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate),
