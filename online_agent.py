@@ -59,7 +59,7 @@ class OnlineConfig:
     corrective_fraction: float = flag(
         0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)', least=0, most=1)
     saturation: float = flag(
-        1.0, 'displacement below which policy inputs shrink, in hops; 0: unit directions', least=0)
+        0.0, 'displacement below which policy inputs shrink, in hops (robots that must stay: 1)', least=0)
     progress_steps: int = flag(
         5, 'steps over which progress toward a subgoal is measured; 0 disables weighting', least=0)
     progress_temperature: float = flag(

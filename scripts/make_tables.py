@@ -27,8 +27,6 @@ from support.flags import run_main, summary  # noqa: E402
 from support.results import BUDGET, TASKS, Baseline, read_args_file, read_json, read_rows, split_flags  # noqa: E402
 from support.stats import mean_half_width, mean_std, signed  # noqa: E402
 
-UNIT_DIRECTIONS = ['--saturation', '0']  # as in all runs of commits without this flag
-
 # around a block; on a page with several blocks with the name of the block
 BEGIN = '<!-- make_tables.py{} -->'
 END = '<!-- end of make_tables.py -->'
@@ -348,7 +346,7 @@ def run_flags_text(run, words, args_files):
 def read_args_files(folder):
     """Return {configs/NAME.args: [(flag of the method, its words), ...]}."""
     return {f'{folder.name}/{path.name}': [(name, words) for name, words in split_flags(read_args_file(path))
-                                           if name not in BUDGET and words != UNIT_DIRECTIONS]
+                                           if name not in BUDGET]
             for path in sorted(folder.glob('*.args'))}
 
 

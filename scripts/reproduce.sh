@@ -131,7 +131,7 @@ expert() { # dataset, noise, episodes per task, which ant if not the one of our 
 for seed in 0 1 2; do
     robot fetch_reach fetch_reach 2000 $seed
     robot fetch_push fetch_push 2000 $seed
-    robot point_maze point_maze 2000 $seed
+    robot point_maze point_maze 2000 $seed '--saturation 1'
     robot point_maze_end point_maze 2000 $seed
 done
 
