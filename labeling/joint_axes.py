@@ -60,10 +60,7 @@ def unit_rows(rows):
 
 
 def complete(rows):
-    """Return independent ones of the rows (R, S), the first first, and orthonormal rows that complete a basis (S, S).
-
-    The number of rows that were kept comes second.
-    """
+    """Return a basis (S, S): independent ones of the rows (R, S) in their order, then orthonormal rows."""
     kept = rows[:0]
     for row in rows:
         rest = row - torch.linalg.lstsq(kept.T, row[:, None]).solution[:, 0] @ kept if len(kept) else row

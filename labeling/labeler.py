@@ -246,22 +246,24 @@ class Labeler(nn.Module):
 
     def _try_axes(self, split, kernel_updates):
         """Learn axes from a Split; use them if they improve the labels of its held-out steps."""
-        # another labeler with the same masks
-        other = Labeler(len(self.input_mask), len(self.linear_weights))
-        other.input_mask.copy_(self.input_mask)
-        other.position = self.position.clone()
-        other.axes_steps.copy_(self.axes_steps)
-
-        # learn and compare
         rng = np.random.default_rng(len(split.actions))
-        other._learn_axes(split, rng)
+        other = self._unfitted(self._unfitted(self.axes[:0])._learn_axes(split, rng))
         other._fit(split, rng, kernel_updates, 0.0)
         other.r2.copy_(r2_by_action(other(split.held_out), split.held_out_actions))
         if other.r2.mean() > self.r2.mean() + MIN_AXES_GAIN:
             self.load_state_dict(other.state_dict())
 
+    def _unfitted(self, axes):
+        """Return a Labeler with the masks of this one and other `axes`, before its first fit."""
+        other = Labeler(len(self.input_mask), len(self.linear_weights))
+        other.input_mask.copy_(self.input_mask)
+        other.position = self.position.clone()
+        other.axes_steps.copy_(self.axes_steps)
+        other.axes = axes
+        return other
+
     def _learn_axes(self, split, rng):
-        """Learn `axes` from a Split (joint_axes.py)."""
+        """Return axes (S, S) learned from a Split (joint_axes.py); scales and kernel of this labeler change."""
         # estimate
         states, changes = self._inputs(split.transitions).chunk(2, 1)
         velocities, angles = estimate_axes(states - states.mean(0), changes, split.actions)
@@ -269,17 +271,12 @@ class Labeler(nn.Module):
 
         # mix
         inputs = self._fit_scales(split.transitions)
-        state_std, change_std = self.std.chunk(2)
-        mixing = Mixing(state_std, change_std)
+        mixing = Mixing(*self.std.chunk(2))
         self._fit_kernel(inputs, split.actions, rng, AXES_UPDATES, mixing)
 
-        # use the mixed angles, and a new kernel
+        # use the mixed angles
         mixed = unit_rows(mixing.mixed(self.axes)[:len(angles)])
-        self.axes = complete(torch.cat([velocities, mixed]))
-        fresh = dict(Labeler(len(state_std), len(self.linear_weights)).named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(fresh[name])
+        return complete(torch.cat([velocities, mixed]))
 
     def _fit_kernel(self, inputs, actions, rng, updates, mixing=UNMIXED):
         """Maximize the log marginal likelihood (Rasmussen and Williams, eq. 5.8) on minibatches.
@@ -368,7 +365,7 @@ class Labeler(nn.Module):
         return torch.cat(labels).clamp(-1, 1)
 
     def _inputs(self, transitions):
-        """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S), along the axes and without masks."""
+        """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S), masked and along the axes."""
         transitions = transitions.cpu().double()
         states = transitions[:, 0]
         changes = transitions[:, 1] - states
