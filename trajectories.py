@@ -19,6 +19,7 @@ from support.contents import Tensor, check_layout
 from support.files import DATA_KEYS, check_types, prefix_errors
 from support.npz import load_trajectories
 from support.steps import step_notes
+from support.text import listed
 from support.tolerances import precision_warning, varies
 
 TRAINING_SEED, VALIDATION_SEED = 0, 1  # of the dropped observations and the noise in the two files
@@ -611,9 +612,8 @@ def _check_data(train, val, train_path, val_path, batch_size):
         raise ValueError(f'{train_path}: all states in `observations` are the same, so that nothing '
                          'can be learned from them; name another file with --dataset_path')
     if len(constant):
-        dims = ', '.join(map(str, constant[:8])) + (', …' if len(constant) > 8 else '')
         print(f'warning: {train_path}: {len(constant)} dimension(s) of `observations` never vary '
-              f'({dims}); nothing can be learned from them', file=sys.stderr)
+              f'({listed(constant, 8)}); nothing can be learned from them', file=sys.stderr)
 
     # at least one batch
     if train.num_windows < batch_size:

@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from environments.checks import ERRORS
 from ogbench_utils import reset_env
 from support.progress import warn
+from support.text import listed
 from support.tolerances import varies
 
 NUM_RESETS = 4  # of the comparison before training
@@ -209,7 +210,7 @@ def _difference(rows, own, dims):
     spans = f'the environment has {_span(own[:, first])}, the data have {_span(rows[:, first])}'
     if len(dims) == 1:
         return f'dimension {first}: {spans}: '
-    return f'dimensions {_listed(dims)}: {spans} (dimension {first}): '
+    return f'dimensions {listed(dims, 8)}: {spans} (dimension {first}): '
 
 
 def _cause(rows, own, dims):
@@ -262,7 +263,3 @@ def _sample(rows):
 
 def _span(values):
     return f'{np.nanmin(values):.4g} to {np.nanmax(values):.4g}'
-
-
-def _listed(dims):
-    return ', '.join(map(str, dims[:8])) + (', …' if len(dims) > 8 else '')

@@ -28,7 +28,7 @@ import numpy as np
 from support.formats import NPZ, recognize
 from support.memory import available_memory
 from support.progress import progress_bar
-from support.text import foreign
+from support.text import foreign, listed
 
 # Errors that a damaged file can raise. zipfile reports encryption and unknown compression as RuntimeError.
 # The last five come from numpy's parser of npy headers; a forged header can request a huge array, hence
@@ -251,7 +251,7 @@ def _array_names(archive):
 def _list_arrays(archive):
     """Return the names of the arrays in a file as text."""
     names = [f'`{foreign(name)}`' for name in _array_names(archive)]
-    return ', '.join(names[:MAX_NAMES]) + (', …' if len(names) > MAX_NAMES else '')
+    return listed(names, MAX_NAMES)
 
 
 def _require_arrays(archive):

@@ -8,6 +8,8 @@ import itertools
 
 import numpy as np
 
+from support.text import listed
+
 PERIODS = (2 * np.pi, 360.0)  # of angles, in radians and degrees
 RANGE_TOL = 0.01  # of the period, by which the values of an angle may exceed its ends
 WRAP_STEP = 0.5  # of the period, above which a step is a wrap
@@ -129,11 +131,11 @@ def step_notes(states, ends, may_jump=False):
     notes = []
     jumps = [] if may_jump else find_jumps(states, ends)
     if len(jumps) >= MIN_JUMPS:
-        notes.append(f'{len(jumps):,} steps inside trajectories jump (rows {_listed(jumps)}): are the borders '
+        notes.append(f'{len(jumps):,} steps inside trajectories jump (rows {listed(jumps, 3)}): are the borders '
                      'in `terminals` right?')
     for first, rows in find_flips(states, ends).items():
         notes.append(f'dimensions {first} to {first + 3} are a quaternion whose sign flips in {len(rows):,} '
-                     f'steps (rows {_listed(rows)}), which is no rotation; observe two columns of its rotation '
+                     f'steps (rows {listed(rows, 3)}), which is no rotation; observe two columns of its rotation '
                      'matrix in its place, in the environment as well')
 
     if times := find_repetition(states, ends):
@@ -153,7 +155,3 @@ def find_repetition(states, ends):
     if not len(after_change) or after_change.mean() > MAX_CHANGES:
         return 0
     return len(rows) / changes.sum()
-
-
-def _listed(rows):
-    return ', '.join(map(str, rows[:3])) + (', …' if len(rows) > 3 else '')

@@ -16,6 +16,11 @@ def printable(text, max_length=None):
     return line if max_length is None or len(line) <= max_length else f'{line[:max_length]} …'
 
 
+def listed(values, most):
+    """Return at most `most` of some values, separated by commas, for a message."""
+    return ', '.join(map(str, values[:most])) + (', …' if len(values) > most else '')
+
+
 def foreign(text):
     """Return a text that a server, a file or another program wrote, for a message."""
     return printable(text, MAX_FOREIGN)

@@ -6,6 +6,8 @@ themselves, in float32 spacings. Other modules use these functions and have no c
 
 import numpy as np
 
+from support.text import listed
+
 EPSILON = float(np.finfo(np.float32).eps)  # spacing of float32 numbers, relative to their size
 IGNORED = 1e20  # divisor of a dimension that never varies, so that it is nearly 0 in any unit
 ROUNDING = 16 * np.finfo(np.float64).eps  # relative deviation of a float64 constant that was computed
@@ -93,7 +95,6 @@ def precision_warning(path, states, ends):
 
     if not lost:
         return ''
-    shown = ', '.join(lost[:3]) + (', …' if len(lost) > 3 else '')
     return (f'warning: {path}: float32 numbers are too coarse for the steps of {len(lost)} dimension(s) of '
-            f'`observations`: {shown}; record them in float64, or subtract a constant before rounding, '
+            f'`observations`: {listed(lost, 3)}; record them in float64, or subtract a constant before rounding, '
             'in the environment as well')
