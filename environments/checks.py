@@ -170,6 +170,21 @@ def one_line(value):
     return text if len(text) <= MAX_TEXT else f'{text[:MAX_TEXT]}…'
 
 
+def read_dimensions(values, size):
+    """Return the distinct dimensions of a state of `size` dimensions that an attribute lists, a list of int.
+
+    It is None if the attribute is no such list.
+    """
+    try:
+        dimensions = np.asarray(values)
+    except ValueError:  # a ragged list
+        return None
+    is_list = dimensions.ndim == 1 and dimensions.size and dimensions.dtype.kind in 'iu'
+    if not is_list or len({*dimensions.tolist()} & {*range(size)}) < len(dimensions):
+        return None
+    return dimensions.tolist()
+
+
 def short(value):
     """Return the repr of a value, in one line of at most 60 characters."""
     return f'{one_line(repr(value)):.60}'

@@ -34,6 +34,7 @@ from environments.checks import (
     num_tasks,
     one_line,
     read_bool,
+    read_dimensions,
     read_reset,
     read_state,
     read_step,
@@ -236,16 +237,12 @@ def goal_dims_of(env):
     dims = find_attribute(env, 'goal_dims')
     if dims is None:
         return []
-    try:
-        array = np.asarray(dims if isinstance(dims, np.ndarray) else list(dims))
-    except (TypeError, ValueError):  # no list, or a ragged one
-        array = np.zeros(0)
     size = env.observation_space.shape[0]
-    is_list = array.ndim == 1 and array.size and array.dtype.kind in 'iu'
-    if not is_list or len({*array.tolist()} & {*range(size)}) < len(array):
+    dimensions = read_dimensions(dims, size)
+    if dimensions is None:
         raise EnvError(f'its `goal_dims` are {short(dims)}; they must be a list of distinct dimensions of a '
                        f'state, 0 to {size - 1}')
-    return array.tolist()
+    return dimensions
 
 
 class GoalDict(gymnasium.ObservationWrapper):

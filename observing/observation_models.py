@@ -28,8 +28,8 @@ import sys
 import gymnasium
 import numpy as np
 
-from environments.checks import find_attribute, short
-from observing.transforms import TRANSFORMS, Markers
+from environments.checks import find_attribute, read_dimensions, short
+from observing.transforms import TRANSFORMS, Markers, to_tuples
 from support.contents import Number, check_layout, has_type
 from support.steps import angle_note, find_period
 from support.tolerances import find_origin
@@ -88,10 +88,10 @@ class ObservationModel:
         Raises:
             ValueError: `saved` is none.
         """
-        values = {name: _to_tuples(value) for name, value in saved.items()}
+        values = {name: to_tuples(value) for name, value in saved.items()}
         kind = parse_setting(values['setting'])[0]
         if values['transform'] is not None:
-            fields = {name: _to_tuples(value) for name, value in values['transform'].items()}
+            fields = {name: to_tuples(value) for name, value in values['transform'].items()}
             values['transform'] = TRANSFORMS[kind](**fields)
             values['transform'].check()
         model = cls(**values | {'origin': values['origin'] or ()})
@@ -246,11 +246,6 @@ class ObservationModel:
         return np.array(self.origin)[columns] if self.origin else np.zeros(len(columns))
 
 
-def _to_tuples(value):
-    """Return a value with tuples in place of its lists, also of nested ones."""
-    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
-
-
 FULL_STATE = ObservationModel()
 
 
@@ -385,12 +380,11 @@ def _read_observed(observed, kind, size):
     if not isinstance(observed, dict) or kind not in observed:
         raise ValueError(f'--observe {kind}: `observed` of the environment has no {kind!r}; add this '
                          'list of dimensions')
-    dimensions = np.asarray(observed[kind])
-    is_list = dimensions.ndim == 1 and dimensions.size and dimensions.dtype.kind in 'iu'
-    if not is_list or len(set(dimensions.tolist()) & set(range(size))) < len(dimensions):
+    dimensions = read_dimensions(observed[kind], size)
+    if dimensions is None:
         raise ValueError(f'--observe {kind}: `observed` of the environment gives {short(observed[kind])}; it '
                          f'must be a list of distinct dimensions, 0 to {size - 1}')
-    return dimensions.tolist()
+    return dimensions
 
 
 def _probe_mujoco(env, get_state, kind):

@@ -174,9 +174,13 @@ def _inverse(std):
 
 
 def _tuples(array):
-    """Return an array as float, or as nested tuples of floats."""
-    values = np.asarray(array, np.float64).tolist()
-    return tuple(map(tuple, values)) if np.ndim(array) == 2 else tuple(values)
+    """Return an array as nested tuples of floats."""
+    return to_tuples(np.asarray(array, np.float64).tolist())
+
+
+def to_tuples(value):
+    """Return a value with tuples in place of its lists, also of nested ones."""
+    return tuple(map(to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check_matrix(name, rows, count, width):
