@@ -108,16 +108,19 @@ def write_rows(path, rows, row_class=Run):
 
 
 def add_run(path, run):
-    """Add a run to runs.csv, in place of the one with its experiment, dataset and seed if there is one.
+    """Add a row to a CSV file such as runs.csv, in place of the one with its `key` if there is one.
+
+    Args:
+        run: dataclass whose fields are the columns.
 
     Returns:
         whether it replaced one.
     """
     # several runs may end at the same time
     with file_lock(path, waiting=lambda: None):
-        rows = read_rows(path) if Path(path).is_file() else []
+        rows = read_rows(path, type(run)) if Path(path).is_file() else []
         others = [row for row in rows if row.key != run.key]
-        write_rows(path, sorted([*others, run], key=lambda row: row.key))
+        write_rows(path, sorted([*others, run], key=lambda row: row.key), type(run))
     return len(others) < len(rows)
 
 

@@ -22,9 +22,8 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 from observing.observation_models import parse_setting  # noqa: E402
 from ogbench_utils import BUNDLED_NAME, check_name  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
-from support.locks import file_lock  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
-from support.results import read_rows, write_rows  # noqa: E402
+from support.results import add_run, read_rows  # noqa: E402
 from support.stats import mean_std, signed  # noqa: E402
 
 SETTINGS = ('full', 'rotated:0', 'lifted:0', 'markers')
@@ -66,11 +65,6 @@ class Row:
     def key(self):
         """Return what identifies a run within one budget."""
         return self.dataset, self.setting, self.variant, self.seed
-
-    @property
-    def budget(self):
-        """Return the budget, a dict of int."""
-        return {name: getattr(self, name) for name in BUDGET}
 
 
 def train(options, setting, variant, seed):
@@ -121,9 +115,9 @@ def last_value(rows, name):
     return float(values[-1]) if len(values) else None
 
 
-def budget_of(options):
-    """Return the budget of the flags, a dict of int."""
-    return {name: getattr(options, name) for name in BUDGET}
+def budget_of(source):
+    """Return the budget of a Row or of the flags, a dict of int."""
+    return {name: getattr(source, name) for name in BUDGET}
 
 
 def read_results(path, options):
@@ -134,17 +128,10 @@ def read_results(path, options):
     """
     rows = read_rows(path, Row) if path.is_file() else []
     for row in rows:
-        if row.budget != budget_of(options):
-            words = ' '.join(f'--{name} {value}' for name, value in row.budget.items())
+        if budget_of(row) != budget_of(options):
+            words = ' '.join(f'--{name} {value}' for name, value in budget_of(row).items())
             raise ValueError(f'{path} has runs with {words}; give these flags or another --folder')
     return rows
-
-
-def add_row(path, row):
-    """Add a row to results.csv, which other processes may write to."""
-    with file_lock(path, waiting=lambda: None):
-        rows = read_rows(path, Row) if path.is_file() else []
-        write_rows(path, sorted([*(r for r in rows if r.key != row.key), row], key=lambda r: r.key), Row)
 
 
 def table(rows, settings, variants):
@@ -202,7 +189,7 @@ def main(argv=None):
                 if (options.dataset, setting, variant, seed) in done:
                     continue
                 row = train(options, setting, variant, seed)
-                add_row(path, row)
+                add_run(path, row)
                 print(f'{setting}, {variant}, seed {seed}: success {row.success:.1%}', flush=True)
 
     rows = [row for row in read_results(path, options)
