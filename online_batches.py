@@ -1,7 +1,8 @@
-"""Batches of the online half: labeled steps of the offline data and their latents.
+"""Batches of the online half: steps of the offline data and of the agent, with actions and latents.
 
-    offline data ->  StateStore -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
-    agent's steps -> StateStore -> OnlineBatches.online_steps -> Labeler.fit
+    offline data  -> StateStore -> ImitatedSteps -> OnlineBatches.sample -> OnlineBatch -> OnlineAgent.update
+    agent's steps -> StateStore -> ImitatedSteps ->
+                                -> OnlineBatches.online_steps -> Labeler.fit
 
 The encoder is frozen online. Latents are computed once if they fit `CACHE_BYTES`, else for each
 batch.
@@ -33,10 +34,15 @@ class OnlineBatch(TensorBatch):
     progress_states: torch.Tensor  # (n, S) raw, `progress_steps` later
     steps_to_subgoal: torch.Tensor  # (n,) float, from states to subgoal_states
     goal_states: torch.Tensor  # (n, S) raw, z_g: later in the trajectory, or from anywhere
-    actions: torch.Tensor  # (n, A) in [-1, 1], from the labeler or a file
+    actions: torch.Tensor  # (n, A) in [-1, 1], from the labeler, a file or the agent
     z: torch.Tensor  # (n, D)
     state_latents: torch.Tensor  # (n, D) f(s) of policy_states
-    rows: torch.Tensor  # (n,) int, in the offline data; for reports of a loss that is not finite
+    rows: torch.Tensor  # (n,) int, in the offline data, -1: own step; for reports of a loss that is not finite
+
+    def joined(self, other):
+        """Return the OnlineBatch of the rows of both."""
+        return OnlineBatch(**{field.name: torch.cat([getattr(self, field.name), getattr(other, field.name)])
+                              for field in dataclasses.fields(self)})
 
 
 class ObservedStates:
@@ -68,21 +74,24 @@ class StateStore:
     Args:
         dataset: TrajectoryDataset or ReplayBuffer.
         agent: OnlineAgent, whose frozen encoder, task and estimator are used.
-        caches: whether latents are kept; None: if they fit `CACHE_BYTES`.
     """
 
-    def __init__(self, dataset, agent, caches=None):
+    def __init__(self, dataset, agent):
         self.dataset = dataset
         self.agent = agent
         self.device = agent.device
-        drops = agent.offline.has_dropout
-        self.source = ImputedStates(dataset, agent.estimator) if drops else ObservedStates(dataset)
+        self.drops = agent.offline.has_dropout
+        self.source = ImputedStates(dataset, agent.estimator) if self.drops else ObservedStates(dataset)
+        self._fill_caches()
 
-        size = 4 * agent.encoder.d_model * len(dataset)
-        self.caches_z = size <= CACHE_BYTES if caches is None else caches
-        self.caches_state_latents = self.caches_z and not drops and 2 * size <= CACHE_BYTES
-        if self.caches_z:
-            self._fill_caches()
+    def refresh(self, num_evicted):
+        """Include the trajectories that were added to the dataset.
+
+        Args:
+            num_evicted: number of rows that left the front of the dataset.
+        """
+        self.source.refresh(num_evicted)
+        self._fill_caches()
 
     def states(self, rows):
         """Return the raw states (..., S) of rows, a slice or an int array (...).
@@ -116,9 +125,15 @@ class StateStore:
 
     @torch.no_grad()
     def _fill_caches(self):
-        """Encode all rows, `ENCODED_ROWS` at a time."""
+        """Encode all rows, `ENCODED_ROWS` at a time, if the latents fit `CACHE_BYTES`."""
         count = len(self.dataset)
         latent_dim = self.agent.encoder.d_model
+        size = 4 * latent_dim * count
+        self.caches_z = size <= CACHE_BYTES
+        self.caches_state_latents = not self.drops and 2 * size <= CACHE_BYTES
+        if not self.caches_z:
+            return
+
         self._z = torch.empty(count, latent_dim, device=self.device)
         self._state_latents = torch.empty(count if self.caches_state_latents else 0, latent_dim,
                                           device=self.device)
@@ -145,8 +160,59 @@ def label_steps(store, rows, label):
     return torch.cat([label(store.steps(some)) for some in progress])
 
 
+class ImitatedSteps:
+    """Steps of one StateStore that the policy imitates.
+
+    Args:
+        store: StateStore. task: Locomotion or Manipulation. actions: (N, A) numpy, in [-1, 1], of all rows.
+
+    Attributes:
+        rows: (n,) rows in which these steps begin; there may be none.
+        labels: (N, A) tensor, the actions.
+    """
+
+    def __init__(self, store, task, actions):
+        self.store = store
+        self.sampler = task.sampler(store.dataset)
+        self.rows = self.sampler.transition_rows(store.source.observed_pairs)
+        self.labels = torch.from_numpy(actions).to(store.device)
+        self.progress_steps = task.progress_steps
+
+    def draw(self, count, rng):
+        """Draw an OnlineBatch of `count` steps with the numpy Generator `rng`."""
+        store = self.store
+        rows = self.rows[rng.integers(len(self.rows), size=count)]
+
+        # rows of z_g, z' and the state that measures progress
+        goal_rows = store.dataset.sample_transitions(rows, rng).proposer_goal_rows
+        subgoal_rows = self.sampler.subgoal_rows(rows, rng)
+        progress_rows = np.minimum(rows + self.progress_steps, store.dataset.end_of[rows])
+
+        # states and latents
+        states = store.states(rows)
+        policy_states = store.policy_states(rows, rng)
+        at = torch.from_numpy(rows).to(store.device)
+        return OnlineBatch(
+            states=states,
+            policy_states=policy_states,
+            subgoal_states=store.states(subgoal_rows),
+            progress_states=store.states(progress_rows),
+            steps_to_subgoal=torch.from_numpy(
+                (subgoal_rows - rows).astype(np.float32)).to(store.device),
+            goal_states=store.states(goal_rows),
+            actions=self.labels[at],
+            z=store.z(rows, states),
+            state_latents=store.state_latents(rows, policy_states),
+            rows=at,
+        )
+
+
 class OnlineBatches:
-    """Draw batches of labeled steps of the offline data.
+    """Draw batches of steps to imitate: labeled ones of the offline data, and the agent's own.
+
+    All steps are drawn equally often. The own steps show small and slow motions near any state that they
+    lead to, which demonstrations of a robot that always moves do not contain (hindsight goals, as in GCSL,
+    Ghosh et al. 2021).
 
     Args:
         agent: OnlineAgent.
@@ -155,21 +221,23 @@ class OnlineBatches:
     """
 
     def __init__(self, agent, data, replay):
-        # states and latents
         self.agent = agent
         self.task = agent.task
-        self.offline_store = StateStore(data, agent)
-        self.online_store = StateStore(replay, agent, caches=False)
         self.size = agent.config.batch_size * agent.offline.config.context_length
 
+        # states and latents
+        self.offline_store = StateStore(data, agent)
+        self.online_store = StateStore(replay, agent)
+
         # steps to imitate, and their actions
-        self.sampler = self.task.sampler(data)
-        self.rows = self.sampler.transition_rows(self.offline_store.source.observed_pairs)
         self.infers_actions = data.actions is None
         actions = (np.zeros((len(data), agent.action_dim), np.float32) if self.infers_actions
                    else data.actions)
-        self.labels = torch.from_numpy(actions).to(agent.device)
+        self.offline_steps = ImitatedSteps(self.offline_store, self.task, actions)
+        if not len(self.offline_steps.rows):  # no object moves in the data
+            self.offline_steps.rows = self.offline_store.source.observed_pairs
         self.corrective = None  # CorrectiveTransitions, with --corrective_fraction and labels
+        self._gather_own_steps()
 
     def refresh(self, num_evicted):
         """Include the episodes that were added to the replay.
@@ -177,7 +245,17 @@ class OnlineBatches:
         Args:
             num_evicted: number of rows that left the front of the replay.
         """
-        self.online_store.source.refresh(num_evicted)
+        self.online_store.refresh(num_evicted)
+        self._gather_own_steps()
+
+    def _gather_own_steps(self):
+        """Make the ImitatedSteps of the replay."""
+        self.own_steps = ImitatedSteps(self.online_store, self.task, self.online_store.dataset.actions)
+
+    @property
+    def num_steps(self):
+        """Return the number of steps to imitate."""
+        return len(self.offline_steps.rows) + len(self.own_steps.rows)
 
     def online_steps(self):
         """Return the agent's steps: raw pairs of states (n, 2, S) and their actions (n, A)."""
@@ -195,7 +273,7 @@ class OnlineBatches:
 
         # labels of the data
         rows = self.offline_store.dataset.transition_rows
-        self.labels[torch.from_numpy(rows)] = label_steps(self.offline_store, rows, label)
+        self.offline_steps.labels[torch.from_numpy(rows)] = label_steps(self.offline_store, rows, label)
 
         # labels of perturbed states; the seed lets a resumed run draw the same ones
         if self.task.corrective_fraction:
@@ -206,50 +284,30 @@ class OnlineBatches:
 
     def sample(self, rng):
         """Draw an OnlineBatch of `size` steps with the numpy Generator `rng`."""
-        store = self.offline_store
-        rows = self.rows[rng.integers(len(self.rows), size=self.size)]
+        own_count = rng.binomial(self.size, len(self.own_steps.rows) / self.num_steps)
 
-        # rows of z_g, z' and the state that measures progress
-        goal_rows = store.dataset.sample_transitions(rows, rng).proposer_goal_rows
-        subgoal_rows = self.sampler.subgoal_rows(rows, rng)
-        progress_rows = np.minimum(rows + self.task.progress_steps, store.dataset.end_of[rows])
-
-        # states, labels and latents, a fraction of them perturbed
-        states = store.states(rows)
-        policy_states = store.policy_states(rows, rng)
-        actions = self.labels[torch.from_numpy(rows).to(store.device)]
-        latents = store.state_latents(rows, policy_states)
-        z = store.z(rows, states)
+        # steps of the data, a fraction of them perturbed
+        batch = self.offline_steps.draw(self.size - own_count, rng)
         if self.corrective is not None:
-            self._perturb(rows, states, actions, latents, rng)
-            policy_states = states
+            self._perturb(batch, rng)
+        if not own_count:
+            return batch
 
-        return OnlineBatch(
-            states=states,
-            policy_states=policy_states,
-            subgoal_states=store.states(subgoal_rows),
-            progress_states=store.states(progress_rows),
-            steps_to_subgoal=torch.from_numpy(
-                (subgoal_rows - rows).astype(np.float32)).to(store.device),
-            goal_states=store.states(goal_rows),
-            actions=actions,
-            z=z,
-            state_latents=latents,
-            rows=torch.from_numpy(rows).to(store.device),
-        )
+        # own steps
+        own_batch = self.own_steps.draw(own_count, rng)
+        own_batch.rows.fill_(-1)
+        return batch.joined(own_batch)
 
-    def _perturb(self, rows, states, actions, latents, rng):
-        """Replace a random fraction of the steps by corrective transitions, in place.
+    def _perturb(self, batch, rng):
+        """Replace a random fraction of the steps of an OnlineBatch by corrective transitions, in place.
 
         Perturbations change dimensions of goal weight 0 alone, so that a state keeps its z.
-
-        Args:
-            rows: (n,). states: (n, S) raw. actions: (n, A). latents: (n, D) f(s).
-            rng: numpy Generator.
         """
+        rows = batch.rows.cpu().numpy()
         valid = self.corrective.valid[rows]
         chosen = np.flatnonzero(valid & (rng.random(len(rows)) < self.task.corrective_fraction))
-        states[chosen] = self.corrective.states[rows[chosen]].to(states.device)
-        actions[chosen] = self.corrective.actions[rows[chosen]].to(states.device)
+        batch.states[chosen] = self.corrective.states[rows[chosen]].to(batch.states.device)
+        batch.actions[chosen] = self.corrective.actions[rows[chosen]].to(batch.states.device)
         with torch.no_grad():
-            latents[chosen] = self.agent.encode_policy_states(states[chosen])
+            batch.state_latents[chosen] = self.agent.encode_policy_states(batch.states[chosen])
+        batch.policy_states = batch.states

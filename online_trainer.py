@@ -69,7 +69,8 @@ class OnlineTrainConfig(RunConfig):
     random_range: float = flag(
         1.5, 'range of random actions, in multiples of the action range, then clipped', above=0)
     num_envs: int = flag(8, 'episodes collected in parallel in one round', least=1)
-    initial_updates: int = flag(14_000, 'gradient steps after the first round', least=1, basic=True)
+    initial_updates: int = flag(0, 'gradient steps after the first round; 0: from the size of the data', least=0,
+                                basic=True, from_data=True)
     update_ratio: float = flag(0.2, 'gradient steps per environment step in later rounds', least=0,
                                basic=True)
     epsilon_start: float = flag(0.30, 'probability of goal-biased subgoals at the first episode',
@@ -101,6 +102,10 @@ RANDOM_STEPS = 2000  # at least; enough for the 8 actions of an ant
 RANDOM_STEPS_PER_ACTION = 250  # of the ant
 MOST_RANDOM_STEPS = 10_000
 MIN_R2_GAIN = 0.02  # of R2 by twice the steps, below which more random steps are not worth it
+
+# gradient steps without --initial_updates
+PASSES = 100  # over the steps to imitate; more of them overfit 10,000 steps of FetchReach
+MOST_UPDATES = 14_000  # enough for the ants of OGBench
 
 
 def success_panel(tasks):
@@ -517,8 +522,19 @@ class OnlineTraining:
         # gradient steps
         due = round(self.config.update_ratio * (self.collector.steps - first_step))
         if not self.agent.step:
+            if not self.config.initial_updates:
+                self.run.set_flags(initial_updates=self.first_updates())
             due = self.config.initial_updates
         self.round = Round(first_step, due, metrics)
+
+    def first_updates(self):
+        """Return the gradient steps of `PASSES` over the steps to imitate, but at most `MOST_UPDATES`; print it."""
+        steps = self.batches.num_steps
+        passes = math.ceil(PASSES * steps / self.batches.size)
+        updates = min(passes, MOST_UPDATES)
+        reason = f'{PASSES} passes over {steps:,} steps' if updates == passes else 'the most by default'
+        say(f'{updates:,} gradient steps (--initial_updates): {reason}')
+        return updates
 
     def collect_and_label(self, random_steps=0):
         """Collect a round of episodes, or random steps, fit the labeler and label the data; return the metrics."""

@@ -10,6 +10,8 @@ from ogbench_utils import episode_seed, reset_env
 from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
+ROUND_STEPS = 1000  # environment steps of a round, about; a labeler is fitted in each round
+
 
 @dataclasses.dataclass
 class Episode:
@@ -187,7 +189,9 @@ class Collector:
                                 self.episodes))
 
     def round(self, progress, random_steps=0):
-        """Collect `random_steps` random steps in the first round, later one episode per environment.
+        """Collect `random_steps` random steps in the first round, later whole episodes.
+
+        They are at least one for each environment, and about `ROUND_STEPS` steps.
 
         Args:
             progress: tqdm bar of environment steps with --max_steps, else of episodes.
@@ -211,7 +215,9 @@ class Collector:
             count = config.max_episodes - self.episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)
-            count = min(config.max_episodes - self.episodes, config.num_envs)
+            length = self.steps / self.episodes if self.steps else ROUND_STEPS
+            count = config.num_envs * max(1, round(ROUND_STEPS / (config.num_envs * length)))
+            count = min(config.max_episodes - self.episodes, count)
 
         # run the tasks in turn, each episode with its own seed
         tasks = num_tasks(self.envs[0])

@@ -336,9 +336,8 @@ class NextMove:
         self.next_rest = find_moves(dataset.observations, dataset.starts, dataset.ends, scale).next_rest
 
     def transition_rows(self, rows):
-        """Select the rows (n,) that a move follows; all rows if no move follows any of them."""
-        leading = rows[self.next_rest[rows] >= 0]
-        return leading if len(leading) else rows
+        """Select the rows (n,) that a move follows."""
+        return rows[self.next_rest[rows] >= 0]
 
     def subgoal_rows(self, rows, rng):
         """Return the row after the next move for each of the rows (n,).

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import rollouts
 from observing.observation_models import ObservationModel
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import episode_seed, make_env, reset_env
@@ -251,8 +252,9 @@ def test_collector_clips_random_steps_to_the_action_space(envs):
     assert sizes.max() == 1 and (sizes == 1).mean() == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_collector_counts_episodes_until_its_budget_is_spent(envs):
-    """A round has one episode per environment, and the last round the rest of them."""
+def test_collector_counts_episodes_until_its_budget_is_spent(envs, monkeypatch):
+    """A round has one episode per environment if these are about ROUND_STEPS, and the last round the rest."""
+    monkeypatch.setattr(rollouts, 'ROUND_STEPS', 4 * LIMIT)
     collector = Collector(collect_config(max_episodes=7), envs, StubAgent())
     counted = []
     progress = types.SimpleNamespace(update=counted.append)
@@ -263,6 +265,13 @@ def test_collector_counts_episodes_until_its_budget_is_spent(envs):
     assert all(episode.length == LIMIT and not episode.cut for episodes in rounds for episode in episodes)
     assert [episode.task for episodes in rounds for episode in episodes] == [1, 2, 3, 4, 5, 1, 2]
     assert (collector.steps, collector.episodes, sum(counted)) == (7 * LIMIT, 7, 7)
+
+
+def test_rounds_of_short_episodes_have_more_of_them(envs, monkeypatch):
+    monkeypatch.setattr(rollouts, 'ROUND_STEPS', 6 * LIMIT)
+    collector = Collector(collect_config(max_episodes=20), envs, StubAgent())
+    progress = types.SimpleNamespace(update=lambda n: None)
+    assert [len(collector.round(progress).episodes) for _ in range(4)] == [3, 6, 6, 5]
 
 
 def test_run_episodes_cuts_none_without_a_limit(envs):

@@ -202,7 +202,8 @@ def test_corrective_fraction_of_a_batch_is_perturbed(make_manipulator):
     replay.observations[:, 3:] += np.random.default_rng(1).normal(0, 1e-3, replay.observations[:, 3:].shape)
     batches = agent.open_batches(data, replay)
     batches.label_data(hand_change)
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(batches.size, np.random.default_rng(0))
+    batches._perturb(batch, np.random.default_rng(0))
 
     rows = batch.rows.numpy()
     moved = (batch.states.numpy() != data.observations[rows]).any(1)
@@ -212,7 +213,7 @@ def test_corrective_fraction_of_a_batch_is_perturbed(make_manipulator):
     assert torch.equal(batch.actions[moved], batches.corrective.actions[rows[moved]])
     # perturbations leave objects, and so goal features and z, as they are, though resting objects jitter
     torch.testing.assert_close(batch.z, agent.encoder.encode_features(batch.states))
-    assert torch.equal(batch.actions[~moved], batches.labels[rows[~moved]])
+    assert torch.equal(batch.actions[~moved], batches.offline_steps.labels[rows[~moved]])
     torch.testing.assert_close(batch.state_latents, agent.encode_policy_states(batch.states))
 
     again = agent.open_batches(data, replay)

@@ -286,7 +286,7 @@ def test_each_net_has_its_own_loss(agent, batch, name):
 def test_the_policy_imitates_the_labels_of_offline_steps(agent, batches, stub):
     agent.labeler = stub(lambda steps: steps[:, 1, :ACTION_DIM])
     batches.label_data(agent.label)
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(batches.size, np.random.default_rng(0))
     data = batches.offline_store.dataset
     after = torch.from_numpy(data.observations[batch.rows + 1])
     torch.testing.assert_close(batch.actions, agent.encoder.normalize(after)[:, :ACTION_DIM])
@@ -324,7 +324,7 @@ def test_true_actions_of_the_data_replace_labels(make_online, make_dataset, make
     data.actions = np.random.default_rng(0).uniform(-1, 1, (len(data), ACTION_DIM)).astype(np.float32)
     batches = agent.open_batches(data, make_replay((40, 8, 25)))
     batches.label_data(lambda steps: pytest.fail('nothing to infer'))
-    batch = batches.sample(np.random.default_rng(1))
+    batch = batches.offline_steps.draw(batches.size, np.random.default_rng(1))
     agent.nets['inverse_dynamics'] = stub(lambda latent, *_: torch.zeros(len(latent), ACTION_DIM))
     assert np.array_equal(batch.actions, data.actions[batch.rows])
     error = agent.imitation_loss(batch)[1]['inverse_dynamics_error']

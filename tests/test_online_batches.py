@@ -18,9 +18,9 @@ def large(make_online, make_dataset, make_replay):
     return data, agent.open_batches(data, make_replay((40, 8, 25)))
 
 
-def test_batches_hold_steps_of_the_offline_data(large):
+def test_steps_of_the_offline_data(large):
     data, batches = large
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(3000, np.random.default_rng(0))
     rows = batch.rows.numpy()
     end = data.end_of[rows]
     assert {len(value) for value in vars(batch).values()} == {3000}
@@ -37,9 +37,39 @@ def test_batches_repeat_with_their_generator(large, assert_same):
     assert_same(vars(first), vars(second))
 
 
+def test_batches_hold_steps_of_data_and_replay_equally_often(large):
+    data, batches = large
+    replay = batches.online_store.dataset
+    batch = batches.sample(np.random.default_rng(0))
+    assert {len(value) for value in vars(batch).values()} == {3000}
+
+    own = batch.rows.numpy() == -1
+    share = len(replay.transition_rows) / (len(replay.transition_rows) + len(data.transition_rows))
+    assert own.mean() == pytest.approx(share, abs=0.02)
+    assert np.array_equal(batch.states[~own], data.observations[batch.rows[~own]])
+
+    # own steps have the actions that were taken, and latents of their states
+    known = {state.tobytes(): action for state, action in zip(replay.observations, replay.actions, strict=True)}
+    for state, action in zip(batch.states[own].numpy(), batch.actions[own].numpy(), strict=True):
+        assert np.array_equal(known[state.tobytes()], action)
+    agent = batches.agent
+    torch.testing.assert_close(batch.z, agent.encoder.encode_features(batch.states))
+    torch.testing.assert_close(batch.state_latents, agent.encode_policy_states(batch.states))
+
+
+def test_own_steps_follow_the_replay(large, states):
+    data, batches = large
+    replay = batches.online_store.dataset
+    before = len(batches.own_steps.rows)
+    dropped = replay.add(states(50, seed=9), np.ones((49, ACTION_DIM), np.float32))
+    batches.refresh(dropped)
+    assert len(batches.own_steps.rows) == before + 49
+    assert batches.num_steps == len(data.transition_rows) + before + 49
+
+
 def test_subgoals_lie_3_to_k_steps_ahead_or_at_the_end(large):
     data, batches = large
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(3000, np.random.default_rng(0))
     rows = batch.rows.numpy()
     candidates = [data.observations[np.minimum(rows + n, data.end_of[rows])] for n in range(1, STEPS + 2)]
     hits = np.stack([np.all(batch.subgoal_states.numpy() == states, 1) for states in candidates])
@@ -71,9 +101,11 @@ def test_online_steps_follow_a_replay_that_drops_episodes(agent, make_dataset, m
         assert len(steps) == len(actions) == len(replay.transition_rows)
 
 
-def test_cached_latents_are_those_computed_for_a_batch(agent, make_dataset):
+def test_cached_latents_are_those_computed_for_a_batch(agent, make_dataset, monkeypatch):
     data = make_dataset()
-    cached, computed = StateStore(data, agent, caches=True), StateStore(data, agent, caches=False)
+    cached = StateStore(data, agent)
+    monkeypatch.setattr(online_batches, 'CACHE_BYTES', 0)
+    computed = StateStore(data, agent)
     assert cached.caches_z and cached.caches_state_latents and not computed.caches_z
     rows = np.random.default_rng(0).integers(len(data), size=50)
     states = torch.from_numpy(data.observations[rows])

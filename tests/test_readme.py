@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import online_trainer
+import rollouts
 from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineConfig
@@ -201,7 +202,8 @@ def test_exploration_and_averages_of_the_method_are_the_defaults():
             f'{online.epsilon_end:g} and the noise from {online.action_noise_start:g} to '
             f'{online.action_noise_end:g}') in text
     assert f'first {online_trainer.RANDOM_STEPS:,} steps (`random_steps`)' in text
-    assert f'{online.initial_updates:,} gradient steps' in text
+    assert f'{online_trainer.PASSES} passes over these steps, at most {online_trainer.MOST_UPDATES:,}' in text
+    assert f'about {rollouts.ROUND_STEPS:,} steps' in text
     assert f'`targets`, rate {offline.target_rate}; online `ema_nets`, rate {agent.ema_rate}' in text
     assert f'current state (fraction {offline.current_goals})' in text
     assert f'anywhere in the data ({offline.random_goals})' in text

@@ -172,7 +172,7 @@ def test_batches_use_estimated_states(make_online, dropout_agent, dropout_data, 
     data = dropout_data()
     agent = make_online(offline=dropout_agent, data=data)
     batches = agent.open_batches(data, make_replay((40, 25)))
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(batches.size, np.random.default_rng(0))
     imputed = batches.offline_store.source
     rows = batch.rows.numpy()
 

@@ -87,7 +87,7 @@ def test_locomotion_weights_are_exponential_in_progress_beyond_the_baseline(make
     """min(exp(temperature * advantage in standard deviations), 100) over its mean."""
     agent = make_online(progress_steps=3, progress_temperature=2.5, saturation=0.1)
     batches = make_batches(agent)
-    batch = batches.sample(np.random.default_rng(0))
+    batch = batches.offline_steps.draw(batches.size, np.random.default_rng(0))
     agent.nets['inverse_dynamics'] = stub(lambda latent, state, ahead, goal: (ahead + 2 * goal)[:, :3])
     usual = agent._baseline(batch, agent.ema_nets)
     agent.nets['baseline'].load_state_dict(agent.ema_nets['baseline'].state_dict())

@@ -139,6 +139,14 @@ def test_random_steps_follow_from_the_number_of_actions(actions, steps):
     assert online_trainer.first_random_steps(actions) == steps
 
 
+@pytest.mark.parametrize('steps, updates, reason', [(10_001, 2501, '100 passes over 10,001 steps'),
+                                                    (10 ** 6, 14_000, 'the most by default')])
+def test_first_updates_follow_from_the_number_of_steps(steps, updates, reason, capsys):
+    training = SimpleNamespace(batches=SimpleNamespace(num_steps=steps, size=400))
+    assert online_trainer.OnlineTraining.first_updates(training) == updates
+    assert f'{updates:,} gradient steps (--initial_updates): {reason}' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('r2, steps', [
     ([0.9], [2000]),
     ([0.5, 0.51], [2000, 2000]),

@@ -139,7 +139,7 @@ class Learned:
                                          np.random.default_rng(0), kernel_updates=10)
         batches = self.agent.open_batches(self.data, replay)
         batches.label_data(self.agent.label)
-        self.labels = batches.labels.numpy()
+        self.labels = batches.offline_steps.labels.numpy()
         for _ in range(2):
             self.agent.update(batches.sample(rng))
 
