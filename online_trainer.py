@@ -16,7 +16,7 @@ import numpy as np
 
 from environments.agreement import warn_of_steps
 from environments.checks import num_tasks
-from environments.custom_env import name_flag
+from environments.custom_env import goal_dims_of, name_flag
 from environments.safe_env import open_envs
 from figures.pictures import draw_evaluation, maze_of
 from figures.videos import record
@@ -180,6 +180,7 @@ class OfflineSource:
     data: dict  # `OfflineTraining.data_record`
     agent: dict  # the offline agent's state_dict
     observation_model: ObservationModel  # of data and environment
+    declares_goals: bool  # by --goal_dims of the offline run
 
 
 def find_offline_source(config, saved):
@@ -195,7 +196,7 @@ def find_offline_source(config, saved):
     if saved:
         with prefix_errors('last.pth of the run'):
             return OfflineSource(saved['source'], saved['data'], saved['agent']['offline'],
-                                 observation_model_of(saved))
+                                 observation_model_of(saved), declares_goals=False)  # its flags are saved
 
     path = Path(config.offline_checkpoint or newest_offline_run(config.name))
     checkpoint = load_checkpoint(path, 'offline')
@@ -205,7 +206,7 @@ def find_offline_source(config, saved):
                          f'{config.name}: they must be the same')
     with prefix_errors(path):
         return OfflineSource(str(path.resolve()), data, checkpoint['agent'],
-                             observation_model_of(checkpoint))
+                             observation_model_of(checkpoint), bool(checkpoint.get('flags', {}).get('goal_dims')))
 
 
 def load_given_actions(path, data, space, observation_model=FULL_STATE):
@@ -295,6 +296,8 @@ def train(config, agent_config):
         # data, agent, rounds
         with run.stop.interruptible():
             data, data_source = load_offline_data(config, source, offline, envs[0].action_space)
+            if not agent_config.stay:
+                run.set_flags(stay='yes' if source.declares_goals or goal_dims_of(envs[0]) else 'no')
             agent = make_agent(run, config, agent_config, offline, data, envs[0].action_space)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **offline.config.sampling())
         print_banner(run, source, agent, data, data_source, device_line(config.device, device, why))

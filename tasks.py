@@ -101,8 +101,9 @@ class Locomotion:
         self.encoder = offline.encoder
         self.action_scale = config.action_scale
         self.progress_steps = config.progress_steps
-        # where nothing is slow, weights by progress would favour the robot that flies past over the one that stops
-        self.weighs_progress = config.progress_steps > 0 and offline.has_places
+        # weights by progress favour the robot that flies past its goal over the one that stops there
+        stays = config.stay == 'yes'
+        self.weighs_progress = config.progress_steps > 0 and offline.has_places and not stays
         self.temperature = config.progress_temperature
         self.nearest = min(max(1, config.progress_steps), offline.config.transition_steps)
         self.farthest = offline.config.transition_steps
@@ -111,7 +112,7 @@ class Locomotion:
             self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * graph.radius, config.stuck_noise)
 
         # inputs of the policy and of the baseline
-        self.reach = config.saturation * graph.displacement(graph.hop)
+        self.reach = graph.displacement(graph.hop) if stays else 0.0
         self.direction_dims = offline.position_dims().tolist() if config.direction_products else []
         if config.direction_products and not self.direction_dims:
             raise ValueError('--direction_products: the offline run has no position dimensions '
@@ -158,13 +159,8 @@ class Locomotion:
         Relative to a state-dependent baseline, getting up after a fall is imitated although it
         makes no progress, and standing in a state from which other trajectories walk is not. HIQL's
         low-level policy uses the gain of V instead of progress (Park et al. 2023, eq. 6).
-
-        Within reach of the subgoal the advantage shrinks with the displacement: there a step that brakes is as
-        good as a fast one that passes the subgoal.
         """
-        here = self.encoder.goal_features(batch.states)
-        displacement = saturate(self.encoder.goal_features(batch.subgoal_states) - here, self.reach)
-        advantage = _standardize(self.progress(batch) - baseline) * displacement.norm(dim=-1)
+        advantage = _standardize(self.progress(batch) - baseline)
         return imitation_weight(advantage, self.temperature)
 
     def progress(self, batch):

@@ -90,7 +90,7 @@ run() {
     add_row "$1" "$offline" $simulator "$folder/online"
 }
 
-# function of environments/robots.py, data, environment steps, seed, flags of the online half; evaluation.json is in its folder
+# function of environments/robots.py, data, environment steps, seed; evaluation.json is in its folder
 robot() {
     folder=$RUNS/robots/$1/seed$4
     [ "$only_experiment" = robots ] && wanted robots "$1" "$4" && [ ! -f "$folder/online/evaluation.json" ] || return 0
@@ -98,8 +98,8 @@ robot() {
     # shellcheck disable=SC2046
     "$PYTHON" offline_trainer.py --env "environments.robots:$1" --dataset_path "$DATA/$2.npz" --seed "$4" \
         --num_updates 60 --save_dir "$folder/offline" $(resume "$folder/offline")
-    # shellcheck disable=SC2046,SC2086
-    "$PYTHON" online_trainer.py --env "environments.robots:$1" --seed "$4" --random_steps "$3" --max_steps "$3" ${5:-} \
+    # shellcheck disable=SC2046
+    "$PYTHON" online_trainer.py --env "environments.robots:$1" --seed "$4" --max_steps "$3" \
         --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
     "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345
 }
@@ -129,10 +129,10 @@ expert() { # dataset, noise, episodes per task, which ant if not the one of our 
 }
 
 for seed in 0 1 2; do
-    robot fetch_reach fetch_reach 2000 $seed
-    robot fetch_push fetch_push 2000 $seed
-    robot point_maze point_maze 2000 $seed '--saturation 1'
-    robot point_maze_end point_maze 2000 $seed
+    robot fetch_reach fetch_reach 10000 $seed
+    robot fetch_push fetch_push 10000 $seed
+    robot point_maze point_maze 10000 $seed
+    robot point_maze_end point_maze 10000 $seed
 done
 
 # the experts; their weights are bundled, and so not made anew

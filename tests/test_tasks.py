@@ -17,7 +17,7 @@ def features_of(agent, states):
 
 def test_locomotion_inputs_are_unit_directions_beyond_reach(make_online):
     """There the distance to a subgoal is not an input: the policy moves at full speed."""
-    agent = make_online(saturation=1.0)
+    agent = make_online(stay='yes')
     states, ahead = torch.randn(6, DIM), torch.randn(6, DIM)
     ahead *= 2 * agent.task.reach / ahead.norm(dim=-1, keepdim=True)
     here = features_of(agent, states)
@@ -29,7 +29,7 @@ def test_locomotion_inputs_are_unit_directions_beyond_reach(make_online):
 
 def test_locomotion_inputs_shrink_to_zero_within_reach(make_online):
     """A policy that sees how near its goal is can stop there."""
-    agent = make_online(saturation=1.0)
+    agent = make_online(stay='yes')
     states, ahead = torch.randn(6, DIM), torch.randn(6, DIM)
     ahead *= 0.1 * agent.task.reach / ahead.norm(dim=-1, keepdim=True)
     here = features_of(agent, states)
@@ -39,7 +39,7 @@ def test_locomotion_inputs_shrink_to_zero_within_reach(make_online):
 
 
 def test_no_reach_leaves_unit_directions(make_online):
-    agent = make_online(saturation=0.0)
+    agent = make_online(stay='no')
     assert agent.task.reach == agent.planner.first.reach == 0
     displacements = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     torch.testing.assert_close(saturate(displacements, 0.0), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
@@ -48,18 +48,17 @@ def test_no_reach_leaves_unit_directions(make_online):
 def test_reach_is_the_displacement_in_a_hop(make_online):
     graph = make_online().data_map
     edges = np.linalg.norm(graph.centers[graph.targets] - graph.centers[graph.sources], axis=1)
-    agent = make_online(saturation=2.0)
-    assert agent.task.reach == pytest.approx(2 * np.median(edges)) and edges.min() > 0
+    agent = make_online(stay='yes')
+    assert agent.task.reach == pytest.approx(np.median(edges)) and edges.min() > 0
     assert agent.planner.first.reach == agent.task.reach
 
 
-def test_within_reach_all_steps_weigh_alike(make_online, batches):
-    """There a step that brakes is as good as one that passes the subgoal."""
-    agent = make_online(saturation=1.0)
-    batch = batches.sample(np.random.default_rng(0))
-    near = dataclasses.replace(batch, subgoal_states=batch.states + 1e-4)
-    torch.testing.assert_close(agent.task.weights(near, torch.zeros(len(batch.states))),
-                               torch.ones(len(batch.states)), rtol=0.05, atol=0)
+def test_steps_weigh_alike_if_the_robot_must_stay(make_online, make_batches):
+    """Weights by progress would favour steps that pass the goal."""
+    agent = make_online(stay='yes')
+    info = agent.total_loss(make_batches(agent).sample(np.random.default_rng(0)))[1]
+    assert info['inverse_dynamics_loss'].item() == pytest.approx(info['inverse_dynamics_error'].item(), rel=1e-6)
+    assert make_online(stay='no').task.weighs_progress
 
 
 def test_direction_products_multiply_states_and_directions(make_agent, make_online):
@@ -85,7 +84,7 @@ def test_position_dims_are_those_with_large_goal_weights(agent, make_agent):
 
 def test_locomotion_weights_are_exponential_in_progress_beyond_the_baseline(make_online, make_batches, stub):
     """min(exp(temperature * advantage in standard deviations), 100) over its mean."""
-    agent = make_online(progress_steps=3, progress_temperature=2.5, saturation=0.1)
+    agent = make_online(progress_steps=3, progress_temperature=2.5)
     batches = make_batches(agent)
     batch = batches.offline_steps.draw(batches.size, np.random.default_rng(0))
     agent.nets['inverse_dynamics'] = stub(lambda latent, state, ahead, goal: (ahead + 2 * goal)[:, :3])
@@ -122,7 +121,7 @@ def test_a_single_step_has_no_deviation(agent, batches):
 
 def test_progress_is_compared_with_the_usual_progress_of_a_state(make_online, make_batches):
     """Half of the states lie on the ground, where progress is impossible; of the others some walk and some wait."""
-    agent = make_online(progress_steps=3, lr=0.01, ema_rate=1.0, saturation=0.0)
+    agent = make_online(progress_steps=3, lr=0.01, ema_rate=1.0)
     batch = make_batches(agent).sample(np.random.default_rng(0))
     n = 300
     lies = torch.arange(n) < n // 2
