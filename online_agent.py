@@ -348,7 +348,8 @@ class OnlineAgent:
             goals = self.encoder.goal_features(batch.goal_states)
             weights = torch.ones(len(batch.states), device=self.device)
             if self.task.weighs_progress:
-                weights = self.task.weights(batch, self._baseline(batch, self.ema_nets))
+                baseline = self._baseline(batch, self.ema_nets) if self.task.has_baseline else None
+                weights = self.task.weights(batch, baseline)
 
         inputs = self.task.inputs(batch.policy_states, subgoals, goals)
         predicted = self.nets['inverse_dynamics'](batch.state_latents, *inputs)
@@ -376,7 +377,7 @@ class OnlineAgent:
     def total_loss(self, batch):
         """Return the sum of the losses of policy, decoder and baseline, and their metrics."""
         results = [self.feature_decoder_loss(batch), self.imitation_loss(batch)]
-        if self.task.weighs_progress:
+        if self.task.has_baseline:
             results.append(self.baseline_loss(batch))
 
         total = sum(loss for loss, _ in results)

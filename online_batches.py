@@ -212,7 +212,7 @@ class OnlineBatches:
 
     All steps are drawn equally often. The own steps show small and slow motions near any state that they
     lead to, which demonstrations of a robot that always moves do not contain (hindsight goals, as in GCSL,
-    Ghosh et al. 2021).
+    Ghosh et al. 2021). A robot that moves objects imitates the data alone.
 
     Args:
         agent: OnlineAgent.
@@ -249,8 +249,10 @@ class OnlineBatches:
         self._gather_own_steps()
 
     def _gather_own_steps(self):
-        """Make the ImitatedSteps of the replay."""
+        """Make the ImitatedSteps of the replay, without any if the task imitates none."""
         self.own_steps = ImitatedSteps(self.online_store, self.task, self.online_store.dataset.actions)
+        if not self.task.imitates_own_steps:
+            self.own_steps.rows = self.own_steps.rows[:0]
 
     @property
     def num_steps(self):

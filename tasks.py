@@ -25,6 +25,7 @@ from support.tolerances import divisor
 CLIP = 4.0  # standard deviations of the data at which states are clipped in manipulation
 STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
 SMALLEST_REACH = 1e-12  # of displacements, so that a displacement of 0 stays 0
+PROGRESS_SLACK = 0.05  # of the displacement in a hop; jitter below it counts as staying
 STUCK_RADIUS = 0.1  # in radii of the graph's nodes; about 0.2 m in OGBench's mazes
 
 
@@ -66,7 +67,7 @@ def load_map(offline, saved):
 
 
 def make_task(offline, config, data_map):
-    """Choose the task of an OfflineAgent: Manipulation if its data have objects, else Locomotion.
+    """Choose the task of an OfflineAgent: Manipulation if its data have objects, else Locomotion or Staying.
 
     Args:
         offline: OfflineAgent. config: OnlineConfig. data_map: the result of `build_map`.
@@ -75,7 +76,7 @@ def make_task(offline, config, data_map):
         ValueError: if a flag has no effect on the task.
     """
     if not offline.has_objects:
-        return Locomotion(offline, config, data_map)
+        return (Staying if config.stay == 'yes' else Locomotion)(offline, config, data_map)
 
     for name in ('direction_products', 'stuck_noise', 'waypoint_steps'):
         if getattr(config, name):
@@ -95,15 +96,16 @@ class Locomotion:
 
     small_action_prior = 0.0
     corrective_fraction = 0.0
+    imitates_own_steps = True
 
     def __init__(self, offline, config, graph):
         # how to imitate and act
         self.encoder = offline.encoder
         self.action_scale = config.action_scale
         self.progress_steps = config.progress_steps
-        # weights by progress favour the robot that flies past its goal over the one that stops there
-        stays = config.stay == 'yes'
-        self.weighs_progress = config.progress_steps > 0 and offline.has_places and not stays
+        # where nothing is slow, weights by progress would favour the robot that flies past over the one that stops
+        self.weighs_progress = config.progress_steps > 0 and offline.has_places
+        self.has_baseline = self.weighs_progress
         self.temperature = config.progress_temperature
         self.nearest = min(max(1, config.progress_steps), offline.config.transition_steps)
         self.farthest = offline.config.transition_steps
@@ -112,7 +114,7 @@ class Locomotion:
             self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * graph.radius, config.stuck_noise)
 
         # inputs of the policy and of the baseline
-        self.reach = graph.displacement(graph.hop) if stays else 0.0
+        self.reach = 0.0  # all displacements are unit directions
         self.direction_dims = offline.position_dims().tolist() if config.direction_products else []
         if config.direction_products and not self.direction_dims:
             raise ValueError('--direction_products: the offline run has no position dimensions '
@@ -178,6 +180,43 @@ class Locomotion:
         return self.encoder.normalize(batch.states)
 
 
+class Staying(Locomotion):
+    """The robot goes to a position and stays there.
+
+    The policy sees how near its subgoal and goal are, and imitates steps that make the progress that is due,
+    at any speed. Weights by progress alone favour the robot that passes its goal at full speed.
+
+    Args:
+        offline: OfflineAgent. config: OnlineConfig. graph: StateGraph of the data.
+    """
+
+    def __init__(self, offline, config, graph):
+        super().__init__(offline, config, graph)
+        self.reach = graph.displacement(graph.hop)
+        self.weighs_progress = config.progress_steps > 0
+        self.has_baseline = False
+
+    def weights(self, batch, baseline):
+        """Return imitation weights (n,), mean 1: progress over the progress that is due, in [0, 1] before the mean.
+
+        After `progress_steps` of n steps to the subgoal, progress_steps / n of the displacement is due. A robot that
+        waits and leaves later makes less progress; one that brakes at its subgoal, or is there, makes enough.
+
+        Args:
+            batch: OnlineBatch. baseline: unused.
+        """
+        here = self.encoder.goal_features(batch.states)
+        displacement = self.encoder.goal_features(batch.subgoal_states) - here
+        moved = self.encoder.goal_features(batch.progress_states) - here
+
+        # a little slack, so that jitter at the subgoal counts as staying
+        slack = PROGRESS_SLACK * max(self.reach, SMALLEST_REACH)
+        due = displacement.norm(dim=-1) * (self.progress_steps / batch.steps_to_subgoal.clamp(min=1)).clamp(max=1)
+        progress = (F.normalize(displacement, dim=-1) * moved).sum(-1)
+        share = ((progress + slack) / (due + slack)).clamp(0, 1)
+        return share / share.mean().clamp(min=SMALLEST_REACH)
+
+
 class Manipulation:
     """The robot moves objects.
 
@@ -186,6 +225,7 @@ class Manipulation:
     """
 
     action_scale = 1.0
+    imitates_own_steps = False  # moves by chance end anywhere; FetchPush: 28 % with them after 62 % (1 seed)
 
     def __init__(self, offline, config, object_map):
         self.encoder = offline.encoder
@@ -195,6 +235,7 @@ class Manipulation:
         self.progress_steps = config.progress_steps
         # with switches alone, weights by speed would favour presses that miss
         self.weighs_progress = config.progress_steps > 0 and object_map.has_movable
+        self.has_baseline = self.weighs_progress
         self.temperature = config.progress_temperature
         self.small_action_prior = config.small_action_prior
         self.corrective_fraction = config.corrective_fraction

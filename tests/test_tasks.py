@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import STUCK_STEPS, StuckNoise, _deviation, saturate
+from tasks import STUCK_STEPS, Staying, StuckNoise, _deviation, saturate
 
 DIM = 5
 
@@ -53,12 +53,37 @@ def test_reach_is_the_displacement_in_a_hop(make_online):
     assert agent.planner.first.reach == agent.task.reach
 
 
-def test_steps_weigh_alike_if_the_robot_must_stay(make_online, make_batches):
-    """Weights by progress would favour steps that pass the goal."""
+def test_staying_weighs_steps_by_the_progress_that_is_due(make_online, batches):
+    """A robot that keeps its pace, brakes early or stays weighs 1 before the mean; one that waits or leaves 0."""
+    agent = make_online(stay='yes', progress_steps=5)
+    assert isinstance(agent.task, Staying) and agent.task.weighs_progress and not agent.task.has_baseline
+    steps = 10
+    rows = {  # displacement to the subgoal, in hops, and the share of it that is made in 5 of 10 steps
+        'pace': (2.0, 0.5), 'brakes': (2.0, 0.9), 'passes': (2.0, 1.5), 'waits': (2.0, 0.0), 'leaves': (2.0, -0.5),
+        'half': (2.0, 0.25), 'stays': (0.0, 0.0)}
+    n = len(rows)
+    length, share = torch.tensor(list(rows.values())).T
+    std = agent.encoder.std / agent.encoder.goal_weights.clamp(min=1e-3)
+    heaviest = int(agent.encoder.goal_weights.argmax())
+    step = torch.zeros(n, DIM)
+    step[:, heaviest] = length * agent.task.reach * std[heaviest]
+    states = agent.encoder.mean.expand(n, DIM)
+    batch = dataclasses.replace(batches.sample(np.random.default_rng(0)), states=states, subgoal_states=states + step,
+                                progress_states=states + share[:, None] * step,
+                                steps_to_subgoal=torch.full((n,), float(steps)))
+    weights = agent.task.weights(batch, None)
+    assert weights.mean().item() == pytest.approx(1, rel=1e-5)
+    shares = dict(zip(rows, (weights / weights.max()).tolist(), strict=True))
+    assert [shares[name] for name in ('pace', 'brakes', 'passes', 'stays')] == pytest.approx([1] * 4)
+    assert shares['waits'] == pytest.approx(0.05, abs=0.01) and shares['leaves'] == 0
+    assert shares['half'] == pytest.approx(0.52, abs=0.02)
+
+
+def test_staying_trains_no_baseline(make_online, make_batches):
     agent = make_online(stay='yes')
     info = agent.total_loss(make_batches(agent).sample(np.random.default_rng(0)))[1]
-    assert info['inverse_dynamics_loss'].item() == pytest.approx(info['inverse_dynamics_error'].item(), rel=1e-6)
-    assert make_online(stay='no').task.weighs_progress
+    assert 'baseline_loss' not in info and np.isfinite(info['inverse_dynamics_loss'].item())
+    assert make_online(stay='no').task.has_baseline
 
 
 def test_direction_products_multiply_states_and_directions(make_agent, make_online):
