@@ -124,7 +124,9 @@ def test_true_actions_imitates_the_actions_of_the_data(custom_path, quick, monke
         files = ['--dataset_path', 'labelled.npz', '--save_dir', f'run{len(extra)}']
         online_trainer.main([*flags, *extra, *files])
 
-    labelled = [np.array_equal(batch.actions, actions[batch.rows].clip(-1, 1)) for batch in batches]
+    is_data = [batch.rows >= 0 for batch in batches]
+    labelled = [np.array_equal(batch.actions[rows], actions[batch.rows[rows]].clip(-1, 1))
+                for batch, rows in zip(batches, is_data, strict=True)]
     assert labelled[-1] and not labelled[0]
 
 
