@@ -42,6 +42,7 @@ from environments.checks import (
     warn_once,
 )
 from environments.user_modules import import_user_module, names_of_user
+from support.steps import unrepeated
 
 CHECKED_STEPS = 5  # steps of the check before training
 COMPARED_STEPS = 10  # random steps after a reset, in which GoalDict compares dimensions
@@ -337,9 +338,7 @@ def find_other_dims(env):
                 break
 
     # dimensions that are equal in all of them
-    observed, achieved = (np.stack(rows, axis=1) for rows in zip(*states, strict=True))
-    repeats = [any(np.array_equal(values, goal) for goal in achieved) for values in observed]
-    return np.flatnonzero(~np.array(repeats, bool))
+    return unrepeated(*(np.stack(rows) for rows in zip(*states, strict=True)))
 
 
 def _copy_parts(observation, space):

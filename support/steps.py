@@ -38,6 +38,12 @@ def inner_rows(count, ends):
     return np.flatnonzero(has_next)
 
 
+def unrepeated(observed, achieved):
+    """Return the dimensions (n,) of `observed` (N, D) that do not repeat a dimension of `achieved` (N, G)."""
+    repeats = [any(np.array_equal(values, goal) for goal in achieved.T) for values in observed.T]
+    return np.flatnonzero(~np.array(repeats, bool))
+
+
 def find_period(values, ends):
     """Return the period of the values (N,) of one dimension if it is an angle that wraps, else None.
 
