@@ -72,9 +72,9 @@ def test_data_without_a_slow_direction_have_goals_about_all_dimensions(ant):
     states = np.concatenate([swings(60), 0.1 * np.random.default_rng(0).standard_normal((30, 400, 1))], -1)
     data = dataset_of(states)
     data.transition_steps = 5
-    places = offline_trainer.places_of_goals(data, [])
+    places, _ = find_goal_weights(data)
     assert places.are_dimensions and (places.weights == 1).all() and 'no direction' in places.excluded[0]
-    assert offline_trainer.places_of_goals(data, [1]).weights[2] < 0.1
+    assert find_goal_weights(data, [1])[0].weights[2] < 0.1
     assert has_slow_direction(dataset_of(ant))
 
 

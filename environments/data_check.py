@@ -1,0 +1,198 @@
+"""A table of a dataset by dimension, and the distance of an environment's goals from it, before any training.
+
+`python ogbench_utils.py check states.npz --env module:factory` prints both.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from environments.agreement import compare_states, first_states
+from environments.checks import closing, num_tasks
+from environments.custom_env import goal_dims_of
+from observing.observation_models import FULL_STATE
+from ogbench_utils import check_dimensions, make_env
+from planning.goal_weights import find_goal_weights
+from planning.time_scales import choose_numbers
+from support.npz import load_trajectories
+from support.steps import dimension_notes, step_notes
+from support.text import listed, ranges
+from support.tolerances import divisor, find_origin, precision_warning, varies
+from trajectories import TrajectoryDataset
+
+WIDE = 60  # dimensions that are shown at most: those with notes, then those of the largest weights
+LONGEST = 0.99  # of the longest time scale that the data can show, above which a time scale may be longer
+ROW = '{:>9} {:>11} {:>11} {:>9} {:>11} {:>12}  {}'  # of the table
+CHOSEN = dict(transition_steps=0, discount=0, context_length=0)  # 0: from the data
+NUM_GOALS = 20  # resets of the environment
+COMPARED = 200  # states of the data whose distance from other trajectories is measured
+ROWS_AT_ONCE = 1 << 16
+FAR = 2.0  # distance of a goal, in the 95 % quantile of the distances between trajectories, from which it is far
+
+
+def check_dataset(path, env='', show_all=False):
+    """Read a whole file; print its content by dimension, warnings, and the numbers that follow from it.
+
+    Args:
+        path: npz file.
+        env: `module:factory` or name of a dataset, whose goals are compared with the data; '' compares none.
+        show_all: whether to show all dimensions of wide data.
+
+    Raises:
+        the errors of `load_trajectories`.
+        ValueError: states of the environment have other dimensions.
+    """
+    path = Path(path)
+    states, starts, ends = load_trajectories(path, flag='`ogbench_utils.py check`')
+    print_size(path, states, starts, ends)
+
+    # the data as the agent observes them, with the numbers that follow from them
+    model = FULL_STATE.with_angles(states, ends).with_origin(states)
+    arrays = model.observe_trajectories(states, starts, ends, seed=0), starts, ends
+    numbers, reasons = choose_numbers(TrajectoryDataset(*arrays), CHOSEN)
+    data = TrajectoryDataset(*arrays, **numbers)
+
+    # irregular steps
+    print_notes(path, states, ends, model)
+
+    # the environment
+    declared, goal_lines = [], []
+    if env:
+        with closing(make_env(env)) as opened:
+            check_dimensions(env, path, states.shape[1], opened.observation_space.shape[0])
+            declared = model.columns(goal_dims_of(opened))
+            goal_lines = compare_goals(data, model.wrap(opened), env)
+
+    # the table, then what follows from it
+    places, has_objects = find_goal_weights(data, declared)
+    print('\n' + '\n'.join(make_table(states, data, model, places, show_all)))
+    kind = 'that rest until they are moved' if has_objects else 'that change slowly'
+    print('\n'.join([
+        f"\ngoal weight: of dimensions {kind}" + (f'; declared: {listed(declared, 8)}' if declared else ''),
+        *places.excluded, *goal_lines, 'default settings for these data:', *(f'  {reason}' for reason in reasons)]))
+
+
+def print_size(path, states, starts, ends):
+    """Print one line on the size of a file."""
+    relative = states - find_origin(states)
+    constant = int(np.sum(~varies(relative.std(0), relative.mean(0))))
+    lengths = ends - starts + 1
+    rows = f'{lengths.min()}' if lengths.min() == lengths.max() else f'{lengths.min()}-{lengths.max()}'
+    print(f'{path}: good. {len(starts):,} trajectories of {rows} rows, {len(states):,} observations of '
+          f'{states.shape[1]} dimensions, {path.stat().st_size / 1e6:,.1f} MB on disk, '
+          f'{states.nbytes / 1e6:,.0f} MB in memory' + (f'; {constant} dimension(s) never vary' if constant else ''))
+
+
+def print_notes(path, states, ends, model):
+    """Print lines on the precision and on irregular steps of all dimensions."""
+    if warning := precision_warning(path, states, ends):
+        print(warning)
+    if model.note:
+        print(model.note)
+    for note in step_notes(states, ends, may_jump='teleport' in path.name):
+        print(f'warning: {path}: {note}')
+
+
+# ------------------------------------------------------------------------------------------------------ the table
+def make_table(states, data, model, places, show_all=False):
+    """Return the lines of a table of raw states (N, S) by dimension.
+
+    Args:
+        data: TrajectoryDataset of the observed states. model: their ObservationModel, which observes all dimensions.
+        places: Places of the goals.
+        show_all: whether to show all dimensions of wide data.
+    """
+    relative = states - find_origin(states)
+    stds = relative.std(0, dtype=np.float64)
+    is_constant = ~varies(stds, relative.mean(0, dtype=np.float64))
+    scales = data.time_scales() * data.transition_steps
+    weights = places.weights.copy()
+    for sine, cosine, _ in model.angles:
+        weights[sine] = max(weights[[sine, cosine]])
+
+    # which dimensions are shown
+    dims = np.flatnonzero(~is_constant)
+    notes = {dim: dimension_notes(states[:, dim], data.ends) for dim in dims}
+    shown = dims
+    if len(dims) > WIDE and not show_all:
+        order = sorted(dims, key=lambda dim: (not notes[dim], -weights[dim] if places.are_dimensions else dim))
+        shown = np.sort(order[:WIDE])
+
+    lines = [ROW.format('dimension', 'from', 'to', 'std', 'time scale', 'goal weight', 'notes')]
+    for dim in shown:
+        is_longest = scales[dim] > LONGEST * data.longest_time_scale
+        time_scale = f'> {data.longest_time_scale}' if is_longest else f'{scales[dim]:.3g}' if scales[dim] else '-'
+        weight = f'{weights[dim]:.2g}' if places.are_dimensions else '-'
+        lines.append(ROW.format(dim, *(f'{value:.4g}' for value in (states[:, dim].min(), states[:, dim].max(), stds[dim])),
+                                time_scale, weight, '; '.join(notes[dim])).rstrip())
+    if is_constant.any():
+        lines.append(f'never vary: dimensions {ranges(np.flatnonzero(is_constant))}')
+    if len(shown) < len(dims):
+        lines.append(f'not shown: {len(dims) - len(shown)} other dimensions; --all shows them')
+    if not places.are_dimensions:
+        lines.append('goals are about directions of the state, since no dimensions span those that change slowly')
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------ the goals
+def compare_goals(data, env, name):
+    """Reset an environment; return lines on its states and on the distance of its goals from the data.
+
+    Args:
+        data: TrajectoryDataset of observed states (N, S). env: the environment, observed alike. name: its name.
+    """
+    states, goals = first_states(env, num_tasks(env), NUM_GOALS)
+    lines = []
+    if difference := compare_states(data, states, goals, env.observation_space.low, env.observation_space.high):
+        lines.append(f'warning: data and environment differ: {difference}')
+
+    # in standard deviations per dimension, of those that vary and that the goal is about
+    mean, std = data.statistics()
+    scale = divisor(std, mean)
+    goals = (goals - mean) / scale
+    counted = ~np.isnan(goals) & varies(std, mean)
+    rows, distances = find_nearest(data, mean, scale, goals, counted)
+    lines.append(f'goals: {NUM_GOALS} resets of {name}; distance from the nearest state of the data: median '
+                 f'{np.median(distances):.2g}, largest {distances.max():.2g} standard deviations per dimension')
+
+    # the same of states of the data, without their own trajectory
+    if len(data.ends) > 1:
+        sample = np.linspace(0, len(data) - 1, COMPARED).astype(int)
+        queries = (data.observations[sample] - mean) / scale
+        others = find_nearest(data, mean, scale, queries, np.tile(counted[0], (COMPARED, 1)), data.end_of[sample])[1]
+        typical, usual = np.quantile(others, (0.5, 0.95))
+        lines.append(f'       states of the data are {typical:.2g} from those of other trajectories (95 %: below {usual:.2g})')
+        far = np.flatnonzero(distances > FAR * usual)
+        if len(far):
+            apart = np.abs(goals[far] - (data.observations[rows[far]] - mean) / scale) * counted[far]
+            dims = np.argsort(-np.nan_to_num(apart).max(0))[:3]
+            lines.append(f'warning: {len(far)} of {NUM_GOALS} goals are far from the data (reset seeds {listed(far, 5)}), '
+                         f'most in dimensions {listed(dims, 3)}; a goal is a state that the robot can be in, NaN where a '
+                         'dimension does not matter')
+    return lines
+
+
+def find_nearest(data, mean, scale, queries, counted, excluded=None):
+    """Find the nearest row of a TrajectoryDataset for each query.
+
+    Args:
+        mean, scale: (S,) of the standardised states.
+        queries: (n, S) standardised; NaN where they are not counted.
+        counted: (n, S) bool, dimensions that the distance of each query is about.
+        excluded: (n,) last row of the trajectory that is left out for each query.
+
+    Returns:
+        rows (n,), and distances (n,): root mean squares over the counted dimensions.
+    """
+    queries = np.where(counted, queries, 0)
+    rows, best = np.zeros(len(queries), int), np.full(len(queries), np.inf)
+    for first in range(0, len(data), ROWS_AT_ONCE):
+        states = (data.observations[first:first + ROWS_AT_ONCE] - mean) / scale
+        squares = np.square(states) @ counted.T - 2 * states @ queries.T + np.square(queries).sum(1)
+        if excluded is not None:
+            squares[data.end_of[first:first + len(states), None] == excluded] = np.inf
+        nearest = squares.argmin(0)
+        smallest = squares[nearest, np.arange(len(queries))]
+        rows = np.where(smallest < best, first + nearest, rows)
+        best = np.minimum(best, smallest)
+    return rows, np.sqrt(np.maximum(best, 0) / np.maximum(counted.sum(1), 1))
