@@ -227,7 +227,7 @@ class TrajectoryDataset:
 
     @property
     def longest_time_scale(self):
-        """Return the largest time scale that the data can show, in steps: the length of the longest trajectory."""
+        """Return the largest time scale that the data can show, in steps."""
         return max(2 * self.transition_steps, int(np.max(self.ends - self.starts)))
 
     def time_scales(self):

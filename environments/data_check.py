@@ -3,6 +3,7 @@
 `python ogbench_utils.py check states.npz --env module:factory` prints both.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ from support.text import listed, ranges
 from support.tolerances import divisor, find_origin, precision_warning, varies
 from trajectories import TrajectoryDataset
 
-WIDE = 60  # dimensions that are shown at most: those with notes, then those of the largest weights
+WIDE = 60  # dimensions, beyond which not all are shown
+SHOWN = 30  # dimensions of wide data: those with notes, then those of the largest weights
+MAX_LINES = 4  # on slow dimensions without a weight
 LONGEST = 0.99  # of the longest time scale that the data can show, above which a time scale may be longer
+SHORTEST = 0.1  # time scale, in k, below which the values k steps apart are independent
 ROW = '{:>9} {:>11} {:>11} {:>9} {:>11} {:>12}  {}'  # of the table
 CHOSEN = dict(transition_steps=0, discount=0, context_length=0)  # 0: from the data
 NUM_GOALS = 20  # resets of the environment
 COMPARED = 200  # states of the data whose distance from other trajectories is measured
 ROWS_AT_ONCE = 1 << 16
-FAR = 2.0  # distance of a goal, in the 95 % quantile of the distances between trajectories, from which it is far
+FAR = 2.0  # distance of a goal, in the 95 % quantile of distances between trajectories, beyond which it is far
+FAR_STD = 0.25  # the same in standard deviations per dimension, for dense data
 
 
 def check_dataset(path, env='', show_all=False):
@@ -63,13 +68,12 @@ def check_dataset(path, env='', show_all=False):
             declared = model.columns(goal_dims_of(opened))
             goal_lines = compare_goals(data, model.wrap(opened), env)
 
-    # the table, then what follows from it
+    # the table, and what follows from the data
     places, has_objects = find_goal_weights(data, declared)
-    print('\n' + '\n'.join(make_table(states, data, model, places, show_all)))
-    kind = 'that rest until they are moved' if has_objects else 'that change slowly'
-    print('\n'.join([
-        f"\ngoal weight: of dimensions {kind}" + (f'; declared: {listed(declared, 8)}' if declared else ''),
-        *places.excluded, *goal_lines, 'default settings for these data:', *(f'  {reason}' for reason in reasons)]))
+    lines = make_table(states, data, model, places, show_all)
+    lines += describe_weights(places, has_objects, declared)
+    lines += [*goal_lines, 'these follow from the data, unless flags override them:']
+    print('\n' + '\n'.join([*lines, *(f'  {reason}' for reason in reasons)]))
 
 
 def print_size(path, states, starts, ends):
@@ -98,7 +102,7 @@ def make_table(states, data, model, places, show_all=False):
     """Return the lines of a table of raw states (N, S) by dimension.
 
     Args:
-        data: TrajectoryDataset of the observed states. model: their ObservationModel, which observes all dimensions.
+        data: TrajectoryDataset of the observed states. model: ObservationModel, with all dimensions.
         places: Places of the goals.
         show_all: whether to show all dimensions of wide data.
     """
@@ -115,23 +119,40 @@ def make_table(states, data, model, places, show_all=False):
     notes = {dim: dimension_notes(states[:, dim], data.ends) for dim in dims}
     shown = dims
     if len(dims) > WIDE and not show_all:
-        order = sorted(dims, key=lambda dim: (not notes[dim], -weights[dim] if places.are_dimensions else dim))
-        shown = np.sort(order[:WIDE])
+        importance = weights if places.are_dimensions else scales
+        shown = np.sort(sorted(dims, key=lambda dim: (not notes[dim], -importance[dim]))[:SHOWN])
 
     lines = [ROW.format('dimension', 'from', 'to', 'std', 'time scale', 'goal weight', 'notes')]
     for dim in shown:
-        is_longest = scales[dim] > LONGEST * data.longest_time_scale
-        time_scale = f'> {data.longest_time_scale}' if is_longest else f'{scales[dim]:.3g}' if scales[dim] else '-'
+        time_scale = _format_scale(scales[dim], data)
         weight = f'{weights[dim]:.2g}' if places.are_dimensions else '-'
-        lines.append(ROW.format(dim, *(f'{value:.4g}' for value in (states[:, dim].min(), states[:, dim].max(), stds[dim])),
-                                time_scale, weight, '; '.join(notes[dim])).rstrip())
+        low, high = states[:, dim].min(), states[:, dim].max()
+        numbers = [f'{value:.4g}' for value in (low, high, stds[dim])]
+        lines.append(ROW.format(dim, *numbers, time_scale, weight, '; '.join(notes[dim])).rstrip())
     if is_constant.any():
         lines.append(f'never vary: dimensions {ranges(np.flatnonzero(is_constant))}')
     if len(shown) < len(dims):
         lines.append(f'not shown: {len(dims) - len(shown)} other dimensions; --all shows them')
-    if not places.are_dimensions:
-        lines.append('goals are about directions of the state, since no dimensions span those that change slowly')
-    return lines
+    return [*lines, '']
+
+
+def _format_scale(scale, data):
+    """Return a time scale in steps as text: 12, > 200, < 2, or - for none."""
+    if scale > LONGEST * data.longest_time_scale:
+        return f'> {data.longest_time_scale}'
+    shortest = math.ceil(SHORTEST * data.transition_steps)
+    return f'{scale:.3g}' if scale > shortest else f'< {shortest}' if scale else '-'
+
+
+def describe_weights(places, has_objects, declared):
+    """Return lines on what goal weights are, and on slow dimensions that have none."""
+    kind = 'dimensions that change slowly'
+    if has_objects:
+        kind = 'dimensions of objects that rest until they are moved'
+    elif not places.are_dimensions:
+        kind = 'directions of the state, since no dimensions span those that change slowly'
+    line = f'goals are about {kind}' + (f'; declared: {listed(declared, 8)}' if len(declared) else '')
+    return [line, *places.excluded[:MAX_LINES], *['…'] * (len(places.excluded) > MAX_LINES)]
 
 
 # ------------------------------------------------------------------------------------------------------ the goals
@@ -152,23 +173,28 @@ def compare_goals(data, env, name):
     goals = (goals - mean) / scale
     counted = ~np.isnan(goals) & varies(std, mean)
     rows, distances = find_nearest(data, mean, scale, goals, counted)
-    lines.append(f'goals: {NUM_GOALS} resets of {name}; distance from the nearest state of the data: median '
+    lines.append(f'distance of {NUM_GOALS} goals of {name} from the nearest state of the data: median '
                  f'{np.median(distances):.2g}, largest {distances.max():.2g} standard deviations per dimension')
+    if len(data.ends) < 2:
+        return lines
 
     # the same of states of the data, without their own trajectory
-    if len(data.ends) > 1:
-        sample = np.linspace(0, len(data) - 1, COMPARED).astype(int)
-        queries = (data.observations[sample] - mean) / scale
-        others = find_nearest(data, mean, scale, queries, np.tile(counted[0], (COMPARED, 1)), data.end_of[sample])[1]
-        typical, usual = np.quantile(others, (0.5, 0.95))
-        lines.append(f'       states of the data are {typical:.2g} from those of other trajectories (95 %: below {usual:.2g})')
-        far = np.flatnonzero(distances > FAR * usual)
-        if len(far):
-            apart = np.abs(goals[far] - (data.observations[rows[far]] - mean) / scale) * counted[far]
-            dims = np.argsort(-np.nan_to_num(apart).max(0))[:3]
-            lines.append(f'warning: {len(far)} of {NUM_GOALS} goals are far from the data (reset seeds {listed(far, 5)}), '
-                         f'most in dimensions {listed(dims, 3)}; a goal is a state that the robot can be in, NaN where a '
-                         'dimension does not matter')
+    sample = np.linspace(0, len(data) - 1, COMPARED).astype(int)
+    queries = (data.observations[sample] - mean) / scale
+    same = np.tile(counted[0], (COMPARED, 1))
+    others = find_nearest(data, mean, scale, queries, same, data.end_of[sample])[1]
+    typical, usual = np.quantile(others, (0.5, 0.95))
+    lines.append(f'  states of the data from those of other trajectories: median {typical:.2g}, 95 % below '
+                 f'{usual:.2g}')
+
+    far = np.flatnonzero(distances > max(FAR * usual, FAR_STD))
+    if len(far):
+        apart = np.abs(goals[far] - (data.observations[rows[far]] - mean) / scale)
+        apart = np.where(counted[far], apart, 0).max(0)
+        dims = np.flatnonzero(apart > 0.5 * apart.max())
+        lines.append(f'warning: {len(far)} of {NUM_GOALS} goals are far from the data (reset seeds '
+                     f'{listed(far, 5)}), most in dimension(s) {listed(dims, 5)}; a goal is a state that the '
+                     'robot can be in, NaN where a dimension does not matter')
     return lines
 
 

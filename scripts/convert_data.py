@@ -83,11 +83,12 @@ class Conversion:
         first = recordings[0]
         for other in recordings:
             if (other.names, other.times is None) != (first.names, first.times is None):
-                raise ValueError(f'{other.path}: its dimensions are {listed(other.names, 8)}, those of {first.path} '
-                                 f'{listed(first.names, 8)}; name those of all files with --columns and --time')
+                raise ValueError(f'{other.path}: its dimensions are {listed(other.names, 8)}, those of '
+                                 f'{first.path} {listed(first.names, 8)}; name columns of all files with '
+                                 '--columns and --time')
         if first.times is None and (config.rate or config.velocities):
-            raise ValueError(f'{first.path}: there are no time stamps, which --rate and --velocities need; name their '
-                             'column with --time')
+            raise ValueError(f'{first.path}: there are no time stamps, which --rate and --velocities need; name '
+                             'their column with --time')
         if config.actions and any(recording.actions is None for recording in recordings):
             raise ValueError(f'{first.path}: there are no actions in it; leave out --actions')
 
@@ -95,9 +96,9 @@ class Conversion:
         pieces = [piece for recording in recordings for piece in self.cut(recording)]
         rows = sum(len(recording.states) for recording in recordings)
         if self.counts['steps back in time'] > MAX_DECREASES * rows:
-            raise ValueError(f'{first.path}: the rows are not in the order of time, which decreases '
-                             f'{self.counts["steps back in time"]:,} times in {rows:,} rows; sort them, or name the '
-                             'column that numbers the episodes with --ends')
+            raise ValueError(f'{first.path}: time decreases {self.counts["steps back in time"]:,} times in '
+                             f'{rows:,} rows; sort the rows by time, or name the column that numbers the '
+                             'episodes with --ends')
 
         # one rate
         names = first.names
@@ -110,8 +111,9 @@ class Conversion:
         return join(pieces), names, rate
 
     def cut(self, recording):
-        """Yield the Pieces of a Recording between the ends of episodes, NaN, gaps and steps back in time."""
-        whole = Piece(recording.states, recording.times, recording.actions if self.config.actions else None)
+        """Yield the Pieces of a Recording between ends of episodes, NaN, gaps and steps back in time."""
+        actions = recording.actions if self.config.actions else None
+        whole = Piece(recording.states, recording.times, actions)
         is_good = np.isfinite(recording.states).all(1)
         if recording.times is not None:
             is_good &= np.isfinite(recording.times)
@@ -134,7 +136,8 @@ class Conversion:
         """Return which time steps (n,), in seconds, are gaps or lead back."""
         forward = steps[steps > 0]
         typical = np.median(forward) if len(forward) else 0
-        gap = self.config.gap or GAP_STEPS * max(typical, 1 / self.config.rate if self.config.rate else 0)
+        wanted = 1 / self.config.rate if self.config.rate else 0
+        gap = self.config.gap or GAP_STEPS * max(typical, wanted)
         self.counts['gaps cut'] += int((steps > gap).sum())
         self.counts['steps back in time'] += int((steps < 0).sum())
         return (steps > gap) | (steps < 0)
@@ -144,7 +147,8 @@ class Conversion:
         kept = [piece for piece in pieces if len(piece.states) > 1]
         self.counts['pieces of one row left out'] += len(pieces) - len(kept)
         if not kept:
-            raise ValueError('nothing is left: no two rows in a row have finite states; see --columns, --ends and --gap')
+            raise ValueError('nothing is left, since no two successive rows have finite states; see --columns, '
+                             '--ends and --gap')
         return kept
 
     def resample(self, pieces, step):
@@ -155,8 +159,10 @@ class Conversion:
         # angles
         states = np.concatenate([piece.states for piece in pieces])
         ends = np.cumsum([len(piece.states) for piece in pieces]) - 1
-        periods = {dim: period for dim, values in enumerate(states.T) if (period := find_period(values, ends))}
-        lows = {dim: -period / 2 if states[:, dim].min() < -EVEN * period else 0 for dim, period in periods.items()}
+        periods = {dim: period for dim, values in enumerate(states.T)
+                   if (period := find_period(values, ends))}
+        lows = {dim: -period / 2 if states[:, dim].min() < -EVEN * period else 0
+                for dim, period in periods.items()}
 
         resampled = []
         for piece in pieces:
@@ -171,15 +177,17 @@ class Conversion:
             if not is_even:
                 count = int((times[-1] - times[0]) / step + EVEN) + 1
                 times = np.minimum(times[0] + step * np.arange(count), times[-1])
-                states = np.stack([np.interp(times, piece.times, values) for values in states.T], axis=1)
+                states = np.stack([np.interp(times, piece.times, values) for values in states.T], 1)
             rows = np.searchsorted(piece.times, times + EVEN * step) - 1
 
             # angles in their range, then velocities
-            velocities = [np.gradient(states, step, axis=0)] * (self.config.velocities and len(states) > 1)
+            with_velocities = self.config.velocities and len(states) > 1
+            velocities = [np.gradient(states, step, axis=0)] * with_velocities
             for dim, period in periods.items():
                 states[:, dim] = (states[:, dim] - lows[dim]) % period + lows[dim]
             states = piece.states if is_even else states
-            resampled.append(Piece(np.concatenate([states, *velocities], axis=1), times, piece.take(rows).actions))
+            states = np.concatenate([states, *velocities], axis=1)
+            resampled.append(Piece(states, times, piece.take(rows).actions))
         return resampled
 
 
@@ -206,14 +214,17 @@ def join(pieces):
 def report(recordings, counts, names, rate):
     """Print what was read, what the dimensions are, and what was done."""
     formats = ', '.join(sorted({recognize(recording.path) for recording in recordings}))
-    print(f'read: {len(recordings)} file(s), {formats}; {sum(len(recording.states) for recording in recordings):,} rows, '
-          f'{counts.pop("episodes"):,} episodes')
-    absent = {'episodes': 'as the files have them', 'time stamps': 'none; two rows in a row must be one environment '
-              'step apart', 'not read': 'nothing'}
+    rows = sum(len(recording.states) for recording in recordings)
+    print(f'read: {len(recordings)} file(s), {formats}; {rows:,} rows, {counts.pop("episodes"):,} episode(s)')
+
+    absent = {'episodes': 'as the files have them', 'not read': 'nothing',
+              'time stamps': 'none; two rows in a row must be one environment step apart'}
     for purpose, columns in recordings[0].used.items():
         print(f'{purpose}: {listed(columns, MAX_NAMES) or absent[purpose]}')
-    print('dimensions: ' + listed([f'{dim} {name}' for dim, name in enumerate(names)], MAX_NAMES)
-          + (f'\nrate: {rate:.5g} rows per second' if rate else ''))
+
+    print('dimensions: ' + listed([f'{dim} {name}' for dim, name in enumerate(names)], MAX_NAMES))
+    if rate:
+        print(f'rate: {rate:.5g} rows per second')
     print('changes: ' + (', '.join(f'{count:,} {what}' for what, count in counts.items() if count) or 'none'))
 
 
@@ -223,23 +234,27 @@ def main(argv=None):
     parser.add_argument('input', help='file or folder of recordings')
     parser.add_argument('output', help='npz file to write')
     add_flags(parser, ConversionConfig)
-    flags = parser.parse_args(argv)
-    config = ConversionConfig(**{name: value for name, value in vars(flags).items() if name not in ('input', 'output')})
+    flags = vars(parser.parse_args(argv))
+    source, output = flags.pop('input'), Path(flags.pop('output'))
+    config = ConversionConfig(**flags)
     check_ranges(config)
 
-    output = Path(flags.output).with_suffix('.npz')
+    output = output.with_name(f'{output.name.removesuffix(".npz")}.npz')
     if output.exists() and not config.overwrite:
         raise ValueError(f'{output} exists; name another output, or replace it with --overwrite')
-    choices = Choices(*(tuple(filter(None, text.split(','))) for text in (config.columns, config.ends)), config.time,
-                      config.time_unit)
-    recordings = [read_recording(path, choices) for path in progress_bar(find_files(flags.input), 'reading', delay=1)]
 
+    # read, convert, write
+    columns, ends = (tuple(filter(None, text.split(','))) for text in (config.columns, config.ends))
+    choices = Choices(columns, ends, config.time, config.time_unit)
+    recordings = [read_recording(path, choices)
+                  for path in progress_bar(find_files(source), 'reading', delay=1)]
     conversion = Conversion(config)
     arrays, names, rate = conversion.convert(recordings)
     write_atomic(output, lambda file: np.savez_compressed(file, **arrays))
+
     report(recordings, conversion.counts, names, rate)
-    print(f'{output}: {arrays["terminals"].sum():,} trajectories, {len(arrays["terminals"]):,} states of {len(names)} '
-          f'dimensions\nnext: python ogbench_utils.py check {shlex.quote(str(output))}')
+    print(f'{output}: {arrays["terminals"].sum():,} trajectories, {len(arrays["terminals"]):,} states of '
+          f'{len(names)} dimensions\nnext: python ogbench_utils.py check {shlex.quote(str(output))}')
 
 
 if __name__ == '__main__':

@@ -228,7 +228,8 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
             arrays = ', '.join(f'`{name}`' for name in names)
             kind = OtherLayout if found in CONVERTIBLE and 'observations' in names else UnsuitableDataset
             raise kind(f'this is {found}; {flag or "the command"} needs an npz file'
-                       + f' with the arrays {arrays}' * bool(names) + f' ({LAYOUT})' * ('observations' in names))
+                       + f' with the arrays {arrays}' * bool(names)
+                       + f' ({LAYOUT})' * ('observations' in names))
         with zipfile.ZipFile(path) as archive:
             yield archive
     except OtherLayout as error:
@@ -266,7 +267,8 @@ def _require_arrays(archive):
     """Raise OtherLayout unless the file has states and borders."""
     missing = [f'`{name}`' for name in ('observations', 'terminals') if name not in _array_names(archive)]
     if missing:
-        raise OtherLayout(f'there is no {" and no ".join(missing)} in it, only {_list_arrays(archive)} ({LAYOUT})')
+        raise OtherLayout(f'there is no {" and no ".join(missing)} in it, only {_list_arrays(archive)} '
+                          f'({LAYOUT})')
 
 
 # ---------------------------------------------------------------------------------------------------- borders
@@ -295,9 +297,10 @@ def _read_borders(archive, warn=False):
     if tail:
         others = [f'`{name}`' for name in _array_names(archive) if name in END_NAMES and name != 'terminals']
         if others:
-            raise OtherLayout(f'no terminal ends the last {tail} of {size} rows, but there is {", ".join(others)}')
-        raise UnsuitableDataset(f'no terminal ends the last {tail} of {size} rows; set `terminals` in the last row of '
-                                f'each trajectory ({LAYOUT})')
+            raise OtherLayout(f'no terminal ends the last {tail} of {size} rows, but there is '
+                              f'{", ".join(others)}')
+        raise UnsuitableDataset(f'no terminal ends the last {tail} of {size} rows; set `terminals` in the '
+                                f'last row of each trajectory ({LAYOUT})')
 
     # trajectories of one state have no step
     lengths = np.diff(ends, prepend=-1)
@@ -325,8 +328,8 @@ def _compare_ends(archive, terminals):
 
         joined = int(np.sum(ends_of(END_NAMES[name], values) & ~terminals))
         if joined:
-            raise OtherLayout(f'`{name}` ends trajectories in {joined:,} rows where `terminals` is not set; with '
-                              f'`--ends terminals` it is left out')
+            raise OtherLayout(f'`{name}` ends trajectories in {joined:,} rows where `terminals` is not set, '
+                              'and is left out with `--ends terminals`')
 
 
 def ends_of(kind, values):

@@ -1,12 +1,12 @@
 """Read recordings in the formats of other libraries, for scripts/convert_data.py.
 
 A file of any format holds columns: arrays with one row per state. A reader returns them as a `Table`, and
-`select` makes a `Recording` of it: which columns are states, where episodes end, when each state was recorded.
+`select` makes a `Recording` of it: which columns are states, where episodes end, when states were recorded.
 
-    npy, npz     (rows, S), or (episodes, rows, S) with `lengths` where episodes are padded
-    HDF5         D4RL (arrays of all rows), Minari and robomimic (a group per episode)
-    parquet      LeRobot v2 and v3, and others with one row per state; Arrow files alike
-    text         tables of separated values
+    npy, npz          (rows, S), or (episodes, rows, S) with `lengths` where episodes are padded
+    HDF5              D4RL (arrays of all rows), Minari and robomimic (a group per episode)
+    parquet, Arrow    LeRobot v2 and v3, Minari, and others with one row per state
+    text              tables of separated values
 """
 
 import contextlib
@@ -24,16 +24,19 @@ from support.steps import unrepeated
 from support.text import foreign, listed
 
 REQUIREMENTS = 'requirements-data.txt'  # h5py, pyarrow and pandas
-STATE_NAMES = ('observations', 'observation', 'obs', 'states', 'state')  # or first parts of names, by preference
+TABLE_SUFFIXES = ('.csv', '.tsv', '.txt', '.dat')  # of tables in a folder, which may hold other texts as well
+
+# names of columns, or first parts of names such as observation.state
+STATE_NAMES = ('observations', 'observation', 'obs', 'states', 'state')  # by preference
 GOAL_PARTS = ('achieved_goal', 'observation')  # of a goal environment's state, in the order of `GoalDict`
 ACTION_NAMES = ('actions', 'action', 'acts')
 TIME_NAMES = ('time', 'timestamp', 'timestamps', 'time_s', 'seconds', 'stamp', 't')
 LENGTH_NAMES = ('lengths', 'episode_lengths', 'path_lengths')
-OTHER_NAMES = ('next', 'reward', 'rewards', 'infos', 'info', 'index', 'id', 'frame', 'frame_index', 'task_index', 'step',
-               'steps', 'discount', 'desired_goal')  # first parts of names that are no part of a state
-TABLE_SUFFIXES = ('.csv', '.tsv', '.txt', '.dat')  # of tables in a folder, which may hold other texts as well
+OTHER_NAMES = ('next', 'reward', 'rewards', 'infos', 'info', 'index', 'id', 'frame', 'frame_index',
+               'task_index', 'step', 'steps', 'discount', 'desired_goal')  # no part of a state
+
 SECONDS = {'s': 1.0, 'ms': 1e-3, 'us': 1e-6, 'ns': 1e-9}
-MAX_NAMES = 12  # of columns that a message lists
+MAX_NAMES = 12  # of columns in a message
 
 
 @dataclasses.dataclass
@@ -63,14 +66,14 @@ class Recording:
     names: list  # of the S dimensions
     states: np.ndarray  # (N, S)
     ends: np.ndarray  # (N,) bool, last row of each episode
-    times: np.ndarray | None  # (N,) seconds; None: the rows are one step apart
+    times: np.ndarray | None  # (N,) seconds, NaN where one is missing; None: rows are one step apart
     actions: np.ndarray | None  # (N, A), from each row to the next
     used: dict  # purpose -> columns, for the report
 
 
-# -------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 def find_files(path):
-    """Return the files that can be read in a folder, in the order of their numbers, or the file itself.
+    """Return the readable files of a folder, in the order of their numbers, or the file itself.
 
     Raises:
         FileNotFoundError: there are none.
@@ -81,14 +84,17 @@ def find_files(path):
 
     # datasets of LeRobot and Minari have metadata beside their folder `data`
     root = path / 'data' if (path / 'data').is_dir() else path
-    files = sorted((file for file in root.rglob('*') if file.is_file() and not file.name.startswith('.')),
-                   key=_by_number)
-    formats = [recognize(file) for file in files]
-    found = [file for file, kind in zip(files, formats, strict=True)
-             if kind in READERS and (kind != TEXT or file.suffix.lower() in TABLE_SUFFIXES)]
+    files = sorted((file for file in root.rglob('*') if file.is_file() and file.name[0] != '.'), key=_by_number)
+    found = [file for file in files if (kind := recognize(file)) in READERS
+             and (kind != TEXT or file.suffix.lower() in TABLE_SUFFIXES)]
     if not found:
         raise FileNotFoundError(f'{path}: no file in this folder is one of {", ".join(READERS)}')
     return found
+
+
+def _by_number(path):
+    """Return a key that sorts episode_2 before episode_10."""
+    return [(len(part) if part.isdigit() else 0, part) for part in re.split(r'(\d+)', str(path))]
 
 
 def read_recording(path, choices):
@@ -111,20 +117,16 @@ def read_recording(path, choices):
         raise ValueError(f'{path}: {foreign(error) or type(error).__name__}') from error
 
 
-def _by_number(path):
-    """Return a key that sorts episode_2 before episode_10."""
-    return [(len(part), part) if part.isdigit() else (0, part) for part in re.split(r'(\d+)', str(path))]
-
-
 def _library(name):
     """Import an optional package."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f'{name.partition(".")[0]} is needed to read it: pip install -r {REQUIREMENTS}') from error
+        package = name.partition('.')[0]
+        raise ValueError(f'{package} is needed to read it: pip install -r {REQUIREMENTS}') from error
 
 
-# ------------------------------------------------------------------------------------------------------- arrays
+# ----------------------------------------------------------------------------------------------------- arrays
 def read_npy(path):
     """Read one array of states -> Table."""
     return _table_of_arrays({STATE_NAMES[0]: np.load(path, allow_pickle=False)})
@@ -155,7 +157,8 @@ def _table_of_arrays(arrays):
     if lengths is None:
         return Table(columns or arrays)
     if lengths.sum() != len(states):
-        raise ValueError(f'the lengths of its episodes sum to {lengths.sum():,}, there are {len(states):,} states')
+        raise ValueError(f'the lengths of its episodes sum to {lengths.sum():,}, there are {len(states):,} '
+                         'states')
     return Table(columns, _ends_after(lengths))
 
 
@@ -166,23 +169,24 @@ def _ends_after(lengths):
     return ends
 
 
-# --------------------------------------------------------------------------------------------------------- HDF5
 def read_hdf5(path):
-    """Read the arrays of all rows, or a group per episode -> Table. The state after the last action is kept."""
+    """Read arrays of all rows, or a group per episode -> Table. A state after the last action is kept."""
     h5py = _library('h5py')
     with h5py.File(path) as file:
         root = file['data'] if isinstance(file.get('data'), h5py.Group) else file  # of robomimic
-        names = [name for name, group in root.items() if isinstance(group, h5py.Group) and {*STATE_NAMES} & {*group}]
+        names = [name for name, group in root.items()
+                 if isinstance(group, h5py.Group) and {*STATE_NAMES} & {*group}]
         episodes = [_arrays_in(h5py, root[name]) for name in sorted(names, key=_by_number)]
         if not episodes:
             return _table_of_arrays(_arrays_in(h5py, file))
 
     # one row per state; what has one row less, such as actions, repeats its last one
-    lengths = [max(len(array) for name, array in arrays.items() if _first_part(name) in STATE_NAMES)
+    lengths = [max(len(array) for name, array in arrays.items() if _part(name, 0) in STATE_NAMES)
                for arrays in episodes]
     columns = {}
     for name in episodes[0]:
-        parts = [_padded(arrays.get(name, ()), length) for arrays, length in zip(episodes, lengths, strict=True)]
+        parts = [_padded(arrays.get(name, ()), length)
+                 for arrays, length in zip(episodes, lengths, strict=True)]
         if all(part is not None for part in parts):
             columns[name] = np.concatenate(parts)
     return Table(columns, _ends_after(lengths))
@@ -207,19 +211,20 @@ def _padded(array, length):
     return np.append(array, array[-1:], 0) if 0 < len(array) == length - 1 else None
 
 
-# ------------------------------------------------------------------------------------------------------- tables
-def read_parquet(path):
-    """Read the columns of numbers, lists of numbers, times and texts -> Table, without pictures."""
+# ----------------------------------------------------------------------------------------------------- tables
+def read_arrow(path):
+    """Read columns of numbers, lists of numbers, times and texts -> Table, without pictures."""
     types = _library('pyarrow').types
-    file = _library('pyarrow.dataset').dataset(path, format='parquet' if recognize(path) == PARQUET else 'arrow')
+    layout = 'parquet' if recognize(path) == PARQUET else 'arrow'
+    file = _library('pyarrow.dataset').dataset(path, format=layout)
     table = file.to_table([field.name for field in file.schema if _is_readable(types, field.type)])
     while any(types.is_struct(field.type) for field in table.schema):  # a dictionary of columns
         table = table.flatten()
 
     columns = {name: _to_array(types, table[name].combine_chunks()) for name in table.column_names}
     # a file of Minari is an episode, with a state after the last flag
-    ends = _ends_after([len(table)]) if 'terminations' in columns else None
-    return Table({name: array for name, array in columns.items() if array is not None}, ends, _lerobot_labels(path))
+    ends = _ends_after([len(table)]) if 'terminations' in columns and len(table) else None
+    return Table({name: array for name, array in columns.items() if array is not None}, ends, _labels_of(path))
 
 
 def _is_readable(types, kind):
@@ -227,8 +232,8 @@ def _is_readable(types, kind):
         return all(_is_readable(types, field.type) for field in kind)
     if types.is_list(kind) or types.is_fixed_size_list(kind) or types.is_large_list(kind):
         kind = kind.value_type
-    return (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_temporal(kind)
-            or types.is_string(kind) or types.is_large_string(kind))
+    return any(is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean,
+                                             types.is_temporal, types.is_string, types.is_large_string))
 
 
 def _to_array(types, column):
@@ -241,31 +246,32 @@ def _to_array(types, column):
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
-def _lerobot_labels(path):
+def _labels_of(path):
     """Return {column: names of its dimensions} of a LeRobot dataset, {} elsewhere."""
-    info = next((folder / 'meta' / 'info.json' for folder in list(path.resolve().parents)[:4]
-                 if (folder / 'meta' / 'info.json').is_file()), None)
+    folders = list(path.resolve().parents)[:4]
+    info = next((file for folder in folders if (file := folder / 'meta' / 'info.json').is_file()), None)
     if info is None:
         return {}
     features = json.loads(info.read_text(encoding='utf-8')).get('features', {})
     labels = {name: feature.get('names') or () for name, feature in features.items()}
-    return {name: sum(names.values(), []) if isinstance(names, dict) else names for name, names in labels.items()}
+    return {name: sum(names.values(), []) if isinstance(names, dict) else names
+            for name, names in labels.items()}
 
 
 def read_text(path):
     """Read a table of separated values -> Table; without a header, columns are numbered."""
     pandas = _library('pandas')
     with open(path, encoding='utf-8-sig') as file:
-        lines = [line for line in (file.readline() for _ in range(50)) if line.strip() and not line.startswith('#')]
+        lines = [line for line in (file.readline() for _ in range(50)) if line.strip() and line[0] != '#']
     separator = max(';\t,', key=lines[0].count)
-    decimal = ',' if separator == ';' and '.' not in lines[-1] else '.'
     has_header = not all(_is_number(word) for word in lines[0].split(separator))
 
-    frame = pandas.read_csv(path, sep=separator, decimal=decimal, header=0 if has_header else None, comment='#',
+    frame = pandas.read_csv(path, sep=separator, header=0 if has_header else None, comment='#',
+                            decimal=',' if re.search(r'(^|;)-?\d+,\d', lines[-1]) else '.',
                             encoding='utf-8-sig', skipinitialspace=True)
-    # pandas writes an index without a name
-    return Table({str(name).strip(): values.to_numpy() for name, values in frame.items()
-                  if not str(name).startswith('Unnamed: 0')})
+    columns = {str(name).strip(): values.to_numpy() for name, values in frame.items()}
+    columns.pop('Unnamed: 0', None)  # the index that pandas writes
+    return Table(columns)
 
 
 def _is_number(text):
@@ -276,10 +282,10 @@ def _is_number(text):
     return True
 
 
-READERS = {HDF5: read_hdf5, PARQUET: read_parquet, ARROW: read_parquet, TEXT: read_text, NPY: read_npy, NPZ: read_npz}
+READERS = {HDF5: read_hdf5, PARQUET: read_arrow, ARROW: read_arrow, TEXT: read_text, NPY: read_npy, NPZ: read_npz}
 
 
-# ---------------------------------------------------------------------------------------------------- selection
+# -------------------------------------------------------------------------------------------------- selection
 def select(path, table, choices):
     """Return the Recording of a Table.
 
@@ -290,29 +296,31 @@ def select(path, table, choices):
     for name in filter(None, [*choices.columns, *choices.ends, choices.time]):
         if name not in columns:
             raise ValueError(f'there is no `{foreign(name)}` in it, only {_quoted(columns)}')
-
     if not any(map(len, columns.values())):
         raise ValueError('there are no rows of numbers in it')
 
     # columns by purpose
     time = choices.time or next((name for name in columns if name.lower() in TIME_NAMES), '')
-    ends = list(choices.ends) or [name for name in columns if name.lower() in END_NAMES and table.ends is None]
+    ends = list(choices.ends) or [name for name in columns
+                                  if name.lower() in END_NAMES and table.ends is None]
     parts = list(choices.columns) or _find_states(columns, {time, *ends})
     action = next((name for name in columns if name in ACTION_NAMES), '')
 
     # states
     arrays = [_numbers(name, columns[name]) for name in parts]
     names = [label for name, array in zip(parts, arrays, strict=True)
-             for label in _labels(name, array.shape[1], table.labels.get(name, ()))]
+             for label in _label(name, array.shape[1], table.labels.get(name, ()))]
     states = np.concatenate(arrays, axis=1)
-    if not choices.columns and [_last_part(name) for name in parts] == [*GOAL_PARTS]:
-        kept = [*range(arrays[0].shape[1]), *(arrays[0].shape[1] + unrepeated(arrays[1], arrays[0]))]
+    if not choices.columns and [_part(name, -1) for name in parts] == [*GOAL_PARTS]:
+        size = arrays[0].shape[1]
+        kept = [*range(size), *(size + unrepeated(arrays[1], arrays[0]))]
         states, names = states[:, kept], [names[column] for column in kept]
 
     # last rows of episodes
     is_end = np.zeros(len(states), bool) if ends or table.ends is None else table.ends
     for name in ends:
-        is_end = is_end | _read_ends(name, columns[name])
+        kind = END_NAMES.get(name.lower(), 'flags' if columns[name].dtype.kind == 'b' else 'numbers')
+        is_end = is_end | ends_of(kind, columns[name].reshape(len(states)))
     is_end[-1] = True
 
     used = {'states': parts, 'episodes': ends, 'time stamps': [time] * bool(time)}
@@ -322,33 +330,26 @@ def select(path, table, choices):
 
 
 def _find_states(columns, others):
-    """Return the names of the columns that are the state.
-
-    Args:
-        others: names of the columns that have another purpose.
-    """
-    # usual names, or a dictionary of parts
+    """Return the names of the columns that are the state; `others` have another purpose."""
+    # usual names, or the parts of a dictionary
     numeric = [name for name, array in columns.items() if array.dtype.kind in 'bfiu' and array.ndim <= 2]
     for root in STATE_NAMES:
-        parts = [name for name in numeric if _first_part(name) == root]
-        goal_parts = {_last_part(name): name for name in numeric if _first_part(name) in (root, GOAL_PARTS[0])}
+        parts = [name for name in numeric if _part(name, 0) == root]
+        goal_parts = {_part(name, -1): name for name in numeric if _part(name, 0) in (root, GOAL_PARTS[0])}
         if parts:
             return [goal_parts[part] for part in GOAL_PARTS] if {*GOAL_PARTS} <= {*goal_parts} else parts
 
     # all columns of a table
-    excluded = {*OTHER_NAMES, *ACTION_NAMES, *TIME_NAMES, *LENGTH_NAMES, *END_NAMES}
-    parts = [name for name in columns if name not in others and _first_part(name).lower() not in excluded]
+    excluded = {*others, *OTHER_NAMES, *ACTION_NAMES, *TIME_NAMES, *LENGTH_NAMES, *END_NAMES}
+    parts = [name for name in columns if name not in others and _part(name, 0).lower() not in excluded]
     if not parts:
-        raise ValueError(f'no columns are states; name them with --columns, of {_quoted(columns) or "none"}')
+        raise ValueError(f'no columns are states; name them with --columns, of {_quoted(columns)}')
     return parts
 
 
-def _first_part(name):
-    return re.split(r'[./]', name)[0]
-
-
-def _last_part(name):
-    return re.split(r'[./]', name)[-1]
+def _part(name, index):
+    """Return a part of a name such as observations/achieved_goal or observation.state."""
+    return re.split(r'[./]', name)[index]
 
 
 def _numbers(name, values):
@@ -360,17 +361,11 @@ def _numbers(name, values):
     return values.reshape(len(values), -1)
 
 
-def _labels(name, size, labels):
+def _label(name, size, labels):
     """Return names of the dimensions of a column."""
     if len(labels) == size:
         return [foreign(label) for label in labels]
-    return [foreign(name)] if size == 1 else [f'{foreign(_last_part(name))}[{i}]' for i in range(size)]
-
-
-def _read_ends(name, values):
-    """Return which rows (N,) end an episode by a column; one of unknown name numbers episodes or holds flags."""
-    kind = END_NAMES.get(name.lower(), 'flags' if values.dtype.kind == 'b' else 'numbers')
-    return ends_of(kind, values.reshape(len(values)))
+    return [foreign(name)] if size == 1 else [f'{foreign(_part(name, -1))}[{i}]' for i in range(size)]
 
 
 def _seconds(values, unit):

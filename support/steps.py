@@ -152,7 +152,7 @@ def dimension_notes(values, ends):
     elif _is_smooth(values, ordinary):
         jumps = rows[steps > JUMP_RATIO * ordinary]
         if len(jumps) >= MIN_JUMPS:
-            notes.append(f'{len(jumps):,} jumps (rows {listed(jumps, 2)}): gaps or teleporters?')
+            notes.append(f'{len(jumps):,} jumps (rows {listed(jumps, 2)}): gaps, teleporters or a wrap?')
 
     direction = np.sign(values[rows + 1] - values[rows])
     if min(direction) >= 0 or max(direction) <= 0:

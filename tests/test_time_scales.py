@@ -13,6 +13,7 @@ import offline_trainer
 import online_trainer
 from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
+from planning.goal_weights import find_goal_weights
 from planning.time_scales import MIN_TRANSITIONS, choose_numbers, has_slow_direction, slow_steps
 from support.files import load_checkpoint
 from support.npz import load_trajectories
