@@ -137,11 +137,11 @@ def make_table(states, data, model, places, show_all=False):
 
 
 def _format_scale(scale, data):
-    """Return a time scale in steps as text: 12, > 200, < 2, or - for none."""
+    """Return a time scale in steps as text: 12, >200, <2, or - for none."""
     if scale > LONGEST * data.longest_time_scale:
-        return f'> {data.longest_time_scale}'
+        return f'>{data.longest_time_scale}'
     shortest = math.ceil(SHORTEST * data.transition_steps)
-    return f'{scale:.3g}' if scale > shortest else f'< {shortest}' if scale else '-'
+    return f'{scale:.3g}' if scale > shortest else f'<{shortest}' if scale else '-'
 
 
 def describe_weights(places, has_objects, declared):

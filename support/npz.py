@@ -295,10 +295,6 @@ def _read_borders(archive, warn=False):
     ends = np.flatnonzero(terminals).astype(np.int64)
     tail = size - 1 - ends[-1] if count else size
     if tail:
-        others = [f'`{name}`' for name in _array_names(archive) if name in END_NAMES and name != 'terminals']
-        if others:
-            raise OtherLayout(f'no terminal ends the last {tail} of {size} rows, but there is '
-                              f'{", ".join(others)}')
         raise UnsuitableDataset(f'no terminal ends the last {tail} of {size} rows; set `terminals` in the '
                                 f'last row of each trajectory ({LAYOUT})')
 

@@ -267,7 +267,7 @@ def read_text(path):
     has_header = not all(_is_number(word) for word in lines[0].split(separator))
 
     frame = pandas.read_csv(path, sep=separator, header=0 if has_header else None, comment='#',
-                            decimal=',' if re.search(r'(^|;)-?\d+,\d', lines[-1]) else '.',
+                            decimal=',' if separator == ';' and re.search(r'(^|;)-?\d+,\d', lines[-1]) else '.',
                             encoding='utf-8-sig', skipinitialspace=True)
     columns = {str(name).strip(): values.to_numpy() for name, values in frame.items()}
     columns.pop('Unnamed: 0', None)  # the index that pandas writes
