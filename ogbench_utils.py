@@ -23,7 +23,7 @@ import numpy as np
 from environments import custom_env
 from support.download import download
 from support.flags import run_main
-from support.npz import DamagedDataset, UnsuitableDataset, load_trajectories
+from support.npz import DamagedDataset, UnsuitableDataset, converting, load_trajectories
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
 # kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
@@ -159,7 +159,9 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     if dataset_path:
         path = expand(dataset_path)
         if not path.is_file():
-            problem = 'is a folder, name the npz file in it' if path.is_dir() else 'no such file'
+            problem = 'no such file'
+            if path.is_dir():
+                problem = f'is a folder, name the npz file in it, or {converting(path)}'
             raise FileNotFoundError(f'--dataset_path {dataset_path}: {problem}')
         return path, _validation_path(path), f'dataset {path}'
 

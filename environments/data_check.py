@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from environments.agreement import compare_states, first_states
-from environments.checks import closing, num_tasks
+from environments.checks import ERRORS, closing, describe, num_tasks
 from environments.custom_env import goal_dims_of
 from observing.observation_models import FULL_STATE
 from ogbench_utils import check_dimensions, make_env
@@ -31,8 +31,8 @@ CHOSEN = dict(transition_steps=0, discount=0, context_length=0)  # 0: from the d
 NUM_GOALS = 20  # resets of the environment
 COMPARED = 200  # states of the data whose distance from other trajectories is measured
 ROWS_AT_ONCE = 1 << 16
-FAR = 2.0  # distance of a goal, in the 95 % quantile of distances between trajectories, beyond which it is far
-FAR_STD = 0.25  # the same in standard deviations per dimension, for dense data
+FAR = 2.0  # distance of a far goal, in the 95 % quantile of the distances between trajectories
+FAR_STD = 0.25  # the least distance of a far goal, in standard deviations per dimension
 
 
 def check_dataset(path, env='', show_all=False):
@@ -84,7 +84,8 @@ def print_size(path, states, starts, ends):
     rows = f'{lengths.min()}' if lengths.min() == lengths.max() else f'{lengths.min()}-{lengths.max()}'
     print(f'{path}: good. {len(starts):,} trajectories of {rows} rows, {len(states):,} observations of '
           f'{states.shape[1]} dimensions, {path.stat().st_size / 1e6:,.1f} MB on disk, '
-          f'{states.nbytes / 1e6:,.0f} MB in memory' + (f'; {constant} dimension(s) never vary' if constant else ''))
+          f'{states.nbytes / 1e6:,.0f} MB in memory'
+          + (f'; {constant} dimension(s) never vary' if constant else ''))
 
 
 def print_notes(path, states, ends, model):
@@ -97,7 +98,7 @@ def print_notes(path, states, ends, model):
         print(f'warning: {path}: {note}')
 
 
-# ------------------------------------------------------------------------------------------------------ the table
+# -------------------------------------------------------------------------------------------------- the table
 def make_table(states, data, model, places, show_all=False):
     """Return the lines of a table of raw states (N, S) by dimension.
 
@@ -155,16 +156,25 @@ def describe_weights(places, has_objects, declared):
     return [line, *places.excluded[:MAX_LINES], *['…'] * (len(places.excluded) > MAX_LINES)]
 
 
-# ------------------------------------------------------------------------------------------------------ the goals
+# -------------------------------------------------------------------------------------------------- the goals
 def compare_goals(data, env, name):
     """Reset an environment; return lines on its states and on the distance of its goals from the data.
 
     Args:
-        data: TrajectoryDataset of observed states (N, S). env: the environment, observed alike. name: its name.
+        data: TrajectoryDataset of observed states (N, S).
+        env: the environment, observed alike. name: its name.
+
+    Raises:
+        ValueError: a reset fails.
     """
-    states, goals = first_states(env, num_tasks(env), NUM_GOALS)
+    try:
+        states, goals = first_states(env, num_tasks(env), NUM_GOALS)
+    except ERRORS as error:
+        raise ValueError(f'--env {name}: a reset fails with {describe(error)}') from error
+
     lines = []
-    if difference := compare_states(data, states, goals, env.observation_space.low, env.observation_space.high):
+    space = env.observation_space
+    if difference := compare_states(data, states, goals, space.low, space.high):
         lines.append(f'warning: data and environment differ: {difference}')
 
     # in standard deviations per dimension, of those that vary and that the goal is about
@@ -174,7 +184,8 @@ def compare_goals(data, env, name):
     counted = ~np.isnan(goals) & varies(std, mean)
     rows, distances = find_nearest(data, mean, scale, goals, counted)
     lines.append(f'distance of {NUM_GOALS} goals of {name} from the nearest state of the data: median '
-                 f'{np.median(distances):.2g}, largest {distances.max():.2g} standard deviations per dimension')
+                 f'{np.median(distances):.2g}, largest {distances.max():.2g} standard deviations per '
+                 'dimension')
     if len(data.ends) < 2:
         return lines
 

@@ -29,7 +29,6 @@ from support.tolerances import find_origin  # noqa: E402
 
 EVEN = 0.02  # deviation of time steps, relative to the median one, up to which rows are evenly spaced
 GAP_STEPS = 3.0  # time step, in median ones, that is a gap
-NEAR = 0.5  # deviation of time steps from the median one, relative to it, of those that make the rate
 MAX_DECREASES = 0.1  # fraction of time steps below 0, from which the rows are not in the order of time
 MAX_NAMES = 24  # of dimensions in the report
 
@@ -87,8 +86,8 @@ class Conversion:
                                  f'{first.path} {listed(first.names, 8)}; name columns of all files with '
                                  '--columns and --time')
         if first.times is None and (config.rate or config.velocities):
-            raise ValueError(f'{first.path}: there are no time stamps, which --rate and --velocities need; name '
-                             'their column with --time')
+            raise ValueError(f'{first.path}: there are no time stamps, which --rate and --velocities need; '
+                             'name their column with --time')
         if config.actions and any(recording.actions is None for recording in recordings):
             raise ValueError(f'{first.path}: there are no actions in it; leave out --actions')
 
@@ -147,8 +146,8 @@ class Conversion:
         kept = [piece for piece in pieces if len(piece.states) > 1]
         self.counts['pieces of one row left out'] += len(pieces) - len(kept)
         if not kept:
-            raise ValueError('nothing is left, since no two successive rows have finite states; see --columns, '
-                             '--ends and --gap')
+            raise ValueError('nothing is left, since no two successive rows have finite states; see '
+                             '--columns, --ends and --gap')
         return kept
 
     def resample(self, pieces, step):
@@ -192,10 +191,10 @@ class Conversion:
 
 
 def find_rate(pieces):
-    """Return the rows per second of Pieces, to three digits: of the steps in time that are near the median one."""
+    """Return the rows per second of Pieces, to three digits, with jitter and lost rows taken into account."""
     steps = np.concatenate([np.diff(piece.times) for piece in pieces])
-    near = np.abs(steps / np.median(steps) - 1) < NEAR
-    return float(f'{1 / steps[near].mean():.3g}')
+    rows = np.round(steps / np.median(steps))  # that a time step stands for
+    return float(f'{rows.sum() / steps.sum():.3g}')
 
 
 def join(pieces):

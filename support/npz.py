@@ -221,7 +221,8 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
             errors in the body of the context.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such npz file' + Path(path).is_dir() * '; it is a folder')
+        raise FileNotFoundError(f'{path}: no such npz file'
+                                + Path(path).is_dir() * f'; it is a folder, {converting(path)}')
     try:
         found = recognize(path)
         if found not in (NPZ, None):

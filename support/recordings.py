@@ -84,8 +84,8 @@ def find_files(path):
 
     # datasets of LeRobot and Minari have metadata beside their folder `data`
     root = path / 'data' if (path / 'data').is_dir() else path
-    files = sorted((file for file in root.rglob('*') if file.is_file() and file.name[0] != '.'), key=_by_number)
-    found = [file for file in files if (kind := recognize(file)) in READERS
+    files = [file for file in root.rglob('*') if file.is_file() and file.name[0] != '.']
+    found = [file for file in sorted(files, key=_by_number) if (kind := recognize(file)) in READERS
              and (kind != TEXT or file.suffix.lower() in TABLE_SUFFIXES)]
     if not found:
         raise FileNotFoundError(f'{path}: no file in this folder is one of {", ".join(READERS)}')
@@ -224,7 +224,8 @@ def read_arrow(path):
     columns = {name: _to_array(types, table[name].combine_chunks()) for name in table.column_names}
     # a file of Minari is an episode, with a state after the last flag
     ends = _ends_after([len(table)]) if 'terminations' in columns and len(table) else None
-    return Table({name: array for name, array in columns.items() if array is not None}, ends, _labels_of(path))
+    columns = {name: array for name, array in columns.items() if array is not None}
+    return Table(columns, ends, _labels_of(path))
 
 
 def _is_readable(types, kind):
@@ -265,10 +266,10 @@ def read_text(path):
         lines = [line for line in (file.readline() for _ in range(50)) if line.strip() and line[0] != '#']
     separator = max(';\t,', key=lines[0].count)
     has_header = not all(_is_number(word) for word in lines[0].split(separator))
+    has_commas = separator == ';' and re.search(r'(^|;)-?\d+,\d', lines[-1])
 
     frame = pandas.read_csv(path, sep=separator, header=0 if has_header else None, comment='#',
-                            decimal=',' if separator == ';' and re.search(r'(^|;)-?\d+,\d', lines[-1]) else '.',
-                            encoding='utf-8-sig', skipinitialspace=True)
+                            decimal=',' if has_commas else '.', encoding='utf-8-sig', skipinitialspace=True)
     columns = {str(name).strip(): values.to_numpy() for name, values in frame.items()}
     columns.pop('Unnamed: 0', None)  # the index that pandas writes
     return Table(columns)
@@ -282,7 +283,8 @@ def _is_number(text):
     return True
 
 
-READERS = {HDF5: read_hdf5, PARQUET: read_arrow, ARROW: read_arrow, TEXT: read_text, NPY: read_npy, NPZ: read_npz}
+READERS = {HDF5: read_hdf5, PARQUET: read_arrow, ARROW: read_arrow, TEXT: read_text, NPY: read_npy,
+           NPZ: read_npz}
 
 
 # -------------------------------------------------------------------------------------------------- selection
@@ -325,8 +327,9 @@ def select(path, table, choices):
 
     used = {'states': parts, 'episodes': ends, 'time stamps': [time] * bool(time)}
     used['not read'] = [name for name in columns if name not in sum(used.values(), [])]
-    return Recording(path, names, states, is_end, _seconds(columns[time], choices.time_unit) if time else None,
-                     _numbers(action, columns[action]) if action else None, used)
+    times = _seconds(columns[time], choices.time_unit) if time else None
+    actions = _numbers(action, columns[action]) if action else None
+    return Recording(path, names, states, is_end, times, actions, used)
 
 
 def _find_states(columns, others):
@@ -355,7 +358,8 @@ def _part(name, index):
 def _numbers(name, values):
     """Return a column as an array (N, D) of numbers."""
     if values.dtype.kind not in 'bfiu' or values.ndim > 2:
-        text = next((value for value in values.ravel() if isinstance(value, str) and not _is_number(value)), '')
+        texts = (value for value in values.ravel() if isinstance(value, str) and not _is_number(value))
+        text = next(texts, '')
         problem = f"holds text ('{foreign(text)}')" if text else f'is {values.dtype} of shape {values.shape}'
         raise ValueError(f'`{foreign(name)}` {problem}; name the columns of the state with --columns')
     return values.reshape(len(values), -1)

@@ -92,7 +92,7 @@ def test_a_file_of_another_format_is_named(name, tmp_path):
 
 
 def test_a_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='it is a folder'):
+    with pytest.raises(FileNotFoundError, match='it is a folder, `python scripts/convert_data.py .* converts it'):
         load_trajectories(tmp_path)
     with pytest.raises(FileNotFoundError, match='--dataset_path .* is a folder, name the npz file in it'):
         ogbench_utils.find_dataset('a:b', tmp_path)
