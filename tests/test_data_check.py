@@ -90,7 +90,7 @@ def test_ordinary_dimensions_have_no_notes(walks):
     ends = np.arange(COUNT) * LENGTH + LENGTH - 1
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(COUNT * LENGTH)
-    for values in (walks[..., 0].ravel(), noise, noise > 1):
+    for values in (walks[..., 0].ravel(), noise, np.float32(noise > 1)):
         assert dimension_notes(values, ends) == []
 
 
