@@ -41,7 +41,7 @@ class ConversionConfig:
     ends: str = flag('', 'columns that mark or number episodes, such as timeouts')
     time: str = flag('', 'column of time stamps')
     time_unit: str = flag('s', 'unit of time stamps that are numbers', choices=tuple(SECONDS))
-    rate: float = flag(0.0, 'rows per second of the output; 0: the median of the recordings', least=0)
+    rate: float = flag(0.0, 'rows per second of the output; 0: those of the recordings', least=0)
     gap: float = flag(0.0, 'seconds between rows that begin an episode; 0: three median time steps', least=0)
     velocities: bool = flag(False, 'append finite differences of all dimensions, per second')
     actions: bool = flag(False, 'keep the actions, which OPSO does not learn from')
@@ -214,7 +214,8 @@ def report(recordings, counts, names, rate):
     """Print what was read, what the dimensions are, and what was done."""
     formats = ', '.join(sorted({recognize(recording.path) for recording in recordings}))
     rows = sum(len(recording.states) for recording in recordings)
-    print(f'read: {len(recordings)} file(s), {formats}; {rows:,} rows, {counts.pop("episodes"):,} episode(s)')
+    episodes = counts.pop('episodes')
+    print(f'read: {len(recordings)} file(s), {formats}; {rows:,} rows, {episodes:,} episode(s)')
 
     absent = {'episodes': 'as the files have them', 'not read': 'nothing',
               'time stamps': 'none; two rows in a row must be one environment step apart'}
@@ -225,11 +226,14 @@ def report(recordings, counts, names, rate):
     if rate:
         print(f'rate: {rate:.5g} rows per second')
     print('changes: ' + (', '.join(f'{count:,} {what}' for what, count in counts.items() if count) or 'none'))
+    if episodes == 1:
+        print('warning: this is one episode; if it holds several, name the columns that mark them with --ends')
 
 
 def main(argv=None):
     """Convert a file or a folder."""
-    parser = argparse.ArgumentParser(description=summary(__doc__), allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=summary(__doc__), allow_abbrev=False,
+                                     epilog='docs/data.md has a command for each format')
     parser.add_argument('input', help='file or folder of recordings')
     parser.add_argument('output', help='npz file to write')
     add_flags(parser, ConversionConfig)

@@ -46,6 +46,7 @@ class Table:
     columns: dict  # name -> (N,) or (N, D), in the order of the file
     ends: np.ndarray | None = None  # (N,) bool, last row of each episode; None: columns mark them
     labels: dict = dataclasses.field(default_factory=dict)  # column -> names of its D dimensions
+    others: tuple = ()  # names of arrays that have no row per state, or hold no numbers
 
 
 @dataclasses.dataclass
@@ -139,11 +140,11 @@ def read_npz(path):
         for name in file.files:
             with contextlib.suppress(ValueError):  # of objects
                 arrays[name] = file[name]
-    return _table_of_arrays(arrays)
+        return _table_of_arrays(arrays, file.files)
 
 
-def _table_of_arrays(arrays):
-    """Return the Table of arrays (rows, ...) or (episodes, rows, ...)."""
+def _table_of_arrays(arrays, names=()):
+    """Return the Table of arrays (rows, ...) or (episodes, rows, ...); `names` are those of all arrays."""
     states = next((arrays[name] for name in STATE_NAMES if name in arrays), np.zeros((0, 0)))
     lengths = next((arrays[name].astype(int) for name in LENGTH_NAMES if name in arrays), None)
     columns = {name: array for name, array in arrays.items() if array.shape[:1] == states.shape[:1]}
@@ -154,12 +155,13 @@ def _table_of_arrays(arrays):
         valid = np.arange(states.shape[1]) < lengths[:, None]
         columns = {name: array[valid] for name, array in columns.items() if array.shape[:2] == valid.shape}
         states = states[valid]
+    others = tuple(name for name in names or arrays if name not in columns and name not in LENGTH_NAMES)
     if lengths is None:
-        return Table(columns or arrays)
+        return Table(columns, others=others) if columns else Table(arrays)
     if lengths.sum() != len(states):
         raise ValueError(f'the lengths of its episodes sum to {lengths.sum():,}, there are {len(states):,} '
                          'states')
-    return Table(columns, _ends_after(lengths))
+    return Table(columns, _ends_after(lengths), others=others)
 
 
 def _ends_after(lengths):
@@ -326,7 +328,7 @@ def select(path, table, choices):
     is_end[-1] = True
 
     used = {'states': parts, 'episodes': ends, 'time stamps': [time] * bool(time)}
-    used['not read'] = [name for name in columns if name not in sum(used.values(), [])]
+    used['not read'] = [name for name in (*columns, *table.others) if name not in sum(used.values(), [])]
     times = _seconds(columns[time], choices.time_unit) if time else None
     actions = _numbers(action, columns[action]) if action else None
     return Recording(path, names, states, is_end, times, actions, used)

@@ -58,13 +58,15 @@ def test_arrays_with_other_names_and_borders(folder, arrays):
     assert_same('old.npz')
 
 
-def test_episodes_of_equal_length_and_one_array(folder):
+def test_episodes_of_equal_length_and_one_array(folder, capsys):
     np.save('stack', STATES.reshape(3, 20, 3))
     states, lengths = convert('stack.npy')
     np.testing.assert_array_equal(states, STATES)
     assert lengths == [20, 20, 20]
-    np.save('one', STATES)
-    assert convert('one.npy')[1] == [60]
+    np.savez('one', obs=STATES, terminal=np.ones(3), infos=np.array([None], object))
+    assert convert('one.npz')[1] == [60]
+    out = capsys.readouterr().out
+    assert 'not read: terminal, infos\n' in out and 'warning: this is one episode; if it holds several' in out
 
 
 def test_named_ends_alone_count(folder):
