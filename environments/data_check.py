@@ -3,6 +3,7 @@
 `python ogbench_utils.py check states.npz --env module:factory` prints both.
 """
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from planning.goal_weights import find_goal_weights
 from planning.time_scales import choose_numbers
 from support.npz import load_trajectories
 from support.steps import dimension_notes, step_notes
-from support.text import listed, ranges
+from support.text import foreign, listed, ranges
 from support.tolerances import divisor, find_origin, precision_warning, varies
 from trajectories import TrajectoryDataset
 
@@ -26,7 +27,8 @@ SHOWN = 30  # dimensions of wide data: those with notes, then those of the large
 MAX_LINES = 4  # on slow dimensions without a weight
 LONGEST = 0.99  # of the longest time scale that the data can show, above which a time scale may be longer
 SHORTEST = 0.1  # time scale, in k, below which the values k steps apart are independent
-ROW = '{:>9} {:>11} {:>11} {:>9} {:>11} {:>12}  {}'  # of the table
+MAX_NAME = 24  # characters of a name
+ROW = '{} {:>11} {:>11} {:>9} {:>11} {:>12}  {}'  # of the table
 CHOSEN = dict(transition_steps=0, discount=0, context_length=0)  # 0: from the data
 NUM_GOALS = 20  # resets of the environment
 COMPARED = 200  # states of the data whose distance from other trajectories is measured
@@ -70,7 +72,7 @@ def check_dataset(path, env='', show_all=False):
 
     # the table, and what follows from the data
     places, has_objects = find_goal_weights(data, declared)
-    lines = make_table(states, data, model, places, show_all)
+    lines = make_table(states, data, model, places, read_names(path, states.shape[1]), show_all)
     lines += describe_weights(places, has_objects, declared)
     lines += [*goal_lines, 'these follow from the data, unless flags override them:']
     print('\n' + '\n'.join([*lines, *(f'  {reason}' for reason in reasons)]))
@@ -99,12 +101,23 @@ def print_notes(path, states, ends, model):
 
 
 # -------------------------------------------------------------------------------------------------- the table
-def make_table(states, data, model, places, show_all=False):
+def read_names(path, count):
+    """Return labels of dimensions: their numbers, with the names that scripts/convert_data.py wrote."""
+    names = np.zeros(0)
+    with np.load(path, allow_pickle=False) as file, contextlib.suppress(KeyError, ValueError):
+        names = file['names']
+    if names.shape != (count,) or names.dtype.kind != 'U':
+        return [f'{dim:>9}' for dim in range(count)]
+    return [f'{dim:>3} {foreign(name)[:MAX_NAME]}' for dim, name in enumerate(names)]
+
+
+def make_table(states, data, model, places, names, show_all=False):
     """Return the lines of a table of raw states (N, S) by dimension.
 
     Args:
         data: TrajectoryDataset of the observed states. model: ObservationModel, with all dimensions.
         places: Places of the goals.
+        names: S texts of the first column.
         show_all: whether to show all dimensions of wide data.
     """
     relative = states - find_origin(states)
@@ -123,13 +136,15 @@ def make_table(states, data, model, places, show_all=False):
         importance = weights if places.are_dimensions else scales
         shown = np.sort(sorted(dims, key=lambda dim: (not notes[dim], -importance[dim]))[:SHOWN])
 
-    lines = [ROW.format('dimension', 'from', 'to', 'std', 'time scale', 'goal weight', 'notes')]
+    width = max(map(len, ['dimension', *(names[dim] for dim in shown)]))
+    lines = [ROW.format('dimension'.ljust(width), 'from', 'to', 'std', 'time scale', 'goal weight', 'notes')]
     for dim in shown:
         time_scale = _format_scale(scales[dim], data)
         weight = f'{weights[dim]:.2g}' if places.are_dimensions else '-'
         low, high = states[:, dim].min(), states[:, dim].max()
         numbers = [f'{value:.4g}' for value in (low, high, stds[dim])]
-        lines.append(ROW.format(dim, *numbers, time_scale, weight, '; '.join(notes[dim])).rstrip())
+        row = ROW.format(names[dim].ljust(width), *numbers, time_scale, weight, '; '.join(notes[dim]))
+        lines.append(row.rstrip())
     if is_constant.any():
         lines.append(f'never vary: dimensions {ranges(np.flatnonzero(is_constant))}')
     if len(shown) < len(dims):
@@ -150,6 +165,8 @@ def describe_weights(places, has_objects, declared):
     kind = 'dimensions that change slowly'
     if has_objects:
         kind = 'dimensions of objects that rest until they are moved'
+    elif (places.weights == 1).all():
+        kind = 'all dimensions'
     elif not places.are_dimensions:
         kind = 'directions of the state, since no dimensions span those that change slowly'
     line = f'goals are about {kind}' + (f'; declared: {listed(declared, 8)}' if len(declared) else '')

@@ -253,6 +253,7 @@ def main(argv=None):
                   for path in progress_bar(find_files(source), 'reading', delay=1)]
     conversion = Conversion(config)
     arrays, names, rate = conversion.convert(recordings)
+    arrays['names'] = np.array(names)
     write_atomic(output, lambda file: np.savez_compressed(file, **arrays))
 
     report(recordings, conversion.counts, names, rate)

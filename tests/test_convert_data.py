@@ -99,11 +99,25 @@ def test_d4rl(folder, capsys):
     out = capsys.readouterr().out
     assert 'episodes: terminals, timeouts\n' in out and 'not read: actions, infos/qpos, rewards\n' in out
     with np.load('new.npz') as file:
-        assert {*file} == {'observations', 'terminals'}
+        assert {*file} == {'observations', 'terminals', 'names'}
 
     convert('d4rl.hdf5', '--actions')
     np.testing.assert_array_equal(load_actions('new.npz', ROWS), STATES[:, :2])
     np.testing.assert_array_equal(convert('d4rl.hdf5', '--columns', 'infos/qpos')[0], STATES)
+
+
+def test_robomimic(folder, capsys):
+    """Its layout: a group for each demonstration, with named parts of the observation."""
+    h5py = pytest.importorskip('h5py')
+    with h5py.File('demo.hdf5', 'w') as file:
+        for episode in (0, 2, 1):  # demo_10 comes after demo_2
+            rows, group = STATES[EPISODE == episode], file.create_group(f'data/demo_{(0, 2, 10)[episode]}')
+            group['obs/object'], group['obs/arm'] = rows[:, 1:], rows[:, :1]
+            group['obs/camera'] = np.zeros((len(rows), 2, 2, 3))
+            group['actions'], group['states'], group['dones'] = rows, rows, rows[:, 0]
+    assert_same('demo.hdf5')
+    assert 'dimensions: 0 obs/arm, 1 object[0], 2 object[1]\n' in capsys.readouterr().out
+    np.testing.assert_array_equal(convert('demo.hdf5', '--columns', 'obs/object,obs/arm')[0], STATES[:, [1, 2, 0]])
 
 
 class Cart(gymnasium.Env):

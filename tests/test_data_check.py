@@ -141,7 +141,7 @@ def test_goals_of_the_environment_are_compared(check, recorded):
     assert 'far from the data' not in out
 
     rows, out = check(recorded, '--env', f'{__name__}:Far')
-    assert 'goals are about dimensions that change slowly; declared: 1\n' in out and rows[1].split()[5] == '1'
+    assert '; declared: 1\n' in out and rows[1].split()[5] == '1'
     warning = next(line for line in out.splitlines() if 'far from the data' in line)
     assert warning.startswith('warning: 20 of 20 goals')
     assert 'most in dimension(s) 1; a goal is a state' in warning
@@ -172,9 +172,18 @@ def test_the_nearest_state_is_that_of_a_search_by_hand(monkeypatch):
     assert other[0] >= 20 > other[1]
 
 
-def test_directions_have_no_weight_by_dimension(walks):
-    places = SimpleNamespace(are_dimensions=False, weights=np.ones(3), excluded=['a'] * 9)
+def test_names_of_dimensions_are_shown(tmp_path):
+    for names, labels in ((['x', 'left hip'], ['  0 x', '  1 left hip']), (['x'], ['        0', '        1']),
+                          ([1, None], ['        0', '        1'])):
+        np.savez(tmp_path / 'some.npz', names=np.array(names))
+        assert data_check.read_names(tmp_path / 'some.npz', 2) == labels
+
+
+def test_directions_have_no_weight_by_dimension():
+    places = SimpleNamespace(are_dimensions=False, weights=np.array([1.0, 0.5, 0.0]), excluded=['a'] * 9)
     line, *excluded = data_check.describe_weights(places, False, [])
     assert line == ('goals are about directions of the state, since no dimensions span those that change '
                     'slowly')
     assert excluded == [*['a'] * data_check.MAX_LINES, '…']
+    places.weights[:] = 1
+    assert data_check.describe_weights(places, False, [2])[0] == 'goals are about all dimensions; declared: 2'
