@@ -111,7 +111,7 @@ def test_robomimic(folder, capsys):
     h5py = pytest.importorskip('h5py')
     with h5py.File('demo.hdf5', 'w') as file:
         for episode in (0, 2, 1):  # demo_10 comes after demo_2
-            rows, group = STATES[EPISODE == episode], file.create_group(f'data/demo_{(0, 2, 10)[episode]}')
+            rows, group = STATES[episode == EPISODE], file.create_group(f'data/demo_{(0, 2, 10)[episode]}')
             group['obs/object'], group['obs/arm'] = rows[:, 1:], rows[:, :1]
             group['obs/camera'] = np.zeros((len(rows), 2, 2, 3))
             group['actions'], group['states'], group['dones'] = rows, rows, rows[:, 0]
