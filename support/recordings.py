@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from support.formats import ARROW, HDF5, NPY, NPZ, PARQUET, TEXT, recognize
-from support.npz import END_NAMES, ends_of
+from support.npz import END_NAMES, READ_ERRORS, ends_of
 from support.steps import unrepeated
 from support.text import foreign, listed
 
@@ -114,7 +114,7 @@ def read_recording(path, choices):
                          f'{", ".join(READERS)}')
     try:
         return select(path, READERS[found](path), choices)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError) as error:
+    except (*READ_ERRORS, ValueError, LookupError) as error:
         raise ValueError(f'{path}: {foreign(error) or type(error).__name__}') from error
 
 
@@ -378,7 +378,11 @@ def _seconds(values, unit):
     """Return time stamps (N,) in seconds, NaN where one is missing."""
     if values.dtype.kind in 'OUST':
         pandas = _library('pandas')
-        values = pandas.to_datetime(pandas.Series(values), utc=True).dt.tz_localize(None).to_numpy()
+        texts = pandas.Series(values)
+        dates = pandas.to_datetime(texts, utc=True, format='ISO8601', errors='coerce')  # no guess of the month
+        if (bad := texts[dates.isna() & texts.notna()]).any():
+            raise ValueError(f'the time stamp {foreign(bad.iloc[0])} is no ISO date, such as 2026-11-30 12:00:00')
+        values = dates.dt.tz_localize(None).to_numpy()
     if values.dtype.kind == 'M':
         return (values - np.datetime64(0, 's')) / np.timedelta64(1, 's')
     return values.reshape(len(values)) * SECONDS[unit]

@@ -293,6 +293,7 @@ def test_large_offsets_stay_float64(folder):
     ('time,x\n' + '1,5\n0,5\n' * 9, 'time decreases 9 times in 18 rows; sort the rows'),
     ('time,x\n1,nan\n2,3\n9,nan\n', 'no two successive rows have finite states'),
     ('time,take\n1,2\n', 'no columns are states; name them with --columns, of `time`, `take`'),
+    ('time,x\n1.5.2026 10:00,1\n2.5.2026 10:00,1\n', 'the time stamp 1.5.2026 10:00 is no ISO date'),
     ('{"x": 1}', 'this is a JSON file; it must be'),
     ('x', 'this is a file of an unknown format; it must be'),
     ('x,y\n1,2\n3,4,5\n', 'Expected 2 fields in line 3, saw 3'),
@@ -357,3 +358,17 @@ def test_a_missing_package_is_named(folder, monkeypatch):
     with pytest.raises(ValueError, match='a.hdf5: h5py is needed to read it: pip install -r requirements-data'):
         main(['a.hdf5', 'new.npz'])
     assert (recordings.Path(__file__).parents[1] / recordings.REQUIREMENTS).is_file()
+
+
+@pytest.mark.parametrize('content', ['npz', 'npy', 'parquet', 'hdf5'])
+def test_damaged_files_are_refused_in_one_line(folder, content):
+    np.savez('good', observations=STATES, dones=ENDS)
+    np.save('good', STATES)
+    starts = {'parquet': b'PAR1', 'hdf5': b'\x89HDF\r\n\x1a\n'}
+    data = (folder / f'good.{content}').read_bytes() if content not in starts else starts[content] + bytes(200)
+    damaged = bytearray(data)
+    damaged[150:155] = b'\xff' * 5
+    (folder / 'bad').write_bytes(damaged[:-3] if content == 'npy' else damaged)
+    with pytest.raises(ValueError, match='bad: ') as caught:
+        main(['bad', 'new.npz'])
+    assert '\n' not in str(caught.value)
