@@ -1,4 +1,4 @@
-"""Recognize the format of a file by its content, for messages about files of the wrong kind."""
+"""Recognize the format of a file by its content, to convert it or to name it in a message."""
 
 import zipfile
 from pathlib import Path

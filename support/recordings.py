@@ -380,7 +380,7 @@ def _seconds(values, unit):
         pandas = _library('pandas')
         texts = pandas.Series(values)
         dates = pandas.to_datetime(texts, utc=True, format='ISO8601', errors='coerce')  # no guess of the month
-        if (bad := texts[dates.isna() & texts.notna()]).any():
+        if len(bad := texts[dates.isna() & texts.notna()]):
             raise ValueError(f'the time stamp {foreign(bad.iloc[0])} is no ISO date, such as 2026-11-30 12:00:00')
         values = dates.dt.tz_localize(None).to_numpy()
     if values.dtype.kind == 'M':
