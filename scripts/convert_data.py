@@ -151,24 +151,10 @@ class Conversion:
         return kept
 
     def resample(self, pieces, step):
-        """Return Pieces with rows every `step` seconds, by linear interpolation, and velocities if asked for.
-
-        Angles that wrap are interpolated the short way. An action is that of the last row before.
-        """
-        # angles
-        states = np.concatenate([piece.states for piece in pieces])
-        ends = np.cumsum([len(piece.states) for piece in pieces]) - 1
-        periods = {dim: period for dim, values in enumerate(states.T)
-                   if (period := find_period(values, ends))}
-        lows = {dim: -period / 2 if states[:, dim].min() < -EVEN * period else 0
-                for dim, period in periods.items()}
-
+        """Return Pieces with rows every `step` seconds, and with velocities if the flag asks for them."""
+        angles = find_angles(pieces)
         resampled = []
         for piece in pieces:
-            states = piece.states.astype(np.float64)
-            for dim, period in periods.items():
-                states[:, dim] = np.unwrap(states[:, dim], period=period)
-
             # rows that are evenly spaced stay as they are
             is_even = np.abs(np.diff(piece.times) - step).max() <= EVEN * step
             self.counts['episodes resampled'] += not is_even
@@ -176,18 +162,40 @@ class Conversion:
             if not is_even:
                 count = int((times[-1] - times[0]) / step + EVEN) + 1
                 times = np.minimum(times[0] + step * np.arange(count), times[-1])
-                states = np.stack([np.interp(times, piece.times, values) for values in states.T], 1)
-            rows = np.searchsorted(piece.times, times + EVEN * step) - 1
+            smooth = interpolate(piece, times, angles)
+            parts = [piece.states if is_even else wrapped(smooth, angles)]
 
-            # angles in their range, then velocities
-            with_velocities = self.config.velocities and len(states) > 1
-            velocities = [np.gradient(states, step, axis=0)] * with_velocities
-            for dim, period in periods.items():
-                states[:, dim] = (states[:, dim] - lows[dim]) % period + lows[dim]
-            states = piece.states if is_even else states
-            states = np.concatenate([states, *velocities], axis=1)
-            resampled.append(Piece(states, times, piece.take(rows).actions))
+            if self.config.velocities and len(times) > 1:
+                parts.append(np.gradient(smooth, step, axis=0))
+            # an action is that of the last row before
+            rows = np.searchsorted(piece.times, times + EVEN * step) - 1
+            resampled.append(Piece(np.concatenate(parts, axis=1), times, piece.take(rows).actions))
         return resampled
+
+
+def find_angles(pieces):
+    """Return {dimension: (low end, period)} of the angles that wrap in Pieces."""
+    states = np.concatenate([piece.states for piece in pieces])
+    ends = np.cumsum([len(piece.states) for piece in pieces]) - 1
+    periods = {dim: period for dim, values in enumerate(states.T) if (period := find_period(values, ends))}
+    return {dim: (-period / 2 if states[:, dim].min() < -EVEN * period else 0.0, period)
+            for dim, period in periods.items()}
+
+
+def interpolate(piece, times, angles):
+    """Return the states (n, S) float64 of a Piece at times (n,), linear between rows; angles do not wrap."""
+    columns = piece.states.T.astype(np.float64)
+    for dim, (_, period) in angles.items():
+        columns[dim] = np.unwrap(columns[dim], period=period)
+    return np.stack([np.interp(times, piece.times, values) for values in columns], axis=1)
+
+
+def wrapped(states, angles):
+    """Return states (n, S) whose angles are in their range."""
+    states = states.copy()
+    for dim, (low, period) in angles.items():
+        states[:, dim] = (states[:, dim] - low) % period + low
+    return states
 
 
 def find_rate(pieces):
@@ -227,7 +235,7 @@ def report(recordings, counts, names, rate):
         print(f'rate: {rate:.5g} rows per second')
     print('changes: ' + (', '.join(f'{count:,} {what}' for what, count in counts.items() if count) or 'none'))
     if episodes == 1:
-        print('warning: this is one episode; if it holds several, name the columns that mark them with --ends')
+        print('warning: this is one episode; if it holds several, name columns that mark them with --ends')
 
 
 def main(argv=None):
