@@ -22,9 +22,7 @@ from mamba import choose_backend
 from observing.observation_models import ObservationModel, parse_setting
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, check_positions, make_env
-from planning.objects import find_objects
-from planning.slow_directions import Places, find_places
-from planning.time_scales import has_slow_direction
+from planning.goal_weights import find_goal_weights
 from support.devices import choose_device, device_line, set_seed
 from support.figures import Curves, Panel, optional_picture, plot_curves
 from support.files import prefix_errors
@@ -175,15 +173,10 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     declared = observation_model.columns(goal_dims) if goal_dims else []
 
     # weights by objects, if goals can be about them, or by places
-    objects = find_objects(data, declared)
-    has_objects = bool(objects.any())
-    places = None if has_objects else places_of_goals(data, declared)
-    weights = objects if has_objects else places.weights
-    if not has_objects:
-        weights[declared] = 1
-    directions = None if has_objects else places.directions
+    places, has_objects = find_goal_weights(data, declared)
+    weights = places.weights
     agent.set_statistics(*data.statistics(), weights, has_objects, bool(observation_model.drop_rate),
-                         directions)
+                         None if has_objects else places.directions)
 
     # the lines
     if agent.has_objects:
@@ -199,18 +192,6 @@ def set_statistics(agent, data, observation_model, goal_dims=()):
     if declared:
         line = f"{line}; declared: {', '.join(map(str, declared))}"
     return '\n'.join([line, *places.excluded])
-
-
-def places_of_goals(data, declared):
-    """Return the Places of a TrajectoryDataset; without a slow direction, all of its dimensions.
-
-    Args:
-        declared: dimensions that goals are about, if they are known.
-    """
-    if declared or has_slow_direction(data):
-        return find_places(data, declared)
-    count = data.observations.shape[1]
-    return Places(np.eye(count), np.ones(count), ['no direction of the state is slow: all dimensions weigh alike'])
 
 
 def load_data(config, agent_config):

@@ -1,7 +1,7 @@
 """OGBench's datasets and environments: names, files, environments with states as observations.
 
     python ogbench_utils.py list              state-based datasets: sizes, dimensions and files
-    python ogbench_utils.py check FILE.npz    read a whole file; print its content or its errors
+    python ogbench_utils.py check FILE.npz    read a whole file; print a table of its dimensions, or its errors
     python ogbench_utils.py download NAME     download a dataset and check it
 
 support/npz.py reads the files, support/download.py downloads them.
@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import difflib
+import importlib
 import os
 import re
 import tempfile
@@ -22,9 +23,7 @@ import numpy as np
 from environments import custom_env
 from support.download import download
 from support.flags import run_main
-from support.npz import DamagedDataset, UnsuitableDataset, load_trajectories
-from support.steps import angle_note, find_period, step_notes
-from support.tolerances import find_origin, precision_warning, varies
+from support.npz import DamagedDataset, UnsuitableDataset, converting, load_trajectories
 
 # OGBench's environments with states as observations, by family: dimensions of a state, and for each
 # kind of data (trajectories, rows of each); source: data_gen_scripts/commands.sh of
@@ -160,7 +159,9 @@ def find_dataset(name, dataset_path=None, data_dir='datasets', dataset_url=None,
     if dataset_path:
         path = expand(dataset_path)
         if not path.is_file():
-            problem = 'is a folder, name the npz file in it' if path.is_dir() else 'no such file'
+            problem = 'no such file'
+            if path.is_dir():
+                problem = f'is a folder, name the npz file in it, or {converting(path)}'
             raise FileNotFoundError(f'--dataset_path {dataset_path}: {problem}')
         return path, _validation_path(path), f'dataset {path}'
 
@@ -396,30 +397,9 @@ def _format_range(lengths):
     return f'{shortest}' if shortest == longest else f'{shortest}-{longest}'
 
 
-def check_dataset(path):
-    """Read a whole file and print its content.
-
-    Raises:
-        the errors of `load_trajectories`.
-    """
-    path = Path(path)
-    observations, starts, ends = load_trajectories(path, flag='`ogbench_utils.py check`')
-    relative = observations - find_origin(observations)
-    constant = int(np.sum(~varies(relative.std(0), relative.mean(0))))
-    disk = path.stat().st_size / 1e6
-    memory = observations.nbytes / 1e6
-
-    print(f'{path}: good. {len(starts):,} trajectories of {_format_range(ends - starts + 1)} rows, '
-          f'{len(observations):,} observations of {observations.shape[1]} dimensions, '
-          f'{disk:,.1f} MB on disk, {memory:,.0f} MB in memory'
-          + (f'; {constant} dimension(s) never vary' if constant else ''))
-    if warning := precision_warning(path, observations, ends):
-        print(warning)
-    angles = [dim for dim, values in enumerate(observations.T) if find_period(values, ends)]
-    if note := angle_note(angles):
-        print(note)
-    for note in step_notes(observations, ends, may_jump='teleport' in path.name):
-        print(f'warning: {path}: {note}')
+def check_dataset(path, **options):
+    """Print the content of a file (environments/data_check.py, which is imported here since it uses this module)."""
+    importlib.import_module('environments.data_check').check_dataset(path, **options)
 
 
 def main(argv=None):
@@ -431,6 +411,8 @@ def main(argv=None):
     list_ = commands.add_parser('list', help='state-based datasets and where they are')
     check = commands.add_parser('check', help='read a whole file')
     check.add_argument('what', help='npz file')
+    check.add_argument('--env', default='', help='module:factory or dataset, whose goals are compared with the data')
+    check.add_argument('--all', action='store_true', help='all dimensions of wide data')
     download_ = commands.add_parser('download', help='download a dataset if it is not here')
     download_.add_argument('what', help='name of a dataset')
     download_.add_argument('--dataset_url', default='', help='base URL of a mirror')
@@ -443,7 +425,7 @@ def main(argv=None):
     if flags.command == 'list':
         list_datasets(flags.data_dir)
     elif flags.command == 'check':
-        check_dataset(flags.what)
+        check_dataset(flags.what, env=flags.env, show_all=flags.all)
     else:
         path, val_path, note = find_dataset(flags.what, None, flags.data_dir, flags.dataset_url or None,
                                             allow_fallback=False)

@@ -219,17 +219,28 @@ class TrajectoryDataset:
         """Estimate how slowly each dimension changes: (S,) in [0, 1], 1 for the slowest.
 
         Slowness is the squared time scale of a dimension, relative to the longest one (slow
-        features, Wiskott and Sejnowski 2002). The time scale is that of an exponential decay of the
-        autocorrelation: -k / ln(autocorrelation at lag k = transition_steps). Positions are slow,
-        joint angles are not.
+        features, Wiskott and Sejnowski 2002). Positions are slow, joint angles are not. It is 1 if no
+        dimension has a time scale.
+        """
+        time_scale = self.time_scales()
+        return np.square(time_scale / time_scale.max()) if time_scale.any() else np.ones(len(time_scale))
 
-        Time scales are at most the length of the longest trajectory. A dimension that never changes
-        within a trajectory (a mass, an identifier) has slowness 0.
+    @property
+    def longest_time_scale(self):
+        """Return the largest time scale that the data can show, in steps."""
+        return max(2 * self.transition_steps, int(np.max(self.ends - self.starts)))
+
+    def time_scales(self):
+        """Estimate the time scale of each dimension: (S,), in units of k = transition_steps.
+
+        It is that of an exponential decay of the autocorrelation: -1 / ln(autocorrelation at lag k), at most
+        the length of the longest trajectory. A dimension that never changes within a trajectory (a mass, an
+        identifier) has 0.
         """
         # pairs of rows k steps apart in the same trajectory
         rows = np.flatnonzero(np.arange(len(self)) + self.transition_steps <= self.end_of)
         if not len(rows):
-            return np.ones(self.observations.shape[1])
+            return np.zeros(self.observations.shape[1])
         rows = rows[::max(1, len(rows) // MAX_SLOWNESS_ROWS)]
 
         # mean squared change over variance = 2 (1 - autocorrelation)
@@ -238,16 +249,11 @@ class TrajectoryDataset:
         mean, std = self.statistics()
         variance = np.square(std)
         changes = varies(std, mean) & (change > MIN_RELATIVE_CHANGE * variance)
-        if not changes.any():
-            return np.ones(self.observations.shape[1])
         relative_change = np.divide(change, variance, np.full_like(variance, 2.0), where=changes)
 
-        # time scale in units of k, at most that of the longest trajectory
-        longest = max(2 * self.transition_steps, int(np.max(self.ends - self.starts)))
-        max_autocorrelation = np.exp(-self.transition_steps / longest)
-        autocorrelation = np.clip(1 - 0.5 * relative_change, 1e-6, max_autocorrelation)
-        time_scale = np.where(changes, -1 / np.log(autocorrelation), 0.0)
-        return np.square(time_scale / time_scale.max())
+        autocorrelation = np.clip(1 - 0.5 * relative_change, 1e-6,
+                                  np.exp(-self.transition_steps / self.longest_time_scale))
+        return np.where(changes, -1 / np.log(autocorrelation), 0.0)
 
     def fingerprint(self):
         """Return a short text that identifies the data by their size and a checksum."""

@@ -50,16 +50,22 @@ def warn_of_states(data, env, tasks=1):
         env: environment with states (S,), observed as the data are.
         tasks: number of its tasks.
     """
-    generator_state = np.random.get_state()
     try:
-        first = [reset_env(env, 1 + i % tasks, i) for i in range(NUM_RESETS)]
-        states, goals = map(np.stack, zip(*first, strict=True))
+        states, goals = first_states(env, tasks)
     except ERRORS:  # the online half reports faults of a reset
         return
-    finally:
-        np.random.set_state(generator_state)
     space = env.observation_space
     _warn(compare_states(data, states, goals, space.low, space.high))
+
+
+def first_states(env, tasks, count=NUM_RESETS):
+    """Return the states and goals (count, S) of resets with the seeds 0 to count - 1, of all tasks in turn."""
+    generator_state = np.random.get_state()
+    try:
+        first = [reset_env(env, 1 + i % tasks, i) for i in range(count)]
+    finally:
+        np.random.set_state(generator_state)
+    return tuple(map(np.stack, zip(*first, strict=True)))
 
 
 def warn_of_steps(data, replay, episodes):

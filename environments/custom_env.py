@@ -42,6 +42,8 @@ from environments.checks import (
     warn_once,
 )
 from environments.user_modules import import_user_module, names_of_user
+from support.steps import unrepeated
+from support.text import ranges
 
 CHECKED_STEPS = 5  # steps of the check before training
 COMPARED_STEPS = 10  # random steps after a reset, in which GoalDict compares dimensions
@@ -337,9 +339,7 @@ def find_other_dims(env):
                 break
 
     # dimensions that are equal in all of them
-    observed, achieved = (np.stack(rows, axis=1) for rows in zip(*states, strict=True))
-    repeats = [any(np.array_equal(values, goal) for goal in achieved) for values in observed]
-    return np.flatnonzero(~np.array(repeats, bool))
+    return unrepeated(*(np.stack(rows) for rows in zip(*states, strict=True)))
 
 
 def _copy_parts(observation, space):
@@ -352,11 +352,5 @@ def _describe_layout(space, other_dims):
     """Return a line on which dimensions make a state, for the user's dataset must have the same."""
     size = space['achieved_goal'].shape[0]
     left_out = sorted({*range(space['observation'].shape[0])} - {*other_dims.tolist()})
-    return (f'a state is the achieved goal ({size} dimensions), then dimensions {_ranges(other_dims)} of '
-            f'`observation`; left out, since they repeat the achieved goal: {_ranges(left_out)}')
-
-
-def _ranges(numbers):
-    """Return increasing numbers as text: '0-2, 5', or 'none'."""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
-    return ', '.join(f'{run[0]}-{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs) or 'none'
+    return (f'a state is the achieved goal ({size} dimensions), then dimensions {ranges(other_dims)} of '
+            f'`observation`; left out, since they repeat the achieved goal: {ranges(left_out)}')

@@ -1,16 +1,22 @@
-"""Recognize the format of a file by its content, for messages about files of the wrong kind."""
+"""Recognize the format of a file by its content, to convert it or to name it in a message."""
 
 import zipfile
 from pathlib import Path
 
 NPZ = 'an npz file'
+NPY = 'a single array (npy)'
+HDF5 = 'an HDF5 file'
+PARQUET = 'a parquet file'
+ARROW = 'an Arrow file'
+TEXT = 'a table of text'
+CONVERTIBLE = HDF5, PARQUET, ARROW, TEXT, NPY  # by scripts/convert_data.py
 CHECKPOINT = 'a PyTorch checkpoint'
 SIGNATURES = (  # first bytes -> format
-    (b'\x89HDF\r\n\x1a\n', 'an HDF5 file'),
+    (b'\x89HDF\r\n\x1a\n', HDF5),
     (b'MATLAB ', 'a MATLAB file'),
-    (b'PAR1', 'a parquet file'),
-    (b'ARROW1', 'an Arrow file'),
-    (b'\x93NUMPY', 'a single array (npy)'),
+    (b'PAR1', PARQUET),
+    (b'ARROW1', ARROW),
+    (b'\x93NUMPY', NPY),
     (b'version https://git-lfs', 'a Git LFS pointer, not the file itself (`git lfs pull` fetches it)'),
     (b'\x1f\x8b', 'a gzip archive'),
     (b'SQLite format 3', 'an SQLite database'),
@@ -46,7 +52,7 @@ def recognize(path):
     for signature, name in SIGNATURES:
         if head.lstrip().startswith(signature):
             return name
-    return 'a table of text' if _is_table(head) else None
+    return TEXT if _is_table(head) else None
 
 
 def _recognize_zip(path):

@@ -9,13 +9,14 @@ trajectories:
     terminals       0  0  0  0  1 |  0  0  1        starts = [0, 5]
     next state      1  2  3  4  - |  6  7  -        ends   = [4, 7]
 
-Trajectories of a single state have no step and are skipped. docs/formats.md converts other formats.
+Trajectories of a single state have no step and are skipped. scripts/convert_data.py converts other formats.
 """
 
 import contextlib
 import dataclasses
 import lzma
 import math
+import shlex
 import struct
 import sys
 import tokenize
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.formats import NPZ, recognize
+from support.formats import CONVERTIBLE, NPZ, recognize
 from support.memory import available_memory
 from support.progress import progress_bar
 from support.text import foreign, listed
@@ -43,26 +44,26 @@ BYTES_PER_READ = 1 << 21
 MAX_UNPACKING = 500  # bytes of observations per byte in the archive; deflate reaches 1,032 with constants alone
 SMALL_ARRAY = 1 << 28  # bytes; smaller arrays may be compressed as well as they like
 
-LAYOUT = 'docs/formats.md'
-STATE_NAMES = ('observation', 'obs', 'states', 'state')  # of `observations` in other libraries
+LAYOUT = 'docs/data.md'
+CONVERTER = 'scripts/convert_data.py'
 END_NAMES = {  # arrays of other libraries that say where trajectories end -> how
-    **dict.fromkeys(('terminal', 'dones', 'done', 'dones_float', 'terminated', 'terminateds', 'terminations',
-                     'timeout', 'timeouts', 'truncated', 'truncateds', 'truncations', 'is_last'), 'flags'),
+    **dict.fromkeys(('terminals', 'terminal', 'dones', 'done', 'dones_float', 'terminated', 'terminateds',
+                     'terminations', 'timeout', 'timeouts', 'truncated', 'truncateds', 'truncations', 'is_last'),
+                    'flags'),
     **dict.fromkeys(('masks', 'mask', 'not_done', 'not_dones'), 'inverted flags'),
     **dict.fromkeys(('episode_starts', 'is_first', 'initials'), 'starts'),
-    **dict.fromkeys(('episode_index', 'episode_ids', 'episode_id', 'episode', 'traj_ids'), 'numbers'),
-}
-END_FORMULAS = {  # code that makes `terminals` of them
-    'flags': '{0}',
-    'inverted flags': '({0} == 0)',
-    'starts': 'np.append({0}[1:], True)',
-    'numbers': 'np.append({0}[1:] != {0}[:-1], True)',
+    **dict.fromkeys(('episode_index', 'episode_ids', 'episode_id', 'episode', 'traj_ids', 'trajectory', 'take',
+                     'trial'), 'numbers'),
 }
 MAX_NAMES = 12  # of arrays that a message lists
 
 
 class UnsuitableDataset(ValueError):
     """The file is intact, but it cannot be used."""
+
+
+class OtherLayout(UnsuitableDataset):
+    """The file holds trajectories in another layout, which scripts/convert_data.py reads."""
 
 
 class DamagedDataset(ValueError):
@@ -220,16 +221,20 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
             errors in the body of the context.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: no such npz file' + Path(path).is_dir() * '; it is a folder')
+        raise FileNotFoundError(f'{path}: no such npz file'
+                                + Path(path).is_dir() * f'; it is a folder, {converting(path)}')
     try:
         found = recognize(path)
         if found not in (NPZ, None):
             arrays = ', '.join(f'`{name}`' for name in names)
-            raise UnsuitableDataset(f'this is {found}; {flag or "the command"} needs an npz file'
-                                    + f' with the arrays {arrays}' * bool(names)
-                                    + f' ({LAYOUT} converts others)' * ('observations' in names))
+            kind = OtherLayout if found in CONVERTIBLE and 'observations' in names else UnsuitableDataset
+            raise kind(f'this is {found}; {flag or "the command"} needs an npz file'
+                       + f' with the arrays {arrays}' * bool(names)
+                       + f' ({LAYOUT})' * ('observations' in names))
         with zipfile.ZipFile(path) as archive:
             yield archive
+    except OtherLayout as error:
+        raise OtherLayout(f'{path}: {error}; {converting(path)}') from error
     except UnsuitableDataset as error:
         raise UnsuitableDataset(f'{path}: {error}') from error
     except MemoryError as error:
@@ -238,6 +243,11 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
     except (*READ_ERRORS, ValueError) as error:
         problem = foreign(error) or type(error).__name__
         raise DamagedDataset(f'{path}: {problem}; repair it or {_name_another(flag)}') from error
+
+
+def converting(path):
+    """Return the command that converts a file or a folder, for a message."""
+    return f'`python {CONVERTER} {shlex.quote(foreign(path))} states.npz` converts it'
 
 
 def _name_another(flag):
@@ -255,30 +265,11 @@ def _list_arrays(archive):
 
 
 def _require_arrays(archive):
-    """Raise UnsuitableDataset unless the file has states and borders; propose how to make them of others."""
-    names = _array_names(archive)
-    missing = [name for name in ('observations', 'terminals') if name not in names]
-    if not missing:
-        return
-
-    proposals = []
-    states = [name for name in STATE_NAMES if name in names]
-    if 'observations' in missing and states:
-        proposals.append(f'save `{states[0]}` as `observations`')
-    if 'terminals' in missing:
-        proposals.append(_propose_terminals(names) or 'save `terminals`, true in the last row of each trajectory')
-    proposals = ' and '.join(proposals) or 'save the states (N, S) as `observations`'
-    absent = ' and '.join(f'no `{name}`' for name in missing)
-    raise UnsuitableDataset(f'there is {absent} in it, only {_list_arrays(archive)}; {proposals} ({LAYOUT})')
-
-
-def _propose_terminals(names, also=()):
-    """Return a proposal how to make `terminals` of arrays with known names; None if there is none.
-
-    The names in `also` are part of a proposal.
-    """
-    known = [_end_formula(name) for name in END_NAMES if name in names]
-    return f'save `{" | ".join([*also, *known])}` as `terminals`' if known else None
+    """Raise OtherLayout unless the file has states and borders."""
+    missing = [f'`{name}`' for name in ('observations', 'terminals') if name not in _array_names(archive)]
+    if missing:
+        raise OtherLayout(f'there is no {" and no ".join(missing)} in it, only {_list_arrays(archive)} '
+                          f'({LAYOUT})')
 
 
 # ---------------------------------------------------------------------------------------------------- borders
@@ -305,11 +296,8 @@ def _read_borders(archive, warn=False):
     ends = np.flatnonzero(terminals).astype(np.int64)
     tail = size - 1 - ends[-1] if count else size
     if tail:
-        proposal = _propose_terminals(_array_names(archive), also=['terminals'])
-        raise UnsuitableDataset(
-            f'no terminal ends the last {tail} of {size} rows; '
-            + (f'{proposal} ({LAYOUT})' if proposal else
-               f'set `terminals` in the last row of each trajectory ({LAYOUT})'))
+        raise UnsuitableDataset(f'no terminal ends the last {tail} of {size} rows; set `terminals` in the '
+                                f'last row of each trajectory ({LAYOUT})')
 
     # trajectories of one state have no step
     lengths = np.diff(ends, prepend=-1)
@@ -327,7 +315,7 @@ def _read_borders(archive, warn=False):
 def _compare_ends(archive, terminals):
     """Raise UnsuitableDataset if another array ends trajectories where `terminals` (N,) does not."""
     for name in _array_names(archive):
-        if name not in END_NAMES:
+        if name not in END_NAMES or name == 'terminals':
             continue
         values = _read_flags(archive, name, len(terminals))
         if values is None:
@@ -335,14 +323,13 @@ def _compare_ends(archive, terminals):
                   file=sys.stderr)
             continue
 
-        joined = int(np.sum(_ends_of(END_NAMES[name], values) & ~terminals))
+        joined = int(np.sum(ends_of(END_NAMES[name], values) & ~terminals))
         if joined:
-            raise UnsuitableDataset(
-                f'`{name}` ends trajectories in {joined:,} rows where `terminals` is not set; save '
-                f'`terminals | {_end_formula(name)}` as `terminals`, or leave `{name}` out ({LAYOUT})')
+            raise OtherLayout(f'`{name}` ends trajectories in {joined:,} rows where `terminals` is not set, '
+                              'and is left out with `--ends terminals`')
 
 
-def _ends_of(kind, values):
+def ends_of(kind, values):
     """Return which rows (N,) end a trajectory, by values (N,) of a kind of `END_NAMES`."""
     if kind == 'flags':
         return values != 0
@@ -351,11 +338,6 @@ def _ends_of(kind, values):
     if kind == 'starts':
         return np.append(values[1:] != 0, True)
     return np.append(values[1:] != values[:-1], True)
-
-
-def _end_formula(name):
-    """Return the code that makes `terminals` of the array `name`."""
-    return END_FORMULAS[END_NAMES[name]].format(name)
 
 
 # ----------------------------------------------------------------------------------------------------- arrays
@@ -434,14 +416,9 @@ def _read_header(file, key, ndim, size):
     """
     shape, fortran, dtype = _parse_header(file, key)
     if len(shape) != ndim or 0 in shape or dtype.kind not in 'bfiu':
-        hint = ''
-        if len(shape) == ndim + 1 and 0 not in shape:  # episodes of equal length
-            rest = ', '.join(map(str, shape[2:]))
-            hint = (f'; for arrays (episodes, steps{", S" * (ndim - 1)}) save `{key}.reshape(-1'
-                    f'{", " * (ndim - 1)}{rest})` and `terminals`, true in the last row of each episode '
-                    f'({LAYOUT})')
-        raise ValueError(f'`{key}` is {dtype} of shape {shape}; it must be {ndim}-d, numeric, not '
-                         f'empty{hint}')
+        has_episodes = len(shape) == ndim + 1 and 0 not in shape  # of equal length
+        kind = OtherLayout if has_episodes else ValueError
+        raise kind(f'`{key}` is {dtype} of shape {shape}; it must be {ndim}-d, numeric, not empty')
     if size not in (None, shape[0]):
         raise ValueError(f'`{key}` has {shape[0]} rows, `terminals` {size}; they must have the same')
     return shape, fortran, dtype

@@ -28,6 +28,8 @@ MIN_JUMPS = 2  # one may be an accident
 MIN_CHANGED = 0.2  # fraction of dimensions whose step exceeds ordinary ones in a jump
 SAMPLED_STEPS = 20_000  # steps, at most, for ordinary ones and repetitions
 MAX_CHANGES = 0.2  # fraction of changes that another one follows, if states are recorded repeatedly
+MIN_STUCK = 10  # equal readings in a row of a dimension that else changes in most steps
+MOSTLY_CHANGES = 0.8  # fraction of the steps
 SMOOTH = 20.0  # width of a dimension, in ordinary steps, from which a jump shows
 
 
@@ -36,6 +38,12 @@ def inner_rows(count, ends):
     has_next = np.ones(count, bool)
     has_next[ends] = False
     return np.flatnonzero(has_next)
+
+
+def unrepeated(observed, achieved):
+    """Return the dimensions (n,) of `observed` (N, D) that do not repeat a dimension of `achieved` (N, G)."""
+    repeats = [any(np.array_equal(values, goal) for goal in achieved.T) for values in observed.T]
+    return np.flatnonzero(~np.array(repeats, bool))
 
 
 def find_period(values, ends):
@@ -107,18 +115,66 @@ def find_jumps(states, ends):
     but few other dimensions. Angles that wrap are no jumps.
     """
     rows = inner_rows(len(states), ends)
-    sample = rows[::max(1, len(rows) // SAMPLED_STEPS)]
     jumps = np.zeros(len(rows), int)
     changed = np.zeros(len(rows), int)
     num_smooth = 0
     for values in map(np.ascontiguousarray, states.T):
-        ordinary = np.quantile(np.abs(values[sample + 1] - values[sample]), ORDINARY_QUANTILE)
-        steps = np.abs(values[rows + 1] - values[rows])
+        steps, ordinary = _ordinary_steps(values, rows)
         changed += steps > ordinary
-        if 0 < SMOOTH * ordinary < np.ptp(values) and not find_period(values, ends):
+        if _is_smooth(values, ordinary) and not find_period(values, ends):
             num_smooth += 1
             jumps += steps > JUMP_RATIO * ordinary
     return rows[(2 * jumps > num_smooth) & (changed >= MIN_CHANGED * states.shape[1])]
+
+
+def _ordinary_steps(values, rows):
+    """Return the absolute steps (m,) of a dimension (N,) at some rows, and the largest ordinary one."""
+    steps = np.abs(values[rows + 1] - values[rows])
+    return steps, np.quantile(steps[::max(1, len(rows) // SAMPLED_STEPS)], ORDINARY_QUANTILE)
+
+
+def _is_smooth(values, ordinary):
+    """Return whether the values (N,) of a dimension are much wider than its ordinary steps."""
+    return 0 < SMOOTH * ordinary < np.ptp(values)
+
+
+def dimension_notes(values, ends):
+    """Describe the steps of one dimension (N,): a list of short notes; empty for ordinary ones."""
+    rows = inner_rows(len(values), ends)
+    steps, ordinary = _ordinary_steps(values, rows)
+    if not steps.any():
+        return ['never changes within a trajectory']
+
+    notes = []
+    period = find_period(values, ends)
+    if period:
+        notes.append(f'angle that wraps at {period:.4g}')
+    elif _is_smooth(values, ordinary):
+        jumps = rows[steps > JUMP_RATIO * ordinary]
+        if len(jumps) >= MIN_JUMPS:
+            notes.append(f'{len(jumps):,} jumps (rows {listed(jumps, 2)}): gaps, teleporters or a wrap?')
+
+    direction = np.sign(values[rows + 1] - values[rows])
+    if min(direction) >= 0 or max(direction) <= 0:
+        notes.append('only grows' if max(direction) > 0 else 'only falls')
+
+    length, row = find_longest_rest(steps > 0, rows)
+    if length >= MIN_STUCK and np.mean(steps > 0) >= MOSTLY_CHANGES:
+        notes.append(f'{length:,} equal readings from row {row:,} on')
+    return notes
+
+
+def find_longest_rest(changes, rows):
+    """Return how many successive rows have no change, at most, and the first of them.
+
+    Args:
+        changes: (m,) bool, whether row `rows[i]` differs from the next one. rows: (m,) with a next row.
+    """
+    # runs between changes and between trajectories
+    borders = np.flatnonzero(np.append(True, changes[:-1] | changes[1:] | (np.diff(rows) > 1)))
+    lengths = np.diff(np.append(borders, len(rows))) * ~changes[borders]
+    longest = int(np.argmax(lengths))
+    return int(lengths[longest]) + 1, int(rows[borders[longest]])
 
 
 def step_notes(states, ends, may_jump=False):

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 MAX_FOREIGN = 300  # characters of one foreign text in a message
 
 
@@ -19,6 +21,12 @@ def printable(text, max_length=None):
 def listed(values, most):
     """Return at most `most` of some values, separated by commas, for a message."""
     return ', '.join(map(str, values[:most])) + (', …' if len(values) > most else '')
+
+
+def ranges(numbers):
+    """Return increasing numbers as text: '0-2, 5', or 'none'."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else []
+    return ', '.join(f'{run[0]}-{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs) or 'none'
 
 
 def foreign(text):

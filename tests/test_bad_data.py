@@ -62,7 +62,7 @@ BAD = {
     'empty file': (b'', ['empty file']),
     'missing key': (pack(observations=GOOD['observations']), ['no `terminals`']),
     'wrong shape': (pack(**GOOD | {'observations': np.zeros((21, 3, 2), np.float32)}),
-                    ['shape (21, 3, 2)', '2-d', 'observations.reshape(-1, 2)']),
+                    ['shape (21, 3, 2)', '2-d', 'scripts/convert_data.py']),
     'wrong dtype': (pack(**GOOD | {'observations': np.full((21, 3), 'x')}), ['<U1', 'numeric']),
     'complex numbers': (pack(**GOOD | {'observations': np.ones((21, 3), complex)}),
                         ['complex128', 'numeric']),
@@ -115,7 +115,7 @@ def test_bad_training_file_is_one_line(name, tmp_path, monkeypatch, capsys):
     for word in words:
         assert word in line
     ways = ('save `', 'set `terminals`', 'needs an npz', 'name the environment', 'name another file', 'repair it',
-            'use more trajectories', 'give at most', 'lower one of them')
+            'use more trajectories', 'give at most', 'lower one of them', 'converts it')
     assert any(way in line for way in ways), line
     assert list(tmp_path.iterdir()) == [path]  # no run folder is left
 

@@ -678,7 +678,7 @@ def replaced(key, index, value):
 
 @pytest.mark.parametrize('changes, words', [
     (dict(observations=None), 'no `observations`'),
-    (dict(terminals=None), 'no `terminals` in it, only `observations`, `actions`; save `terminals`, true in'),
+    (dict(terminals=None), r'no `terminals` in it, only `observations`, `actions` \(docs/data.md\); `python'),
     (dict(observations=np.zeros(12)), r'`observations` is float64 of shape \(12,\)'),
     (dict(observations=np.zeros((12, 2, 2))), '`observations` .* 2-d'),
     (dict(terminals=np.ones((12, 1))), '`terminals` .* 1-d'),
@@ -701,7 +701,7 @@ def test_load_trajectories_reports_bad_content_in_one_line(write, changes, words
         load_trajectories(path)
     message = str(caught.value)
     assert message.startswith(f'{path}: ') and '\n' not in message
-    assert '--dataset_path' in message or 'docs/formats.md' in message or 'save `' in message
+    assert any(words in message for words in ('--dataset_path', 'docs/data.md', 'save `', 'convert_data.py'))
 
 
 def test_load_trajectories_ignores_nan_in_dropped_trajectories(write):

@@ -5,11 +5,10 @@ import io
 import json
 import pickle
 import re
-import sys
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
+import convert_data
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,7 @@ import ogbench_utils
 import online_trainer
 from support import npz
 from support.flags import run_main
-from support.formats import recognize
+from support.formats import CONVERTIBLE, recognize
 from support.npz import load_actions, load_arrays, load_trajectories
 from support.text import foreign, printable
 
@@ -83,15 +82,17 @@ def test_a_file_of_another_format_is_named(name, tmp_path):
         ogbench_utils.main(['check', str(path)])
     message = str(caught.value)
     assert message.startswith(f'{path}: this is {name}') and '\n' not in message
-    for words in ('an npz file with the arrays `observations`, `terminals`', 'docs/formats.md'):
+    for words in ('an npz file with the arrays `observations`, `terminals`', 'docs/data.md'):
         assert words in message
+    is_convertible = recognize(path) in CONVERTIBLE
+    assert message.endswith(f'; `python scripts/convert_data.py {path} states.npz` converts it') == is_convertible
     for words in ('delete', 'download', 'zip file;'):
         assert words not in message
     assert path.read_bytes() == OTHERS[name]
 
 
 def test_a_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='it is a folder'):
+    with pytest.raises(FileNotFoundError, match='it is a folder, `python scripts/convert_data.py .* converts it'):
         load_trajectories(tmp_path)
     with pytest.raises(FileNotFoundError, match='--dataset_path .* is a folder, name the npz file in it'):
         ogbench_utils.find_dataset('a:b', tmp_path)
@@ -107,33 +108,47 @@ def test_recognize_knows_arrays_and_leaves_the_rest(tmp_path, write):
 
 # Other names and layouts
 
-@pytest.mark.parametrize('arrays, words', [
+OTHER_LAYOUTS = [
     (dict(obs=STATES, acts=STATES, dones=ENDS),
-     ['no `observations` and no `terminals`', '`obs`, `acts`, `dones`', 'save `obs` as `observations`',
-      'save `dones` as `terminals`']),
-    (dict(observations=STATES, terminated=ENDS, truncated=ENDS), ['save `terminated | truncated` as `terminals`']),
-    (dict(observations=STATES, masks=~ENDS), ['save `(masks == 0)` as `terminals`']),
-    (dict(observations=STATES, episode_starts=np.roll(ENDS, 1)), ['save `np.append(episode_starts[1:], True)`']),
-    (dict(observations=STATES, episode_index=np.arange(ROWS) // 20),
-     ['save `np.append(episode_index[1:] != episode_index[:-1], True)` as `terminals`']),
-    (dict(observations=STATES, terminals=np.zeros(ROWS), timeouts=ENDS), ['save `terminals | timeouts` as']),
-    (dict(observations=STATES, terminals=~ENDS), ['set in 57 of 60 rows', 'save `terminals == 0`']),
+     'no `observations` and no `terminals` in it, only `obs`, `acts`, `dones`'),
+    (dict(observations=STATES, terminated=ENDS, truncated=ENDS), 'no `terminals` in it'),
+    (dict(observations=STATES, masks=~ENDS), 'no `terminals` in it'),
+    (dict(observations=STATES, episode_index=np.arange(ROWS) // 20), 'no `terminals` in it'),
+    (dict(observations=STATES, terminals=np.zeros(ROWS), timeouts=ENDS),
+     '`timeouts` ends trajectories in 3 rows where `terminals` is not set'),
     (dict(observations=STATES.reshape(3, 20, 3), terminals=ENDS.reshape(3, 20)),
-     ['save `terminals.reshape(-1)`', 'true in the last row of each episode']),
-    (dict(observations=STATES.reshape(3, 20, 3), terminals=ENDS), ['save `observations.reshape(-1, 3)`']),
+     '`terminals` is bool of shape (3, 20)'),
+    (dict(observations=STATES.reshape(3, 20, 3), terminals=ENDS), '`observations` is float32 of shape (3, 20, 3)'),
     (dict(observations=STATES, terminals=ENDS & (np.arange(ROWS) > 30), timeouts=ENDS),
-     ['`timeouts` ends trajectories in 1 rows where `terminals` is not set', 'save `terminals | timeouts` as']),
+     '`timeouts` ends trajectories in 1 rows where `terminals` is not set'),
     (dict(observations=STATES, terminals=ENDS & (np.arange(ROWS) > 30), episode_ids=np.arange(ROWS) // 20),
-     ['`episode_ids` ends trajectories in 1 rows', 'or leave `episode_ids` out']),
-    ({'observations': STATES, 'a\x1b[31m\nb': ENDS}, ['`a\\x1b[31m b`']),
-])
-def test_other_names_and_layouts_get_a_proposal(write, arrays, words):
+     '`episode_ids` ends trajectories in 1 rows'),
+]
+
+
+@pytest.mark.parametrize('arrays, words', OTHER_LAYOUTS)
+def test_other_names_and_layouts_are_converted_by_the_command_of_the_message(write, arrays, words, tmp_path):
+    path = write(**arrays)
     with pytest.raises(ValueError) as caught:
-        load_trajectories(write(**arrays))
+        load_trajectories(path)
     message = str(caught.value)
-    assert '\n' not in message and 'delete' not in message and message.isprintable()
-    for some in words:
-        assert some in message
+    assert words in message and '\n' not in message and 'delete' not in message and message.isprintable()
+
+    command = re.search('`python scripts/convert_data.py (.*) states.npz` converts it', message)[1]
+    convert_data.main([command, str(tmp_path / 'states.npz')])
+    states, _, ends = load_trajectories(tmp_path / 'states.npz')
+    np.testing.assert_array_equal(states, STATES)
+    assert ends.tolist() == [19, 39, 59]
+
+
+@pytest.mark.parametrize('arrays, words', [
+    (dict(observations=STATES, terminals=~ENDS), 'set in 57 of 60 rows; .* save `terminals == 0`'),
+    ({'observations': STATES, 'a\x1b[31m\nb': ENDS}, r'`a\\x1b\[31m b`'),
+])
+def test_other_mistakes_are_named(write, arrays, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        load_trajectories(write(**arrays))
+    assert '\n' not in str(caught.value) and str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize('arrays, words', [
@@ -148,15 +163,6 @@ def test_other_ends_that_agree_are_accepted(write, capsys, arrays, words):
     assert len(load_trajectories(path)[1]) == 3
     stderr = capsys.readouterr().err
     assert (words in stderr and stderr.startswith(f'warning: {path}: ')) if words else not stderr
-
-
-def test_a_proposal_makes_a_good_file(write):
-    """What a message proposes is code that works."""
-    arrays = dict(masks=~ENDS, episode_starts=np.roll(ENDS, 1), episode_index=np.arange(ROWS) // 20, dones=ENDS)
-    for name in arrays:
-        terminals = eval(npz._end_formula(name), {'np': np, **arrays})
-        np.testing.assert_array_equal(terminals, ENDS)
-        np.testing.assert_array_equal(npz._ends_of(npz.END_NAMES[name], arrays[name]), ENDS)
 
 
 def test_trajectories_of_one_state_are_skipped(write, capsys):
@@ -312,32 +318,3 @@ def test_too_little_memory_anywhere_is_one_line(capsys):
     with pytest.raises(SystemExit, match='2'):
         run_main(fail)
     assert '9 GiB); use fewer data, with --max_trajectories' in capsys.readouterr().err
-
-
-# The page
-
-def test_the_page_converts_formats(tmp_path, monkeypatch):
-    """Its code runs with stand-ins of the libraries; those of tables need pandas."""
-    monkeypatch.chdir(tmp_path)
-    text = (Path(npz.__file__).parents[1] / npz.LAYOUT).read_text(encoding='utf-8')
-    blocks = re.findall(r'^```python\n(.*?)^```$', text, re.M | re.S)
-    episodes = np.split(STATES, 3)
-    file = dict(observations=STATES, terminals=ENDS & (np.arange(ROWS) < 30), timeouts=ENDS)
-    minari = SimpleNamespace(load_dataset=lambda name: SimpleNamespace(
-        iterate_episodes=lambda: [SimpleNamespace(observations=states) for states in episodes]))
-    monkeypatch.setitem(sys.modules, 'h5py', SimpleNamespace(File=lambda path: file))
-    monkeypatch.setitem(sys.modules, 'minari', minari)
-
-    names = {'array': STATES.reshape(3, 20, 3)}
-    exec(blocks[0], names)
-    converted = 0
-    for block in blocks[1:]:
-        if 'pandas' not in block:
-            exec(block, names)
-            states, _, ends = load_trajectories('states.npz')
-            np.testing.assert_array_equal(states, STATES)
-            assert ends.tolist() == [19, 39, 59]
-            converted += 1
-    assert converted == 3
-    for block in blocks:
-        compile(block, 'docs/formats.md', 'exec')

@@ -13,6 +13,7 @@ import offline_trainer
 import online_trainer
 from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
+from planning.goal_weights import find_goal_weights
 from planning.time_scales import MIN_TRANSITIONS, choose_numbers, has_slow_direction, slow_steps
 from support.files import load_checkpoint
 from support.npz import load_trajectories
@@ -72,9 +73,9 @@ def test_data_without_a_slow_direction_have_goals_about_all_dimensions(ant):
     states = np.concatenate([swings(60), 0.1 * np.random.default_rng(0).standard_normal((30, 400, 1))], -1)
     data = dataset_of(states)
     data.transition_steps = 5
-    places = offline_trainer.places_of_goals(data, [])
+    places, _ = find_goal_weights(data)
     assert places.are_dimensions and (places.weights == 1).all() and 'no direction' in places.excluded[0]
-    assert offline_trainer.places_of_goals(data, [1]).weights[2] < 0.1
+    assert find_goal_weights(data, [1])[0].weights[2] < 0.1
     assert has_slow_direction(dataset_of(ant))
 
 
