@@ -28,9 +28,9 @@ import torch.nn.functional as F  # noqa: E402
 from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
 
+from labeling.online_batches import StateStore  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from online_batches import StateStore  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH, GraphPlanner  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.files import check_writable, load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
