@@ -37,6 +37,8 @@ ALLOWED = {
                      'offline_agent', 'planning.graph_planner', 'planning.object_planner', 'planning.planners',
                      'tasks', 'utils'},
     'rollouts': {'environments.checks', 'ogbench_utils', 'utils'},
+    'opso': {'figures.maze_figures', 'observing.observation_models', 'offline_agent', 'ogbench_utils',
+             'online_agent', 'rollouts'},
     'online_trainer': {'environments.agreement', 'environments.checks', 'environments.custom_env',
                        'environments.safe_env', 'figures.pictures', 'figures.videos', 'labeling.labeler', 'mamba',
                        'observing.observation_models', 'offline_agent', 'ogbench_utils', 'online_agent',
