@@ -127,13 +127,13 @@ class Representation:
     @torch.no_grad()
     def latents(self, states):
         """Return the latents z (D,) or (B, D) of states (S,) or (B, S), float32."""
-        z = self._encode(self._read('states', states))
+        z = self._encode(self.to_inputs(states))
         return _like(states, z.cpu().numpy())
 
     @torch.no_grad()
     def value(self, states, goals):
         """Return V(z, z_g), at most 0, of states and goals, each (S,) or (B, S): a float or (B,)."""
-        z, z_goal = (self._encode(self._read(name, rows)) for name, rows in (('states', states), ('goals', goals)))
+        z, z_goal = (self._encode(self.to_inputs(rows, name)) for name, rows in (('states', states), ('goals', goals)))
         if len(z) != len(z_goal) and 1 not in (len(z), len(z_goal)):
             raise ValueError(f'`states` have {len(z)} rows and `goals` {len(z_goal)}; they must have the same '
                              'number, or one of them a single row')
@@ -151,11 +151,11 @@ class Representation:
         inputs = torch.as_tensor(inputs, device=self.offline.device)
         return self.offline.targets['encoder'].encode_features(inputs)
 
-    def _read(self, name, states, may_be_nan=False):
+    def to_inputs(self, states, name='states', may_be_nan=False):
         """Return the inputs (B, S') float32 of an agent for states (S,) or (B, S).
 
         Raises:
-            ValueError: that names `name`, for another shape and for values that are not finite.
+            ValueError: for another shape and for values that are not finite; it names the argument `name`.
         """
         try:
             rows = np.asarray(states, np.float64)
@@ -171,6 +171,15 @@ class Representation:
             raise ValueError(f'`{name}{where}` is {rows[tuple(where)]}; give finite values, such as the last '
                              'good reading')
         return self._to_inputs.observe(np.atleast_2d(rows), None)
+
+    def to_states(self, inputs):
+        """Return the states (B, S) of an agent's inputs (B, S'), the inverse of `to_inputs`."""
+        if self.observation_model.origin:
+            inputs = inputs + np.array(self.observation_model.origin)
+        states = inputs[:, :self.observation_dim].copy()
+        for sine, cosine, period in self.observation_model.angles:
+            states[:, sine] = np.arctan2(inputs[:, sine], inputs[:, cosine]) * period / (2 * np.pi)
+        return states
 
 
 class Policy(Representation):
@@ -236,15 +245,17 @@ class Policy(Representation):
 
         # the nearest of the map's states, or the goal if it is at least as near
         known = torch.as_tensor(agent.data_map.known_states, device=agent.device)
-        distances, nearest = torch.cdist(subgoals.features, agent.encoder.goal_features(known)).min(1)
+        known_features = agent.encoder.goal_features(known)
+        distances, nearest = torch.cdist(subgoals.features, known_features,
+                                         compute_mode='donot_use_mm_for_euclid_dist').min(1)
         goal_distances = (subgoals.features - agent.encoder.goal_features(goal_states)).norm(dim=1)
         is_goal = (goal_distances <= distances).unsqueeze(1)
-        return _like(observation, self._to_states(torch.where(is_goal, goal_states, known[nearest]).cpu().numpy()))
+        return _like(observation, self.to_states(torch.where(is_goal, goal_states, known[nearest]).cpu().numpy()))
 
     def _begin(self, observation, goal):
         """Return the agent's inputs (B, S') for an observation and a goal; set the state of a first step."""
-        observations = self._read('observation', observation)
-        given = self._read('goal', goal, may_be_nan=True)
+        observations = self.to_inputs(observation, 'observation')
+        given = self.to_inputs(goal, 'goal', may_be_nan=True)
         if len(given) not in (1, len(observations)):
             raise ValueError(f'`observation` has {len(observations)} rows and `goal` {len(given)}; they must have '
                              'the same number, or `goal` a single row')
@@ -261,15 +272,6 @@ class Policy(Representation):
         if self._state is None:
             self._state = self.agent.initial_state(len(observations))
         return observations, self._goals
-
-    def _to_states(self, inputs):
-        """Return the states (B, S) of an agent's inputs (B, S'), the inverse of `_read`."""
-        if self.observation_model.origin:
-            inputs = inputs + np.array(self.observation_model.origin)
-        states = inputs[:, :self.observation_dim].copy()
-        for sine, cosine, period in self.observation_model.angles:
-            states[:, sine] = np.arctan2(inputs[:, sine], inputs[:, cosine]) * period / (2 * np.pi)
-        return states
 
 
 def _like(given, rows):

@@ -24,7 +24,7 @@ ALLOWED = {
     # what OPSO is
     'utils': set(),
     'mamba': set(),
-    'model': {'mamba'},
+    'model': {'environments.checks', 'environments.user_modules', 'mamba'},
     'ogbench_utils': {'environments.custom_env'},
     'trajectories': {'observing.observation_models', 'ogbench_utils', 'planning.time_scales'},
     'offline_agent': {'model', 'utils'},
@@ -51,7 +51,7 @@ ALLOWED = {
     'environments.custom_env': {'environments.checks', 'environments.user_modules'},
     'environments.gymnasium_tasks': set(),
     'environments.robots': set(),
-    'environments.user_modules': set(),
+    'environments.user_modules': {'environments.checks'},
     'environments.safe_env': {'environments.checks', 'observing.observation_models', 'ogbench_utils'},
     'observing.observation_models': {'environments.checks', 'observing.transforms'},
     'observing.transforms': set(),

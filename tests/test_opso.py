@@ -124,7 +124,7 @@ def test_readings_of_angles_and_large_offsets_are_converted(make_online, save_on
     observed = np.array([[1, 1.25, 1, 2, 0], [-0.5, -0.5, 3, 4, 3 ** 0.5 / 2]], np.float32)
     expected = agent.act(observed, observed[::-1].copy(), agent.initial_state(2))[0]
     np.testing.assert_allclose(policy.act(readings, readings[::-1]), expected, atol=1e-6)
-    np.testing.assert_allclose(policy._to_states(observed), readings, rtol=1e-6)
+    np.testing.assert_allclose(policy.to_states(observed), readings, rtol=1e-6)
     assert policy.subgoal(readings, readings[0]).shape == (2, 4)
 
 
