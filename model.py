@@ -181,7 +181,7 @@ def _find_problem(layer, inputs):
         output, memory = layer.step(inputs[:, t], memory)
         steps.append(output)
     if not torch.allclose(torch.stack(steps, 1), outputs, rtol=1e-3, atol=1e-4):
-        return '`step` gives other outputs than `forward`; both must be the same function of the states so far'
+        return '`step` gives other outputs than `forward`; both must compute the same from the states so far'
     if not torch.allclose(layer.forward_single(inputs[:, 0]), outputs[:, 0], rtol=1e-3, atol=1e-4):
         return '`forward_single` differs from `forward` on sequences of one state'
     return ''

@@ -5,8 +5,8 @@
     policy = opso.load('online_checkpoints/antmaze-medium-navigate-v0/seed0/last.pth')
     action = policy.act(observation, goal)        # of one robot (S,), or of a batch (B, S)
 
-This works from a checkout, and from your own folder with PYTHONPATH set to the checkout. Where your folder has a
-`utils.py` or a `model.py`, as OPSO has, `import utils` imports yours. docs/library.md has examples.
+This works from a checkout, and from your own folder with PYTHONPATH set to the checkout. Where your folder
+has a `utils.py` or a `model.py`, as OPSO has, `import utils` imports yours. docs/library.md has examples.
 """
 
 import contextlib
@@ -133,16 +133,17 @@ class Representation:
     @torch.no_grad()
     def value(self, states, goals):
         """Return V(z, z_g), at most 0, of states and goals, each (S,) or (B, S): a float or (B,)."""
-        z, z_goal = (self._encode(self.to_inputs(rows, name)) for name, rows in (('states', states), ('goals', goals)))
+        z = self._encode(self.to_inputs(states))
+        z_goal = self._encode(self.to_inputs(goals, 'goals'))
         if len(z) != len(z_goal) and 1 not in (len(z), len(z_goal)):
-            raise ValueError(f'`states` have {len(z)} rows and `goals` {len(z_goal)}; they must have the same '
-                             'number, or one of them a single row')
+            raise ValueError(f'`states` have {len(z)} rows and `goals` {len(z_goal)}; they must have the '
+                             'same number, or one of them a single row')
         z, z_goal = torch.broadcast_tensors(z, z_goal)
         values = self.offline.targets['value'](z, z_goal).mean(0).cpu().numpy()
         return values if 2 in (np.ndim(states), np.ndim(goals)) else float(values[0])
 
     def steps_to(self, states, goals):
-        """Return the environment steps that V stands for, at most 1,000; arguments and shapes as of `value`."""
+        """Return the environment steps that V stands for, at most 1,000; arguments as of `value`."""
         config = self.offline.config
         steps = steps_of(self.value(states, goals), config.reward_scale, config.discount)
         return steps if np.ndim(steps) else float(steps)
@@ -250,20 +251,21 @@ class Policy(Representation):
                                          compute_mode='donot_use_mm_for_euclid_dist').min(1)
         goal_distances = (subgoals.features - agent.encoder.goal_features(goal_states)).norm(dim=1)
         is_goal = (goal_distances <= distances).unsqueeze(1)
-        return _like(observation, self.to_states(torch.where(is_goal, goal_states, known[nearest]).cpu().numpy()))
+        found = torch.where(is_goal, goal_states, known[nearest]).cpu().numpy()
+        return _like(observation, self.to_states(found))
 
     def _begin(self, observation, goal):
         """Return the agent's inputs (B, S') for an observation and a goal; set the state of a first step."""
         observations = self.to_inputs(observation, 'observation')
         given = self.to_inputs(goal, 'goal', may_be_nan=True)
         if len(given) not in (1, len(observations)):
-            raise ValueError(f'`observation` has {len(observations)} rows and `goal` {len(given)}; they must have '
-                             'the same number, or `goal` a single row')
+            raise ValueError(f'`observation` has {len(observations)} rows and `goal` {len(given)}; they must '
+                             'have the same number, or `goal` a single row')
         given = np.broadcast_to(given, observations.shape).copy()
 
         if self._state is not None and len(observations) != len(self._given):
-            raise ValueError(f'`observation` has {len(observations)} rows, after {len(self._given)} in the steps '
-                             'before; call reset() first')
+            raise ValueError(f'`observation` has {len(observations)} rows, after {len(self._given)} in the '
+                             'steps before; call reset() first')
 
         # new goals, then the state: a goal that is refused changes nothing
         if self._given is None or not np.array_equal(given, self._given, equal_nan=True):

@@ -42,7 +42,8 @@ def find_in_user_module(name, flag, kind):
     """Return what 'module:name' names; the working directory is searched for the module, too.
 
     Args:
-        name: such as 'robot:make_env'. flag: for messages, such as '--env'. kind: for messages, such as 'function'.
+        name: such as 'robot:make_env'.
+        flag, kind: for messages, such as '--env' and 'function'.
 
     Raises:
         ValueError: the module cannot be imported, or nothing callable in it has this name.

@@ -1,4 +1,4 @@
-"""scripts/checkpoints/export_policy.py: files that equal the agent, the loops of docs/library.md, and refusals."""
+"""scripts/checkpoints/export_policy.py: files equal to the agent, the loops of docs/library.md, refusals."""
 
 import re
 import sys
@@ -112,8 +112,8 @@ def test_angles_and_offsets_are_inside(make_online, export):
     np.testing.assert_allclose(action, policy.act(readings, readings[::-1]), atol=1e-5)
 
 
-def test_onnx_equals_act_and_drives_the_loop_of_the_page(make_config, make_online, export, monkeypatch, capsys):
-    """An arm of docs/own_robot.py. Layers without memory, as torch's exporter takes 20 s for those of Mamba."""
+def test_onnx_equals_act_and_drives_the_page(make_config, make_online, export, monkeypatch, capsys):
+    """The arm of docs/own_robot.py; torch's exporter is fastest for layers without memory."""
     angles = np.cumsum(np.random.default_rng(0).normal(0, 0.05, (300, 2)), 0).astype(np.float32)
     config = make_config(encoder='mlp', n_layers=1)
     data = TrajectoryDataset(angles, np.array([0]), np.array([299]), **config.sampling())
@@ -133,7 +133,12 @@ def test_onnx_equals_act_and_drives_the_loop_of_the_page(make_config, make_onlin
     names = {}
     sessions = []
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, 'InferenceSession', lambda *a: sessions.append(Recorder(real(*a))) or sessions[0])
+
+    def record(*arguments):
+        sessions.append(Recorder(real(*arguments)))
+        return sessions[-1]
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', record)
     loop = block('docs.own_robot')
     assert len(loop.splitlines()) <= 30
     exec(compile(loop, 'docs/library.md', 'exec'), names)
@@ -203,10 +208,10 @@ class Recorder:
 
 
 # ------------------------------------------------------------------------------------------------- refusals
-def test_what_a_file_cannot_hold_is_refused_in_one_line(agent, make_online, save_online, monkeypatch, capsys, tmp_path):
+def test_what_a_file_cannot_hold_is_refused_in_one_line(agent, make_online, export, monkeypatch, tmp_path):
     def refused(agent, words):
         with pytest.raises(ValueError) as error:
-            export_policy.main(['--checkpoint', str(save_online(agent)), '--output', str(tmp_path / 'policy.pt')])
+            export(agent, '.pt')
         text = str(error.value)
         assert text.startswith(str(tmp_path / 'last.pth')) and '\n' not in text and words in text, text
         assert not (tmp_path / 'policy.pt').exists()

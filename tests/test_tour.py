@@ -12,7 +12,7 @@ def test_the_notebook_runs(monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     notebook = nbformat.read(DOCS / 'tour.ipynb', as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
-    assert not any(cell.outputs or cell.execution_count for cell in cells), 'clear the outputs before a commit'
+    assert not any(cell.outputs or cell.execution_count for cell in cells), 'clear the outputs first'
 
     nbclient.NotebookClient(notebook, timeout=120, resources={'metadata': {'path': str(DOCS)}}).execute()
     outputs = [output for cell in cells for output in cell.outputs]

@@ -7,10 +7,10 @@
     policy.onnx  for onnxruntime
     policy.pt    TorchScript, for torch.jit.load in Python and for libtorch in C++
 
-The file computes (observation, goal, state) -> (action, next state) for any number of robots. The map is inside:
-the nearest node is a search over all of them, and the routes to all nodes are a table. `state` is that of the
-plan. It is NaN in the first step of an episode, and notices new goals. A checkpoint without a plan
-(distil_plan.py) gives a smaller file without `state`. docs/library.md has the loop of a robot.
+The file computes (observation, goal, state) -> (action, next state) for any number of robots. The map is
+inside: the nearest node is a search over all of them, and the routes to all nodes are a table. `state` is
+that of the plan. It is NaN in the first step of an episode, and notices new goals. A checkpoint without a
+plan (distil_plan.py) gives a smaller file without `state`. docs/library.md has the loop of a robot.
 
 Before it ends, the script compares the file with the agent on states of the map, and on whole episodes with
 --episodes_per_task.
@@ -73,7 +73,7 @@ class ExportConfig:
 
 # ------------------------------------------------------------------------------------------------- the graph
 class Readings(nn.Module):
-    """Converts states in the units of the data (B, S) to the inputs (B, S') of an agent, as `opso.Policy` does.
+    """Converts states in the units of the data (B, S) to an agent's inputs (B, S'), as `opso.Policy` does.
 
     Args:
         observation_model: ObservationModel, whose angles and origin are used.
@@ -149,8 +149,8 @@ class ProposingPolicy(nn.Module):
 class PlanningPolicy(ProposingPolicy):
     """The policy of an agent that plans on a graph: (observation, goal, state) -> (action, next state).
 
-    It computes what `GraphPlanner.step` does on tables. A state is (B, S' + 3): the goal, its node, the target
-    node and the steps for which it has been kept. The last node, K, stands for states off the map.
+    It computes what `GraphPlanner.step` does, on tables. A state is (B, S' + 3): the goal, its node, the
+    target node and the steps for which it has been kept. The last node, K, stands for states off the map.
 
     Args:
         policy: opso.Policy. choose: as of `ProposingPolicy`.
@@ -204,9 +204,11 @@ class PlanningPolicy(ProposingPolicy):
 
         # the goal itself, the state of the target node, or a proposal where there is no path
         at_goal = (targets == AT_GOAL).unsqueeze(1)
-        subgoals = torch.where(at_goal, self.encoder.goal_features(goals), self.node_features[targets.clamp(min=0)])
+        waypoints = self.node_features[targets.clamp(min=0)]
+        subgoals = torch.where(at_goal, self.encoder.goal_features(goals), waypoints)
         found = targets != NO_PATH
-        subgoals = self.choose(found.all(), self._keep, self._propose_missing, (subgoals, found, states, goals))
+        subgoals = self.choose(found.all(), self._keep, self._propose_missing,
+                               (subgoals, found, states, goals))
 
         memory = torch.stack([goal_nodes.float(), targets.float(), committed], 1)
         return self.actions(states, goals, subgoals), torch.cat([goals, memory], 1)
@@ -236,20 +238,20 @@ def check_exportable(policy, path):
     """Raise ValueError, in one line with the way out, for an agent that a file cannot hold."""
     agent = policy.agent
     if agent.offline.has_objects:
-        raise ValueError(f'{path}: its plans move objects, which it searches for at every step; only paths on a '
-                         'graph can be exported: load it with opso.load (docs/library.md)')
+        raise ValueError(f'{path}: its plans move objects, which it searches for at every step; only paths '
+                         'on a graph can be exported: load it with opso.load (docs/library.md)')
     if agent.offline.has_dropout and agent.config.estimator == 'encoder':
-        raise ValueError(f'{path}: it predicts dropped observations from the memory of its encoder, which is not '
-                         'exported: load it with opso.load (docs/library.md), or train with '
+        raise ValueError(f'{path}: it predicts dropped observations from the memory of its encoder, which is '
+                         'not exported: load it with opso.load (docs/library.md), or train with '
                          '--estimator last_observation')
     if agent.config.stuck_noise:
-        raise ValueError(f'{path}: a stuck robot gets random actions (--stuck_noise), which are not exported; add '
-                         '--drop_stuck_noise, or load it with opso.load (docs/library.md)')
+        raise ValueError(f'{path}: a stuck robot gets random actions (--stuck_noise), which are not '
+                         'exported; add --drop_stuck_noise, or load it with opso.load (docs/library.md)')
     if agent.config.plan:
         bytes_ = 2 * len(agent.data_map) ** 2
         if bytes_ > MAX_TABLE_BYTES:
             raise ValueError(f'{path}: the routes of its map of {len(agent.data_map):,} nodes take '
-                             f'{bytes_ >> 20:,} MiB; distil the plan first (scripts/checkpoints/distil_plan.py), '
+                             f'{bytes_ >> 20:,} MiB; distil the plan (scripts/checkpoints/distil_plan.py) '
                              'or rebuild a smaller map (scripts/checkpoints/rebuild_map.py)')
 
 
@@ -282,7 +284,8 @@ def to_onnx(graph, metadata):
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f'--output policy.onnx needs a package ({error}): {INSTALL}; or write policy.pt') from None
+        raise ValueError(f'--output policy.onnx needs a package ({error}): {INSTALL}; or write '
+                         'policy.pt') from None
 
     inputs = graph.inputs(TRACED_ROWS)
     rows = torch.export.Dim('robots')
@@ -418,8 +421,9 @@ def next_nodes(graph, nodes, rng):
 
 
 def time_step(exported, policy):
-    """Return the CPU time of a step of one robot, in ms: the best of nine means, least disturbed by other programs."""
-    state = policy.to_states(policy.agent.data_map.known_states[:1]).astype(exported.metadata['observation_type'])
+    """Return the CPU time of a step of one robot, in ms: the least of nine means."""
+    state = policy.to_states(policy.agent.data_map.known_states[:1])
+    state = state.astype(exported.metadata['observation_type'])
     arrays = [state, state]
     if exported.metadata['state_size']:
         arrays.append(exported.run(*arrays, exported.initial_state(1))[1])
@@ -434,7 +438,7 @@ def time_step(exported, policy):
 
 
 def compare_episodes(exported, policy, path, config):
-    """Print success of agent and file on the same episodes, and return those of both, two lists of Episode."""
+    """Print success of agent and file on the same episodes; return two lists of Episode."""
     results = []
     for name, agent in (('agent', policy.agent), ('file', exported)):
         with open_envs(policy.name, config.num_envs, observation_model=policy.observation_model) as envs:
@@ -451,8 +455,8 @@ def run(config):
     """Write the file, check it, and return its path."""
     # flags and agent
     if not config.checkpoint or not config.output:
-        raise ValueError('--checkpoint (last.pth or best_model.pth of an online run) and --output (policy.onnx or '
-                         'policy.pt) are required')
+        raise ValueError('--checkpoint (last.pth or best_model.pth of an online run) and --output '
+                         '(policy.onnx or policy.pt) are required')
     check_ranges(config)
     output = Path(config.output)
     if output.suffix not in FORMATS:
@@ -476,12 +480,13 @@ def run(config):
     # checks
     exported = ExportedAgent(output, policy)
     difference = compare_states(exported, policy, config.seed)
-    print(f'largest difference to the agent in {COMPARED_STEPS * COMPARED_ROBOTS:,} states: {difference:.1g} half '
-          f'widths of the action range; {time_step(exported, policy):.2f} ms of CPU time for a step of one robot')
+    print(f'largest difference to the agent in {COMPARED_STEPS * COMPARED_ROBOTS:,} states: '
+          f'{difference:.1g} half widths of the action range; {time_step(exported, policy):.2f} ms of CPU '
+          'time for a step of one robot')
     if not difference <= TOLERANCE:
-        raise ValueError(f'{output} differs from {config.checkpoint} by {difference:.2g} half widths of the action '
-                         f'range, more than {TOLERANCE}: do not use it, and report the versions of torch and '
-                         'onnxruntime')
+        raise ValueError(f'{output} differs from {config.checkpoint} by {difference:.2g} half widths of the '
+                         f'action range, more than {TOLERANCE}: do not use it, and report the versions of '
+                         'torch and onnxruntime')
     if config.episodes_per_task:
         compare_episodes(exported, policy, config.checkpoint, config)
     return output
