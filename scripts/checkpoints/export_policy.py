@@ -53,7 +53,7 @@ TRACED_ROWS = 4  # robots in the example that is traced; the files accept any nu
 COMPARED_STEPS = 125  # of COMPARED_ROBOTS that walk along the map: 1,000 states
 COMPARED_ROBOTS = 8
 GOAL_STEPS = 25  # steps after which they get a new goal
-TIMED_STEPS = 300  # of one robot, nine times
+TIMED_STEPS = 100  # of one robot, nine times
 TOLERANCE = 1e-4  # largest difference of an action, in half widths of its range
 METADATA = 'opso.json'  # name of the entry in the file
 INSTALL = 'pip install -r requirements-export.txt'
@@ -137,7 +137,7 @@ class ProposingPolicy(nn.Module):
         actions = self.task.action_scale * self.nets['inverse_dynamics'](latents, *inputs)
         middle = (self.action_high + self.action_low) / 2
         half_width = (self.action_high - self.action_low) / 2
-        return middle + half_width * actions.clamp(-1, 1)
+        return (middle + half_width * actions).clamp(self.action_low, self.action_high)
 
     def inputs(self, rows):
         """Return example inputs by name, of some robots."""
