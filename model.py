@@ -19,6 +19,8 @@ import support.threads  # noqa: F401  before torch
 import torch
 from torch import nn
 
+from environments.checks import ERRORS, describe
+from environments.user_modules import find_in_user_module
 from mamba import Mamba2, load_mamba_ssm_scan, ssd_scan
 from support.tolerances import divisor
 
@@ -127,14 +129,71 @@ def _clear(layers, rows):
 LAYERS = {'gru': GRULayer, 'mlp': MLPLayer}  # beside 'mamba'; choices of --encoder
 
 
+def find_layer(kind):
+    """Return the class of layers of --encoder: one of `LAYERS`, or your own, 'module:Class'.
+
+    Raises:
+        ValueError: in one line, if there is none.
+    """
+    if kind in LAYERS:
+        return LAYERS[kind]
+    if ':' not in kind:
+        raise ValueError(f'--encoder {kind}: must be mamba, {", ".join(LAYERS)} or module:Class of your own')
+    found = find_in_user_module(kind, '--encoder', 'class')
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f'--encoder {kind}: it is no class of torch.nn.Module; derive it from it')
+    return found
+
+
+def make_layer(kind, d_model, parameters):
+    """Return a layer of --encoder, of about as many `parameters`; your own are checked.
+
+    Raises:
+        ValueError: if your own layer fails, or `step` and `forward_single` are not what `forward` computes.
+    """
+    layer_class = find_layer(kind)
+    if kind in LAYERS:
+        return layer_class(d_model, parameters=parameters)
+    try:
+        layer = layer_class(d_model, parameters=parameters)
+        with torch.no_grad():
+            problem = _find_problem(layer.eval(), torch.linspace(-1, 1, 6 * d_model).view(2, 3, d_model))
+    except ERRORS as error:
+        raise ValueError(f'--encoder {kind}: it fails with {describe(error)}; docs/library.md has an '
+                         'example') from error
+    if problem:
+        raise ValueError(f'--encoder {kind}: {problem}; docs/library.md has an example')
+    return layer
+
+
+def _find_problem(layer, inputs):
+    """Return what is wrong with the outputs of a layer for inputs (2, 3, d_model), in words, or ''."""
+    outputs = layer(inputs)
+    if outputs.shape != inputs.shape:
+        return f'`forward` maps {tuple(inputs.shape)} to {tuple(outputs.shape)}; the shape must stay'
+
+    # step by step, as in acting
+    memory = layer.initial_state(2)
+    if not isinstance(memory, tuple) or any(part.any() for part in memory):
+        return '`initial_state` must be a tuple of zeros, since zeros begin an episode'
+    steps = []
+    for t in range(3):
+        output, memory = layer.step(inputs[:, t], memory)
+        steps.append(output)
+    if not torch.allclose(torch.stack(steps, 1), outputs, rtol=1e-3, atol=1e-4):
+        return '`step` gives other outputs than `forward`; both must compute the same from the states so far'
+    if not torch.allclose(layer.forward_single(inputs[:, 0]), outputs[:, 0], rtol=1e-3, atol=1e-4):
+        return '`forward_single` differs from `forward` on sequences of one state'
+    return ''
+
+
 class Encoder(nn.Module):
     """Causal encoder of state sequences.
 
     Observations are normalised and projected; `n_layers` pre-norm residual blocks and a norm
     follow. `kind` names the block: mamba (Mamba-2), or for comparison gru or mlp (no memory) with
-    as many parameters. To add an encoder, write a layer with the methods of `GRULayer` and name it
-    in `LAYERS`; its state is a tuple of tensors with the batch first, and zeros are an empty
-    memory.
+    as many parameters, or module:Class of your own layer with the methods of `GRULayer`. Its state is
+    a tuple of tensors with the batch first, and zeros are an empty memory.
 
     Inputs are raw observations. Their mean and std are buffers of this module (`set_statistics`).
     `context_length` bounds the memory of `step` as windows do in training.
@@ -156,7 +215,7 @@ class Encoder(nn.Module):
         layers = [Mamba2(d_model, d_state, d_conv, expand, headdim) for _ in range(n_layers)]
         if kind != 'mamba':
             size = sum(p.numel() for p in layers[0].parameters())
-            layers = [LAYERS[kind](d_model, parameters=size) for _ in range(n_layers)]
+            layers = [make_layer(kind, d_model, size) for _ in range(n_layers)]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-5) for _ in range(n_layers))
         self.final_norm = nn.RMSNorm(d_model, eps=1e-5)

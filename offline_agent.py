@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import LAYERS, Encoder, GoalValue, Proposer, imitation_weight, minus_distance, mlp, soft_update
+from model import (
+    Encoder,
+    GoalValue,
+    Proposer,
+    find_layer,
+    imitation_weight,
+    minus_distance,
+    mlp,
+    soft_update,
+)
 from support.contents import Number, Tensor, check_layout
 from support.flags import flag, make_config
 from utils import load_optimizer, load_weights
@@ -35,8 +44,8 @@ class OfflineConfig:
 
     context_length: int = flag(0, 'states that the encoder remembers; 0: from the data', least=0, basic=True,
                                from_data=True)
-    encoder: str = flag('mamba', 'layers of the encoder, equal in size; mlp has no memory',
-                        choices=('mamba', *LAYERS), basic=True)
+    encoder: str = flag('mamba', 'layers of the encoder: mamba, gru, mlp (no memory) or module:Class',
+                        basic=True)
     sequence_windows: int = flag(
         4, 'windows encoded as sequences in each update; all with --observe dropped:P', least=0)
     d_model: int = flag(128, 'dimensions of a latent z', least=1)
@@ -77,6 +86,8 @@ class OfflineConfig:
 
     def check(self):
         """Raise ValueError for combinations that cannot work."""
+        if self.encoder != 'mamba':
+            find_layer(self.encoder)
         if self.expand * self.d_model % self.headdim:
             raise ValueError(f'--headdim {self.headdim}: must divide --expand * --d_model = '
                              f'{self.expand * self.d_model}')

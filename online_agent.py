@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from labeling.labeler import Labeler
+from labeling.online_batches import OnlineBatches
 from model import InverseDynamics, mlp, soft_update
 from observing.state_estimator import EncoderPrediction, LastObservation
 from offline_agent import POSITION_WEIGHT, OfflineAgent
-from online_batches import OnlineBatches
 from planning.graph_planner import GraphPlanner
 from planning.object_planner import ObjectPlanner
 from planning.planners import FallbackPlanner, GoalBiased, ProposerPlanner

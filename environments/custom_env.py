@@ -19,8 +19,6 @@ docs/own_robot.md has an example. This module does not depend on OGBench.
 
 import contextlib
 import inspect
-import os
-import sys
 
 import gymnasium
 import numpy as np
@@ -41,7 +39,7 @@ from environments.checks import (
     short,
     warn_once,
 )
-from environments.user_modules import import_user_module, names_of_user
+from environments.user_modules import find_in_user_module, names_of_user
 from support.steps import unrepeated
 from support.text import ranges
 
@@ -119,25 +117,8 @@ def _prepare(name, env):
 
 
 def find_factory(name):
-    """Return the callable of 'module:factory'.
-
-    Raises:
-        ValueError: the module cannot be imported, or it has no such function.
-    """
-    module_name, _, factory_name = name.partition(':')
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it replaces no installed package
-    try:
-        module = import_user_module(module_name)
-    except ERRORS as error:
-        raise ValueError(f'--env {name}: cannot import {module_name} from {os.getcwd()} or PYTHONPATH '
-                         f'({describe(error)}); run in the folder of the module') from error
-
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise ValueError(f'--env {name}: there is no function `{factory_name}` in {module.__file__}; '
-                         'define it or name another one')
-    return factory
+    """Return the function of 'module:factory'; the errors are those of `find_in_user_module`."""
+    return find_in_user_module(name, '--env', 'function')
 
 
 def check_env(name, env):

@@ -17,6 +17,8 @@ import threading
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 
+from environments.checks import ERRORS, describe
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*ROOT.glob('scripts/**/*.py')]
 OPSO_DIRS = {ROOT} | {path.parent for path in SCRIPTS}  # folders on OPSO's path of imports
@@ -34,6 +36,32 @@ def import_user_module(name):
     """Return the module `name`, the user's if there is one in the user's folders."""
     with names_of_user():
         return importlib.import_module(name)
+
+
+def find_in_user_module(name, flag, kind):
+    """Return what 'module:name' names; the working directory is searched for the module, too.
+
+    Args:
+        name: such as 'robot:make_env'.
+        flag, kind: for messages, such as '--env' and 'function'.
+
+    Raises:
+        ValueError: the module cannot be imported, or nothing callable in it has this name.
+    """
+    module_name, _, attribute = name.partition(':')
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that it replaces no installed package
+    try:
+        module = import_user_module(module_name)
+    except ERRORS as error:
+        raise ValueError(f'{flag} {name}: cannot import {module_name} from {os.getcwd()} or PYTHONPATH '
+                         f'({describe(error)}); run in the folder of the module') from error
+
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ValueError(f'{flag} {name}: there is no {kind} `{attribute}` in {module.__file__}; '
+                         'define it or name another one')
+    return found
 
 
 def names_of_user():

@@ -1,1 +1,1 @@
-"""Actions for states that have none: the labeler, simulator labels, corrective transitions."""
+"""Actions for states that have none: the labeler, simulator labels, corrective transitions, labeled batches."""

@@ -32,6 +32,7 @@ from scipy.spatial import KDTree
 
 from planning.planners import Subgoals
 from support.contents import Number, Tensor, check_layout
+from support.progress import progress_bar
 
 # entries of a route in place of the next node
 NO_PATH = -1
@@ -271,17 +272,20 @@ class GraphPlanner:
         graph: StateGraph.
         goal_features: function from raw states (..., S), torch tensors, to their goal features (..., S).
         reach: distance from the goal, in features, within which a short path is replaced by the goal itself.
+
+    Attributes:
+        node_features: (K, S) goal features of the nodes. active: (S,) bool, dimensions of the look-up.
     """
 
     def __init__(self, graph, goal_features, reach=0.0):
         self.graph = graph
         self.reach = reach
         self.goal_features = goal_features
-        self._node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
+        self.node_features = goal_features(torch.from_numpy(graph.states)).cpu().numpy()
 
         # look-up of the node of a state
-        self._active = active_dims(graph.centers)
-        self._tree = KDTree(graph.centers[:, self._active])
+        self.active = active_dims(graph.centers)
+        self._tree = KDTree(graph.centers[:, self.active])
 
         # sparse matrices by target: incoming edges, and nodes from which a target is near. Each pair is
         # unique, as coo_array would add up the costs of duplicates.
@@ -340,7 +344,7 @@ class GraphPlanner:
 
         # the goal itself, or the state of the target node; an arbitrary one in rows without a path
         at_goal = (targets == AT_GOAL)[:, None]
-        features = np.where(at_goal, state.goal_features, self._node_features[np.maximum(targets, 0)])
+        features = np.where(at_goal, state.goal_features, self.node_features[np.maximum(targets, 0)])
 
         subgoals = Subgoals(
             features=torch.as_tensor(features, device=states.device),
@@ -359,7 +363,7 @@ class GraphPlanner:
     def locate(self, states):
         """Return the nearest nodes (B,) of raw states (B, S), arrays; -1 for states far from all nodes."""
         features = to_features(np.asarray(states, np.float32), self.graph.mean, self.graph.scale)
-        distances, nodes = self._tree.query(features[:, self._active])
+        distances, nodes = self._tree.query(features[:, self.active])
         return np.where(distances <= OFF_MAP_RADII * self.graph.radius, nodes, -1)
 
     def distances(self, node):
@@ -374,6 +378,13 @@ class GraphPlanner:
             NO_PATH without one. The last entry, which index -1 selects, is for states off the map.
         """
         return self._cached_route(int(node))
+
+    def all_routes(self):
+        """Return the routes (K, K + 1) int32 to goals in all nodes."""
+        routes = np.empty((len(self.graph), len(self.graph) + 1), np.int32)
+        for node in progress_bar(range(len(self.graph)), 'routes', leave=False, delay=1):
+            routes[node] = self.route(node)
+        return routes
 
     def routes(self, goals):
         """Return the routes (B, K + 1) to raw goals (B, S), arrays."""

@@ -17,7 +17,7 @@ BUDGET = {
     'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
     'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
     'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video',
-    'tensorboard', 'wandb', 'mamba_backend',
+    'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags', 'mamba_backend',
 }
 
 

@@ -55,7 +55,7 @@ FREE_FLAGS = (  # flags that may change when a run is resumed
     'num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
     'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move; contents are compared
     'device', 'mamba_backend', 'save_dir', 'resume',
-    'maze_figures', 'video', 'tensorboard', 'wandb',
+    'maze_figures', 'video', 'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags',
 )
 
 
@@ -76,6 +76,9 @@ class RunConfig:
                               choices=('auto', 'torch', 'mamba_ssm'))
     tensorboard: bool = flag(False, 'log to TensorBoard, which needs its package')
     wandb: bool = flag(False, 'log to Weights & Biases, which needs its package')
+    wandb_project: str = flag('', 'project of Weights & Biases; default: WANDB_PROJECT, or opso')
+    wandb_group: str = flag('', 'group of Weights & Biases; default: WANDB_RUN_GROUP')
+    wandb_tags: str = flag('', 'tags of Weights & Biases, such as ant,k25; default: WANDB_TAGS')
     save_dir: str = flag('', 'run folder; default: a new <half>_checkpoints/<dataset>/seed<seed>', basic=True)
     resume: bool = flag(False, 'continue the run in --save_dir, or the newest of this dataset and seed',
                         basic=True)

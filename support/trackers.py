@@ -4,6 +4,7 @@ Neither package is imported unless its flag is given.
 """
 
 import importlib.util
+import os
 import secrets
 
 from support.progress import warn
@@ -92,8 +93,10 @@ def _wandb(folder, run_name, flags, first_step):
     known = folder / 'run_id.txt'
     if not (first_step and known.exists()):
         known.write_text(secrets.token_hex(4), encoding='utf-8')
-    run = wandb.init(project='opso', name=run_name, id=known.read_text(encoding='utf-8'), resume='allow',
-                     dir=str(folder.parent), config=flags)
+    project = flags.get('wandb_project') or os.environ.get('WANDB_PROJECT') or 'opso'
+    tags = [tag.strip() for tag in flags.get('wandb_tags', '').split(',') if tag.strip()]
+    run = wandb.init(project=project, group=flags.get('wandb_group') or None, tags=tags or None, name=run_name,
+                     id=known.read_text(encoding='utf-8'), resume='allow', dir=str(folder.parent), config=flags)
     run.define_metric('*', step_metric='step')  # its own step cannot go back when a run is resumed
 
     def log(step, metrics):

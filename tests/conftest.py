@@ -26,9 +26,11 @@ from child_process import end_with
 
 from environments.custom_env import open_env
 from model import Encoder
+from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
+from support.files import save_checkpoint
 from tasks import build_map
 from trajectories import ReplayBuffer, TrajectoryDataset
 
@@ -397,6 +399,21 @@ def states():
 @pytest.fixture
 def agent(make_online):
     return make_online()
+
+
+@pytest.fixture
+def save_online(tmp_path):
+    """save_online(agent, ObservationModel, dataset) -> path of its online checkpoint"""
+
+    def save(agent, observation_model=FULL_STATE, dataset='pointmaze-medium-navigate-v0', path=None):
+        record = {'dataset': dataset, 'path': '', 'max_trajectories': 0, 'fingerprint': '',
+                  'observation_model': dataclasses.asdict(observation_model)}
+        path = path or tmp_path / 'last.pth'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {'kind': 'online', 'dataset': dataset, 'data': record, 'agent': agent.state_dict()})
+        return path
+
+    return save
 
 
 @pytest.fixture

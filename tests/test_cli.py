@@ -17,6 +17,7 @@ import evaluate
 import offline_trainer
 import ogbench_utils
 import online_trainer
+import rollouts
 from figures import pictures
 from offline_agent import OfflineConfig
 from online_agent import OnlineConfig
@@ -218,11 +219,12 @@ def test_offline_resume_is_exact(pipeline, folder, no_pictures, data_path, asser
     assert_same(learned(halfway.with_name('seed0-run2') / 'last.pth'), learned(pipeline[0] / 'last.pth'))
 
 
-def test_online_resume_is_exact(folder, quick_training, data_path, assert_same):
+def test_online_resume_is_exact(folder, quick_training, data_path, assert_same, monkeypatch):
     """Interrupt a run of 200 random steps and two rounds of 2 x 30 steps after its first and second round.
 
     The interrupted run differs in the evaluations that end its parts only, which `best` includes.
     """
+    monkeypatch.setattr(rollouts, 'ROUND_STEPS', 60)
     offline_trainer.main([*OFFLINE, '--dataset_path', str(data_path)])
     whole, parts = Path('whole'), Path('parts')
     flags = [*ONLINE, '--update_ratio', '0.1', '--save_dir']

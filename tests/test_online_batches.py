@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import online_batches
-from online_batches import OnlineBatches, StateStore
+from labeling import online_batches
+from labeling.online_batches import OnlineBatches, StateStore
 
 ACTION_DIM, STEPS, D = 3, 4, 32
 

@@ -1,7 +1,6 @@
 """Tests of the pages: their commands, flags, code, links and pictures exist, and both front pages agree."""
 
 import csv
-import dataclasses
 import functools
 import importlib
 import io
@@ -17,12 +16,11 @@ import pytest
 import torch
 
 import online_trainer
+import opso
 import rollouts
-from observing.observation_models import FULL_STATE
 from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineConfig
 from planning.time_scales import HORIZON, MOST_STEPS
-from support.files import save_checkpoint
 from trajectories import TrajectoryDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,27 +226,24 @@ def test_defaults_named_on_pages_are_the_defaults():
     assert f'`--expectile` (optimism: {OfflineConfig().expectile})' in front
 
 
-def test_code_of_the_page_on_running_runs(make_config, make_online, tmp_path, monkeypatch, capsys):
-    acting, encoding = blocks(PAGES['docs/running.md'], 'python')
+def test_code_of_the_page_on_the_library_runs(make_config, make_online, save_online, tmp_path, monkeypatch, capsys):
+    acting, learned, encoding, baseline = blocks(PAGES['docs/library.md'], 'python')[:4]
     states = np.random.default_rng(0).standard_normal((100, 29)).cumsum(0).astype(np.float32)
     data = TrajectoryDataset(states, np.array([0]), np.array([99]), **make_config().sampling())
     agent = make_online(action_dim=8, offline=OfflineAgent(29, make_config()), data=data)
-    path = tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1]
-    path.parent.mkdir(parents=True)
-    record = {'dataset': 'pointmaze-medium-navigate-v0', 'path': '', 'max_trajectories': 0, 'fingerprint': '',
-              'observation_model': dataclasses.asdict(FULL_STATE)}
-    checkpoint = {'kind': 'online', 'dataset': record['dataset'], 'data': record, 'agent': agent.state_dict()}
-    save_checkpoint(path, checkpoint)
+    save_online(agent, path=tmp_path / re.search(r"'(online_checkpoints/\S+)'", acting)[1])
     monkeypatch.chdir(tmp_path)
-
-    import ogbench_utils
-    real = ogbench_utils.make_env
-    short_env = functools.partial(real, 'antmaze-medium-navigate-v0', max_episode_steps=5)
-    monkeypatch.setattr(ogbench_utils, 'make_env', lambda name: short_env())
-    exec(compile(acting, 'docs/running.md', 'exec'), {})
-    assert capsys.readouterr().out in ('success\n', 'failure\n')
+    make_env = functools.partial(opso.make_env, 'antmaze-medium-navigate-v0', max_episode_steps=5)
+    monkeypatch.setattr(opso, 'make_env', lambda name: make_env())
 
     names = {}
-    exec(compile(encoding, 'docs/running.md', 'exec'), names)
+    exec(compile(acting, 'docs/library.md', 'exec'), names)
+    assert capsys.readouterr().out in ('success\n', 'failure\n')
+    exec(compile(learned, 'docs/library.md', 'exec'), names)
+    assert re.fullmatch(r'\d+ steps\n', capsys.readouterr().out) and names['waypoint'].shape == (29,)
+    exec(compile(baseline, 'docs/library.md', 'exec'), names)
+    assert capsys.readouterr().out == '0.0 10\n'
+
+    exec(compile(encoding, 'docs/library.md', 'exec'), names)
     assert names['z'].shape == (16, 100, 128) and names['z_t'].shape == (16, 128)
     torch.testing.assert_close(names['z_t'], names['z'][:, -1], rtol=1e-4, atol=1e-5)

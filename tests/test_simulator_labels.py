@@ -14,9 +14,9 @@ from scipy.spatial.transform import Rotation
 import offline_trainer
 import online_trainer
 from labeling.labeler import r2_score
+from labeling.online_batches import OnlineBatches
 from labeling.simulator_labels import ActionSearch, NetworkConfig, PhysicsStates, Probes, Simulator
 from ogbench_utils import make_env
-from online_batches import OnlineBatches
 from support.files import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

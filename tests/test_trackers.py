@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def fakes(monkeypatch):
     """Replace both packages; return what they logged."""
-    logged = SimpleNamespace(tensorboard=[], wandb=[], started=[])
+    logged = SimpleNamespace(tensorboard=[], wandb=[], started=[], named=[])
 
     class SummaryWriter:
         def __init__(self, folder, purge_step):
@@ -35,6 +35,7 @@ def fakes(monkeypatch):
 
     def init(**options):
         logged.started.append(('wandb', options['id'], options['resume']))
+        logged.named.append([options[name] for name in ('project', 'group', 'tags')])
         return SimpleNamespace(define_metric=lambda *a, **k: None, log=logged.wandb.append)
 
     board, wandb = ModuleType('torch.utils.tensorboard'), ModuleType('wandb')
@@ -65,6 +66,17 @@ def test_trackers_continue_the_curve_of_a_resumed_run(fakes, tmp_path):
                     for name in ('tensorboard', 'wandb'))
     assert [purge for _, _, purge in boards] == [None, 501, None]
     assert runs[0] == runs[1] != runs[2] and runs[0][2] == 'allow'
+
+
+def test_project_group_and_tags_come_from_flags_or_the_variables_of_wandb(fakes, tmp_path, monkeypatch):
+    for name in ('WANDB_PROJECT', 'WANDB_RUN_GROUP', 'WANDB_TAGS'):
+        monkeypatch.delenv(name, raising=False)
+    flags = {'wandb_project': 'ants', 'wandb_group': 'k', 'wandb_tags': 'large, k25'}
+    trackers.open_trackers(['wandb'], tmp_path, 'name', flags, 0)
+    trackers.open_trackers(['wandb'], tmp_path, 'name', dict.fromkeys(flags, ''), 0)
+    monkeypatch.setenv('WANDB_PROJECT', 'robots')
+    trackers.open_trackers(['wandb'], tmp_path, 'name', {}, 0)
+    assert fakes.named == [['ants', 'k', ['large', 'k25']], ['opso', None, None], ['robots', None, None]]
 
 
 def test_missing_tracker_package_is_one_line_before_data_are_loaded(tmp_path, monkeypatch, capsys):

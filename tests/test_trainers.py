@@ -16,9 +16,9 @@ import offline_trainer
 import ogbench_utils
 import online_trainer
 import trajectories
+from labeling.online_batches import OnlineBatches
 from mamba import choose_backend
 from offline_agent import OfflineConfig
-from online_batches import OnlineBatches
 from support.devices import choose_device
 from support.files import load_checkpoint
 from support.flags import parse_flags

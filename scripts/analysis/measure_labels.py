@@ -25,9 +25,9 @@ import support.threads  # noqa: F401, E402  before torch
 import torch  # noqa: E402
 
 from labeling.labeler import r2_score  # noqa: E402
+from labeling.online_batches import StateStore, label_steps  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from online_batches import StateStore, label_steps  # noqa: E402
 from support.files import load_checkpoint, prefix_errors  # noqa: E402
 from support.flags import flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from benchmark_tools import ACTIONS, ENV, ROOT, STATES, Row, interleaved, make_online
 
-from online_batches import StateStore
+from labeling.online_batches import StateStore
 
 
 def acting(options):

@@ -28,9 +28,9 @@ import torch.nn.functional as F  # noqa: E402
 from scipy.spatial import KDTree  # noqa: E402
 from torch import nn  # noqa: E402
 
+from labeling.online_batches import StateStore  # noqa: E402
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
-from online_batches import StateStore  # noqa: E402
 from planning.graph_planner import AT_GOAL, NO_PATH, GraphPlanner  # noqa: E402
 from support.devices import set_seed  # noqa: E402
 from support.files import check_writable, load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402
@@ -97,19 +97,15 @@ class Teacher:
         planner = GraphPlanner(graph, agent.encoder.goal_features)
         self.node_states = torch.from_numpy(graph.states).to(agent.device)
 
-        # routes to all nodes
-        size = len(graph)
-        self.routes = np.empty((size, size + 1), np.int32)
-        for node in progress_bar(range(size), 'routes', leave=False, delay=1):
-            self.routes[node] = planner.route(node)
+        self.routes = planner.all_routes()
 
         # rows of each node
         starts = range(0, len(data), LOOKUP_ROWS)
         nodes = np.concatenate([planner.locate(data.observations[i:i + LOOKUP_ROWS]) for i in starts])
         self.rows = np.argsort(nodes, kind='stable')[np.sum(nodes < 0):]
         self.nodes = nodes[self.rows]
-        self.first = np.searchsorted(self.nodes, np.arange(size))
-        self.count = np.bincount(self.nodes, minlength=size)
+        self.first = np.searchsorted(self.nodes, np.arange(len(graph)))
+        self.count = np.bincount(self.nodes, minlength=len(graph))
         if not len(self.rows) or not (self.routes >= 0).any():
             raise ValueError('no path of the map connects states of the data; name the data of the map '
                              'with --dataset_path')
