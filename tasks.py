@@ -25,6 +25,7 @@ from support.tolerances import divisor
 CLIP = 4.0  # standard deviations of the data at which states are clipped in manipulation
 STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
 SMALLEST_REACH = 1e-12  # of displacements, so that a displacement of 0 stays 0
+LEAST_SHARE = 0.7  # of the progress that is due, at which the weight of a step is 0
 PROGRESS_SLACK = 0.05  # of the displacement in a hop; jitter below it counts as staying
 STUCK_RADIUS = 0.1  # in radii of the graph's nodes; about 0.2 m in OGBench's mazes
 
@@ -197,7 +198,9 @@ class Staying(Locomotion):
         self.has_baseline = False
 
     def weights(self, batch, baseline):
-        """Return imitation weights (n,), mean 1: progress over the progress that is due, in [0, 1] before the mean.
+        """Return imitation weights (n,), mean 1: by the share that is made of the progress that is due.
+
+        The weight is linear in the share, 0 at `LEAST_SHARE` and 1 at the whole, before the division by the mean.
 
         After `progress_steps` of n steps to the subgoal, progress_steps / n of the displacement is due. A robot that
         waits and leaves later makes less progress; one that brakes at its subgoal, or is there, makes enough.
@@ -213,8 +216,9 @@ class Staying(Locomotion):
         slack = PROGRESS_SLACK * max(self.reach, SMALLEST_REACH)
         due = displacement.norm(dim=-1) * (self.progress_steps / batch.steps_to_subgoal.clamp(min=1)).clamp(max=1)
         progress = (F.normalize(displacement, dim=-1) * moved).sum(-1)
-        share = ((progress + slack) / (due + slack)).clamp(0, 1)
-        return share / share.mean().clamp(min=SMALLEST_REACH)
+        share = (progress + slack) / (due + slack)
+        weight = ((share - LEAST_SHARE) / (1 - LEAST_SHARE)).clamp(0, 1)
+        return weight / weight.mean().clamp(min=SMALLEST_REACH)
 
 
 class Manipulation:

@@ -60,7 +60,7 @@ def test_staying_weighs_steps_by_the_progress_that_is_due(make_online, batches):
     steps = 10
     rows = {  # displacement to the subgoal, in hops, and the share of it that is made in 5 of 10 steps
         'pace': (2.0, 0.5), 'brakes': (2.0, 0.9), 'passes': (2.0, 1.5), 'waits': (2.0, 0.0), 'leaves': (2.0, -0.5),
-        'half': (2.0, 0.25), 'stays': (0.0, 0.0)}
+        'half': (2.0, 0.25), 'most': (2.0, 0.447), 'stays': (0.0, 0.0)}
     n = len(rows)
     length, share = torch.tensor(list(rows.values())).T
     std = agent.encoder.std / agent.encoder.goal_weights.clamp(min=1e-3)
@@ -75,8 +75,8 @@ def test_staying_weighs_steps_by_the_progress_that_is_due(make_online, batches):
     assert weights.mean().item() == pytest.approx(1, rel=1e-5)
     shares = dict(zip(rows, (weights / weights.max()).tolist(), strict=True))
     assert [shares[name] for name in ('pace', 'brakes', 'passes', 'stays')] == pytest.approx([1] * 4)
-    assert shares['waits'] == pytest.approx(0.05, abs=0.01) and shares['leaves'] == 0
-    assert shares['half'] == pytest.approx(0.52, abs=0.02)
+    assert shares['waits'] == shares['leaves'] == shares['half'] == 0
+    assert shares['most'] == pytest.approx((0.9 - 0.7) / 0.3, abs=0.02)
 
 
 def test_staying_trains_no_baseline(make_online, make_batches):
