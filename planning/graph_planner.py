@@ -57,6 +57,7 @@ STATIONARY_FRACTION = 0.2  # displacement, in 90th percentiles, below which a st
 
 # edges
 MIN_CROSSINGS = 2  # crossings from which an edge is reliable
+TURN_RADII = 2.0  # distance in radii, within which a robot that stops can leave a node like its neighbour
 CLOSE_HOPS = 4  # length of a path, in hops, up to which a goal within reach is a subgoal
 RARE_EDGE_PENALTY = 3.0  # factor on the cost of an edge with fewer crossings
 
@@ -271,7 +272,8 @@ class GraphPlanner:
     Args:
         graph: StateGraph.
         goal_features: function from raw states (..., S), torch tensors, to their goal features (..., S).
-        reach: distance from the goal, in features, within which a short path is replaced by the goal itself.
+        reach: distance from the goal, in features, within which a short path is replaced by the goal itself;
+            0: the robot passes goals and waypoints at full speed.
 
     Attributes:
         node_features: (K, S) goal features of the nodes. active: (S,) bool, dimensions of the look-up.
@@ -286,6 +288,9 @@ class GraphPlanner:
         # look-up of the node of a state
         self.active = active_dims(graph.centers)
         self._tree = KDTree(graph.centers[:, self.active])
+        if reach:
+            radius = TURN_RADII * graph.radius
+            self._around = self._tree.query_ball_point(graph.centers[:, self.active], radius)
 
         # sparse matrices by target: incoming edges, and nodes from which a target is near. Each pair is
         # unique, as coo_array would add up the costs of duplicates.
@@ -429,12 +434,27 @@ class GraphPlanner:
             route[:-1][connected] = next_nodes[connected]
             route[:-1][distances <= self.graph.hop] = AT_GOAL
 
-            # robots at full speed go to no closer position, and the path would lead away and back
-            ways = np.linalg.norm(self.graph.centers - self.graph.centers[node], axis=1)
-            is_close = (ways <= self.reach) & (distances <= CLOSE_HOPS * self.graph.hop)
-            if not len(self.graph.jumps.source_nodes):  # else distances are expectations
-                route[:-1][is_close] = AT_GOAL
+            if self.reach and not len(self.graph.jumps.source_nodes):  # with jumps, distances are expectations
+                self._let_leave_in_any_direction(route, node, distances)
         return route
+
+    def _let_leave_in_any_direction(self, route, node, distances):
+        """Change the route (K + 1,) to a node for a robot that is slow enough to turn, in place.
+
+        Edges lead on from a node in the directions in which the robots of the data passed it at full speed. A
+        robot that stops can also leave it in those of the nodes around it.
+
+        Args:
+            distances: (K,) steps to `node`.
+        """
+        # to the next node of the nearest node to the goal around each node
+        nearest = np.array([around[distances[around].argmin()] for around in self._around])
+        leaves = (route[:-1] != AT_GOAL) & (distances[nearest] < distances)
+        route[:-1][leaves] = route[:-1][nearest][leaves]
+
+        # or straight to the goal, to which data that pass it lead away and back
+        ways = np.linalg.norm(self.graph.centers - self.graph.centers[node], axis=1)
+        route[:-1][(ways <= self.reach) & (distances <= CLOSE_HOPS * self.graph.hop)] = AT_GOAL
 
     def _paths_to(self, node):
         """Find the shortest paths from all nodes to `node`.

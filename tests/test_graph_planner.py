@@ -145,6 +145,7 @@ def test_route_ends_at_the_goal_within_a_hop():
 def test_a_close_goal_is_a_subgoal_although_the_path_leads_away():
     """Robots only drive around a square, 0 to 3, so that the path from 1 to 0 takes three hops."""
     ring = make_graph([(0, 0), (1, 0), (1, 1), (0, 1)], [(0, 1), (1, 2), (2, 3), (3, 0)], [HOP] * 4, HOP)
+    ring = dataclasses.replace(ring, radius=0.4)
     assert GraphPlanner(ring, identity).route(0)[:4].tolist() == [AT_GOAL, 2, 3, 0]
     assert GraphPlanner(ring, identity, reach=1.0).route(0)[:4].tolist() == [AT_GOAL, AT_GOAL, 3, AT_GOAL]
 
@@ -152,6 +153,19 @@ def test_a_close_goal_is_a_subgoal_although_the_path_leads_away():
     planner = GraphPlanner(make_planner(*around_the_wall()).graph, identity, reach=2.0)
     start, goal = planner.locate(np.array([[0, 2], [1, 2]], np.float32))
     assert planner.route(goal)[start] >= 0
+
+
+def test_a_robot_that_stops_leaves_a_node_like_its_neighbours():
+    """Robots drive right along y = 0, up, and left along y = 1: from node 1 the goal 5 is five hops ahead."""
+    centers = [(0, 0), (1, 0), (2, 0), (2, 1), (1, 1), (0, 1)]
+    track = make_graph(centers, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)], [HOP] * 5, HOP)
+    assert GraphPlanner(track, identity).route(5)[:6].tolist() == [1, 2, 3, 4, 5, AT_GOAL]
+
+    # node 4 is a neighbour of 1, 5 one of 0, but none is across a distance of two radii
+    near = dataclasses.replace(track, radius=0.51)
+    assert GraphPlanner(near, identity, reach=0.1).route(5)[:6].tolist() == [AT_GOAL, 5, 4, 5, AT_GOAL, AT_GOAL]
+    far = dataclasses.replace(track, radius=0.4)
+    assert GraphPlanner(far, identity, reach=0.1).route(5)[:6].tolist() == [1, 2, 3, 4, 5, AT_GOAL]
 
 
 def test_nodes_on_two_sides_of_a_jump_are_not_near():
