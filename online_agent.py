@@ -59,7 +59,7 @@ class OnlineConfig:
     corrective_fraction: float = flag(
         0.0, 'fraction of corrective transitions in manipulation batches (cubes: 0.5)', least=0, most=1)
     stay: str = flag(None, 'whether the robot must stay at its goal; default: if goal dimensions are declared',
-                     type=str, choices=('yes', 'no'), from_data=True)
+                     type=str, choices=('yes', 'no'), basic=True, from_data=True)
     progress_steps: int = flag(
         5, 'steps over which progress toward a subgoal is measured; 0 disables weighting', least=0)
     progress_temperature: float = flag(
