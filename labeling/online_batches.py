@@ -74,11 +74,13 @@ class StateStore:
     Args:
         dataset: TrajectoryDataset or ReplayBuffer.
         agent: OnlineAgent, whose frozen encoder, task and estimator are used.
+        caches: whether latents are kept if they fit `CACHE_BYTES`; else they are computed for each batch.
     """
 
-    def __init__(self, dataset, agent):
+    def __init__(self, dataset, agent, caches=True):
         self.dataset = dataset
         self.agent = agent
+        self.caches = caches
         self.device = agent.device
         self.drops = agent.offline.has_dropout
         self.source = ImputedStates(dataset, agent.estimator) if self.drops else ObservedStates(dataset)
@@ -129,8 +131,8 @@ class StateStore:
         count = len(self.dataset)
         latent_dim = self.agent.encoder.d_model
         size = 4 * latent_dim * count
-        self.caches_z = size <= CACHE_BYTES
-        self.caches_state_latents = not self.drops and 2 * size <= CACHE_BYTES
+        self.caches_z = self.caches and size <= CACHE_BYTES
+        self.caches_state_latents = self.caches_z and not self.drops and 2 * size <= CACHE_BYTES
         if not self.caches_z:
             return
 

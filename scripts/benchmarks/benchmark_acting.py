@@ -79,7 +79,7 @@ def online(options):
     agent, data, replay = make_online()
     cached = agent.open_batches(data, replay)
     computed = agent.open_batches(data, replay)
-    computed.offline_store = StateStore(data, agent, caches=False)
+    computed.offline_steps.store = StateStore(data, agent, caches=False)
     rng = np.random.default_rng(0)
 
     def update(batches):
