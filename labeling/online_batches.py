@@ -166,17 +166,19 @@ class ImitatedSteps:
     """Steps of one StateStore that the policy imitates.
 
     Args:
-        store: StateStore. task: Locomotion or Manipulation. actions: (N, A) numpy, in [-1, 1], of all rows.
+        store: StateStore. task: Locomotion or Manipulation.
+        pairs: (m,) rows of states that were observed like the next one.
+        actions: (N, A) numpy, in [-1, 1], of all rows.
 
     Attributes:
-        rows: (n,) rows in which these steps begin; there may be none.
+        rows: (n,) rows of `pairs` in which steps to imitate begin; there may be none.
         labels: (N, A) tensor, the actions.
     """
 
-    def __init__(self, store, task, actions):
+    def __init__(self, store, task, pairs, actions):
         self.store = store
         self.sampler = task.sampler(store.dataset)
-        self.rows = self.sampler.transition_rows(store.source.observed_pairs)
+        self.rows = self.sampler.transition_rows(pairs)
         self.labels = torch.from_numpy(actions).to(store.device)
         self.progress_steps = task.progress_steps
 
@@ -235,9 +237,10 @@ class OnlineBatches:
         self.infers_actions = data.actions is None
         actions = (np.zeros((len(data), agent.action_dim), np.float32) if self.infers_actions
                    else data.actions)
-        self.offline_steps = ImitatedSteps(self.offline_store, self.task, actions)
+        pairs = self.offline_store.source.observed_pairs
+        self.offline_steps = ImitatedSteps(self.offline_store, self.task, pairs, actions)
         if not len(self.offline_steps.rows):  # no object moves in the data
-            self.offline_steps.rows = self.offline_store.source.observed_pairs
+            self.offline_steps.rows = pairs
         self.corrective = None  # CorrectiveTransitions, with --corrective_fraction and labels
         self._gather_own_steps()
 
@@ -252,9 +255,10 @@ class OnlineBatches:
 
     def _gather_own_steps(self):
         """Make the ImitatedSteps of the replay, without any if the task imitates none."""
-        self.own_steps = ImitatedSteps(self.online_store, self.task, self.online_store.dataset.actions)
-        if not self.task.imitates_own_steps:
-            self.own_steps.rows = self.own_steps.rows[:0]
+        store = self.online_store
+        imitates = self.task.imitates_own_steps and len(store.dataset)
+        pairs = store.source.observed_pairs if imitates else np.zeros(0, np.int64)
+        self.own_steps = ImitatedSteps(store, self.task, pairs, store.dataset.actions)
 
     @property
     def num_steps(self):

@@ -98,7 +98,7 @@ def test_d4rl(folder, capsys):
     assert_same('d4rl.hdf5')
     out = capsys.readouterr().out
     assert 'episodes: terminals, timeouts\n' in out and 'not read: actions, infos/qpos, rewards\n' in out
-    with np.load('new.npz') as file:
+    with np.load('new.npz', allow_pickle=False) as file:
         assert {*file} == {'observations', 'terminals', 'names'}
 
     convert('d4rl.hdf5', '--actions')

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+import rollouts
 from environments.safe_env import SafeEnv, open_envs
 from ogbench_utils import make_env, reset_env
 from online_trainer import OnlineTrainConfig
@@ -124,6 +125,7 @@ def test_collector_reports_faults_of_a_round(idle, monkeypatch):
     act = idle.act
     monkeypatch.setattr(idle, 'act', lambda observations, goals, state, *_: act(observations, goals, state))
 
+    monkeypatch.setattr(rollouts, 'ROUND_STEPS', 1)
     log = []
     collector = Collector(config, open_envs('', 1, lambda dataset: CountingEnv(log, raise_at((2, 4)))), idle)
     progress = types.SimpleNamespace(update=lambda n: None)
