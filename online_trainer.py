@@ -297,7 +297,10 @@ def train(config, agent_config):
         with run.stop.interruptible():
             data, data_source = load_offline_data(config, source, offline, envs[0].action_space)
             if not agent_config.stay:
-                run.set_flags(stay='yes' if source.declares_goals or goal_dims_of(envs[0]) else 'no')
+                declared = source.declares_goals or goal_dims_of(envs[0])
+                run.set_flags(stay='yes' if declared else 'no')
+                if declared:
+                    print('--stay yes: goal dimensions are declared; give --stay no if passing a goal is enough')
             agent = make_agent(run, config, agent_config, offline, data, envs[0].action_space)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **offline.config.sampling())
         print_banner(run, source, agent, data, data_source, device_line(config.device, device, why))

@@ -229,7 +229,7 @@ class Manipulation:
     """
 
     action_scale = 1.0
-    imitates_own_steps = False  # moves by chance end anywhere; FetchPush: 28 % with them after 62 % (1 seed)
+    imitates_own_steps = False  # moves by chance end anywhere (results/any_robot.md)
 
     def __init__(self, offline, config, object_map):
         self.encoder = offline.encoder

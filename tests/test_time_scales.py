@@ -135,6 +135,21 @@ def test_online_runs_hold_the_number_of_random_steps(tmp_path, monkeypatch, quic
     assert load_checkpoint('online/last.pth', 'online')['flags']['random_steps'] == 40
 
 
+def test_a_robot_with_declared_goals_must_stay(tmp_path, monkeypatch, quick_training, capsys):
+    monkeypatch.chdir(tmp_path)
+    states = swings(200, length=51).reshape(-1, 2)
+    np.savez('swings.npz', observations=states, terminals=np.arange(len(states)) % 51 == 50)
+    offline_trainer.main([*TINY, '--goal_dims', '0'])
+    online = shlex.split('--env docs.own_robot:make_env --offline_checkpoint run/last.pth --num_envs 2 --max_steps 40 '
+                         '--initial_updates 1 --idm_hidden_dim 32 --batch_size 1 --final_eval_episodes 1')
+    for flags, stay in ([], 'yes'), (['--stay', 'no'], 'no'):
+        online_trainer.main([*online, *flags, '--save_dir', stay])
+        assert load_checkpoint(f'{stay}/last.pth', 'online')['agent']['config']['stay'] == stay
+    assert capsys.readouterr().out.count('--stay yes: goal dimensions are declared') == 1
+    online_trainer.main([*online, '--max_steps', '44', '--save_dir', 'yes', '--resume'])
+    assert load_checkpoint('yes/last.pth', 'online')['flags']['stay'] == 'yes'
+
+
 @pytest.mark.parametrize('actions, steps', [(2, 2000), (8, 2000), (21, 5250), (100, 10_000)])
 def test_random_steps_follow_from_the_number_of_actions(actions, steps):
     assert online_trainer.first_random_steps(actions) == steps
