@@ -231,7 +231,7 @@ class OnlineBatches:
 
         # states and latents
         self.offline_store = StateStore(data, agent)
-        self.online_store = StateStore(replay, agent)
+        self.online_store = StateStore(replay, agent, caches=self.task.imitates_own_steps)
 
         # steps to imitate, and their actions
         self.infers_actions = data.actions is None
