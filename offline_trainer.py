@@ -49,7 +49,7 @@ class OfflineTrainConfig(RunConfig):
     val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
                              least=1, basic=True)
     observe: str = flag(
-        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA, rotated:SEED, '
+        'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA, units:SEED, rotated:SEED, '
         'lifted:SEED or markers',
         basic=True)
     goal_dims: str = flag(

@@ -5,7 +5,7 @@
     torso          the pose of the robot's body without its limbs, as a camera would measure it
     dropped:P      each observation is dropped with probability P; the last one is repeated, unmarked
     noise:SIGMA    Gaussian noise on every dimension, SIGMA standard deviations of the data
-    rotated:SEED, lifted:SEED, markers   the state in other coordinates (observing/transforms.py)
+    units:SEED, rotated:SEED, lifted:SEED, markers   the state in other coordinates (observing/transforms.py)
 
 The data, the environment and the goals are observed through the same model. Observations are float32, which
 holds seven digits. A dimension with a large offset, such as a position in UTM coordinates, is therefore
@@ -342,11 +342,12 @@ def parse_setting(setting):
 
     limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
     is_valid_amount = 0 < amount < limit if limit else not number
-    if kind in ('rotated', 'lifted'):
+    if kind in ('units', 'rotated', 'lifted'):
         is_valid_amount = number.isdecimal()
     if kind not in KINDS or not is_valid_amount:
         raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '
-                         'and 1, noise:SIGMA with SIGMA above 0, rotated:SEED, lifted:SEED, or markers')
+                         'and 1, noise:SIGMA with SIGMA above 0, units:SEED, rotated:SEED, lifted:SEED, '
+                         'or markers')
     return kind, amount
 
 

@@ -1,5 +1,6 @@
-"""Coordinates that `--observe rotated:SEED`, `lifted:SEED` and `markers` write a state down in.
+"""Coordinates that `--observe rotated:SEED` and its like write a state down in.
 
+    units:SEED     Units      each number in a random unit, from a thousandth to a thousand times its own
     rotated:SEED   Rotation   the standardised state, turned by a random rotation
     lifted:SEED    Lift       twice as many numbers, made from it by a random network
     markers        Markers    world positions of the parts of a MuJoCo robot; no angles, no velocities
@@ -16,7 +17,34 @@ import numpy as np
 from support.contents import has_type
 
 LIFT_FACTOR = 2  # numbers of a lifted state, per dimension
+UNIT_RANGE = 3  # decimal orders of a random unit, up or down
 BIAS_STD = 0.5  # of the random network; the other part of a sum has a standard deviation of about 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Each number in a random unit: s * factors."""
+
+    factors: tuple  # (S,)
+
+    @classmethod
+    def random(cls, seed, mean, std):
+        """Return the units of a seed, for data of mean and std (S,)."""
+        exponents = np.random.default_rng(seed).uniform(-UNIT_RANGE, UNIT_RANGE, len(std))
+        return cls(_tuples(10 ** exponents))
+
+    @property
+    def size(self):
+        """Return the number of dimensions of an observation."""
+        return len(self.factors)
+
+    def check(self):
+        """Raise ValueError unless all factors are numbers."""
+        _check_matrix('factors', (self.factors,), 1, self.size)
+
+    def __call__(self, states):
+        """Map raw states (N, S) to (N, S) float64."""
+        return states * np.array(self.factors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +192,7 @@ def _robot(environment):
     return model, mujoco.MjData(model), np.flatnonzero(moves[model.geom_bodyid])
 
 
-TRANSFORMS = {'rotated': Rotation, 'lifted': Lift, 'markers': Markers}  # by kind of setting
+TRANSFORMS = {'units': Units, 'rotated': Rotation, 'lifted': Lift, 'markers': Markers}  # by kind of setting
 
 
 def _inverse(std):

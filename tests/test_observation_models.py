@@ -205,6 +205,14 @@ def test_rotated_states_are_standardised_and_turned(walk):
     assert np.abs(np.corrcoef(standardised[:, 0], observations.T)[0, 1:]).max() < 0.95
 
 
+def test_units_differ_by_orders_of_magnitude(walk):
+    states, starts, ends = walk
+    observations = fitted('units:5', states).observe_trajectories(states, starts, ends, seed=0)
+    factors = observations.std(0) / states.std(0)
+    np.testing.assert_allclose(observations, states * factors, rtol=1e-4)
+    assert factors.min() < 0.01 and factors.max() > 100
+
+
 def test_lifted_states_have_twice_as_many_numbers_of_any_unit(walk):
     states = walk[0].astype(float)
     observations = fitted('lifted:5', states).observe(states, None)
@@ -238,7 +246,7 @@ def test_markers_need_a_pose_or_an_attribute(ant):
             ObservationModel.from_setting('markers', env)
 
 
-@pytest.mark.parametrize('setting', ['rotated:5', 'lifted:5', 'markers'])
+@pytest.mark.parametrize('setting', ['units:5', 'rotated:5', 'lifted:5', 'markers'])
 def test_other_coordinates_survive_a_checkpoint(walk, ant, setting):
     states = walk[0]
     model = ObservationModel.from_setting(setting, ant).with_transform(states.mean(0), states.std(0))
@@ -253,12 +261,12 @@ def test_other_coordinates_survive_a_checkpoint(walk, ant, setting):
     assert model.with_transform(np.zeros(29), np.ones(29)) == model
     for name in saved['transform']:
         with pytest.raises(ValueError, match='of the observation model|of the markers'):
-            ObservationModel.from_dict(saved | {'transform': saved['transform'] | {name: [1.0]}})
+            ObservationModel.from_dict(saved | {'transform': saved['transform'] | {name: ['1']}})
     with pytest.raises(ValueError, match='has no `transform`'):
         ObservationModel.from_dict(saved | {'transform': None})
 
 
 @pytest.mark.parametrize('setting', ['rotated', 'rotated:', 'rotated:-1', 'lifted:0.5', 'lifted:x', 'markers:1'])
 def test_random_coordinates_need_a_seed(setting):
-    with pytest.raises(ValueError, match='rotated:SEED, lifted:SEED, or markers'):
+    with pytest.raises(ValueError, match='units:SEED, rotated:SEED, lifted:SEED, or markers'):
         parse_setting(setting)
