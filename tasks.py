@@ -97,7 +97,7 @@ class Locomotion:
 
     small_action_prior = 0.0
     corrective_fraction = 0.0
-    imitates_own_steps = True
+    imitates_own_steps = False  # a robot that always moves learns enough from data that always move
 
     def __init__(self, offline, config, graph):
         # how to imitate and act
@@ -190,6 +190,8 @@ class Staying(Locomotion):
     Args:
         offline: OfflineAgent. config: OnlineConfig. graph: StateGraph of the data.
     """
+
+    imitates_own_steps = True  # they have the small motions near a goal that data in motion lack
 
     def __init__(self, offline, config, graph):
         super().__init__(offline, config, graph)

@@ -214,9 +214,9 @@ class ImitatedSteps:
 class OnlineBatches:
     """Draw batches of steps to imitate: labeled ones of the offline data, and the agent's own.
 
-    All steps are drawn equally often. The own steps show small and slow motions near any state that they
-    lead to, which demonstrations of a robot that always moves do not contain (hindsight goals, as in GCSL,
-    Ghosh et al. 2021). A robot that moves objects imitates the data alone.
+    All steps are drawn equally often. Own steps are imitated where the robot must stay at its goal: they show
+    small and slow motions near any state that they lead to, which demonstrations of a robot that always moves
+    do not contain (hindsight goals, as in GCSL, Ghosh et al. 2021). Other robots imitate the data alone.
 
     Args:
         agent: OnlineAgent.
