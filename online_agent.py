@@ -18,6 +18,7 @@ bounds of the environment's action space.
 
 import copy
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ from support.progress import warn
 from tasks import load_map, make_task
 from utils import load_optimizer, load_weights, normalize_actions, unnormalize_actions
 
-LOWEST_RATE = 0.01  # of the first learning rate, with --lr_decay_updates
+WARMUP_UPDATES = 100  # over which the learning rate rises to --lr
+LOWEST_RATE = 0.01  # of --lr, at the end of its schedule
 
 
 @dataclasses.dataclass
@@ -48,9 +50,10 @@ class OnlineConfig:
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
                            basic=True)
     idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1, most=8192)
-    lr: float = flag(1e-3, "Adam's learning rate", above=0)
+    lr: float = flag(4e-3, "Adam's highest learning rate", above=0)
     lr_decay_updates: int = flag(
-        0, 'updates of a schedule whose second half decays to 1/100; 0 disables it', least=0)
+        None, 'updates over which it falls to 1/100; 0: constant; default: from the budget', type=int, least=0,
+        from_data=True)
     ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0,
                            most=1)
     small_action_prior: float = flag(
@@ -400,14 +403,16 @@ class OnlineAgent:
         return {name: value.item() for name, value in info.items()}
 
     def _learning_rate(self):
-        """Return the learning rate of this update.
+        """Return the learning rate of this update: after a linear warm-up, a cosine over --lr_decay_updates.
 
-        With --lr_decay_updates it is constant in the first half and falls linearly in the second.
+        The schedule allows a higher rate and fewer updates (Loshchilov and Hutter 2017).
         """
+        warm = min(1.0, (self.step + 1) / WARMUP_UPDATES)
         updates = self.config.lr_decay_updates
         if not updates:
-            return self.config.lr
-        return self.config.lr * max(LOWEST_RATE, min(1.0, 2 - 2 * self.step / updates))
+            return warm * self.config.lr
+        falling = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / updates))
+        return warm * self.config.lr * max(LOWEST_RATE, falling)
 
     # ---------------------------------------------------------------------------------- checkpoints
     def state_dict(self):

@@ -69,20 +69,20 @@ class OnlineTrainConfig(RunConfig):
     random_range: float = flag(
         1.5, 'range of random actions, in multiples of the action range, then clipped', above=0)
     num_envs: int = flag(8, 'episodes collected in parallel in one round', least=1)
-    initial_updates: int = flag(0, 'gradient steps after the first round; 0: from the size of the data', least=0,
+    initial_updates: int = flag(0, 'gradient steps after the first round; 0: from data and budget', least=0,
                                 basic=True, from_data=True)
-    update_ratio: float = flag(0.2, 'gradient steps per environment step in later rounds', least=0,
-                               basic=True)
+    update_ratio: float = flag(None, 'gradient steps per environment step in later rounds; default: from the budget',
+                               type=float, least=0, basic=True, from_data=True)
     epsilon_start: float = flag(0.30, 'probability of goal-biased subgoals at the first episode',
                                 least=0, most=1)
     epsilon_end: float = flag(0.05, 'probability of goal-biased subgoals after --schedule_episodes',
                               least=0, most=1)
     action_noise_start: float = flag(0.20, 'std of the action noise at the first episode', least=0)
     action_noise_end: float = flag(0.05, 'std of the action noise after --schedule_episodes', least=0)
-    schedule_episodes: int = flag(200, 'episodes over which epsilon and action noise fall linearly',
-                                  least=1)
-    eval_interval: int = flag(25_000, 'environment steps between evaluations; 0: at the end only',
-                              least=0, basic=True)
+    schedule_episodes: int = flag(0, 'episodes over which epsilon and action noise fall; 0: from the budget',
+                                  least=0)
+    eval_interval: int = flag(None, 'environment steps between evaluations; 0: at the end; default: from the budget',
+                              type=int, least=0, basic=True)
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1, basic=True)
     video: bool = flag(False, 'videos of one episode per task at the end; needs EGL or OSMesa')
@@ -97,15 +97,22 @@ OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise 
 MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
 
-# random steps without --random_steps
-RANDOM_STEPS = 2000  # at least; enough for the 8 actions of an ant
-RANDOM_STEPS_PER_ACTION = 250  # of the ant
+# random steps without --random_steps, at most half of --max_steps
+RANDOM_STEPS = 1000  # at least; enough for the 8 actions of an ant
+RANDOM_STEPS_PER_ACTION = 125  # of the ant
 MOST_RANDOM_STEPS = 10_000
 MIN_R2_GAIN = 0.02  # of R2 by twice the steps, below which more random steps are not worth it
 
-# gradient steps without --initial_updates
-PASSES = 100  # over the steps to imitate; more of them overfit 10,000 steps of FetchReach
-MOST_UPDATES = 14_000  # enough for the ants of OGBench
+# gradient steps without --initial_updates: evenly over --max_steps, else in the first round
+PASSES = 25  # over the steps to imitate; more of them overfit 10,000 steps of FetchReach
+MOST_UPDATES = 3000  # enough for the ants of OGBench
+UPDATE_RATIO = 0.2  # gradient steps per environment step in later rounds, without --max_steps
+
+# evaluations without --eval_interval
+EVALUATIONS = 8  # with --max_steps, about
+EVAL_INTERVAL = 25_000  # environment steps, without it
+
+REFIT_GROWTH = 1.5  # of the environment steps since the last fit of the labeler, from which it is fitted again
 
 
 def success_panel(tasks):
@@ -411,9 +418,9 @@ def labels_line(labeler, r2):
     return line
 
 
-def first_random_steps(action_dim):
-    """Return the number of random steps, before labels are known, for a number of action dimensions."""
-    return min(max(RANDOM_STEPS, RANDOM_STEPS_PER_ACTION * action_dim), MOST_RANDOM_STEPS)
+def first_random_steps(action_dim, most):
+    """Return the number of random steps, at most `most`, for a number of action dimensions."""
+    return min(max(RANDOM_STEPS, RANDOM_STEPS_PER_ACTION * action_dim), most)
 
 
 @dataclasses.dataclass
@@ -451,6 +458,7 @@ class OnlineTraining:
         self.rng = np.random.default_rng([config.seed, 4])
         self.best = -1.0
         self.round = None
+        self.labeled_steps = 0  # environment steps at the last fit of the labeler
         if run.saved:
             with prefix_errors(run.last):
                 self.load_state_dict(run.saved)
@@ -526,24 +534,47 @@ class OnlineTraining:
         metrics = self.collect_random_steps() if grows else self.collect_and_label()
 
         # gradient steps
-        due = round(self.config.update_ratio * (self.collector.steps - first_step))
         if not self.agent.step:
-            if not self.config.initial_updates:
-                self.run.set_flags(initial_updates=self.first_updates())
-            due = self.config.initial_updates
+            self.choose_updates()
+        steps = self.collector.steps - first_step
+        due = round(self.config.update_ratio * steps) if self.agent.step else self.config.initial_updates
         self.round = Round(first_step, due, metrics)
 
-    def first_updates(self):
-        """Return the gradient steps of `PASSES` over the steps to imitate, but at most `MOST_UPDATES`; print it."""
+    def choose_updates(self):
+        """Set the gradient steps that no flag gives: `PASSES` over the steps to imitate, at most `MOST_UPDATES`.
+
+        With --max_steps they are spread evenly over the environment steps, else taken in the first round.
+        """
+        # in all
         steps = self.batches.num_steps
         passes = math.ceil(PASSES * steps / self.batches.size)
         updates = min(passes, MOST_UPDATES)
         reason = f'{PASSES} passes over {steps:,} steps' if updates == passes else 'the most by default'
-        say(f'{updates:,} gradient steps (--initial_updates): {reason}')
-        return updates
+
+        # now, and per environment step of later rounds
+        config = self.config
+        ratio = UPDATE_RATIO
+        if not config.initial_updates:
+            first = updates
+            if config.max_steps and config.update_ratio is None:
+                ratio = updates / config.max_steps
+                first = math.ceil(ratio * self.collector.steps)
+            say(f'{updates:,} gradient steps: {reason}; {first:,} now (--initial_updates)')
+            self.run.set_flags(initial_updates=first)
+        if config.update_ratio is None:
+            self.run.set_flags(update_ratio=ratio)
+
+        # the learning rate falls over all of them
+        if self.agent.config.lr_decay_updates is None:
+            later = max(0, config.max_steps - self.collector.steps)
+            self.run.set_flags(lr_decay_updates=config.initial_updates + round(config.update_ratio * later))
 
     def collect_and_label(self, random_steps=0):
-        """Collect a round of episodes, or random steps, fit the labeler and label the data; return the metrics."""
+        """Collect a round of episodes, or random steps; fit the labeler if due, and label the data.
+
+        Returns:
+            Metrics of the collection.
+        """
         # episodes
         is_first = not self.collector.steps
         collected = self.collector.round(self.progress, random_steps)
@@ -559,8 +590,10 @@ class OnlineTraining:
 
         # labels
         self.batches.refresh(dropped)
-        if self.config.infers_actions:
+        fits = self.collector.steps >= REFIT_GROWTH * self.labeled_steps
+        if self.config.infers_actions and fits:
             r2 = self.agent.fit_labeler(self.batches, self.rng)
+            self.labeled_steps = self.collector.steps
             if r2 is not None:
                 collected.metrics['labeler/r2'] = r2
                 for action, value in enumerate(self.agent.labeler.r2.tolist()):
@@ -573,11 +606,12 @@ class OnlineTraining:
         Returns:
             Metrics of the collection.
         """
-        metrics = self.collect_and_label(first_random_steps(self.agent.action_dim))
+        most = min(MOST_RANDOM_STEPS, self.config.max_steps // 2 or MOST_RANDOM_STEPS)
+        metrics = self.collect_and_label(first_random_steps(self.agent.action_dim, most))
         last_r2 = -np.inf
         while not self.collector.done and 'labeler/r2' in metrics and self.agent.labeler.is_poor:
             steps = self.collector.steps
-            more = min(steps, MOST_RANDOM_STEPS - steps)
+            more = min(steps, most - steps)
             r2 = metrics['labeler/r2']
             if more < self.config.num_envs or r2 < last_r2 + MIN_R2_GAIN:
                 break
@@ -634,6 +668,8 @@ class OnlineTraining:
             OSError: if the evaluation failed.
         """
         interval = self.config.eval_interval
+        if interval is None:
+            interval = self.config.max_steps // EVALUATIONS or EVAL_INTERVAL
         crossed = interval and self.collector.steps // interval > self.round.first_step // interval
         if not (self.collector.done or crossed):
             return {}, []
@@ -717,7 +753,7 @@ class OnlineTraining:
     def save_all(self):
         """Write last.pth with all that a resumed run needs."""
         self.save('last.pth', replay=self.replay.state_dict(), collector=self.collector.state_dict(),
-                  rng=self.rng.bit_generator.state, best=self.best,
+                  rng=self.rng.bit_generator.state, best=self.best, labeled_steps=self.labeled_steps,
                   round=dataclasses.asdict(self.round) if self.round else None)
 
     def load_state_dict(self, saved):
@@ -727,6 +763,7 @@ class OnlineTraining:
         self.collector.load_state_dict(saved['collector'])
         self.rng.bit_generator.state = saved['rng']
         self.best = saved['best']
+        self.labeled_steps = saved['labeled_steps']
         self.round = Round(**saved['round']) if saved['round'] else None
         if self.round:
             check_layout(vars(self.round), {'first_step': Number(int, least=0), 'updates_due': Number(int, least=0)})

@@ -10,7 +10,9 @@ from ogbench_utils import episode_seed, reset_env
 from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
-ROUND_STEPS = 1000  # environment steps of a round, about; a labeler is fitted in each round
+ROUNDS = 8  # of a run with --max_steps, about
+ROUND_STEPS = 1000  # environment steps of a round without it, about
+SCHEDULE_EPISODES = 200  # over which epsilon and action noise fall without --max_steps
 
 
 @dataclasses.dataclass
@@ -182,16 +184,33 @@ class Collector:
                 or bool(c.max_steps) and self.steps + c.num_envs > c.max_steps)
 
     def schedules(self):
-        """Return epsilon and the std of the action noise of the next episode."""
+        """Return epsilon and the std of the action noise of the next episode.
+
+        They fall over --schedule_episodes, else from the end of the random steps to --max_steps.
+        """
         c = self.config
-        return (linear_schedule(c.epsilon_start, c.epsilon_end, c.schedule_episodes, self.episodes),
-                linear_schedule(c.action_noise_start, c.action_noise_end, c.schedule_episodes,
-                                self.episodes))
+        done, duration = self.episodes, c.schedule_episodes or SCHEDULE_EPISODES
+        if c.max_steps and not c.schedule_episodes:
+            done, duration = self.steps - c.random_steps, c.max_steps - c.random_steps
+        return (linear_schedule(c.epsilon_start, c.epsilon_end, duration, done),
+                linear_schedule(c.action_noise_start, c.action_noise_end, duration, done))
+
+    def episodes_due(self):
+        """Return the number of episodes of the next round of the agent: about `ROUNDS` rounds in --max_steps.
+
+        Without --max_steps a round has whole sets of --num_envs episodes, and about `ROUND_STEPS` steps.
+        """
+        c = self.config
+        if c.max_steps:
+            length = self.steps / self.episodes if self.steps else 1
+            count = max(1, round(c.max_steps / ROUNDS / length))
+        else:
+            length = self.steps / self.episodes if self.steps else ROUND_STEPS
+            count = c.num_envs * max(1, round(ROUND_STEPS / (c.num_envs * length)))
+        return min(c.max_episodes - self.episodes, count)
 
     def round(self, progress, random_steps=0):
         """Collect `random_steps` random steps in the first round, later whole episodes.
-
-        They are at least one for each environment, and about `ROUND_STEPS` steps.
 
         Args:
             progress: tqdm bar of environment steps with --max_steps, else of episodes.
@@ -215,9 +234,7 @@ class Collector:
             count = config.max_episodes - self.episodes
         else:
             explorer = Exploration(self.agent, epsilon, noise, self.rng)
-            length = self.steps / self.episodes if self.steps else ROUND_STEPS
-            count = config.num_envs * max(1, round(ROUND_STEPS / (config.num_envs * length)))
-            count = min(config.max_episodes - self.episodes, count)
+            count = self.episodes_due()
 
         # run the tasks in turn, each episode with its own seed
         tasks = num_tasks(self.envs[0])

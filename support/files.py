@@ -16,7 +16,7 @@ from pathlib import Path
 
 from support.contents import has_type
 
-CHECKPOINT_FORMAT = 8  # raised by every change of what checkpoints contain
+CHECKPOINT_FORMAT = 9  # raised by every change of what checkpoints contain
 REQUIRED_KEYS = {  # kind -> {name: type}
     'offline': {'agent': dict, 'data': dict},
     'online': {'agent': dict, 'dataset': str},

@@ -13,7 +13,7 @@ ACTION_DIM, STEPS, D = 3, 4, 32
 @pytest.fixture
 def large(make_online, make_dataset, make_replay):
     """-> (TrajectoryDataset, OnlineBatches of 3,000 of its steps)."""
-    agent = make_online(batch_size=250, progress_steps=3)
+    agent = make_online(batch_size=250, progress_steps=3, stay='yes')
     data = make_dataset()
     return data, agent.open_batches(data, make_replay((40, 8, 25)))
 

@@ -129,10 +129,10 @@ def test_online_runs_hold_the_number_of_random_steps(tmp_path, monkeypatch, quic
                          '--num_envs 2 --initial_updates 1 --idm_hidden_dim 32 --batch_size 1 '
                          '--final_eval_episodes 1')
     online_trainer.main([*online, '--max_steps', '40'])
-    assert json.loads(Path('online/config.json').read_text())['flags']['random_steps'] == 40
-    assert load_checkpoint('online/last.pth', 'online')['flags']['random_steps'] == 40
+    assert json.loads(Path('online/config.json').read_text())['flags']['random_steps'] == 20
+    assert load_checkpoint('online/last.pth', 'online')['flags']['random_steps'] == 20
     online_trainer.main([*online, '--max_steps', '44', '--resume'])
-    assert load_checkpoint('online/last.pth', 'online')['flags']['random_steps'] == 40
+    assert load_checkpoint('online/last.pth', 'online')['flags']['random_steps'] == 20
 
 
 def test_a_robot_with_declared_goals_must_stay(tmp_path, monkeypatch, quick_training, capsys):
@@ -150,24 +150,48 @@ def test_a_robot_with_declared_goals_must_stay(tmp_path, monkeypatch, quick_trai
     assert load_checkpoint('yes/last.pth', 'online')['flags']['stay'] == 'yes'
 
 
-@pytest.mark.parametrize('actions, steps', [(2, 2000), (8, 2000), (21, 5250), (100, 10_000)])
-def test_random_steps_follow_from_the_number_of_actions(actions, steps):
-    assert online_trainer.first_random_steps(actions) == steps
+@pytest.mark.parametrize('actions, most, steps', [
+    (2, 10_000, 1000), (8, 10_000, 1000), (21, 10_000, 2625), (100, 10_000, 10_000), (8, 400, 400)])
+def test_random_steps_follow_from_actions_and_budget(actions, most, steps):
+    assert online_trainer.first_random_steps(actions, most) == steps
 
 
-@pytest.mark.parametrize('steps, updates, reason', [(10_001, 2501, '100 passes over 10,001 steps'),
-                                                    (10 ** 6, 14_000, 'the most by default')])
-def test_first_updates_follow_from_the_number_of_steps(steps, updates, reason, capsys):
-    training = SimpleNamespace(batches=SimpleNamespace(num_steps=steps, size=400))
-    assert online_trainer.OnlineTraining.first_updates(training) == updates
-    assert f'{updates:,} gradient steps (--initial_updates): {reason}' in capsys.readouterr().out
+def choose_updates(num_steps, **flags):
+    """-> (initial_updates, update_ratio, lr_decay_updates) of a run after 1,000 random steps, batches of 400."""
+    values = {'max_steps': 0, 'initial_updates': 0, 'update_ratio': None, 'lr_decay_updates': None}
+    config = SimpleNamespace(**values | flags)
+    training = SimpleNamespace(
+        config=config, agent=SimpleNamespace(config=config), collector=SimpleNamespace(steps=1000),
+        batches=SimpleNamespace(num_steps=num_steps, size=400),
+        run=SimpleNamespace(set_flags=lambda **chosen: vars(config).update(chosen)))
+    online_trainer.OnlineTraining.choose_updates(training)
+    return config.initial_updates, config.update_ratio, config.lr_decay_updates
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ({}, (626, 0.2, 626)),  # 25 passes over 10,001 steps, all of them now
+    ({'max_steps': 5000}, (126, 626 / 5000, 126 + 501)),  # evenly
+    ({'max_steps': 1000}, (626, 0.626, 626)),  # no later round
+    ({'max_steps': 5000, 'update_ratio': 1.0}, (626, 1.0, 626 + 4000)),
+    ({'max_steps': 5000, 'initial_updates': 9}, (9, 0.2, 9 + 800)),
+    ({'lr_decay_updates': 0}, (626, 0.2, 0)),
+])
+def test_gradient_steps_follow_from_data_and_budget(flags, expected, capsys):
+    assert choose_updates(10_001, **flags) == pytest.approx(expected)
+    said = '626 gradient steps: 25 passes over 10,001 steps'
+    assert (said in capsys.readouterr().out) == ('initial_updates' not in flags)
+
+
+def test_gradient_steps_have_a_limit(capsys):
+    assert choose_updates(10 ** 6)[0] == online_trainer.MOST_UPDATES
+    assert f'{online_trainer.MOST_UPDATES:,} gradient steps: the most by default' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('r2, steps', [
-    ([0.9], [2000]),
-    ([0.5, 0.51], [2000, 2000]),
-    ([0.5, 0.6, 0.7, 0.8], [2000, 2000, 4000, 2000]),
-    ([0.5, 0.9], [2000, 2000]),
+    ([0.9], [1000]),
+    ([0.5, 0.51], [1000, 1000]),
+    ([0.5, 0.6, 0.7, 0.8, 0.84], [1000, 1000, 2000, 4000, 2000]),
+    ([0.5, 0.9], [1000, 1000]),
 ])
 def test_random_steps_double_while_poor_labels_become_better(r2, steps, capsys):
     collected, flags = [], {}
@@ -182,7 +206,7 @@ def test_random_steps_double_while_poor_labels_become_better(r2, steps, capsys):
 
     training = SimpleNamespace(collect_and_label=collect_and_label, collector=collector,
                                agent=SimpleNamespace(labeler=labeler, action_dim=2),
-                               config=SimpleNamespace(num_envs=8), run=SimpleNamespace(set_flags=flags.update))
+                               config=SimpleNamespace(num_envs=8, max_steps=0), run=SimpleNamespace(set_flags=flags.update))
     metrics = online_trainer.OnlineTraining.collect_random_steps(training)
     assert collected == steps and flags == {'random_steps': sum(steps)}
     assert metrics['labeler/r2'] == pytest.approx(r2[len(steps) - 1])
