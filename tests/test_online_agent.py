@@ -354,7 +354,8 @@ def test_the_next_update_after_a_checkpoint_is_bitwise_the_same(agent, batches, 
     torch.manual_seed(99)  # fresh networks must not depend on it
     loaded = OnlineAgent.from_state_dict(load_checkpoint(tmp_path / 'last.pth', 'online')['agent'])
     assert loaded.config == agent.config and loaded.step == 3 and loaded.action_dim == ACTION_DIM
-    loaded.optimizer.param_groups[0]['lr'] = agent.optimizer.param_groups[0]['lr']  # of the last update; the next one sets its own
+    # the next update sets its own learning rate
+    loaded.optimizer.param_groups[0]['lr'] = agent.optimizer.param_groups[0]['lr']
     assert_same(snapshot(loaded), snapshot(agent))
 
     again = loaded.open_batches(batches.offline_store.dataset, batches.online_store.dataset)

@@ -15,6 +15,7 @@ from labeling.labeler import Labeler
 from ogbench_utils import BUNDLED_NAME
 from planning.goal_weights import find_goal_weights
 from planning.time_scales import MIN_TRANSITIONS, choose_numbers, has_slow_direction, slow_steps
+from rollouts import Collector
 from support.files import load_checkpoint
 from support.npz import load_trajectories
 from trajectories import TrajectoryDataset
@@ -187,6 +188,39 @@ def test_gradient_steps_have_a_limit(capsys):
     assert f'{online_trainer.MOST_UPDATES:,} gradient steps: the most by default' in capsys.readouterr().out
 
 
+def collector(steps, episodes, **flags):
+    """-> Collector of a run after some steps, 1,000 of them random."""
+    config = online_trainer.OnlineTrainConfig(random_steps=1000, **flags)
+    made = Collector(config, [], None)
+    made.steps, made.episodes = steps, episodes
+    return made
+
+
+@pytest.mark.parametrize('steps, episodes, flags, due', [
+    (1000, 8, {'max_steps': 4000}, 4),  # an eighth of the budget, by the mean length of 125 steps
+    (2000, 4, {'max_steps': 4000}, 1),
+    (10_000, 200, {'max_steps': 20_000}, 50),
+    (10_000, 200, {'max_steps': 20_000, 'max_episodes': 210}, 10),
+    (10_000, 10, {}, 8),  # a set of --num_envs
+    (1000, 20, {}, 16),  # about 1,000 steps
+])
+def test_rounds_follow_from_the_budget(steps, episodes, flags, due):
+    assert collector(steps, episodes, **flags).episodes_due() == due
+
+
+@pytest.mark.parametrize('steps, episodes, flags, epsilon', [
+    (1000, 8, {'max_steps': 5000}, 0.30),
+    (3000, 12, {'max_steps': 5000}, 0.175),
+    (5000, 30, {'max_steps': 5000}, 0.05),
+    (500, 8, {'max_steps': 1000}, 0.30),  # all steps are random
+    (3000, 50, {'max_steps': 5000, 'schedule_episodes': 100}, 0.175),
+    (10 ** 6, 100, {}, 0.175),
+])
+def test_schedules_follow_from_the_budget(steps, episodes, flags, epsilon):
+    found = collector(steps, episodes, **flags).schedules()
+    assert found == pytest.approx((epsilon, 0.05 + 0.15 * (epsilon - 0.05) / 0.25))
+
+
 @pytest.mark.parametrize('r2, steps', [
     ([0.9], [1000]),
     ([0.5, 0.51], [1000, 1000]),
@@ -206,7 +240,8 @@ def test_random_steps_double_while_poor_labels_become_better(r2, steps, capsys):
 
     training = SimpleNamespace(collect_and_label=collect_and_label, collector=collector,
                                agent=SimpleNamespace(labeler=labeler, action_dim=2),
-                               config=SimpleNamespace(num_envs=8, max_steps=0), run=SimpleNamespace(set_flags=flags.update))
+                               config=SimpleNamespace(num_envs=8, max_steps=0),
+                               run=SimpleNamespace(set_flags=flags.update))
     metrics = online_trainer.OnlineTraining.collect_random_steps(training)
     assert collected == steps and flags == {'random_steps': sum(steps)}
     assert metrics['labeler/r2'] == pytest.approx(r2[len(steps) - 1])
