@@ -83,7 +83,7 @@ class OnlineTrainConfig(RunConfig):
                                   least=0)
     eval_interval: int = flag(None, 'environment steps between evaluations; 0: at the end; default: from the budget',
                               type=int, least=0, basic=True)
-    eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
+    eval_episodes: int = flag(0, 'episodes per task in an evaluation; 0: about 20 over all tasks', least=0)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1, basic=True)
     video: bool = flag(False, 'videos of one episode per task at the end; needs EGL or OSMesa')
 
@@ -111,6 +111,7 @@ UPDATE_RATIO = 0.2  # gradient steps per environment step in later rounds, witho
 # evaluations without --eval_interval
 EVALUATIONS = 8  # with --max_steps, about
 EVAL_INTERVAL = 25_000  # environment steps, without it
+EVAL_EPISODES = 20  # over all tasks, without --eval_episodes
 
 REFIT_GROWTH = 1.5  # of the environment steps since the last fit of the labeler, from which it is fitted again
 
@@ -684,8 +685,10 @@ class OnlineTraining:
 
     def evaluate(self, final):
         """Evaluate the agent; return the metrics and the episodes, more of them if `final`."""
-        count = self.config.final_eval_episodes if final else self.config.eval_episodes
-        total = num_tasks(self.envs[0]) * count
+        tasks = num_tasks(self.envs[0])
+        between = self.config.eval_episodes or math.ceil(EVAL_EPISODES / tasks)
+        count = self.config.final_eval_episodes if final else between
+        total = tasks * count
         with progress_bar(total=total, desc='evaluation', leave=False) as progress:
             seed = episode_seed(self.config.seed, 5)
             return evaluate(self.agent, self.envs, count, seed, progress)

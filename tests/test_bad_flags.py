@@ -49,7 +49,7 @@ ONLINE = [
     ('--corrective_fraction 0.5 --actions_path a.npz', ['--corrective_fraction', '--actions_path']),
     ('--actions_path a.npz --true_actions', ['--actions_path', '--true_actions']),
     ('--corrective_fraction 2', ['--corrective_fraction 2.0', 'at most 1']),
-    ('--eval_episodes 0', ['--eval_episodes 0', 'at least 1']),
+    ('--eval_episodes -1', ['--eval_episodes -1', 'at least 0']),
     ('--eval_interval -1', ['--eval_interval -1', 'at least 0']),
 ]
 LABEL = [
