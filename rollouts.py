@@ -1,6 +1,7 @@
 """Episodes: run in lockstep, evaluated by OGBench's protocol, or collected with exploration."""
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -175,6 +176,7 @@ class Collector:
         self.rng = np.random.default_rng([config.seed, 2])
         self.steps = 0
         self.episodes = 0
+        self.length = 0.0  # mean of the episodes of the last round that were not cut; 0: none was whole
 
     @property
     def done(self):
@@ -201,11 +203,10 @@ class Collector:
         Without --max_steps a round has whole sets of --num_envs episodes, and about `ROUND_STEPS` steps.
         """
         c = self.config
+        length = self.length or math.inf  # until some episode is whole: as few episodes as possible
         if c.max_steps:
-            length = self.steps / self.episodes if self.steps else 1
             count = max(1, round(c.max_steps / ROUNDS / length))
         else:
-            length = self.steps / self.episodes if self.steps else ROUND_STEPS
             count = c.num_envs * max(1, round(ROUND_STEPS / (c.num_envs * length)))
         return min(c.max_episodes - self.episodes, count)
 
@@ -247,6 +248,8 @@ class Collector:
 
         # counters and metrics
         steps = sum(episode.length for episode in episodes)
+        if whole := [episode.length for episode in episodes if not episode.cut]:
+            self.length = float(np.mean(whole))
         self.steps += steps
         self.episodes += len(episodes)
         speed = steps / (time.perf_counter() - begin)
@@ -262,14 +265,17 @@ class Collector:
 
     def state_dict(self):
         """Return the counters and the state of the generator as builtins."""
-        return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes}
+        return {'rng': self.rng.bit_generator.state, 'steps': self.steps, 'episodes': self.episodes,
+                'length': self.length}
 
     def load_state_dict(self, state):
         """Continue from what `state_dict` returned; raise ValueError if it is none."""
-        check_layout(state, {'steps': Number(int, least=0), 'episodes': Number(int, least=0)})
+        check_layout(state, {'steps': Number(int, least=0), 'episodes': Number(int, least=0),
+                             'length': Number(float, least=0)})
         self.rng.bit_generator.state = state['rng']
         self.steps = state['steps']
         self.episodes = state['episodes']
+        self.length = state['length']
 
 
 def episode_metrics(episodes):

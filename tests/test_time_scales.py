@@ -188,24 +188,26 @@ def test_gradient_steps_have_a_limit(capsys):
     assert f'{online_trainer.MOST_UPDATES:,} gradient steps: the most by default' in capsys.readouterr().out
 
 
-def collector(steps, episodes, **flags):
-    """-> Collector of a run after some steps, 1,000 of them random."""
+def collector(steps, episodes, length=0.0, **flags):
+    """-> Collector of a run after some steps, 1,000 of them random, whose last episodes had a mean length."""
     config = online_trainer.OnlineTrainConfig(random_steps=1000, **flags)
     made = Collector(config, [], None)
-    made.steps, made.episodes = steps, episodes
+    made.steps, made.episodes, made.length = steps, episodes, length
     return made
 
 
-@pytest.mark.parametrize('steps, episodes, flags, due', [
-    (1000, 8, {'max_steps': 4000}, 4),  # an eighth of the budget, by the mean length of 125 steps
-    (2000, 4, {'max_steps': 4000}, 1),
-    (10_000, 200, {'max_steps': 20_000}, 50),
-    (10_000, 200, {'max_steps': 20_000, 'max_episodes': 210}, 10),
-    (10_000, 10, {}, 8),  # a set of --num_envs
-    (1000, 20, {}, 16),  # about 1,000 steps
+@pytest.mark.parametrize('length, flags, due', [
+    (125.0, {'max_steps': 4000}, 4),  # an eighth of the budget
+    (1000.0, {'max_steps': 4000}, 1),
+    (0.0, {'max_steps': 4000}, 1),  # all were cut
+    (50.0, {'max_steps': 20_000}, 50),
+    (50.0, {'max_steps': 20_000, 'max_episodes': 30}, 10),
+    (1000.0, {}, 8),  # a set of --num_envs
+    (0.0, {}, 8),
+    (50.0, {}, 16),  # about 1,000 steps
 ])
-def test_rounds_follow_from_the_budget(steps, episodes, flags, due):
-    assert collector(steps, episodes, **flags).episodes_due() == due
+def test_rounds_follow_from_the_budget(length, flags, due):
+    assert collector(1000, 20, length, **flags).episodes_due() == due
 
 
 @pytest.mark.parametrize('steps, episodes, flags, epsilon', [

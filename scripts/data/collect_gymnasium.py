@@ -1,4 +1,4 @@
-"""Record states of small robots of gymnasium, moved by simple controllers, for environments/gymnasium_tasks.py.
+"""Record states of the robots of gymnasium_tasks.py and wheeled_robots.py in environments/, moved by controllers.
 
     python scripts/data/collect_gymnasium.py --robot reacher --output datasets/reacher.npz
 
@@ -14,7 +14,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-import environments.gymnasium_tasks as tasks  # noqa: E402
+from environments import gymnasium_tasks, wheeled_robots  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 
@@ -61,17 +61,52 @@ def move_joints(rng):
     return act
 
 
-ROBOTS = {  # name -> controller, episodes, steps of an episode
-    'pendulum': (swing_up, 300, 200),
-    'mountain_car': (rock, 200, 250),
-    'reacher': (move_joints, 400, 50),
+def turn_wheels(rng):
+    """Return a controller of the two wheels, which turns them from pose to pose of its own."""
+    pose = rng.uniform(-np.pi, np.pi, 2)
+
+    def act(env, state):
+        nonlocal pose
+        left = wheeled_robots.wrap(pose - state)
+        if np.abs(left).max() < env.unwrapped.tolerance:
+            pose = rng.uniform(-np.pi, np.pi, 2)
+        return left * min(0.15, 0.07 / np.abs(left).max()) + 0.03 * rng.standard_normal(2)
+
+    return act
+
+
+def drive(rng):
+    """Return a controller of the rover, which turns toward places of its own and drives there."""
+    place = rng.uniform(-2.7, 2.7, 2)
+
+    def act(env, state):
+        nonlocal place
+        x, y, heading, left, right = state
+        toward = place - (x, y)
+        if np.linalg.norm(toward) < 0.2:
+            place = rng.uniform(-2.7, 2.7, 2)
+        error = wheeled_robots.wrap(np.arctan2(toward[1], toward[0]) - heading)
+        forward = 0.8 * max(0, np.cos(error))
+        turn = 0.3 * np.clip(error, -1, 1)
+        wheels = np.array([forward - turn, forward + turn])
+        return 4 * (wheels - (left, right)) + 0.1 * rng.standard_normal(2)
+
+    return act
+
+
+ROBOTS = {  # name -> module, controller, episodes, steps of an episode
+    'pendulum': (gymnasium_tasks, swing_up, 300, 200),
+    'mountain_car': (gymnasium_tasks, rock, 200, 250),
+    'reacher': (gymnasium_tasks, move_joints, 400, 50),
+    'two_wheels': (wheeled_robots, turn_wheels, 200, 150),
+    'rover': (wheeled_robots, drive, 200, 200),
 }
 
 
 def collect(name, episodes=0, seed=0):
     """Return `observations` (N, S) and `terminals` (N,) of a robot; 0 episodes: as many as `ROBOTS` has."""
-    make_controller, count, steps = ROBOTS[name]
-    env = getattr(tasks, name)()
+    module, make_controller, count, steps = ROBOTS[name]
+    env = getattr(module, name)()
     low, high = env.action_space.low, env.action_space.high
 
     observations, terminals = [], []
@@ -93,7 +128,7 @@ def collect(name, episodes=0, seed=0):
 def main(argv=None):
     """Record the states of one robot and save them."""
     parser = argparse.ArgumentParser(description=summary(__doc__), allow_abbrev=False)
-    parser.add_argument('--robot', required=True, choices=ROBOTS, help='function of environments/gymnasium_tasks.py')
+    parser.add_argument('--robot', required=True, choices=ROBOTS, help='name of the robot')
     parser.add_argument('--output', default='', help='npz file; default: datasets/ROBOT.npz')
     parser.add_argument('--episodes', type=int, default=0, help='number of episodes; 0: the default of the robot')
     parser.add_argument('--seed', type=int, default=0, help='seed of all that is random')
