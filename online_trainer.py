@@ -29,7 +29,16 @@ from online_agent import OnlineAgent, OnlineConfig
 from rollouts import Collector, evaluate
 from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
-from support.figures import SUCCESS_LIMITS, Curves, Panel, optional_picture, plot_curves
+from support.figures import (
+    HIGHER,
+    LOWER,
+    SUCCESS_LIMITS,
+    Curves,
+    Panel,
+    format_flag,
+    optional_picture,
+    plot_curves,
+)
 from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
@@ -96,6 +105,7 @@ class OnlineTrainConfig(RunConfig):
 OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
 MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
+MOST_NAMED = 8  # actions that the legend of labels names one by one
 
 # random steps without --random_steps
 RANDOM_STEPS = 2000  # at least; enough for the 8 actions of an ant
@@ -108,28 +118,45 @@ PASSES = 100  # over the steps to imitate; more of them overfit 10,000 steps of 
 MOST_UPDATES = 14_000  # enough for the ants of OGBench
 
 
-def success_panel(tasks):
-    """Return the panel of success, with a curve for each task."""
-    by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
-    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task,
-                 limits=SUCCESS_LIMITS)
-
-
-PANELS = (  # after the panel of success; optional panels need more than one round
-    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True,
-          limits=SUCCESS_LIMITS),
-    Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
-    Panel('episode length', {'mean': 'collect/length'}, optional=True),
-    Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'}, optional=True),
-    Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
-    Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
-    Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
-    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True),
-    Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True),
-    Panel('progress baseline', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),
+PANELS = (  # after those of success and labels; optional panels need more than one round
+    Panel('train loss', {'train': 'training/total_loss'}, log_scale=True, better=LOWER),
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=SUCCESS_LIMITS,
+          better=HIGHER),
+    Panel('episode reward', {'mean': 'collect/reward'}, optional=True, better=HIGHER),
+    Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True, limits=(0, None)),
+    Panel('std of action noise', {'mean': 'collect/action_noise'}, optional=True, limits=(0, None)),
+    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True, limits=(0, None)),
+    Panel('episode length', {'mean': 'collect/length'}, optional=True, limits=(0, None)),
+    Panel('error of imitated actions', {'train': 'training/inverse_dynamics_error'}, log_scale=True, better=LOWER),
+    Panel('progress baseline', {'train': 'training/baseline_loss'}, optional=True, better=LOWER,
+          reference=('constant', 1.0)),  # in standard deviations of the batch
+    Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True, better=LOWER),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
-    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True),
+    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True, better=HIGHER),
 )
+
+
+def all_panels(tasks, actions):
+    """Return the panels of a run.
+
+    Args:
+        tasks: their number. actions: number of action dimensions that are inferred; 0 without labeler.
+    """
+    # success, with a curve for each of several tasks
+    by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)} if tasks > 1 else {}
+    success = Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task,
+                    limits=SUCCESS_LIMITS, better=HIGHER)
+    over_updates = dataclasses.replace(success, x='gradient_steps', xlabel='gradient steps')
+
+    # labels, by action if there is a labeler
+    panels = [success, over_updates, *PANELS]
+    if actions:
+        named = [f'action {k}' for k in range(actions)] if actions <= MOST_NAMED else [
+            'actions', *(f'_action {k}' for k in range(1, actions))]  # _: no entry in the legend
+        by_action = {name: f'labeler/r2_action{k}' for k, name in enumerate(named)}
+        panels.insert(2, Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'} | by_action,
+                               limits=(0, SUCCESS_LIMITS[1]), better=HIGHER, reference=('enough', ENOUGH_R2)))
+    return panels
 
 
 def check_flags(config, agent_config):
@@ -657,6 +684,7 @@ class OnlineTraining:
     def finish_round(self, metrics):
         """Log the round and save checkpoints; `metrics` are those of its evaluation or {}."""
         row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
+        row['gradient_steps'] = self.agent.step
         with self.saved_on_error():
             self.log.log(self.collector.steps, row)
         self.round = None
@@ -678,7 +706,7 @@ class OnlineTraining:
         episodes = []
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
             metrics, episodes = self.evaluate(final=True)
-            self.log.log(self.collector.steps, metrics)
+            self.log.log(self.collector.steps, metrics | {'gradient_steps': self.agent.step})
             self.save_all()
         self.draw(episodes)
 
@@ -700,7 +728,8 @@ class OnlineTraining:
 
     def draw_curves(self):
         """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
-        panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
+        actions = self.agent.action_dim if self.config.infers_actions else 0
+        panels = all_panels(num_tasks(self.envs[0]), actions)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
                   Curves(self.log.rows, 'environment steps')]
         path = self.run.folder / 'online_training_curves.png'
