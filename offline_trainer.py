@@ -63,24 +63,23 @@ class OfflineTrainConfig(RunConfig):
     goal_dims: str = flag(
         '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred",
         basic=True)
+    format: str = format_flag()
     maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
-MOVES = 'its target moves: it may rise'
-
 PANELS = (  # an objective of weight 0 has no panel; the proposer always has one
-    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
-            optional=name != 'proposer_loss', better=better, note=note)
-      for title, name, better, note in (
-          ('total loss', 'total_loss', LOWER, ''),
-          ('next state', 'state_loss', LOWER, ''),
-          ('InfoNCE', 'infonce_loss', LOWER, ''),
-          ('InfoNCE accuracy', 'infonce_accuracy', HIGHER, ''),
-          ('alignment', 'alignment_loss', LOWER, ''),
-          ('reward/done', 'reward_loss', LOWER, ''),
-          ('value V', 'value_loss', '', MOVES),
-          ('critic Q', 'critic_loss', '', MOVES),
-          ('proposer', 'proposer_loss', '', MOVES),
+    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=name.endswith('loss'),
+            optional=name != 'proposer_loss', better=better, limits=(0, None) if better == HIGHER else (None, None))
+      for title, name, better in (  # losses whose targets move may rise in a healthy run
+          ('total loss', 'total_loss', LOWER),
+          ('next state', 'state_loss', LOWER),
+          ('InfoNCE', 'infonce_loss', LOWER),
+          ('InfoNCE accuracy', 'infonce_accuracy', HIGHER),
+          ('alignment', 'alignment_loss', LOWER),
+          ('reward/done', 'reward_loss', LOWER),
+          ('value V (its target moves)', 'value_loss', ''),
+          ('critic Q (its target moves)', 'critic_loss', ''),
+          ('proposer (its target moves)', 'proposer_loss', ''),
       )),
     Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'},
           optional=True),
@@ -285,10 +284,10 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
 def print_results(run, config):
     """Print the files of a finished run and the next command."""
     last = run.folder / 'last.pth'
-    pictures = '; figures of the agent: the other *.png beside it' if config.maze_figures else ''
+    pictures = '; figures of the agent: the other pictures beside it' if config.maze_figures else ''
     command = ['python', 'online_trainer.py', name_flag(config.name), config.name,
                '--offline_checkpoint', str(last)]
-    print(f'curves: {run.folder / "training_curves.png"}{pictures}')
+    print(f'curves: {run.folder}/training_curves.{config.format}{pictures}')
     print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} '
           '(lowest validation loss)')
     print(f'next: {shlex.join(command)}')
@@ -337,7 +336,7 @@ class OfflineTraining:
         self.log = run.start_logging('train.csv', last_row, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model, config.format)
 
     def loop(self):
         """Update, log and validate until the budget is spent; save if the run is stopped."""
@@ -348,13 +347,14 @@ class OfflineTraining:
 
         first = self.agent.step
         self.progress = progress_bar(total=self.num_updates, initial=first, unit='update')
+        begin = time.perf_counter()
         self.start_clock()
         try:
             self.log_row_if_due()  # of a run that ended in its validation
             while self.agent.step < self.num_updates:
                 self.update()
                 if self.agent.step - first == 30:
-                    seconds = time.perf_counter() - self.clock
+                    seconds = time.perf_counter() - begin
                     if line := expected_time(first, self.agent.step, self.num_updates, seconds):
                         say(line)
 
@@ -424,8 +424,8 @@ class OfflineTraining:
         self.clock = time.perf_counter()
 
     def draw_curves(self):
-        """Draw training_curves.png from all rows of train.csv."""
-        path = self.run.folder / 'training_curves.png'
+        """Draw the curves from all rows of train.csv."""
+        path = self.run.folder / f'training_curves.{self.config.format}'
         with optional_picture(path):
             panels = panels_of(self.config, self.agent.config, self.data.positions_per_window)
             plot_curves([Curves(self.log.rows, 'gradient steps')], panels, path,

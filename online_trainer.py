@@ -94,6 +94,7 @@ class OnlineTrainConfig(RunConfig):
                               least=0, basic=True)
     eval_episodes: int = flag(4, 'episodes per task in an evaluation', least=1)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1, basic=True)
+    format: str = format_flag()
     video: bool = flag(False, 'videos of one episode per task at the end; needs EGL or OSMesa')
 
     @property
@@ -413,7 +414,7 @@ def print_results(run, config, training):
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after '
           f'{final["step"]:,.0f} environment steps: {final["evaluation/overall_success"]:.1%}')
-    print(f'curves: {run.folder / "online_training_curves.png"}; '
+    print(f'curves: {training.curves_path}; '
           f'evaluation episodes: {training.picture}')
     print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
     print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
@@ -488,7 +489,8 @@ class OnlineTraining:
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
         self.maze = maze_of(envs[0], source.observation_model)
-        self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
+        self.curves_path = run.folder / f'online_training_curves.{config.format}'
+        self.picture = run.folder / f'{"maze_paths" if self.maze else "episode_values"}.{config.format}'
 
         # batches
         with run.stop.interruptible():
@@ -727,14 +729,13 @@ class OnlineTraining:
                 record(self.config.name, episodes, folder, self.source.observation_model)
 
     def draw_curves(self):
-        """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
+        """Draw the curves from all rows of updates.csv and online.csv."""
         actions = self.agent.action_dim if self.config.infers_actions else 0
         panels = all_panels(num_tasks(self.envs[0]), actions)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
                   Curves(self.log.rows, 'environment steps')]
-        path = self.run.folder / 'online_training_curves.png'
-        with optional_picture(path):
-            plot_curves(curves, panels, path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
+        with optional_picture(self.curves_path):
+            plot_curves(curves, panels, self.curves_path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
     # ---------------------------------------------------------------------------------------- files
     def save(self, name, **extra):

@@ -256,16 +256,16 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, and the mean success, reward and length, as a dict.
+    """Return the number of faults, if any, and the mean success, reward and length of whole episodes, as a dict.
 
-    Means are over whole episodes, or over all if none is whole.
+    Without a whole episode there are no means: an episode that the budget cuts short has not failed.
     """
     metrics = {}
     faults = sum(bool(episode.fault) for episode in episodes)
     if faults:
         metrics['collect/faults'] = faults
-    whole = [episode for episode in episodes if not episode.cut and not episode.fault] or episodes
-    for name in ('success', 'reward', 'length'):
+    whole = [episode for episode in episodes if not episode.cut and not episode.fault]
+    for name in ('success', 'reward', 'length') if whole else ():
         metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
     return metrics
 

@@ -30,7 +30,8 @@ MAX_MARKED = 10  # curves of one plot; markers on more of them would hide each o
 FORMATS = ('png', 'pdf', 'svg')  # of pictures
 SUCCESS_LIMITS = (-0.02, 1.02)  # of a success axis: markers at 0 and 1 are whole
 PLOTS_PER_ROW = 4
-MARGIN = 0.06  # beyond the curves, as a fraction of the axis
+MARGIN = 0.1  # beyond the curves, as a fraction of the axis
+LOG_MARGIN = 1.4  # the same with a log scale, as a factor
 LEGEND_COLUMNS = 3  # of a legend above a plot
 LEGEND_ROW = 0.13  # height of a row of this legend, as a fraction of the axis
 HIGHER, LOWER = '↑', '↓'  # behind the title of a plot: which way is good
@@ -138,7 +139,6 @@ class Panel:
     limits: tuple[float | None, float | None] = (None, None)  # smallest and largest y; None: by the data
     better: str = ''  # HIGHER, LOWER or neither
     reference: tuple[str, float] | None = None  # name and y of a horizontal line, such as chance
-    note: str = ''  # a remark of a few words
     x: str = 'step'  # column of the x axis
     xlabel: str = ''  # default: what `step` counts
 
@@ -186,6 +186,16 @@ def plot_curves(curves, panels, path, title):
     for axis in axes.flat[len(plots):]:
         axis.set_visible(False)
 
+    # one legend for the plots without their own, if some of them have two lines
+    shared = {}
+    for axis in axes.flat[:len(plots)]:
+        if axis.lines and not axis.get_legend():
+            handles, labels = axis.get_legend_handles_labels()
+            shared |= dict(zip(labels, handles, strict=True))
+    if any(len(panel.columns) == 2 for panel, _ in plots):
+        figure.legend(shared.values(), shared, fontsize=9, frameon=False, loc='outside upper right',
+                      ncols=len(shared))
+
     # the title, and what the arrows mean
     arrows = [f'{arrow} {words}' for arrow, words in ARROWS.items()
               if any(panel.better == arrow for panel, _ in plots)]
@@ -225,9 +235,6 @@ def _plot_panel(axis, panel, source):
     _style(axis)
     axis.set_title(f'{panel.title} {panel.better}'.strip(), fontsize=10.5)
     axis.tick_params(which='both', labelsize=8)
-    if panel.note and values:
-        axis.text(0.98, 0.02, panel.note, fontsize=8, style='italic', color=QUIET, ha='right', va='bottom',
-                  transform=axis.transAxes)
 
     drawn = axis.get_legend_handles_labels()[1]
     if not values:
@@ -235,8 +242,6 @@ def _plot_panel(axis, panel, source):
         axis.text(0.5, 0.5, 'no data yet', fontsize=9, ha='center', va='center', transform=axis.transAxes)
     elif len(drawn) > 2:
         _add_legend_above(axis, len(drawn))
-    elif len(panel.columns) > 1:
-        axis.legend(fontsize=8, frameon=False)
 
 
 def _colors(count):
@@ -255,14 +260,17 @@ def _add_reference(axis, reference, values):
     axis.annotate(f'{name}: {y:.2g}', (1, y), (-2, 2 if is_above else -3), xycoords=('axes fraction', 'data'),
                   textcoords='offset points', fontsize=8, color=QUIET, ha='right', zorder=4,
                   va='bottom' if is_above else 'top',
-                  bbox={'boxstyle': 'square,pad=0.1', 'fc': 'white', 'ec': 'none', 'alpha': 0.8})
+                  bbox={'boxstyle': 'square,pad=0', 'fc': 'white', 'ec': 'none', 'alpha': 0.8})
 
 
 def _set_limits(axis, panel, values):
     """Set the limits of y to those of a `Panel`, with room for markers; values beyond them are shown as well."""
+    if panel.reference:
+        values = [*values, panel.reference[1]]
     if axis.get_yscale() == 'log':
+        axis.set_ylim(min(values) / LOG_MARGIN, max(values) * LOG_MARGIN)
         return
-    values = [*values, *([panel.reference[1]] if panel.reference else [])]
+
     low, high = panel.limits
     low = min(values) if low is None else min(low, *values)
     high = max(values) if high is None else max(high, *values)

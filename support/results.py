@@ -16,8 +16,8 @@ DIGITS = 4  # of the fractions in a file, after the point
 BUDGET = {
     'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
     'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
-    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video',
-    'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags', 'mamba_backend',
+    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'format',
+    'video', 'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags', 'mamba_backend',
 }
 
 
