@@ -75,11 +75,11 @@ def optional_picture(what):
                   'without it', file=sys.stderr)
 
 
-def subplots(rows, columns, figsize):
-    """Return a figure of no window, in inches, and its axes (rows, columns)."""
+def subplots(rows, columns, figsize, **options):
+    """Return a figure of no window, in inches, and its axes (rows, columns); `options` are matplotlib's."""
     from matplotlib.figure import Figure
     figure = Figure(figsize, layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def format_flag():
@@ -357,8 +357,8 @@ def shared_steps(runs):
 
 
 @default_style()
-def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=('', {})):
-    """Draw the mean success rate for each budget, or another quantity, and a dot for each of several runs.
+def plot_budgets(groups, path, xlabel, ylabel, title, beside=('', {})):
+    """Draw the mean success rate for each budget, on a logarithmic axis, and a dot for each of several runs.
 
     Args:
         groups: {label: {budget: [success in [0, 1], ...]}}.
@@ -366,7 +366,6 @@ def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=(''
         xlabel: label of the x axis.
         ylabel: label of the y axis.
         title: title of the figure.
-        log_scale: logarithmic budgets.
         beside: (name, groups), drawn dashed in the colour of the group with the same label.
     """
     figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
@@ -383,14 +382,15 @@ def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=(''
         label = f'{name}, {other_name}'
         _plot_budget_line(axis, runs, color=color, marker=marker, ls='--', label=label, mfc='white')
 
-    if log_scale:
-        axis.set_xscale('log')
+    axis.set_xscale('log')
     axis.set_xticks(budgets)
     axis.minorticks_off()
     axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     _style(axis)
+    if any(len(rates) > 1 for runs in [*groups.values(), *others.values()] for rates in runs.values()):
+        axis.plot([], [], '.', color=QUIET, ms=6, label='one run')
     figure.suptitle(title, fontsize=11)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, handlelength=3)
     save(figure, path)
@@ -406,8 +406,104 @@ def _plot_budget_line(axis, runs, **style):
             axis.plot([budget] * len(values), values, '.', color=style['color'], ms=4, alpha=0.6)
 
 
-def _style(axis):
-    """Write thousands of steps as k, and draw a light grid without a frame."""
-    axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
+@default_style()
+def plot_bars(groups, path, xlabel, ylabel, title):
+    """Draw bars of mean success rates side by side for each value on the x axis, and a dot for each of several runs.
+
+    Args:
+        groups: {label: {value: [success in [0, 1], ...]}}.
+        path: the file to write.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        title: title of the figure.
+    """
+    figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
+    values = sorted({value for runs in groups.values() for value in runs})
+    width = 0.8 / len(groups)
+    has_dots = False
+
+    for i, ((label, runs), color) in enumerate(zip(groups.items(), itertools.cycle(LINE_COLORS), strict=False)):
+        for place, value in enumerate(values):
+            rates = 100 * np.array(runs.get(value, []))
+            if not len(rates):
+                continue
+            x = place + (i - (len(groups) - 1) / 2) * width
+            mean = rates.mean()
+            axis.bar(x, mean, 0.92 * width, color=color, alpha=0.75, lw=0, label=label if place == 0 else None)
+            axis.annotate(f'{mean:.0f}', (x, max(mean, *rates)), (0, 3), textcoords='offset points', fontsize=9,
+                          ha='center')
+            if len(rates) > 1:
+                has_dots = True
+                axis.plot(x + width * np.linspace(-0.2, 0.2, len(rates)), rates, '.', color=INK, ms=5, clip_on=False)
+
+    handles, labels = axis.get_legend_handles_labels()
+    if has_dots:
+        handles += axis.plot([], [], '.', color=INK, ms=5)
+        labels.append('one run')
+    axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
+    axis.set_ylim(0, 100 * SUCCESS_LIMITS[1])
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel(ylabel, fontsize=10)
+    _style(axis, steps=False)
+    axis.grid(False, axis='x')
+    axis.set_title(title, fontsize=11, pad=14)
+    figure.legend(handles, labels, loc='outside right center', fontsize=9, frameon=False)
+    save(figure, path)
+
+
+@default_style()
+def plot_before_after(sections, path, title, xlabel='success, %'):
+    """Draw a row for each case: its success before and after a change, joined by a line, and a dot for each run.
+
+    Args:
+        sections: {heading: {case: (rates before, rates after)}}, rates in [0, 1], one for each run.
+        path: the file to write.
+        title: title of the figure.
+        xlabel: label of the x axis.
+    """
+    heights = [len(cases) for cases in sections.values()]
+    figure, axes = subplots(len(sections), 1, (6.6, 0.29 * sum(heights) + 0.35 * len(heights) + 0.9),
+                            height_ratios=[height + 0.4 for height in heights], sharex=True)
+    for axis, (heading, cases) in zip(axes.flat, sections.items(), strict=True):
+        for y, (before, after) in enumerate(cases.values()):
+            _plot_before_after_row(axis, y, 100 * np.array(before), 100 * np.array(after))
+        axis.set_yticks(range(len(cases)), cases, fontsize=9.5)
+        axis.set_ylim(len(cases) - 0.4, -0.6)
+        axis.set_title(heading, fontsize=10, loc='left', fontweight='bold')
+        axis.spines[['top', 'right', 'left']].set_visible(False)
+        axis.tick_params(left=False, labelsize=9.5)
+        axis.grid(alpha=0.25, lw=0.5)
+
+    # one axis of success, and a legend
+    axis = axes.flat[-1]
+    axis.set_xlim(-3, 112)  # the mean is written to the right of the points
+    axis.set_xticks(range(0, 101, 20))
+    axis.set_xlabel(xlabel, fontsize=10)
+    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
+    handle_of = {label: handle for handles, labels in drawn for label, handle in zip(labels, handles, strict=True)}
+    named = {label: handle_of[label] for label in ('before', 'after', 'one run') if label in handle_of}
+    figure.suptitle(title, fontsize=11)
+    figure.legend(named.values(), named, loc='outside lower center', ncols=len(named), fontsize=9.5, frameon=False)
+    save(figure, path)
+
+
+def _plot_before_after_row(axis, y, before, after):
+    """Draw the percentages of one case at a height `y`; either may be empty."""
+    if len(before) and len(after):
+        axis.plot([before.mean(), after.mean()], [y, y], color=QUIET, lw=1.2, alpha=0.6, zorder=1)
+    if len(before):
+        axis.plot(before.mean(), y, 'o', ms=7, mfc='white', mec=FAILURE, mew=1.6, label='before', zorder=3, ls='')
+    if len(after):
+        if len(after) > 1:
+            axis.plot(after, np.full(len(after), y), '|', ms=11, mew=1.2, color=INK, label='one run', zorder=4)
+        axis.plot(after.mean(), y, 'o', ms=7, color=LABEL_COLORS['train'], label='after', zorder=3, ls='')
+        axis.annotate(f'{after.mean():.0f}', (max(after), y), (9, 0), textcoords='offset points', fontsize=9.5,
+                      va='center_baseline')
+
+
+def _style(axis, steps=True):
+    """Write thousands of steps as k if x are steps, and draw a light grid without a frame."""
+    if steps:
+        axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[['top', 'right']].set_visible(False)

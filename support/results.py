@@ -186,6 +186,26 @@ def method_flags(argv, root):
     return shlex.join(method)
 
 
+# ------------------------------------------------------------------------------ any robot
+@dataclasses.dataclass
+class AnyRobotRun:
+    """A row of any_robot.csv: a run of one case, before or after a way of writing down states was supported."""
+
+    section: str  # of the figure
+    case: str  # row of the figure
+    version: str  # before or after
+    seed: int | None
+    success: float
+    episodes: int | None
+    environment_steps: int | None
+    commit: str
+
+    @property
+    def key(self):
+        """Return what identifies a run: a second run with the same key replaces the first."""
+        return self.section, self.case, self.version, -1 if self.seed is None else self.seed
+
+
 # ------------------------------------------------------------------------------ baselines
 @dataclasses.dataclass
 class Baseline:
