@@ -26,7 +26,7 @@ from observing.observation_models import FULL_STATE, ObservationModel, observati
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from rollouts import Collector, evaluate
+from rollouts import EPISODE_MEANS, Collector, evaluate
 from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
 from support.figures import (
@@ -158,6 +158,18 @@ def all_panels(tasks, actions):
         panels.insert(2, Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'} | by_action,
                                limits=(0, SUCCESS_LIMITS[1]), better=HIGHER, reference=('enough', ENOUGH_R2)))
     return panels
+
+
+def without_cut_rounds(rows):
+    """Return rows of online.csv without the means of rounds whose episodes were all cut short by a budget.
+
+    An episode that is cut short has not failed. If all rounds are such, their means are all that there is.
+    """
+    if not any(row.get('collect/whole_episodes') for row in rows):
+        return rows
+    means = {f'collect/{name}' for name in EPISODE_MEANS}
+    return [{name: value for name, value in row.items()
+             if name not in means or row.get('collect/whole_episodes')} for row in rows]
 
 
 def check_flags(config, agent_config):
@@ -733,7 +745,7 @@ class OnlineTraining:
         actions = self.agent.action_dim if self.config.infers_actions else 0
         panels = all_panels(num_tasks(self.envs[0]), actions)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
-                  Curves(self.log.rows, 'environment steps')]
+                  Curves(without_cut_rounds(self.log.rows), 'environment steps')]
         with optional_picture(self.curves_path):
             plot_curves(curves, panels, self.curves_path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
 

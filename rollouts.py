@@ -10,6 +10,7 @@ from ogbench_utils import episode_seed, reset_env
 from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
+EPISODE_MEANS = ('success', 'reward', 'length')
 ROUND_STEPS = 1000  # environment steps of a round, about; a labeler is fitted in each round
 
 
@@ -256,17 +257,18 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, and the mean success, reward and length of whole episodes, as a dict.
+    """Return the number of faults, if any, of whole episodes, and the mean success, reward and length, as a dict.
 
-    Without a whole episode there are no means: an episode that the budget cuts short has not failed.
+    Means are over whole episodes, or over all if none is whole.
     """
     metrics = {}
     faults = sum(bool(episode.fault) for episode in episodes)
     if faults:
         metrics['collect/faults'] = faults
     whole = [episode for episode in episodes if not episode.cut and not episode.fault]
-    for name in ('success', 'reward', 'length') if whole else ():
-        metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
+    metrics['collect/whole_episodes'] = len(whole)
+    for name in EPISODE_MEANS:
+        metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole or episodes]))
     return metrics
 
 
