@@ -16,7 +16,10 @@ from support.figures import (
     Curves,
     Panel,
     optional_picture,
+    output_path,
     plot_bands,
+    plot_bars,
+    plot_before_after,
     plot_budgets,
     plot_curves,
 )
@@ -120,6 +123,29 @@ def test_plot_bands_has_no_marker_on_the_mean_without_shared_steps(figure):
     plot_bands({'a': runs, 'b': [((0, 5), (0.0, 1.0))]}, 'x.png', 'success, %', 'title')
     markers = [handle.get_marker() for handle in figure().legends[0].get_lines()]
     assert markers == ['', 's']
+
+
+def test_plot_bars_has_a_bar_and_a_dot_per_run_for_each_value(figure):
+    plot_bars({'a': {0: [1.0], 50: [0.5, 0.7]}, 'b': {0: [0.2]}}, 'x.png', 'dropped, %', 'success, %', 'title')
+    axis = figure().axes[0]
+    assert [round(bar.get_height()) for bar in axis.patches] == [100, 60, 20]
+    assert [text.get_text() for text in axis.texts] == ['100', '60', '20']
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ['a', 'b', 'one run']
+
+
+def test_plot_before_after_has_a_row_per_case(figure):
+    sections = {'robots': {'arm': ([0.1], [0.8, 1.0]), 'car': ([], [0.5])}, 'units': {'mm': ([0.2], [])}}
+    plot_before_after(sections, 'x.png', 'title')
+    robots, units = figure().axes
+    assert [label.get_text() for label in robots.get_yticklabels()] == ['arm', 'car']
+    assert [text.get_text() for text in robots.texts] == ['90', '50'] and not units.texts
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ['before', 'after', 'one run']
+
+
+@pytest.mark.parametrize(('path', 'format', 'expected'), [
+    ('a/runs.png', None, 'a/runs.png'), ('a/runs.png', 'pdf', 'a/runs.pdf'), ('k.b', 'svg', 'k.svg')])
+def test_format_replaces_the_suffix_of_an_output(path, format, expected):
+    assert output_path(path, format) == Path(expected)
 
 
 @pytest.mark.parametrize(('suffix', 'begin'), [('png', b'\x89PNG'), ('pdf', b'%PDF'), ('svg', b'<?xml')])
