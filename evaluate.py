@@ -28,7 +28,7 @@ from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import evaluate
 from support.devices import choose_device, set_seed
-from support.figures import optional_picture
+from support.figures import FORMATS, format_flag, optional_picture
 from support.files import check_writable, load_checkpoint, prefix_errors, write_atomic
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
@@ -56,10 +56,13 @@ class EvaluateConfig:
     compare: str = flag('', 'second checkpoint, evaluated on the same episodes')
     compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
     video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
+    format: str = format_flag()
     output: str = flag('', 'JSON file for the metrics; default: evaluation.json beside the checkpoint')
 
 
-RESULTS = ('paths.png', 'values.png', 'compared_paths.png', 'compared_values.png', 'videos')  # beside the JSON
+# beside the JSON
+PICTURES = ('paths', 'values', 'compared_paths', 'compared_values')
+RESULTS = (*(f'{name}.{format}' for name in PICTURES for format in FORMATS), 'videos')
 
 
 @dataclasses.dataclass
@@ -142,7 +145,7 @@ def run(config):
 
     # pictures
     for prefix, (offline, some, their_metrics) in drawn.items():
-        path = output.beside(f'{prefix}paths.png' if maze else f'{prefix}values.png')
+        path = output.beside(f'{prefix}{"paths" if maze else "values"}.{config.format}')
         with optional_picture(path):
             draw_evaluation(maze, offline, some, path, title(dataset, their_metrics))
             print(f'picture: {path}')

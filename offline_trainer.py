@@ -24,7 +24,7 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, check_positions, make_env
 from planning.goal_weights import find_goal_weights
 from support.devices import choose_device, device_line, set_seed
-from support.figures import Curves, Panel, optional_picture, plot_curves
+from support.figures import HIGHER, LOWER, Curves, Panel, format_flag, optional_picture, plot_curves
 from support.files import prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
@@ -34,6 +34,13 @@ from trajectories import load_dataset, slowness_summary
 from utils import expected_time, mean_of
 
 VAL_BATCHES = 8  # batches of a validation, the same ones every time
+
+# without --log_interval and --val_interval
+ROWS = 100  # of train.csv, at most
+MOST_LOG_INTERVAL = 100  # updates; a checkpoint holds the metrics of those without a row
+VALIDATIONS = 10
+LEAST_VAL_INTERVAL = 25  # updates; a validation takes as long as about three of them
+MOST_VAL_INTERVAL = 500  # a kill costs as many updates
 
 
 @dataclasses.dataclass
@@ -45,9 +52,10 @@ class OfflineTrainConfig(RunConfig):
     num_epochs: int = flag(
         0, 'passes over the training windows instead of --num_updates; 0 disables it', least=0,
         basic=True)
-    log_interval: int = flag(100, 'updates between rows of train.csv', least=1)
-    val_interval: int = flag(500, 'updates between validations, checkpoints and redrawn curves',
-                             least=1, basic=True)
+    log_interval: int = flag(0, 'updates between rows of train.csv; 0: from --num_updates', least=0,
+                             from_data=True)
+    val_interval: int = flag(0, 'updates between validations, checkpoints and redrawn curves; 0: from --num_updates',
+                             least=0, basic=True, from_data=True)
     observe: str = flag(
         'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA, units:SEED, rotated:SEED, '
         'lifted:SEED or markers',
@@ -55,29 +63,53 @@ class OfflineTrainConfig(RunConfig):
     goal_dims: str = flag(
         '', "dimensions that goals are about, such as 0,1; default: the environment's or inferred",
         basic=True)
+    format: str = format_flag()
     maze_figures: bool = flag(True, 'figures of V, proposals and latents at validations')
 
 
 PANELS = (  # an objective of weight 0 has no panel; the proposer always has one
-    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=True,
-            optional=name != 'proposer_loss')
-      for title, name in (
-          ('critic', 'critic_loss'),
-          ('value V', 'value_loss'),
-          ('next state', 'state_loss'),
-          ('reward/done', 'reward_loss'),
-          ('InfoNCE', 'infonce_loss'),
-          ('alignment', 'alignment_loss'),
-          ('proposer', 'proposer_loss'),
+    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=name.endswith('loss'),
+            optional=name != 'proposer_loss', better=better, limits=(0, None) if better == HIGHER else (None, None))
+      for title, name, better in (  # losses whose targets move may rise in a healthy run
+          ('total loss', 'total_loss', LOWER),
+          ('next state', 'state_loss', LOWER),
+          ('InfoNCE', 'infonce_loss', LOWER),
+          ('InfoNCE accuracy', 'infonce_accuracy', HIGHER),
+          ('alignment', 'alignment_loss', LOWER),
+          ('reward/done', 'reward_loss', LOWER),
+          ('value V (its target moves)', 'value_loss', ''),
+          ('critic Q (its target moves)', 'critic_loss', ''),
+          ('proposer (its target moves)', 'proposer_loss', ''),
       )),
-    Panel('total loss', {'train': 'training/total_loss', 'validation': 'validation/total_loss'}),
     Panel('V(z, z_g)', {'mean': 'training/v_mean', 'min': 'training/v_min', 'max': 'training/v_max'},
           optional=True),
-    Panel('InfoNCE accuracy', {'train': 'training/infonce_accuracy',
-                               'validation': 'validation/infonce_accuracy'}, optional=True),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
-    Panel('updates per second', {'train': 'time/updates_per_second'}),
+    Panel('updates per second', {'train': 'time/updates_per_second'}, better=HIGHER),
 )
+
+
+def panels_of(config, agent_config, positions):
+    """Return `PANELS` with what a prediction by chance would give.
+
+    Args:
+        config: OfflineTrainConfig. agent_config: OfflineConfig. positions: transitions of each window.
+    """
+    # a goal of the state's own future among those of other windows
+    future = 1 - agent_config.current_goals - agent_config.random_goals
+    candidates = 1 + future * positions * (config.batch_size - 1)
+    # the entropy of "z is at z_g" for its share of the goals
+    share = agent_config.current_goals
+    entropy = -sum(p * math.log(p) for p in (share, 1 - share) if p)
+
+    chance = {
+        'InfoNCE': ('chance', math.log(candidates)),
+        'InfoNCE accuracy': ('chance', 1 / candidates),
+        'alignment': ('chance', 1.0),
+        'reward/done': ('chance', entropy),
+        'next state': ('mean of the data', 1.0),  # of normalised states
+        'gradient norm': ('clipped above', agent_config.grad_clip),
+    }
+    return [dataclasses.replace(panel, reference=chance.get(panel.title)) for panel in PANELS]
 
 
 def check_flags(config, agent_config):
@@ -116,6 +148,7 @@ def train(config, agent_config):
 
         updates_per_epoch = -(-data.num_windows // config.batch_size)
         num_updates = update_budget(config, data)
+        source.reasons.extend(choose_intervals(run, config, num_updates))
         print_banner(run, config, agent, data, source, device_line(config.device, device, why),
                      num_updates, updates_per_epoch)
         print(summary)
@@ -220,6 +253,17 @@ def update_budget(config, data):
     return config.num_updates
 
 
+def choose_intervals(run, config, num_updates):
+    """Set --log_interval and --val_interval if they are not given; return a line with the reason of each."""
+    wanted = {
+        'log_interval': min(math.ceil(num_updates / ROWS), MOST_LOG_INTERVAL),
+        'val_interval': min(max(math.ceil(num_updates / VALIDATIONS), LEAST_VAL_INTERVAL), MOST_VAL_INTERVAL),
+    }
+    chosen = {name: value for name, value in wanted.items() if not getattr(config, name)}
+    run.set_flags(**chosen)
+    return [f'--{name} {value}: from {num_updates:,} updates' for name, value in chosen.items()]
+
+
 def print_banner(run, config, agent, data, source, device, num_updates, updates_per_epoch):
     """Print the data, the device, the sizes and the folder of the run."""
     parameters = sum(p.numel() for p in agent.nets.parameters())
@@ -240,10 +284,10 @@ def print_banner(run, config, agent, data, source, device, num_updates, updates_
 def print_results(run, config):
     """Print the files of a finished run and the next command."""
     last = run.folder / 'last.pth'
-    pictures = '; figures of the agent: the other *.png beside it' if config.maze_figures else ''
+    pictures = '; figures of the agent: the other pictures beside it' if config.maze_figures else ''
     command = ['python', 'online_trainer.py', name_flag(config.name), config.name,
                '--offline_checkpoint', str(last)]
-    print(f'curves: {run.folder / "training_curves.png"}{pictures}')
+    print(f'curves: {run.folder}/training_curves.{config.format}{pictures}')
     print(f'checkpoints: {last} (used online), {run.folder / "best_model.pth"} '
           '(lowest validation loss)')
     print(f'next: {shlex.join(command)}')
@@ -292,7 +336,7 @@ class OfflineTraining:
         self.log = run.start_logging('train.csv', last_row, fingerprint)
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model, config.format)
 
     def loop(self):
         """Update, log and validate until the budget is spent; save if the run is stopped."""
@@ -303,13 +347,14 @@ class OfflineTraining:
 
         first = self.agent.step
         self.progress = progress_bar(total=self.num_updates, initial=first, unit='update')
+        begin = time.perf_counter()
         self.start_clock()
         try:
             self.log_row_if_due()  # of a run that ended in its validation
             while self.agent.step < self.num_updates:
                 self.update()
                 if self.agent.step - first == 30:
-                    seconds = time.perf_counter() - self.clock
+                    seconds = time.perf_counter() - begin
                     if line := expected_time(first, self.agent.step, self.num_updates, seconds):
                         say(line)
 
@@ -379,10 +424,11 @@ class OfflineTraining:
         self.clock = time.perf_counter()
 
     def draw_curves(self):
-        """Draw training_curves.png from all rows of train.csv."""
-        path = self.run.folder / 'training_curves.png'
+        """Draw the curves from all rows of train.csv."""
+        path = self.run.folder / f'training_curves.{self.config.format}'
         with optional_picture(path):
-            plot_curves([Curves(self.log.rows, 'gradient steps')], PANELS, path,
+            panels = panels_of(self.config, self.agent.config, self.data.positions_per_window)
+            plot_curves([Curves(self.log.rows, 'gradient steps')], panels, path,
                         f'OPSO offline, {self.config.name}, seed {self.config.seed}')
 
     def save(self, name='last.pth'):

@@ -26,10 +26,19 @@ from observing.observation_models import FULL_STATE, ObservationModel, observati
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
 from online_agent import OnlineAgent, OnlineConfig
-from rollouts import Collector, evaluate
+from rollouts import EPISODE_MEANS, Collector, evaluate
 from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
-from support.figures import SUCCESS_LIMITS, Curves, Panel, optional_picture, plot_curves
+from support.figures import (
+    HIGHER,
+    LOWER,
+    SUCCESS_LIMITS,
+    Curves,
+    Panel,
+    format_flag,
+    optional_picture,
+    plot_curves,
+)
 from support.files import load_checkpoint, prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
@@ -85,6 +94,7 @@ class OnlineTrainConfig(RunConfig):
                               type=int, least=0, basic=True)
     eval_episodes: int = flag(0, 'episodes per task in an evaluation; 0: about 20 over all tasks', least=0)
     final_eval_episodes: int = flag(20, 'episodes per task in the last evaluation', least=1, basic=True)
+    format: str = format_flag()
     video: bool = flag(False, 'videos of one episode per task at the end; needs EGL or OSMesa')
 
     @property
@@ -96,6 +106,7 @@ class OnlineTrainConfig(RunConfig):
 OUTSIDE_BOUNDS = 1.1  # of actions in a file, in multiples of the bounds; noise may exceed these a little
 MAX_OUTSIDE = 0.5  # fraction of such actions, above which they are in other units
 LOG_INTERVAL = 100  # gradient steps per row of updates.csv
+MOST_NAMED = 8  # actions that the legend of labels names one by one
 
 # random steps without --random_steps, at most half of --max_steps
 RANDOM_STEPS = 1000  # at least; enough for the 8 actions of an ant
@@ -116,28 +127,57 @@ EVAL_EPISODES = 20  # over all tasks, without --eval_episodes
 REFIT_GROWTH = 1.5  # of the environment steps since the last fit of the labeler, from which it is fitted again
 
 
-def success_panel(tasks):
-    """Return the panel of success, with a curve for each task."""
-    by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)}
-    return Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task,
-                 limits=SUCCESS_LIMITS)
-
-
-PANELS = (  # after the panel of success; optional panels need more than one round
-    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True,
-          limits=SUCCESS_LIMITS),
-    Panel('episode reward', {'mean': 'collect/reward'}, optional=True),
-    Panel('episode length', {'mean': 'collect/length'}, optional=True),
-    Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'}, optional=True),
-    Panel('inverse dynamics', {'train': 'training/inverse_dynamics_error'}, log_scale=True),
-    Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True),
-    Panel('action noise', {'mean': 'collect/action_noise'}, optional=True),
-    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True),
-    Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True),
-    Panel('progress baseline', {'train': 'training/baseline_loss'}, log_scale=True, optional=True),
+PANELS = (  # after those of success and labels; optional panels need more than one round
+    Panel('train loss', {'train': 'training/total_loss'}, log_scale=True, better=LOWER),
+    Panel('success of training episodes', {'mean': 'collect/success'}, optional=True, limits=SUCCESS_LIMITS,
+          better=HIGHER),
+    Panel('episode reward', {'mean': 'collect/reward'}, optional=True, better=HIGHER),
+    Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True, limits=(0, None)),
+    Panel('std of action noise', {'mean': 'collect/action_noise'}, optional=True, limits=(0, None)),
+    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True, limits=(0, None)),
+    Panel('episode length', {'mean': 'collect/length'}, optional=True, limits=(0, None)),
+    Panel('error of imitated actions', {'train': 'training/inverse_dynamics_error'}, log_scale=True, better=LOWER),
+    Panel('progress baseline', {'train': 'training/baseline_loss'}, optional=True, better=LOWER,
+          reference=('constant', 1.0)),  # in standard deviations of the batch
+    Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True, better=LOWER),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
-    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True),
+    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True, better=HIGHER),
 )
+
+
+def all_panels(tasks, actions):
+    """Return the panels of a run.
+
+    Args:
+        tasks: their number. actions: number of action dimensions that are inferred; 0 without labeler.
+    """
+    # success, with a curve for each of several tasks
+    by_task = {f'task {k}': f'evaluation/task{k}_success' for k in range(1, tasks + 1)} if tasks > 1 else {}
+    success = Panel('evaluated success rate', {'mean': 'evaluation/overall_success'} | by_task,
+                    limits=SUCCESS_LIMITS, better=HIGHER)
+    over_updates = dataclasses.replace(success, x='gradient_steps', xlabel='gradient steps')
+
+    # labels, by action if there is a labeler
+    panels = [success, over_updates, *PANELS]
+    if actions:
+        named = [f'action {k}' for k in range(actions)] if actions <= MOST_NAMED else [
+            'actions', *(f'_action {k}' for k in range(1, actions))]  # _: no entry in the legend
+        by_action = {name: f'labeler/r2_action{k}' for k, name in enumerate(named)}
+        panels.insert(2, Panel('R² of labels on held-out steps', {'mean': 'labeler/r2'} | by_action,
+                               limits=(0, SUCCESS_LIMITS[1]), better=HIGHER, reference=('enough', ENOUGH_R2)))
+    return panels
+
+
+def without_cut_rounds(rows):
+    """Return rows of online.csv without the means of rounds whose episodes were all cut short by a budget.
+
+    An episode that is cut short has not failed. If all rounds are such, their means are all that there is.
+    """
+    if not any(row.get('collect/whole_episodes') for row in rows):
+        return rows
+    means = {f'collect/{name}' for name in EPISODE_MEANS}
+    return [{name: value for name, value in row.items()
+             if name not in means or row.get('collect/whole_episodes')} for row in rows]
 
 
 def check_flags(config, agent_config):
@@ -394,7 +434,7 @@ def print_results(run, config, training):
     final = next(row for row in reversed(training.log.rows) if 'evaluation/overall_success' in row)
     print(f'success over {config.final_eval_episodes} episodes of each task after '
           f'{final["step"]:,.0f} environment steps: {final["evaluation/overall_success"]:.1%}')
-    print(f'curves: {run.folder / "online_training_curves.png"}; '
+    print(f'curves: {training.curves_path}; '
           f'evaluation episodes: {training.picture}')
     print(f'checkpoints: {last}, {run.folder / "best_model.pth"} (highest evaluated success)')
     print(f'next: {shlex.join(["python", "evaluate.py", "--checkpoint", str(last)])}')
@@ -470,7 +510,8 @@ class OnlineTraining:
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
         self.maze = maze_of(envs[0], source.observation_model)
-        self.picture = run.folder / ('maze_paths.png' if self.maze else 'episode_values.png')
+        self.curves_path = run.folder / f'online_training_curves.{config.format}'
+        self.picture = run.folder / f'{"maze_paths" if self.maze else "episode_values"}.{config.format}'
 
         # batches
         with run.stop.interruptible():
@@ -696,6 +737,7 @@ class OnlineTraining:
     def finish_round(self, metrics):
         """Log the round and save checkpoints; `metrics` are those of its evaluation or {}."""
         row = self.round.row | mean_of(self.round.infos, 'training/') | metrics
+        row['gradient_steps'] = self.agent.step
         with self.saved_on_error():
             self.log.log(self.collector.steps, row)
         self.round = None
@@ -717,7 +759,7 @@ class OnlineTraining:
         episodes = []
         if 'evaluation/overall_success' not in (self.log.rows[-1] if self.log.rows else {}):
             metrics, episodes = self.evaluate(final=True)
-            self.log.log(self.collector.steps, metrics)
+            self.log.log(self.collector.steps, metrics | {'gradient_steps': self.agent.step})
             self.save_all()
         self.draw(episodes)
 
@@ -738,13 +780,13 @@ class OnlineTraining:
                 record(self.config.name, episodes, folder, self.source.observation_model)
 
     def draw_curves(self):
-        """Draw online_training_curves.png from all rows of updates.csv and online.csv."""
-        panels = (success_panel(num_tasks(self.envs[0])), *PANELS)
+        """Draw the curves from all rows of updates.csv and online.csv."""
+        actions = self.agent.action_dim if self.config.infers_actions else 0
+        panels = all_panels(num_tasks(self.envs[0]), actions)
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
-                  Curves(self.log.rows, 'environment steps')]
-        path = self.run.folder / 'online_training_curves.png'
-        with optional_picture(path):
-            plot_curves(curves, panels, path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
+                  Curves(without_cut_rounds(self.log.rows), 'environment steps')]
+        with optional_picture(self.curves_path):
+            plot_curves(curves, panels, self.curves_path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
 
     # ---------------------------------------------------------------------------------------- files
     def save(self, name, **extra):

@@ -11,6 +11,7 @@ from ogbench_utils import episode_seed, reset_env
 from support.contents import Number, check_layout
 from utils import linear_schedule, unnormalize_actions
 
+EPISODE_MEANS = ('success', 'reward', 'length')
 ROUNDS = 8  # of a run with --max_steps, about
 ROUND_STEPS = 1000  # environment steps of a round without it, about
 SCHEDULE_EPISODES = 200  # over which epsilon and action noise fall without --max_steps
@@ -279,7 +280,7 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, and the mean success, reward and length, as a dict.
+    """Return the number of faults, if any, of whole episodes, and the mean success, reward and length, as a dict.
 
     Means are over whole episodes, or over all if none is whole.
     """
@@ -287,9 +288,10 @@ def episode_metrics(episodes):
     faults = sum(bool(episode.fault) for episode in episodes)
     if faults:
         metrics['collect/faults'] = faults
-    whole = [episode for episode in episodes if not episode.cut and not episode.fault] or episodes
-    for name in ('success', 'reward', 'length'):
-        metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole]))
+    whole = [episode for episode in episodes if not episode.cut and not episode.fault]
+    metrics['collect/whole_episodes'] = len(whole)
+    for name in EPISODE_MEANS:
+        metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole or episodes]))
     return metrics
 
 

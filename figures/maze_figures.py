@@ -281,12 +281,12 @@ def make_maze_panels(maze, title, count=6, columns=3):
     return make_panels(count, title, columns, (width, width * maze.aspect + title_height))
 
 
-def draw_agent(probe, agent, folder, title):
-    """Draw values, proposals and latents of an `OfflineAgent` as maze_*.png; return the paths."""
+def draw_agent(probe, agent, folder, title, format='png'):
+    """Draw maze_values, maze_proposals and maze_latents of an `OfflineAgent` in a format; return the paths."""
     outputs = probe.evaluate(agent)
-    values = folder / 'maze_values.png'
-    proposals = folder / 'maze_proposals.png'
-    latents = folder / 'maze_latents.png'
+    values = folder / f'maze_values.{format}'
+    proposals = folder / f'maze_proposals.{format}'
+    latents = folder / f'maze_latents.{format}'
 
     draw_values(probe, outputs, values, f'Value, {title}', agent.config.reward_scale, agent.config.discount)
     draw_proposals(probe, outputs, proposals, f'Proposals, {title}')
@@ -307,6 +307,7 @@ def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
     figure, axes = make_maze_panels(maze, title)
     steps = steps_of(outputs.values, reward_scale, discount)
     most = np.quantile(steps, 0.98)
+    any_maximum = False
 
     for task, (axis, values) in enumerate(zip(axes[:-1], outputs.values, strict=False), 1):
         # values as distances in steps
@@ -317,6 +318,7 @@ def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
         # local maxima other than the goal
         maxima = local_maxima(np.where(maze.walls, np.nan, maze.average(probe.xy, values, 1)))
         maxima[maze.fine_cell(maze.goals[task - 1], 1)] = False
+        any_maximum |= maxima.any()
         i, j = np.nonzero(maxima)
         x = maze.low[0] + (j + 0.5) * maze.unit
         y = maze.low[1] + (i + 0.5) * maze.unit
@@ -338,7 +340,11 @@ def draw_values(probe, outputs, path, title, reward_scale=0.05, discount=0.99):
     legend.text(0.18, 0.93, '$V$', fontsize=LABEL_SIZE, ha='right', transform=legend.transAxes)
     legend.text(0.3, 0.93, 'steps to goal', fontsize=LABEL_SIZE, transform=legend.transAxes)
 
-    entries = [*START_AND_GOAL, ('local max.', 'x', FAILURE), ('no data', 's', 'white')]
+    entries = list(START_AND_GOAL)
+    if any_maximum:
+        entries.append(('local max.', 'x', FAILURE))
+    if (np.isnan(maze.average(probe.xy, probe.xy[:, 0])) & ~maze.fine_walls).any():
+        entries.append(('no data', 's', 'white'))
     _draw_legend(legend, entries, bbox_to_anchor=(0.41, 0.45), loc='center left', handletextpad=0.2)
     save(figure, path)
 
@@ -410,6 +416,8 @@ def draw_proposals(probe, outputs, path, title):
     maze = probe.maze
     figure, axes = make_maze_panels(maze, title)
 
+    any_farther = False
+
     def cell_means(values):
         return maze.average(probe.xy, values, 2).ravel()
 
@@ -421,6 +429,7 @@ def draw_proposals(probe, outputs, path, title):
         decrease = distance[maze.fine_cell(probe.xy)] - distance[maze.fine_cell(proposed)]
         gain = cell_means(np.where(np.isfinite(decrease), decrease, 0.0))
         has_data = ~np.isnan(gain)
+        any_farther |= bool((gain[has_data] <= 0).any())
 
         start = np.stack([cell_means(probe.xy[:, 0]), cell_means(probe.xy[:, 1])], 1)
         end = np.stack([cell_means(proposed[:, 0]), cell_means(proposed[:, 1])], 1)
@@ -430,7 +439,9 @@ def draw_proposals(probe, outputs, path, title):
 
     legend = axes[-1]
     legend.axis('off')
-    entries = [*START_AND_GOAL, ('closer to the goal', '--', GOOD), ('farther away', '--', FAILURE)]
+    entries = [*START_AND_GOAL, ('closer to the goal', '--', GOOD)]
+    if any_farther:
+        entries.append(('farther away', '--', FAILURE))
     _draw_legend(legend, entries, loc='center')
     save(figure, path)
 

@@ -33,6 +33,7 @@ from support.figures import FAILURE, INK, TASK_COLORS, default_style, save
 
 NUM_SEGMENTS = 6  # trajectories that are drawn
 SEGMENT_STEPS = 300  # steps of each, the last ones, at most
+MOST_LINES = 5  # episodes of a task that are drawn one by one
 
 
 def open_maze(name, observation_model=FULL_STATE):
@@ -58,9 +59,10 @@ class TrainingPictures:
     outside it, are drawn along their trajectories.
     """
 
-    def __init__(self, name, data, folder, observation_model=FULL_STATE, rarity=30):
+    def __init__(self, name, data, folder, observation_model=FULL_STATE, format='png', rarity=30):
         self.data = data
         self.folder = folder
+        self.format = format
         self.rarity = rarity
         self.next_time = -float('inf')
         self.probe = None
@@ -77,9 +79,9 @@ class TrainingPictures:
             return
 
         if self.probe:
-            draw_agent(self.probe, agent, self.folder, title)
+            draw_agent(self.probe, agent, self.folder, title, self.format)
         else:
-            draw_trajectories(self.data, agent, self.folder, title)
+            draw_trajectories(self.data, agent, self.folder, title, self.format)
         end = time.perf_counter()
         self.next_time = end + self.rarity * (end - begin)
 
@@ -92,11 +94,11 @@ def draw_evaluation(maze, agent, episodes, path, title):
         draw_episode_values(agent, episodes, path, title)
 
 
-def draw_trajectories(data, agent, folder, title):
-    """Draw trajectory_values.png and trajectory_latents.png of an `OfflineAgent`; return their paths."""
+def draw_trajectories(data, agent, folder, title, format='png'):
+    """Draw trajectory_values and trajectory_latents of an `OfflineAgent` in a format; return their paths."""
     segments = last_segments(data)
-    values = folder / 'trajectory_values.png'
-    latents = folder / 'trajectory_latents.png'
+    values = folder / f'trajectory_values.{format}'
+    latents = folder / f'trajectory_latents.{format}'
     draw_trajectory_values(segments, agent, values, f'Value along trajectories, {title}')
     draw_trajectory_latents(segments, agent, latents, f'Latents, {title}')
     return [values, latents]
@@ -179,26 +181,50 @@ def draw_trajectory_latents(segments, agent, path, title):
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 
-    Failed episodes are dark and end in a cross.
+    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those that still
+    run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and end in a cross.
     """
     tasks = sorted({episode.task for episode in episodes})
     figure, axes = _make_plots(len(tasks), title)
+    entries = {}  # of the legend: label -> artist
     for axis, task in zip(axes, tasks, strict=True):
         task_episodes = [episode for episode in episodes if episode.task == task]
         task_color = TASK_COLORS[(task - 1) % len(TASK_COLORS)]
+        curves = [estimated_steps(agent, episode.observations, episode.goal) for episode in task_episodes]
+        solved = [curve for curve, episode in zip(curves, task_episodes, strict=True) if episode.success]
+        failed = [curve for curve, episode in zip(curves, task_episodes, strict=True) if not episode.success]
 
-        for episode in sorted(task_episodes, key=lambda episode: -episode.success):  # failures on top
-            steps = estimated_steps(agent, episode.observations, episode.goal)
-            axis.plot(steps, color=task_color if episode.success else FAILED_PATH_COLOR, lw=0.9, alpha=0.8)
-            if not episode.success:
-                axis.plot(len(steps) - 1, steps[-1], 'x', color=FAILURE, ms=7, mew=2)
+        # solved episodes
+        if len(solved) > MOST_LINES:
+            low, median, high = running_quartiles(solved)
+            band = axis.fill_between(np.arange(len(median)), low, high, color=task_color, alpha=0.25, lw=0)
+            line, = axis.plot(median, color=task_color, lw=1.6)
+            entries |= {'median': line, 'middle half': band}
+        else:
+            for curve in solved:
+                entries['solved'], = axis.plot(curve, color=task_color, lw=1.0, alpha=0.8)
 
-        solved = sum(bool(episode.success) for episode in task_episodes)
-        axis.set_title(f'task {task}: {solved} of {len(task_episodes)} solved', fontsize=TITLE_SIZE)
+        # failures
+        for curve in failed[:MOST_LINES]:
+            axis.plot(curve, color=FAILED_PATH_COLOR, lw=0.8, alpha=0.8)
+            entries['failure'], = axis.plot(len(curve) - 1, curve[-1], 'x', color=FAILURE, ms=7, mew=2)
+
+        axis.set_title(f'task {task}: {len(solved)} of {len(task_episodes)} solved', fontsize=TITLE_SIZE)
         axis.set_ylim(bottom=0)
 
+    axes[0].legend(entries.values(), entries, fontsize=LABEL_SIZE - 1.5, frameon=False, handlelength=1.2,
+                   labelspacing=0.2)
     _label(figure, 'environment step', 'steps to the goal (V)')
     save(figure, path)
+
+
+def running_quartiles(curves, least=MOST_LINES):
+    """Return the quartiles, three arrays (T,), over the curves that have not ended yet, while `least` are left."""
+    lengths = np.sort([len(curve) for curve in curves])
+    values = np.full((len(curves), lengths[-least]), np.nan)
+    for row, curve in zip(values, curves, strict=True):
+        row[:len(curve)] = curve[:len(row)]
+    return np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
 
 
 def _make_plots(count, title):

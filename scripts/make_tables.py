@@ -1,6 +1,6 @@
 """Write the result tables from results/runs.csv into README.md, README.ko.md and results/README.md.
 
-    python scripts/make_tables.py            rewrite the tables and assets/success_by_{steps,losses}.png
+    python scripts/make_tables.py            rewrite the tables and the figures in assets/
     python scripts/make_tables.py --check    change nothing; exit code 1 if the tables are not up to date
 
 The name of an experiment determines its table: `main` is the front page, `steps-<n>` success by environment
@@ -21,10 +21,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
-from support.figures import plot_budgets  # noqa: E402
+from support.figures import FORMATS, plot_bars, plot_before_after, plot_budgets  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
-from support.results import BUDGET, TASKS, Baseline, read_args_file, read_json, read_rows, split_flags  # noqa: E402
+from support.results import (  # noqa: E402
+    BUDGET,
+    TASKS,
+    AnyRobotRun,
+    Baseline,
+    read_args_file,
+    read_json,
+    read_rows,
+    split_flags,
+)
 from support.stats import mean_half_width, mean_std, signed  # noqa: E402
 
 # around a block; on a page with several blocks with the name of the block
@@ -530,8 +539,8 @@ def demonstrator_rows(results):
 
 
 # ------------------------------------------------------------------------------ pictures
-def draw_losses(results, folder):
-    """Draw success against the share of dropped observations, by encoder, of the dataset with most runs."""
+def draw_losses(results, path):
+    """Draw success by the share of dropped observations, by encoder, of the dataset with most runs."""
     losses = by_losses(results)
     if not losses:
         return
@@ -544,11 +553,10 @@ def draw_losses(results, folder):
         if filler in fillers:
             shares = (whole | fillers[filler]).items()
             groups[text] = {100 * share: [run.success for run in runs] for share, runs in shares}
-    plot_budgets(groups, folder / 'success_by_losses.png', 'dropped observations, %', 'success, %',
-                 f'{short(name)}, no action labels offline', log_scale=False)
+    plot_bars(groups, path, 'dropped observations, %', 'success, %', f'{short(name)}, no action labels offline')
 
 
-def draw_steps(results, hiql, folder):
+def draw_steps(results, hiql, path):
     """Draw success against environment steps by dataset; dashed, HIQL with labels of equal steps."""
     budgets = by_steps(results)
     if not budgets:
@@ -557,8 +565,27 @@ def draw_steps(results, hiql, folder):
            for name, counts in budgets.items()}
     inferred = {short(name): {steps: [success] for steps, success in counts.items() if steps}
                 for name, counts in hiql.items() if name in budgets and set(counts) - {0}}
-    plot_budgets(own, folder / 'success_by_steps.png', 'random environment steps', 'success, %',
+    plot_budgets(own, path, 'random environment steps', 'success, %',
                  'No action labels offline, data of our own expert', beside=('HIQL', inferred))
+
+
+def draw_any_robot(rows, path):
+    """Draw success before and after by case.
+
+    Args:
+        rows: list of AnyRobotRun, whose order gives that of sections and cases.
+
+    Raises:
+        ValueError: a version is neither before nor after.
+    """
+    sections = {}
+    for row in rows:
+        before_and_after = sections.setdefault(row.section, {}).setdefault(row.case, ([], []))
+        if row.version not in ('before', 'after'):
+            raise ValueError(f'any_robot.csv: version {row.version} of {row.case}; it must be before or after')
+        before_and_after[row.version == 'after'].append(row.success)
+    if sections:
+        plot_before_after(sections, path, 'The same code on other coordinates and other robots')
 
 
 # ------------------------------------------------------------------------------ pages
@@ -591,6 +618,8 @@ def stale_pages(root, pages):
 def main():
     parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--check', action='store_true', help='only say whether the tables are up to date')
+    parser.add_argument('--format', choices=FORMATS, default='png',
+                        help='format of the pictures in assets/ (default: %(default)s)')
     parser.add_argument('--root', default=str(ROOT), help='folder with the READMEs and results/')
     flags = parser.parse_args()
 
@@ -613,8 +642,12 @@ def main():
 
     for name, text in stale.items():
         write_atomic(root / name, lambda file, text=text: file.write(text.encode()))
-    draw_steps(results, last_of_hiql(baselines), root / 'assets')
-    draw_losses(results, root / 'assets')
+    pictures = root / 'assets'
+    draw_steps(results, last_of_hiql(baselines), pictures / f'success_by_steps.{flags.format}')
+    draw_losses(results, pictures / f'success_by_losses.{flags.format}')
+    path = root / 'results' / 'any_robot.csv'
+    if path.is_file():
+        draw_any_robot(read_rows(path, AnyRobotRun), pictures / f'any_robot.{flags.format}')
     rewritten = ', '.join(stale) or 'nothing, all was up to date'
     print(f'{sum(map(len, results.values()))} runs; rewritten: {rewritten}')
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from support.files import write_atomic
+from support.flags import flag
 from support.stats import bootstrap_interval, on_common_steps
 
 # Okabe and Ito's colours, which are distinguishable with colour blindness
@@ -20,13 +21,21 @@ LABEL_COLORS = {'train': '#0072B2', 'validation': '#D55E00', 'mean': '#222222'}
 GOOD = '#009E73'
 FAILURE = '#D55E00'
 INK = '#222222'
+QUIET = '#666666'  # of remarks
 MARKERS = 'os^Dvp'
-EVALUATED = ('evaluation/', 'validation/')  # prefixes of metrics that are measured only now and then
+MEASURED = ('evaluation/', 'validation/', 'collect/', 'labeler/')  # prefixes of metrics of single points in time
 MAX_MARKERS = 40  # more of them on a curve would hide it
+MAX_MARKED = 10  # curves of one plot; markers on more of them would hide each other
 
+FORMATS = ('png', 'pdf', 'svg')  # of pictures
 SUCCESS_LIMITS = (-0.02, 1.02)  # of a success axis: markers at 0 and 1 are whole
 PLOTS_PER_ROW = 4
-LEGEND_ROOM = 0.3  # height above the plot for a legend of several rows, as a fraction of the axis
+MARGIN = 0.1  # beyond the curves, as a fraction of the axis
+LOG_MARGIN = 1.4  # the same with a log scale, as a factor
+LEGEND_COLUMNS = 3  # of a legend above a plot
+LEGEND_ROW = 0.13  # height of a row of this legend, as a fraction of the axis
+HIGHER, LOWER = '↑', '↓'  # behind the title of a plot: which way is good
+ARROWS = {HIGHER: 'higher is better', LOWER: 'lower is better'}
 MIN_LOG_RATIO = 20  # ratio of the largest to the smallest value above which a log scale is used
 
 
@@ -66,11 +75,32 @@ def optional_picture(what):
                   'without it', file=sys.stderr)
 
 
-def subplots(rows, columns, figsize):
-    """Return a figure of no window, in inches, and its axes (rows, columns)."""
+def subplots(rows, columns, figsize, **options):
+    """Return a figure of no window, in inches, and its axes (rows, columns); `options` are matplotlib's."""
     from matplotlib.figure import Figure
     figure = Figure(figsize, layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def format_flag():
+    """Return the field of a dataclass of flags that names the format of pictures."""
+    return flag('png', 'format of the pictures', choices=FORMATS)
+
+
+def add_format(parser):
+    """Add --format to an argparse parser of a script with --output."""
+    parser.add_argument('--format', choices=FORMATS, help='format of the picture; default: as --output')
+
+
+def output_path(path, format):
+    """Return the path of --output with the suffix of --format, if one is given.
+
+    Raises:
+        ValueError: if matplotlib cannot write this format.
+    """
+    path = Path(path).with_suffix(f'.{format}') if format else Path(path)
+    format_of(path)
+    return path
 
 
 @default_style()
@@ -106,7 +136,11 @@ class Panel:
     columns: dict
     log_scale: bool = False
     optional: bool = False  # left out if no column has two points
-    limits: tuple[float, float] | None = None  # smallest and largest y
+    limits: tuple[float | None, float | None] = (None, None)  # smallest and largest y; None: by the data
+    better: str = ''  # HIGHER, LOWER or neither
+    reference: tuple[str, float] | None = None  # name and y of a horizontal line, such as chance
+    x: str = 'step'  # column of the x axis
+    xlabel: str = ''  # default: what `step` counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +152,11 @@ class Curves:
 
     def has(self, panel, points=1):
         """Return whether a column of a `Panel` has at least this many points."""
-        return any(sum(column in row for row in self.rows) >= points for column in panel.columns.values())
+        return any(len(self.points(column, panel.x)) >= points for column in panel.columns.values())
 
-    def points(self, column):
-        """Return the (step, value) pairs of the rows that have a column."""
-        return [(row['step'], row[column]) for row in self.rows if column in row]
+    def points(self, column, x='step'):
+        """Return the (x, value) pairs of the rows that have a column."""
+        return [(row[x], row[column]) for row in self.rows if column in row and x in row]
 
 
 @default_style()
@@ -143,18 +177,29 @@ def plot_curves(curves, panels, path, title):
             plots.append((panel, source))
 
     rows = -(-len(plots) // PLOTS_PER_ROW)
-    size = (3.1 * PLOTS_PER_ROW, 2.35 * rows)
+    size = (3.3 * PLOTS_PER_ROW, 2.5 * rows + 0.4)
     figure, axes = subplots(rows, PLOTS_PER_ROW, size)
 
-    for index, (axis, (panel, source)) in enumerate(zip(axes.flat, plots, strict=False)):
+    for axis, (panel, source) in zip(axes.flat, plots, strict=False):
         _plot_panel(axis, panel, source)
-        # with a single kind of steps, the lowest label of each column of plots is enough
-        if len(curves) > 1 or index >= len(plots) - PLOTS_PER_ROW:
-            axis.set_xlabel(source.xlabel, fontsize=8)
-
+        axis.set_xlabel(panel.xlabel or source.xlabel, fontsize=8.5)
     for axis in axes.flat[len(plots):]:
         axis.set_visible(False)
-    figure.suptitle(title, fontsize=10)
+
+    # one legend for the plots without their own, if some of them have two lines
+    shared = {}
+    for axis in axes.flat[:len(plots)]:
+        if axis.lines and not axis.get_legend():
+            handles, labels = axis.get_legend_handles_labels()
+            shared |= dict(zip(labels, handles, strict=True))
+    if any(len(panel.columns) == 2 for panel, _ in plots):
+        figure.legend(shared.values(), shared, fontsize=9, frameon=False, loc='outside upper right',
+                      ncols=len(shared))
+
+    # the title, and what the arrows mean
+    arrows = [f'{arrow} {words}' for arrow, words in ARROWS.items()
+              if any(panel.better == arrow for panel, _ in plots)]
+    figure.suptitle(f'{title}   ({", ".join(arrows)})' if arrows else title, fontsize=11)
     save(figure, path)
 
 
@@ -163,51 +208,90 @@ def _plot_panel(axis, panel, source):
     from matplotlib.ticker import MaxNLocator
 
     colors = LABEL_COLORS | {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
-    other_colors = TASK_COLORS[1:]
+    other_colors = _colors(len(panel.columns))
     for i, (label, column) in enumerate(panel.columns.items()):
-        points = source.points(column)
+        points = source.points(column, panel.x)
         if not points:
             continue
 
-        # markers at evaluations, and at a point that has no line
-        evaluated = column.startswith(EVALUATED) and len(points) <= MAX_MARKERS
-        marker = 'o' if evaluated or len(points) == 1 else ''
-        color = colors.get(label, other_colors[i % len(other_colors)])
+        # markers where something was measured, and at a point that has no line
+        measured = column.startswith(MEASURED) and len(points) <= MAX_MARKERS and len(panel.columns) <= MAX_MARKED
+        marker = 'o' if measured or len(points) == 1 else ''
         width, zorder = (2.2, 3) if label == 'mean' else (1.3, 2)
-        axis.plot(*zip(*points, strict=True), label=label, color=color, lw=width, marker=marker, ms=3,
-                  zorder=zorder)
+        axis.plot(*zip(*points, strict=True), label=label, color=colors.get(label, other_colors[i]), lw=width,
+                  marker=marker, ms=3.5, zorder=zorder)
 
     # a linear scale is easier to read within about a decade
     values = [y for line in axis.lines for y in line.get_ydata()]
     if panel.log_scale and values and max(values) > MIN_LOG_RATIO * min(values) > 0:
         axis.set_yscale('log')
-    if panel.limits:
-        axis.set_ylim(*panel.limits)
+    if values:
+        if panel.reference:
+            _add_reference(axis, panel.reference, values)
+        _set_limits(axis, panel, values)
+        axis.set_xlim(left=0)
 
     axis.xaxis.set_major_locator(MaxNLocator(4))
     _style(axis)
-    axis.set_title(panel.title, fontsize=9)
-    axis.tick_params(which='both', labelsize=7)
+    axis.set_title(f'{panel.title} {panel.better}'.strip(), fontsize=10.5)
+    axis.tick_params(which='both', labelsize=8)
 
-    if not axis.lines:
+    drawn = axis.get_legend_handles_labels()[1]
+    if not values:
         axis.set(xticks=[], yticks=[])
-        axis.text(0.5, 0.5, 'no data yet', fontsize=8, ha='center', va='center', transform=axis.transAxes)
-    elif len(axis.lines) > 2:
-        _add_legend_above(axis)
-    elif len(panel.columns) > 1:
-        axis.legend(fontsize=6.5, frameon=False)
+        axis.text(0.5, 0.5, 'no data yet', fontsize=9, ha='center', va='center', transform=axis.transAxes)
+    elif len(drawn) > 2:
+        _add_legend_above(axis, len(drawn))
 
 
-def _add_legend_above(axis):
-    """Draw the legend of many lines above the end of the y axis."""
+def _colors(count):
+    """Return colours of `count` lines: distinguishable ones, or a scale from dark to bright for many."""
+    if count <= len(LINE_COLORS):
+        return LINE_COLORS
+    from matplotlib import colormaps
+    return colormaps['viridis'](np.linspace(0, 0.95, count))
+
+
+def _add_reference(axis, reference, values):
+    """Draw a dashed line with its name on the side with fewer of the values, such as ('chance', 0.5)."""
+    name, y = reference
+    axis.axhline(y, color=QUIET, lw=1.1, ls=(0, (4, 3)), zorder=1)
+    is_above = np.mean(np.asarray(values) > y) < 0.5
+    axis.annotate(f'{name}: {y:.2g}', (1, y), (-2, 2 if is_above else -3), xycoords=('axes fraction', 'data'),
+                  textcoords='offset points', fontsize=8, color=QUIET, ha='right', zorder=4,
+                  va='bottom' if is_above else 'top',
+                  bbox={'boxstyle': 'square,pad=0', 'fc': 'white', 'ec': 'none', 'alpha': 0.8})
+
+
+def _set_limits(axis, panel, values):
+    """Set the limits of y to those of a `Panel`, with room for markers; values beyond them are shown as well."""
+    if panel.reference:
+        values = [*values, panel.reference[1]]
+    if axis.get_yscale() == 'log':
+        axis.set_ylim(min(values) / LOG_MARGIN, max(values) * LOG_MARGIN)
+        return
+
+    low, high = panel.limits
+    low = min(values) if low is None else min(low, *values)
+    high = max(values) if high is None else max(high, *values)
+    if panel.limits != SUCCESS_LIMITS:
+        room = MARGIN * (high - low or abs(high) or 1.0)
+        low, high = low - room / 3 if panel.limits[0] is not None else low - room, high + room
+    axis.set_ylim(low, high)
+
+
+def _add_legend_above(axis, count):
+    """Draw the legend of `count` lines above the end of the y axis."""
+    room = LEGEND_ROW * -(-count // LEGEND_COLUMNS) + 0.04
     low, high = axis.get_ylim()
     axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
     axis.spines['left'].set_bounds(low, high)
     if axis.get_yscale() == 'log':
-        axis.set_ylim(low, high * (high / low) ** LEGEND_ROOM)
+        axis.set_ylim(low, high * (high / low) ** room)
     else:
-        axis.set_ylim(low, high + LEGEND_ROOM * (high - low))
-    axis.legend(fontsize=6.5, frameon=False, ncols=3, loc='upper center', handlelength=1.2, columnspacing=1.0)
+        axis.set_ylim(low, high + room * (high - low))
+    axis.legend(fontsize=8, frameon=False, ncols=LEGEND_COLUMNS, loc='upper center', handlelength=1.2,
+                columnspacing=1.0, labelspacing=0.25, borderaxespad=0)
 
 
 @default_style()
@@ -273,8 +357,8 @@ def shared_steps(runs):
 
 
 @default_style()
-def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=('', {})):
-    """Draw the mean success rate for each budget, or another quantity, and a dot for each of several runs.
+def plot_budgets(groups, path, xlabel, ylabel, title, beside=('', {})):
+    """Draw the mean success rate for each budget, on a logarithmic axis, and a dot for each of several runs.
 
     Args:
         groups: {label: {budget: [success in [0, 1], ...]}}.
@@ -282,7 +366,6 @@ def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=(''
         xlabel: label of the x axis.
         ylabel: label of the y axis.
         title: title of the figure.
-        log_scale: logarithmic budgets.
         beside: (name, groups), drawn dashed in the colour of the group with the same label.
     """
     figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
@@ -299,14 +382,15 @@ def plot_budgets(groups, path, xlabel, ylabel, title, log_scale=True, beside=(''
         label = f'{name}, {other_name}'
         _plot_budget_line(axis, runs, color=color, marker=marker, ls='--', label=label, mfc='white')
 
-    if log_scale:
-        axis.set_xscale('log')
+    axis.set_xscale('log')
     axis.set_xticks(budgets)
     axis.minorticks_off()
     axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     _style(axis)
+    if any(len(rates) > 1 for runs in [*groups.values(), *others.values()] for rates in runs.values()):
+        axis.plot([], [], '.', color=QUIET, ms=6, label='one run')
     figure.suptitle(title, fontsize=11)
     figure.legend(loc='outside right center', fontsize=9, frameon=False, handlelength=3)
     save(figure, path)
@@ -322,8 +406,104 @@ def _plot_budget_line(axis, runs, **style):
             axis.plot([budget] * len(values), values, '.', color=style['color'], ms=4, alpha=0.6)
 
 
-def _style(axis):
-    """Write thousands of steps as k, and draw a light grid without a frame."""
-    axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
+@default_style()
+def plot_bars(groups, path, xlabel, ylabel, title):
+    """Draw bars of mean success rates side by side for each value on the x axis, and a dot for each of several runs.
+
+    Args:
+        groups: {label: {value: [success in [0, 1], ...]}}.
+        path: the file to write.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        title: title of the figure.
+    """
+    figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
+    values = sorted({value for runs in groups.values() for value in runs})
+    width = 0.8 / len(groups)
+    has_dots = False
+
+    for i, ((label, runs), color) in enumerate(zip(groups.items(), itertools.cycle(LINE_COLORS), strict=False)):
+        for place, value in enumerate(values):
+            rates = 100 * np.array(runs.get(value, []))
+            if not len(rates):
+                continue
+            x = place + (i - (len(groups) - 1) / 2) * width
+            mean = rates.mean()
+            axis.bar(x, mean, 0.92 * width, color=color, alpha=0.75, lw=0, label=label if place == 0 else None)
+            axis.annotate(f'{mean:.0f}', (x, max(mean, *rates)), (0, 3), textcoords='offset points', fontsize=9,
+                          ha='center')
+            if len(rates) > 1:
+                has_dots = True
+                axis.plot(x + width * np.linspace(-0.2, 0.2, len(rates)), rates, '.', color=INK, ms=5, clip_on=False)
+
+    handles, labels = axis.get_legend_handles_labels()
+    if has_dots:
+        handles += axis.plot([], [], '.', color=INK, ms=5)
+        labels.append('one run')
+    axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
+    axis.set_ylim(0, 100 * SUCCESS_LIMITS[1])
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel(ylabel, fontsize=10)
+    _style(axis, steps=False)
+    axis.grid(False, axis='x')
+    axis.set_title(title, fontsize=11, pad=14)
+    figure.legend(handles, labels, loc='outside right center', fontsize=9, frameon=False)
+    save(figure, path)
+
+
+@default_style()
+def plot_before_after(sections, path, title, xlabel='success, %'):
+    """Draw a row for each case: its success before and after a change, joined by a line, and a dot for each run.
+
+    Args:
+        sections: {heading: {case: (rates before, rates after)}}, rates in [0, 1], one for each run.
+        path: the file to write.
+        title: title of the figure.
+        xlabel: label of the x axis.
+    """
+    heights = [len(cases) for cases in sections.values()]
+    figure, axes = subplots(len(sections), 1, (6.6, 0.29 * sum(heights) + 0.35 * len(heights) + 0.9),
+                            height_ratios=[height + 0.4 for height in heights], sharex=True)
+    for axis, (heading, cases) in zip(axes.flat, sections.items(), strict=True):
+        for y, (before, after) in enumerate(cases.values()):
+            _plot_before_after_row(axis, y, 100 * np.array(before), 100 * np.array(after))
+        axis.set_yticks(range(len(cases)), cases, fontsize=9.5)
+        axis.set_ylim(len(cases) - 0.4, -0.6)
+        axis.set_title(heading, fontsize=10, loc='left', fontweight='bold')
+        axis.spines[['top', 'right', 'left']].set_visible(False)
+        axis.tick_params(left=False, labelsize=9.5)
+        axis.grid(alpha=0.25, lw=0.5)
+
+    # one axis of success, and a legend
+    axis = axes.flat[-1]
+    axis.set_xlim(-3, 112)  # the mean is written to the right of the points
+    axis.set_xticks(range(0, 101, 20))
+    axis.set_xlabel(xlabel, fontsize=10)
+    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
+    handle_of = {label: handle for handles, labels in drawn for label, handle in zip(labels, handles, strict=True)}
+    named = {label: handle_of[label] for label in ('before', 'after', 'one run') if label in handle_of}
+    figure.suptitle(title, fontsize=11)
+    figure.legend(named.values(), named, loc='outside lower center', ncols=len(named), fontsize=9.5, frameon=False)
+    save(figure, path)
+
+
+def _plot_before_after_row(axis, y, before, after):
+    """Draw the percentages of one case at a height `y`; either may be empty."""
+    if len(before) and len(after):
+        axis.plot([before.mean(), after.mean()], [y, y], color=QUIET, lw=1.2, alpha=0.6, zorder=1)
+    if len(before):
+        axis.plot(before.mean(), y, 'o', ms=7, mfc='white', mec=FAILURE, mew=1.6, label='before', zorder=3, ls='')
+    if len(after):
+        if len(after) > 1:
+            axis.plot(after, np.full(len(after), y), '|', ms=11, mew=1.2, color=INK, label='one run', zorder=4)
+        axis.plot(after.mean(), y, 'o', ms=7, color=LABEL_COLORS['train'], label='after', zorder=3, ls='')
+        axis.annotate(f'{after.mean():.0f}', (max(after), y), (9, 0), textcoords='offset points', fontsize=9.5,
+                      va='center_baseline')
+
+
+def _style(axis, steps=True):
+    """Write thousands of steps as k if x are steps, and draw a light grid without a frame."""
+    if steps:
+        axis.xaxis.set_major_formatter(lambda x, _: f'{x / 1000:g}k' if abs(x) >= 1000 else f'{x:g}')
     axis.grid(alpha=0.25, lw=0.5)
     axis.spines[['top', 'right']].set_visible(False)

@@ -16,8 +16,8 @@ DIGITS = 4  # of the fractions in a file, after the point
 BUDGET = {
     'dataset', 'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint', 'save_dir', 'resume', 'seed',
     'device', 'num_updates', 'num_epochs', 'max_steps', 'max_episodes', 'log_interval', 'val_interval',
-    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'video',
-    'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags', 'mamba_backend',
+    'eval_interval', 'eval_episodes', 'final_eval_episodes', 'maze_figures', 'no_maze_figures', 'format',
+    'video', 'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags', 'mamba_backend',
 }
 
 
@@ -184,6 +184,26 @@ def method_flags(argv, root):
         if name not in BUDGET:
             method += own
     return shlex.join(method)
+
+
+# ------------------------------------------------------------------------------ any robot
+@dataclasses.dataclass
+class AnyRobotRun:
+    """A row of any_robot.csv: a run of one case, before or after a way of writing down states was supported."""
+
+    section: str  # of the figure
+    case: str  # row of the figure
+    version: str  # before or after
+    seed: int | None
+    success: float
+    episodes: int | None
+    environment_steps: int | None
+    commit: str
+
+    @property
+    def key(self):
+        """Return what identifies a run: a second run with the same key replaces the first."""
+        return self.section, self.case, self.version, -1 if self.seed is None else self.seed
 
 
 # ------------------------------------------------------------------------------ baselines

@@ -55,7 +55,7 @@ FREE_FLAGS = (  # flags that may change when a run is resumed
     'num_updates', 'num_epochs', 'max_steps', 'max_episodes',  # budgets may be raised
     'dataset_path', 'data_dir', 'dataset_url', 'offline_checkpoint',  # files may move; contents are compared
     'device', 'mamba_backend', 'save_dir', 'resume',
-    'maze_figures', 'video', 'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags',
+    'maze_figures', 'format', 'video', 'tensorboard', 'wandb', 'wandb_project', 'wandb_group', 'wandb_tags',
 )
 
 

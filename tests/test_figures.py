@@ -11,11 +11,15 @@ import pytest
 
 from support import figures
 from support.figures import (
+    LOWER,
     SUCCESS_LIMITS,
     Curves,
     Panel,
     optional_picture,
+    output_path,
     plot_bands,
+    plot_bars,
+    plot_before_after,
     plot_budgets,
     plot_curves,
 )
@@ -56,7 +60,36 @@ def test_plot_curves_has_markers_at_evaluations_only(figure):
 def test_plot_curves_legend_has_only_columns_with_data(figure):
     panel = Panel('loss', {'train': 'training/loss', 'validation': 'validation/loss'})
     plot_curves([Curves(rows(), 'steps')], [panel], 'x.png', 'title')
-    assert labels(figure().axes[0]) == ['train']
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ['train']
+
+
+def test_plot_curves_names_chance_and_the_good_way(figure):
+    panel = Panel('loss', {'train': 'training/loss'}, better=LOWER, reference=('chance', 2.0))
+    plot_curves([Curves(rows(), 'steps')], [panel, Panel('reward', {'mean': SUCCESS})], 'x.png', 'title')
+    loss, reward = figure().axes[:2]
+    assert (loss.get_title(), reward.get_title()) == ('loss ↓', 'reward')
+    assert [text.get_text() for text in loss.texts] == ['chance: 2'] and loss.get_ylim()[1] > 2 and not reward.texts
+    assert figure().get_suptitle() == 'title   (↓ lower is better)'
+
+
+def test_plot_curves_draws_over_another_column(figure):
+    logged = [{'step': 10 * k, SUCCESS: 0.1 * k, 'gradient_steps': 7 * k} for k in range(5)]
+    panel = Panel('success', {'mean': SUCCESS}, x='gradient_steps', xlabel='gradient steps')
+    plot_curves([Curves(logged, 'environment steps')], [panel], 'x.png', 'title')
+    axis = figure().axes[0]
+    assert [*axis.lines[0].get_xdata()] == [0, 7, 14, 21, 28] and axis.get_xlabel() == 'gradient steps'
+
+
+@pytest.mark.parametrize(('limits', 'values', 'least', 'most'), [
+    ((0, None), (0.29, 0.3), -0.02, 0.34),
+    (SUCCESS_LIMITS, (0.4, 0.5), -0.02, 1.02),
+    ((0, 1.02), (-0.1, 0.9), -0.2, 1.2),
+])
+def test_limits_of_a_panel_show_all_values_and_no_more_than_needed(figure, limits, values, least, most):
+    logged = [{'step': step, 'collect/x': value} for step, value in enumerate(values)]
+    plot_curves([Curves(logged, 'steps')], [Panel('x', {'mean': 'collect/x'}, limits=limits)], 'x.png', 'title')
+    low, high = figure().axes[0].get_ylim()
+    assert least <= low <= min(values) and max(values) < high <= most
 
 
 def test_plot_curves_leaves_out_optional_panels_and_names_empty_ones(figure):
@@ -90,6 +123,29 @@ def test_plot_bands_has_no_marker_on_the_mean_without_shared_steps(figure):
     plot_bands({'a': runs, 'b': [((0, 5), (0.0, 1.0))]}, 'x.png', 'success, %', 'title')
     markers = [handle.get_marker() for handle in figure().legends[0].get_lines()]
     assert markers == ['', 's']
+
+
+def test_plot_bars_has_a_bar_and_a_dot_per_run_for_each_value(figure):
+    plot_bars({'a': {0: [1.0], 50: [0.5, 0.7]}, 'b': {0: [0.2]}}, 'x.png', 'dropped, %', 'success, %', 'title')
+    axis = figure().axes[0]
+    assert [round(bar.get_height()) for bar in axis.patches] == [100, 60, 20]
+    assert [text.get_text() for text in axis.texts] == ['100', '60', '20']
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ['a', 'b', 'one run']
+
+
+def test_plot_before_after_has_a_row_per_case(figure):
+    sections = {'robots': {'arm': ([0.1], [0.8, 1.0]), 'car': ([], [0.5])}, 'units': {'mm': ([0.2], [])}}
+    plot_before_after(sections, 'x.png', 'title')
+    robots, units = figure().axes
+    assert [label.get_text() for label in robots.get_yticklabels()] == ['arm', 'car']
+    assert [text.get_text() for text in robots.texts] == ['90', '50'] and not units.texts
+    assert [text.get_text() for text in figure().legends[0].get_texts()] == ['before', 'after', 'one run']
+
+
+@pytest.mark.parametrize(('path', 'format', 'expected'), [
+    ('a/runs.png', None, 'a/runs.png'), ('a/runs.png', 'pdf', 'a/runs.pdf'), ('k.b', 'svg', 'k.svg')])
+def test_format_replaces_the_suffix_of_an_output(path, format, expected):
+    assert output_path(path, format) == Path(expected)
 
 
 @pytest.mark.parametrize(('suffix', 'begin'), [('png', b'\x89PNG'), ('pdf', b'%PDF'), ('svg', b'<?xml')])

@@ -13,6 +13,7 @@ from figures.pictures import (
     estimated_steps,
     last_segments,
     open_maze,
+    running_quartiles,
 )
 from rollouts import Episode
 from support.figures import FAILURE, TASK_COLORS
@@ -110,6 +111,23 @@ def test_draw_episode_values_has_a_panel_per_task_and_marks_failures(counting_ag
         assert colors.count(TASK_COLORS[(task - 1) % 5]) == 1 and colors.count(FAILURE) == 1
         cross, = (drawn for drawn in axis.lines if drawn.get_marker() == 'x')
         assert cross.get_xdata() == [19] and cross.get_ydata()[0] == pytest.approx(20, abs=0.02)
+
+
+def test_draw_episode_values_draws_many_solved_episodes_as_a_band(counting_agent, figures, tmp_path):
+    goal = line(40)[-1]
+    lengths = [20, 30, 40, 40, 40, 40, 40, 40]
+    episodes = [Episode(0, 1, 0, goal, line(40)[:n], np.zeros((0, 2)), success=1.0) for n in lengths]
+    draw_episode_values(counting_agent, episodes, tmp_path / 'x.png', 'title')
+    axis = figures[0][1].axes[0]
+    assert [len(drawn.get_xdata()) for drawn in axis.lines] == [40] and len(axis.collections) == 1
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ['median', 'middle half']
+
+
+def test_running_quartiles_are_over_those_that_still_run():
+    curves = [np.full(n, float(n)) for n in (1, 2, 3, 4)]
+    low, median, high = running_quartiles(curves, least=2)
+    np.testing.assert_allclose(median, [2.5, 3.0, 3.5])
+    assert (low <= median).all() and (median <= high).all()
 
 
 def test_open_maze_returns_none_without_a_maze():

@@ -18,7 +18,7 @@ import pytest
 
 from support import figures
 from support.flags import run_main
-from support.results import Baseline, Run, read_rows, write_rows
+from support.results import AnyRobotRun, Baseline, Run, read_rows, write_rows
 from support.stats import last_three_mean, on_common_steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -360,6 +360,22 @@ def test_dropped_observations(page):
     assert f'| {NAME} | 50% | 85.0 ± 7.1 | 15.0 ± 7.1 | -70.0 ± 127 (-80, -60) |' in details
     assert 'lost-' not in details, 'they are no ablations'
     assert (page / 'assets' / 'success_by_losses.png').stat().st_size > 10_000
+
+
+def test_any_robot(page):
+    """Success before and after is a picture with a row for each case."""
+    tables(page)
+    assert not (page / 'assets' / 'any_robot.png').exists()
+    path = page / 'results' / 'any_robot.csv'
+    rows = [AnyRobotRun('robots', 'Reacher', version, seed, success, 50, 2000, 'abc')
+            for version, seed, success in (('before', None, 0.0), ('after', 0, 0.9), ('after', 1, 1.0))]
+    write_rows(path, rows, AnyRobotRun)
+    tables(page)
+    assert (page / 'assets' / 'any_robot.png').stat().st_size > 10_000
+
+    write_rows(path, [dataclasses.replace(rows[0], version='then')], AnyRobotRun)
+    with pytest.raises(ValueError, match='version then of Reacher; it must be before or after'):
+        make_tables.draw_any_robot(read_rows(path, AnyRobotRun), page / 'x.png')
 
 
 def add_parts(page, dataset, experiments):

@@ -24,6 +24,7 @@ from online_agent import OnlineAgent  # noqa: E402
 from planning.graph_planner import GraphPlanner  # noqa: E402
 from rollouts import evaluate  # noqa: E402
 from support.devices import choose_device  # noqa: E402
+from support.figures import format_flag  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402
 from support.flags import check_ranges, flag, parse_flags, run_main  # noqa: E402
 from support.kernels import prepare_cpu  # noqa: E402
@@ -43,6 +44,7 @@ class DrawConfig:
     seed: int = flag(0, 'seed of the starts and goals of the episodes')
     device: str = flag('auto', 'auto, cpu, cuda or mps')
     video: bool = flag(False, 'also a small video of one episode (EGL or OSMesa)')
+    format: str = format_flag()
     output: str = flag('', 'folder of the figures; default: that of the checkpoint')
 
 
@@ -80,8 +82,8 @@ def run(config):
     title = f'{name}, {offline.step:,} offline updates'
     maze = open_maze(name, observation_model)
     probe = Probe(maze, data.observations) if maze else None
-    pictures = (draw_agent(probe, offline, folder, title) if probe else
-                draw_trajectories(data, offline, folder, title))
+    pictures = (draw_agent(probe, offline, folder, title, config.format) if probe else
+                draw_trajectories(data, offline, folder, title, config.format))
     if online:
         pictures += draw_acting(config, name, agent, maze, probe, folder, observation_model)
 
@@ -96,7 +98,7 @@ def draw_acting(config, name, agent, maze, probe, folder, observation_model):
     """Evaluate an `OnlineAgent`, draw its paths, one episode and its plans, and return the figures' paths."""
     with open_envs(name, config.num_envs, make_env, observation_model) as envs:
         episodes = evaluate(agent, envs, config.episodes_per_task, config.seed)[1]
-    pictures = [folder / ('maze_paths.png' if maze else 'episode_values.png')]
+    pictures = [folder / f'{"maze_paths" if maze else "episode_values"}.{config.format}']
     draw_evaluation(maze, agent.offline, episodes, pictures[0], f'Evaluation episodes, {name}')
 
     # the solved episode of median length
@@ -104,11 +106,11 @@ def draw_acting(config, name, agent, maze, probe, folder, observation_model):
     solved = sum(bool(episode.success) for episode in episodes)
     example = best_first[solved // 2]
     if maze:
-        pictures.append(folder / 'maze_episode.png')
+        pictures.append(folder / f'maze_episode.{config.format}')
         title = f'Subgoals along an episode of task {example.task}'
         draw_episode(probe, agent.offline, example, pictures[-1], title)
     if maze and not agent.offline.has_objects:
-        pictures.append(folder / 'maze_plan.png')
+        pictures.append(folder / f'maze_plan.{config.format}')
         planner = GraphPlanner(agent.data_map, agent.encoder.goal_features)
         draw_plan(maze, planner, pictures[-1], f'Plans on the graph of the data, {name}')
     if config.video:

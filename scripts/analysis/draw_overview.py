@@ -1,11 +1,12 @@
 """Draw the overview of OPSO in the README: what is learned from states, and how the agent acts.
 
     python scripts/analysis/draw_overview.py
-    python scripts/analysis/draw_overview.py --output overview.pdf
+    python scripts/analysis/draw_overview.py --format pdf
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 os.environ['MPLBACKEND'] = 'agg'  # before the import, which fails with a backend of a notebook
@@ -17,6 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from PIL import Image  # matplotlib requires it
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
+
+from support.figures import add_format, output_path  # noqa: E402
+from support.flags import run_main, summary  # noqa: E402
 
 OUTPUT = Path(__file__).resolve().parents[2] / 'assets' / 'overview.png'
 WIDTH, HEIGHT = 16.0, 9.0  # drawing units of half an inch
@@ -86,7 +92,7 @@ def draw_trajectories(axis, x, y, width, height):
 def draw_graph(axis, x, y, width, height):
     """Draw the graph of the data with a path from the state s over the subgoal z' to the goal g."""
     draw_box(axis, x, y, width, height, '', OFFLINE)
-    draw_text(axis, x, y + height / 2 - 0.38, 'graph of the data', BOX_SIZE)
+    draw_text(axis, x, y + height / 2 - 0.38, 'map of the data', BOX_SIZE)
 
     low = np.array([x - width / 2 + 0.35, y - height / 2 + 0.3])
     size = np.array([width - 0.75, height - 1.2])
@@ -121,6 +127,7 @@ def draw_overview(axis):
         draw_arrow(axis, (2.6, y), (3.85, y), label=label, at=(3.19, y + 0.34), linestyle=DASHED)
     draw_arrow(axis, (10.15, 3.25), (10.15, 2.2), (7.65, 2.2), label='steps $(s_t, a_t)$', at=(8.95, 2.54),
                linestyle=DASHED)
+    draw_arrow(axis, (11.65, 3.5), (13.4, 3.5), label='$(s_t, a_t)$', at=(12.5, 3.13), linestyle=DASHED)
     draw_arrow(axis, (7.65, 1.5), (13.4, 1.5), label='inferred actions of the data', at=(10.5, 1.14),
                linestyle=DASHED)
 
@@ -130,7 +137,7 @@ def draw_overview(axis):
     draw_text(axis, 12.5, 7.6, 'if no path')
     draw_arrow(axis, (6.6, 7.2), (6.6, 6.6), (13.4, 6.6), label='state latent', at=(10.15, 6.92))
     draw_arrow(axis, (7.65, 5.5), (13.4, 5.5), label="subgoal $z'$", at=(10.15, 5.84))
-    draw_arrow(axis, (13.4, 3.85), (11.65, 3.85), label='action', at=(12.55, 4.17))
+    draw_arrow(axis, (13.4, 4.2), (11.65, 4.2), label='action', at=(12.55, 4.52))
     draw_arrow(axis, (8.65, 3.85), (7.65, 3.85), label='$s, g$', at=(8.18, 4.19))
 
 
@@ -159,11 +166,13 @@ def save(figure, path):
     picture.save(path, optimize=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or ' ').splitlines()[0])
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument('--output', type=Path, default=OUTPUT,
                         help='.png, .pdf or .svg file (default: %(default)s)')
-    flags = parser.parse_args()
+    add_format(parser)
+    flags = parser.parse_args(argv)
+    output = output_path(flags.output, flags.format)
 
     with style.context(['default', {'mathtext.fontset': 'cm'}]):
         figure = Figure(figsize=(WIDTH / 2, HEIGHT / 2), dpi=DPI)
@@ -172,8 +181,8 @@ def main():
         axis.axis('off')
         draw_overview(axis)
         draw_legend(figure)
-        save(figure, flags.output)
+        save(figure, output)
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

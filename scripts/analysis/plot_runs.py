@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
-from support.figures import format_of, plot_bands  # noqa: E402
+from support.figures import add_format, output_path, plot_bands  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
 from support.stats import last_three_mean, over_runs  # noqa: E402
@@ -92,9 +92,10 @@ def main(argv=None):
     parser.add_argument('--metric', default='evaluation/overall_success',
                         help='column of the CSV files (default: %(default)s)')
     parser.add_argument('--output', default='runs.png', help='.png, .pdf or .svg file (default: %(default)s)')
+    add_format(parser)
     parser.add_argument('--title', default='', help='title of the figure')
     flags = parser.parse_args(argv)
-    format_of(flags.output)
+    output = output_path(flags.output, flags.format)
 
     groups = {}
     for label, paths in find_runs(flags.runs).items():
@@ -103,8 +104,8 @@ def main(argv=None):
 
     percent = 'success' in flags.metric
     ylabel = flags.metric.split('/')[-1].replace('_', ' ') + (', %' if percent else '')
-    plot_bands(groups, flags.output, ylabel, flags.title or 'mean and 95 % interval', percent=percent)
-    print(f'written: {flags.output}')
+    plot_bands(groups, output, ylabel, flags.title or 'mean and 95 % interval', percent=percent)
+    print(f'written: {output}')
 
 
 if __name__ == '__main__':
