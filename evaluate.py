@@ -252,8 +252,9 @@ def measure(config, path, checkpoint, dataset, overrides):
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
+    state = overrides.apply(checkpoint['agent']) | {'optimizer': None}  # which acting does not need
     with prefix_errors(path):
-        agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
+        agent = OnlineAgent.from_state_dict(state, device, backend)
         observation_model = observation_model_of(checkpoint)
 
     # environments and episodes
