@@ -667,7 +667,7 @@ class OnlineTraining:
             if success >= max(self.best, 0.0):
                 self.best = success
                 # before last.pth: after a kill in between, it is repeated
-                self.save('best_model.pth', success=success)
+                self.save('best_model.pth', success=success, steps=self.collector.steps)
         self.save_all()
 
     def finish_without_rounds(self):
