@@ -58,7 +58,7 @@ class EvaluateConfig:
     compare: str = flag('', 'second checkpoint, evaluated on the same episodes')
     compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
     video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
-    output: str = flag('', 'JSON file for the metrics; default: evaluation_<n>_episodes_seed<k>.json beside the checkpoint')
+    output: str = flag('', 'JSON file for the metrics; default: beside the checkpoint, named by episodes and seed')
 
 
 # beside the JSON

@@ -311,7 +311,7 @@ def test_flags_accept_underscores_and_dashes(monkeypatch, script):
     script.main([])
     assert got[0] == got[1] != got[2]
     values = {name: value for config in got[0] for name, value in dataclasses.asdict(config).items()}
-    assert values.items() >= {'dataset_path': 'a.npz', 'batch_size': 3, 'lr': 0.5, 'resume': True}.items()
+    assert values.items() >= {'dataset_path': 'a.npz', 'batch_size': 3, 'lr': 0.5, 'resume': 'yes'}.items()
     assert got[2] == tuple(type(config)() for config in got[2])
 
 

@@ -288,7 +288,7 @@ def test_output_that_cannot_be_written_is_found_before_any_episode(checkpoints, 
         raise OSError(30, 'Read-only file system')
 
     monkeypatch.setattr('tempfile.TemporaryFile', read_only)
-    with pytest.raises(OSError, match=r'evaluation_3_episodes_seed0.json cannot be written \(Read-only file system\); name'):
+    with pytest.raises(OSError, match=r'_seed0.json cannot be written \(Read-only file system\); name'):
         run(checkpoints[0])
 
 

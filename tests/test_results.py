@@ -238,7 +238,7 @@ def spoil(path, text):
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda folders: (folders[-1] / 'evaluation.json').unlink(), 'holds no evaluation*.json; run python evaluate.py --checkpoint'),
+    (lambda folders: (folders[-1] / 'evaluation.json').unlink(), 'holds no evaluation*.json; run python evaluate.py'),
     (lambda folders: (folders[-1] / 'online.csv').unlink(), 'holds no online.csv'),
     (lambda folders: (folders[0] / 'config.json').unlink(), 'config.json does not exist'),
     (lambda folders: folders.pop(0), 'no offline run among them'),
