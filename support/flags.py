@@ -35,7 +35,8 @@ def flag(default, help, basic=False, **options):
         help: text for --help.
         basic: whether --help shows the flag; --help_all shows every flag.
         options: `choices`, `type`, `bare` (the value of a flag without one), and limits of a number: `least`,
-            `most` (included), `above`, `below` (excluded). `from_data`: 0 is replaced by a number that follows from the data (`Run.set_flags`).
+            `most` (included), `above`, `below` (excluded). `from_data`: 0 is replaced by a number that follows
+            from the data (`Run.set_flags`).
     """
     return dataclasses.field(default=default, metadata={'help': help, 'basic': basic, **options})
 
