@@ -194,7 +194,7 @@ class Collector:
         They are at least one for each environment, and about `ROUND_STEPS` steps.
 
         Args:
-            progress: tqdm bar of environment steps with --max_steps, else of episodes.
+            progress: its `update(n)` counts environment steps with --max_steps, else episodes.
             random_steps: random steps of this round, in place of those of the config and of episodes.
 
         Returns:
