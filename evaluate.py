@@ -6,7 +6,8 @@
     python evaluate.py --checkpoint A/last.pth --stuck_noise 1           noise while the robot is stuck
     python evaluate.py --checkpoint A/last.pth --video                   one video per task
 
-The newest evaluation is in evaluation.json, a former one is kept as evaluation-1.json, -2 and so on.
+The metrics are in evaluation_50_episodes_seed0.json (50 episodes of each task, seed 0) beside the checkpoint, and as
+one row in a CSV file of that name. A former evaluation of that name is kept: ….json becomes …-1.json, -2 and so on.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from observing.observation_models import observation_model_of
 from ogbench_utils import make_env
 from online_agent import OnlineAgent, OnlineConfig
 from rollouts import evaluate
+from support.contents import has_type
 from support.devices import choose_device, set_seed
 from support.figures import FORMATS, format_flag, optional_picture
 from support.files import check_writable, load_checkpoint, prefix_errors, write_atomic
@@ -57,12 +59,12 @@ class EvaluateConfig:
     compare_set: str = flag('', 'settings of --compare, such as plan=False,action_scale=1')
     video: bool = flag(False, 'videos of one episode per task; needs EGL or OSMesa')
     format: str = format_flag()
-    output: str = flag('', 'JSON file for the metrics; default: evaluation.json beside the checkpoint')
+    output: str = flag('', 'JSON file for the metrics; default: beside the checkpoint, named by episodes and seed')
 
 
 # beside the JSON
 PICTURES = ('paths', 'values', 'compared_paths', 'compared_values')
-RESULTS = (*(f'{name}.{format}' for name in PICTURES for format in FORMATS), 'videos')
+RESULTS = ('.csv', *(f'_{name}.{format}' for name in PICTURES for format in FORMATS), '_videos')
 
 
 @dataclasses.dataclass
@@ -120,7 +122,7 @@ def run(config):
     checkpoint = load_checkpoint(config.checkpoint, 'online')
     other = load_checkpoint(config.compare, 'online') if config.compare else None
     dataset = config.dataset or checkpoint['dataset']
-    output = Output(Path(config.output or Path(config.checkpoint).with_name('evaluation.json')))
+    output = Output(output_path(config))
     with prefix_errors(config.checkpoint):
         observation_model = observation_model_of(checkpoint)
     maze = open_maze(dataset, observation_model)
@@ -145,23 +147,36 @@ def run(config):
 
     # pictures
     for prefix, (offline, some, their_metrics) in drawn.items():
-        path = output.beside(f'{prefix}{"paths" if maze else "values"}.{config.format}')
+        path = output.beside(f'_{prefix}{"paths" if maze else "values"}.{config.format}')
         with optional_picture(path):
             draw_evaluation(maze, offline, some, path, title(dataset, their_metrics))
             print(f'picture: {path}')
     if config.video:
-        folder = output.beside('videos')
+        folder = output.beside('_videos')
         with optional_picture(folder):
             for path in record(dataset, episodes, folder, observation_model):
                 print(f'video: {path}')
     return metrics
 
 
-class Output:
-    """The file of the metrics, and the names of the pictures and videos beside it.
+def output_path(config):
+    """Return the path of the JSON file of an EvaluateConfig.
 
-    A former evaluation is kept: <name>.json becomes <name>-1.json, or the first free number, and so do its
-    pictures and videos.
+    Raises:
+        ValueError: --output is the name of the CSV file that is written beside it.
+    """
+    if Path(config.output).suffix == '.csv':
+        raise ValueError(f'--output {config.output}: names the JSON file, beside which a .csv is written; end it '
+                         'in .json')
+    name = f'evaluation_{config.episodes_per_task}_episodes_seed{config.seed}.json'
+    return Path(config.output or Path(config.checkpoint).with_name(name))
+
+
+class Output:
+    """The JSON file of the metrics, a CSV file with one row of them, and the names of pictures and videos.
+
+    A former evaluation is kept: <name>.json becomes <name>-1.json, or the first free number, and so do the files
+    beside it.
 
     Raises:
         OSError: if the file cannot be written; found before any episode.
@@ -173,11 +188,11 @@ class Output:
         self.is_own = False  # whether the file is of this evaluation
 
     def beside(self, name):
-        """Return the path of a picture or of the folder of videos."""
-        return self.path.with_name(f'{self.path.stem}_{name}')
+        """Return the path of one of `RESULTS`."""
+        return self.path.with_name(f'{self.path.stem}{name}')
 
     def write(self, metrics):
-        """Write the metrics, unless the file has all of them.
+        """Write the metrics, unless the file has all of them, and their numbers as a row of the CSV file.
 
         Raises:
             OSError: if the file cannot be written; the metrics are printed instead.
@@ -187,10 +202,12 @@ class Output:
         try:
             if not self.is_own and self.path.exists():
                 if self.has(metrics):
+                    self.write_row(metrics)
                     return
                 kept = self.keep_former()
             write_atomic(self.path, lambda file: file.write(text.encode()))
             self.is_own = True
+            self.write_row(metrics)
         except OSError as error:
             print(text)
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
@@ -198,6 +215,12 @@ class Output:
                           'printed above, --output names another file') from error
         if kept:
             print(f'the former evaluation is kept: {kept}')
+
+    def write_row(self, metrics):
+        """Write the numbers among the metrics as the only row of the CSV file."""
+        row = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        text = f"{','.join(row)}\n{','.join(map(repr, row.values()))}\n"
+        write_atomic(self.beside('.csv'), lambda file: file.write(text.encode()))
 
     def has(self, metrics):
         """Return whether the file holds these metrics."""
@@ -216,7 +239,7 @@ class Output:
             number += 1
         for name in RESULTS:
             if self.beside(name).exists():
-                self.beside(name).replace(kept.with_name(f'{kept.stem}_{name}'))
+                self.beside(name).replace(kept.with_name(f'{kept.stem}{name}'))
         return self.path.replace(kept)
 
 
@@ -255,9 +278,13 @@ def measure(config, path, checkpoint, dataset, overrides):
     device = choose_device(config.device)
     prepare_cpu(device)
     backend = choose_backend(config.mamba_backend, device)[0]
+    state = overrides.apply(checkpoint['agent']) | {'optimizer': None}  # which acting does not need
     with prefix_errors(path):
-        agent = OnlineAgent.from_state_dict(overrides.apply(checkpoint['agent']), device, backend)
+        agent = OnlineAgent.from_state_dict(state, device, backend)
         observation_model = observation_model_of(checkpoint)
+        steps = checkpoint.get('collector', checkpoint).get('steps', 0)  # of the environment, in training
+        if not has_type(steps, int):
+            raise ValueError(f'its number of environment steps is {steps}')
 
     # environments and episodes
     n = config.episodes_per_task
@@ -281,6 +308,7 @@ def measure(config, path, checkpoint, dataset, overrides):
         metrics[f'evaluation/{name}_high'] = high
         metrics[f'evaluation/{name}_reached'] = float(np.mean([episode.reached for episode in part]))
     metrics['checkpoint'] = str(path)
+    metrics['step'] = steps
     metrics['dataset'] = dataset
     metrics['episodes_per_task'] = n
     metrics['seed'] = config.seed

@@ -6,6 +6,7 @@ Each objective (docs/method.md) is one method that maps (latents, batch) to (los
 
 import copy
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -173,13 +174,17 @@ class OfflineAgent:
             'contrast': nn.Linear(d, d),
         }).to(self.device).eval()
 
-        # targets and optimiser
+        # targets
         self.targets = copy.deepcopy(nn.ModuleDict({k: self.nets[k] for k in ('encoder', 'value')}))
         self.targets.requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
         self.has_objects = False
         self.has_dropout = False
+
+    @functools.cached_property
+    def optimizer(self):
+        """Return the Adam optimiser of `nets`, made when it is first used: with it, torch loads its compiler (3 s)."""
+        return torch.optim.Adam(self.nets.parameters(), lr=self.config.lr, fused=True)
 
     @property
     def encoder(self):

@@ -28,10 +28,10 @@ from support.figures import HIGHER, LOWER, Curves, Panel, format_flag, optional_
 from support.files import prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
-from support.progress import progress_bar, say
+from support.progress import progress_bar
 from support.runs import RunConfig, Stopped, open_run
 from trajectories import load_dataset, slowness_summary
-from utils import expected_time, mean_of
+from utils import mean_of
 
 VAL_BATCHES = 8  # batches of a validation, the same ones every time
 
@@ -345,19 +345,12 @@ class OfflineTraining:
                   'done; raise --num_updates to continue it')
             self.draw_curves()
 
-        first = self.agent.step
-        self.progress = progress_bar(total=self.num_updates, initial=first, unit='update')
-        begin = time.perf_counter()
+        self.progress = progress_bar(total=self.num_updates, initial=self.agent.step, unit='update')
         self.start_clock()
         try:
             self.log_row_if_due()  # of a run that ended in its validation
             while self.agent.step < self.num_updates:
                 self.update()
-                if self.agent.step - first == 30:
-                    seconds = time.perf_counter() - begin
-                    if line := expected_time(first, self.agent.step, self.num_updates, seconds):
-                        say(line)
-
                 self.log_row_if_due()
                 if self.run.stop.signal:
                     raise Stopped

@@ -18,6 +18,7 @@ bounds of the environment's action space.
 
 import copy
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -137,9 +138,13 @@ class OnlineAgent:
         self.estimator = self._make_estimator()
         self.planner = self._make_planner()
         self.labeler = Labeler(offline.observation_dim, self.action_dim)
-        self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=config.lr, fused=True)
         self.step = 0
         self.warned_of_goal = False
+
+    @functools.cached_property
+    def optimizer(self):
+        """Return the Adam optimiser of `nets`, made when it is first used: with it, torch loads its compiler (3 s)."""
+        return torch.optim.Adam(self.nets.parameters(), lr=self.config.lr, fused=True)
 
     def _make_nets(self):
         """Return the trained networks, a ModuleDict in eval mode on the agent's device."""

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import math
 import shlex
-import time
 from pathlib import Path
 
 import support.threads  # noqa: F401  before torch
@@ -50,11 +49,11 @@ from support.npz import (
     load_borders,
     load_trajectories,
 )
-from support.progress import progress_bar, say
+from support.progress import WorkProgress, progress_bar, say
 from support.runs import RunConfig, Stopped, open_run, runs_of
 from tasks import build_map, load_map
 from trajectories import TRAINING_SEED, ReplayBuffer, load_recorded
-from utils import expected_time, mean_of, normalize_actions
+from utils import mean_of, normalize_actions
 
 
 @dataclasses.dataclass
@@ -529,28 +528,19 @@ class OnlineTraining:
             self.finish_without_rounds()
             return
 
-        rounds = 0
         self.open_progress()
         try:
             while self.round or not self.collector.done:
-                done_before = self.progress.n
-                begin = time.perf_counter()
-
                 if not self.round:
                     # a stop during collection drops the round
                     with self.run.stop.interruptible():
                         self.collect_and_refresh()
+                self.expect_work()
                 self.update()
                 metrics, episodes = self.evaluate_if_due()
                 self.finish_round(metrics)
                 self.draw(episodes)
-
-                rounds += 1
-                # the first round has random steps, so that its time does not predict the others
-                if rounds == 2 and not self.collector.done:
-                    seconds = time.perf_counter() - begin
-                    if line := expected_time(done_before, self.progress.n, self.progress.total, seconds):
-                        say(line)
+                self.progress.update(self.unit, 0)
                 self.run.stop.check()
         except Stopped:
             if self.round:
@@ -561,13 +551,23 @@ class OnlineTraining:
             self.progress.close()
 
     def open_progress(self):
-        """Open a bar of environment steps with --max_steps, else of episodes."""
-        if self.config.max_steps:
-            self.progress = progress_bar(total=self.config.max_steps, initial=self.collector.steps,
-                                         unit='step')
-        else:
-            self.progress = progress_bar(total=self.config.max_episodes, initial=self.collector.episodes,
-                                         unit='episode')
+        """Open a bar of gradient steps and of environment steps with --max_steps, else of episodes."""
+        self.unit = 'steps' if self.config.max_steps else 'episodes'
+        done = self.collector.steps if self.config.max_steps else self.collector.episodes
+        self.progress = WorkProgress({self.unit: done, 'updates': self.agent.step})
+
+    def expect_work(self):
+        """Correct the work that is left, in the collected round and in those to come, and with it the bar."""
+        collector = self.collector
+        steps = self.config.max_steps - collector.steps
+        left = steps
+        if not self.config.max_steps:
+            left = self.config.max_episodes - collector.episodes
+            steps = left * collector.steps / max(collector.episodes, 1)
+        if collector.done:
+            steps = left = 0
+        due = self.round.updates_due - len(self.round.infos)
+        self.progress.expect(**{self.unit: left}, updates=due + round(self.config.update_ratio * steps))
 
     def collect_and_refresh(self):
         """Collect one round of episodes, fit the labeler to all online steps, label the data, begin a Round."""
@@ -619,7 +619,7 @@ class OnlineTraining:
         """
         # episodes
         is_first = not self.collector.steps
-        collected = self.collector.round(self.progress, random_steps)
+        collected = self.collector.round(self.progress.counter(self.unit), random_steps)
         dropped = 0
         for episode in collected.episodes:
             if episode.length:  # 0: a fault at its first step
@@ -672,10 +672,12 @@ class OnlineTraining:
         """
         self.log_updates_if_due()  # of a run that ended before this row was written
         missing = self.round.updates_due - len(self.round.infos)
-        for _ in progress_bar(range(missing), 'updates', leave=False):
+        self.progress.update(self.unit, 0)  # labels took the time since the last episode
+        for _ in range(missing):
             batch = self.batches.sample(self.rng)
             info = self.agent.update(batch)
             self.round.infos.append(info)
+            self.progress.update('updates')
             if not math.isfinite(info['total_loss'] + info['grad_norm']):
                 self.run.report_nonfinite(self.agent.step, info, batch.row_numbers())
             self.log_updates_if_due()
@@ -748,7 +750,7 @@ class OnlineTraining:
             if success >= max(self.best, 0.0):
                 self.best = success
                 # before last.pth: after a kill in between, it is repeated
-                self.save('best_model.pth', success=success)
+                self.save('best_model.pth', success=success, steps=self.collector.steps)
         self.save_all()
 
     def finish_without_rounds(self):

@@ -98,8 +98,9 @@ def load_offline(path, device='cpu'):
 
 def _load(path, kind, agent_class, wrapper_class, device):
     checkpoint = load_checkpoint(path, kind)
+    state = checkpoint['agent'] | {'optimizer': None}  # which nothing here needs
     with prefix_errors(path):
-        agent = agent_class.from_state_dict(checkpoint['agent'], device)
+        agent = agent_class.from_state_dict(state, device)
         name = checkpoint.get('dataset') or checkpoint['data']['dataset']
         return wrapper_class(agent, observation_model_of(checkpoint), name)
 

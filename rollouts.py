@@ -215,7 +215,7 @@ class Collector:
         """Collect `random_steps` random steps in the first round, later whole episodes.
 
         Args:
-            progress: tqdm bar of environment steps with --max_steps, else of episodes.
+            progress: its `update(n)` counts environment steps with --max_steps, else episodes.
             random_steps: random steps of this round, in place of those of the config and of episodes.
 
         Returns:

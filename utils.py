@@ -1,4 +1,4 @@
-"""Small tools of both halves of OPSO: weights, times, schedules, mean metrics, action bounds."""
+"""Small tools of both halves of OPSO: weights, schedules, mean metrics, action bounds."""
 
 import numpy as np
 import torch
@@ -44,27 +44,6 @@ def load_optimizer(optimizer, state):
         if found != [(), parameters[i].shape, parameters[i].shape]:
             raise ValueError(f'its optimiser does not have the sizes of its networks: parameter {i}')
     optimizer.load_state_dict({'state': moments, 'param_groups': optimizer.state_dict()['param_groups']})
-
-
-def duration(seconds):
-    """Format seconds as hours and minutes: 4210 is '1 h 10 min'."""
-    minutes = round(seconds / 60)
-    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{max(minutes, 1)} min'
-
-
-def expected_time(first, done, total, seconds):
-    """Return one line on the time that the rest takes; '' if there is no rest, or no speed yet.
-
-    Args:
-        first, done, total: counts of updates, steps or episodes.
-        seconds: time from the count `first` to `done`.
-    """
-    left = total - done
-    if left <= 0 or done <= first:
-        return ''
-    rate = (done - first) / seconds
-    return (f'expected time: {duration(left / rate)} for the other {left:,} of {total:,}, '
-            f'at {rate:.3g} per second')
 
 
 def linear_schedule(start, end, duration, step):

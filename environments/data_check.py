@@ -7,6 +7,8 @@ import contextlib
 import math
 from pathlib import Path
 
+import support.threads  # noqa: F401  before torch
+
 import numpy as np
 
 from environments.agreement import compare_states, first_states

@@ -23,8 +23,10 @@ from environments.checks import closing
 from environments.custom_env import is_custom
 from observing.observation_models import FULL_STATE, ObservationModel
 from support.flags import run_main
+from support.progress import progress_bar, warn
 
 ROOT = Path(__file__).resolve().parents[1]
+FRAME = 'frame'  # a line for each rendered frame
 FRAME_RATE = 12  # frames per second
 PROBE_TIMEOUT = 60.0  # seconds
 REPLAY_TOL = 1e-4  # error of a replayed dimension, relative to its largest absolute value
@@ -56,8 +58,11 @@ def find_gl():
     return None, failures
 
 
-def _run(gl, *arguments, timeout=None):
-    """Run this file in a subprocess with `gl` as its MUJOCO_GL; return the CompletedProcess."""
+def _run(gl, *arguments, timeout=None, progress=None):
+    """Run this file in a subprocess with `gl` as its MUJOCO_GL; return the CompletedProcess.
+
+    `progress` counts the lines `FRAME` of its output; `timeout`, in seconds, is for calls without it.
+    """
     unwanted = ('MUJOCO_GL', 'PYOPENGL_PLATFORM')
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     if gl:
@@ -67,7 +72,23 @@ def _run(gl, *arguments, timeout=None):
 
     command = [sys.executable, __file__, *map(str, arguments)]
     environment['PYTHONIOENCODING'] = 'utf-8'  # paths pass through the output
-    return subprocess.run(command, env=environment, capture_output=True, encoding='utf-8', timeout=timeout)
+    if progress is None:
+        return subprocess.run(command, env=environment, capture_output=True, encoding='utf-8', timeout=timeout)
+
+    lines = []
+    with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as errors, \
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors,
+                             encoding='utf-8') as process:
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                progress.update(line.strip() == FRAME)
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, ''.join(lines), errors.read())
 
 
 def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, every=8):
@@ -86,27 +107,29 @@ def record(dataset, episodes, folder, observation_model=FULL_STATE, size=320, ev
     Returns:
         The list of paths.
     """
-    gl, failures = find_gl()
-    if gl is None and not is_custom(dataset):  # a custom environment may render without OpenGL
-        reasons = '; '.join(f'{name or "default"}: {reason}' for name, reason in failures.items())
-        print(f'no video: no OpenGL library can render here ({reasons}); {INSTALL_HINT}', file=sys.stderr)
-        return []
+    first = {episode.task: episode for episode in reversed(episodes)}
+    total = sum(-(-len(episode.actions) // every) + 1 for episode in first.values())
+    with progress_bar(total=total, desc='videos', unit='frame', leave=False) as progress:
+        gl, failures = find_gl()
+        if gl is None and not is_custom(dataset):  # a custom environment may render without OpenGL
+            reasons = '; '.join(f'{name or "default"}: {reason}' for name, reason in failures.items())
+            warn(f'no video: no OpenGL library can render here ({reasons}); {INSTALL_HINT}')
+            return []
 
-    paths = []
-    for task in sorted({episode.task for episode in episodes}):
-        episode = next(e for e in episodes if e.task == task)
-        with tempfile.TemporaryDirectory() as temporary:
-            job = Path(temporary) / 'job.npz'
-            output = Path(folder).resolve() / f'task{task}'
-            write_job(job, dataset, episode, output, observation_model, size, every)
-            done = _run(gl or '', 'render', job)
+        paths = []
+        for task, episode in sorted(first.items()):
+            with tempfile.TemporaryDirectory() as temporary:
+                job = Path(temporary) / 'job.npz'
+                output = Path(folder).resolve() / f'task{task}'
+                write_job(job, dataset, episode, output, observation_model, size, every)
+                done = _run(gl or '', 'render', job, progress=progress)
 
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}']
-            print(f'no video of task {task}: {lines[-1].removeprefix("error: ")}', file=sys.stderr)
-        else:
-            paths.append(Path(done.stdout.splitlines()[-1]))
-    return paths
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or [f'the process ended with code {done.returncode}']
+                warn(f'no video of task {task}: {lines[-1].removeprefix("error: ")}')
+            else:
+                paths.append(Path(done.stdout.splitlines()[-1]))
+        return paths
 
 
 def write_job(path, dataset, episode, output, observation_model, size, every):
@@ -177,7 +200,7 @@ def render(job):
 def _replay(env, draw, task, seed, actions, observations, success, every):
     """Return frames (PIL images) of an episode that is repeated in `env` and rendered by `draw()`.
 
-    Other arguments: those of `write_job`, or parts of its `Episode`.
+    It prints a line for each frame. Other arguments: those of `write_job`, or parts of its `Episode`.
     """
     from ogbench_utils import reset_env
 
@@ -191,6 +214,7 @@ def _replay(env, draw, task, seed, actions, observations, success, every):
         if last or step % every == 0:
             outcome = success if last else None
             frames.append(label(_render_frame(draw), f'task {task}   step {step}', outcome))
+            print(FRAME, flush=True)
         if not last:
             observation = np.array(env.step(actions[step].copy())[0], np.float32)
     return frames

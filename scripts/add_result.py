@@ -4,7 +4,8 @@
     python scripts/add_result.py main OFFLINE_FOLDER SIMULATOR_LABELS_FOLDER ONLINE_FOLDER
     python scripts/add_result.py expert-noise-0.2 FOLDER          (of scripts/experts/evaluate_expert.py)
 
-The online folder holds the evaluation.json of evaluate.py. The config.json of a folder names its half. Files
+The online folder holds the JSON files of evaluate.py; of several, the one with the most episodes counts, and the newest
+of equal ones. The config.json of a folder names its half. Files
 of flags (`@configs/puzzle.args`) are read from this repository, and their flags enter the row.
 `python scripts/make_tables.py` then rewrites the tables.
 """
@@ -65,6 +66,29 @@ def evaluation_flags(metrics, online_flags):
     return ' '.join(words)
 
 
+def read_evaluation(folder):
+    """Return the metrics of the evaluation with the most episodes in a folder, and the path of their JSON file.
+
+    Of equal ones it is the newest. Results are those of the last checkpoint, so best_model.pth does not count.
+
+    Raises:
+        ValueError: there is none, or one is damaged.
+    """
+    paths = sorted(folder.glob('evaluation*.json'), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not paths:
+        raise ValueError(f'{folder} holds no evaluation*.json; run python evaluate.py --checkpoint '
+                         f'{folder / "last.pth"}')
+    metrics = {path: read_json(path) for path in paths}
+    for path in paths:
+        if not isinstance(metrics[path].get('episodes_per_task'), int):
+            raise ValueError(f'{path} lacks episodes_per_task')
+    of_last = [path for path in paths if Path(str(metrics[path].get('checkpoint'))).name != 'best_model.pth']
+    if not of_last:
+        raise ValueError(f'{folder}: its evaluations are of best_model.pth; evaluate {folder / "last.pth"}')
+    chosen = max(of_last, key=lambda path: metrics[path]['episodes_per_task'])
+    return metrics[chosen], chosen
+
+
 def success_without_plan(metrics, path):
     """Return the success of the same checkpoint under `--compare_set plan=False`, None without it."""
     comparison = metrics.get('comparison')
@@ -76,7 +100,7 @@ def success_without_plan(metrics, path):
 
 
 def make_run(experiment, dataset, seed, metrics, path, **training):
-    """Build a row from `metrics` (the evaluation.json at `path`) and the columns in `training`."""
+    """Build a row from `metrics` (the JSON file at `path`) and the columns in `training`."""
     texts = ('commit', 'offline_flags', 'simulator_flags', 'online_flags')
     numbers = ('offline_updates', 'online_updates', 'simulator_steps', 'environment_steps', 'labels_r2')
     training = dict.fromkeys(texts, '') | dict.fromkeys(numbers) | training
@@ -97,18 +121,17 @@ def make_run(experiment, dataset, seed, metrics, path, **training):
 
 
 def read_run(experiment, folders):
-    """Build the row of a finished run from its folders.
+    """Build the row of a finished run from its folders; return it and the path of its evaluation.
 
     Raises:
         ValueError: names a bad file.
     """
     # the folder of an expert has an evaluation and no config.json
     if len(folders) == 1 and not (folders[0] / 'config.json').is_file():
-        path = folders[0] / 'evaluation.json'
-        metrics = read_json(path)
+        metrics, path = read_evaluation(folders[0])
         if 'noise' not in metrics:
             raise ValueError(f'{folders[0] / "config.json"} does not exist')
-        return make_run(experiment, metrics['dataset'], 0, metrics, path)
+        return make_run(experiment, metrics['dataset'], 0, metrics, path), path
 
     halves = read_halves(folders)
     offline, offline_config = halves['offline']
@@ -116,8 +139,7 @@ def read_run(experiment, folders):
     flags = config['flags']
     if missing := {'dataset', 'seed', 'initial_updates', 'update_ratio', 'random_steps'} - flags.keys():
         raise ValueError(f'{online / "config.json"} lacks the flags {", ".join(sorted(missing))}')
-    path = online / 'evaluation.json'
-    metrics = read_json(path)
+    metrics, path = read_evaluation(online)
 
     steps = last_step(online, ['online.csv'])
     simulator = {}
@@ -129,7 +151,7 @@ def read_run(experiment, folders):
         }
 
     r2 = [row['labeler/r2'] for row in read_csv(online / 'online.csv') if 'labeler/r2' in row]
-    return make_run(
+    run = make_run(
         experiment, flags['dataset'], flags['seed'], metrics, path,
         commit=(config.get('git_commit') or '')[:7],
         offline_flags=method_flags(offline_config['argv'], ROOT),
@@ -140,6 +162,7 @@ def read_run(experiment, folders):
         labels_r2=round(r2[-1], DIGITS) if r2 else None,
         **simulator,
     )
+    return run, path
 
 
 def main():
@@ -149,12 +172,12 @@ def main():
     parser.add_argument('--csv', default=str(ROOT / 'results' / 'runs.csv'), help='default: %(default)s')
     flags = parser.parse_args()
 
-    run = read_run(flags.experiment, flags.folders)
+    run, path = read_run(flags.experiment, flags.folders)
     replaced = add_run(flags.csv, run)
     action = 'replaced in' if replaced else 'added to'
     name = f'{run.experiment}, {run.dataset}, seed {run.seed}'
     episodes = f'{TASKS * run.episodes_per_task} episodes'
-    print(f'{name}: {100 * run.success:.1f} % of {episodes}, {action} {flags.csv}')
+    print(f'{name}: {100 * run.success:.1f} % of {episodes} ({path}), {action} {flags.csv}')
 
 
 if __name__ == '__main__':

@@ -1,17 +1,24 @@
-"""Train several seeds in processes that share the cores, then aggregate their metrics.
+"""Train several seeds and datasets as jobs on this machine or on a SLURM cluster, then aggregate their metrics.
 
     python scripts/launch.py offline_trainer.py --seeds 0 1 2 --save_dir runs/medium -- --num_updates 3000
     python scripts/launch.py online_trainer.py --seeds 0 1 2 --save_dir runs/medium-online -- \\
         --offline_checkpoint "runs/medium/seed{seed}/last.pth"
+    python scripts/launch.py offline_trainer.py --datasets antmaze-medium-navigate-v0 antmaze-large-navigate-v0 \\
+        --save_dir runs/offline --cluster slurm --slurm partition=cpu
 
-Seed k trains in <save_dir>/seed<k>, and its output goes to <save_dir>/seed<k>.log. The same command resumes
-unfinished runs. It writes aggregate.csv, aggregate.md and aggregate.png to <save_dir>: mean, interquartile
-mean and 95 % bootstrap interval over the seeds (Agarwal et al. 2021).
+submitit runs the jobs (pip install -r requirements-launch.txt). Seed k trains in <save_dir>/seed<k>, or with --datasets
+in <save_dir>/<dataset>/seed<k>; its output goes to seed<k>.log beside that folder. The same command resumes unfinished
+runs, and a job that the cluster preempts or whose time is over saves its run and is queued again. At the end,
+aggregate.csv, .md and .png are written to <save_dir>, or to the folder of each dataset: mean, interquartile mean and
+95 % bootstrap interval over the seeds (Agarwal et al. 2021). SLURM jobs are not waited for: --only_report writes these
+files later.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,11 +33,70 @@ from support.threads import cores  # noqa: E402
 from support.figures import INK, TASK_COLORS, default_style, optional_picture, save, subplots  # noqa: E402
 from support.files import write_atomic  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
+from support.locks import lock_owner  # noqa: E402
 from support.metrics import curve, read_csv  # noqa: E402
-from support.runs import stop_signals  # noqa: E402
+from support.results import split_flags  # noqa: E402
 from support.stats import by_evaluation, over_runs  # noqa: E402
 
 SCRIPTS = {'offline_trainer.py': 'train.csv', 'online_trainer.py': 'online.csv'}
+SLURM_CORES = 2  # of a job
+SAVE_SECONDS = 60  # that a stopped training may take to save
+REQUEUES = 100  # after the time of a job is over
+
+
+@dataclasses.dataclass
+class Training:
+    """One run: what trains or resumes it, and where."""
+
+    name: str  # for messages
+    folder: Path
+    words: list[str]  # the command
+
+    @property
+    def log(self):
+        return self.folder.with_name(f'{self.folder.name}.log')
+
+
+class Job:
+    """A function that submitit calls in a process of its own: it trains some runs, one after the other.
+
+    Args:
+        trainings: list of `Training`. threads: of each. variables: of the environment; None removes one.
+    """
+
+    def __init__(self, trainings, threads, variables):
+        self.trainings = trainings
+        self.threads = threads
+        self.variables = variables
+        self.process = None  # the training that runs
+
+    def __call__(self):
+        """Return the exit codes of the trainings."""
+        variables = {**os.environ, 'OMP_NUM_THREADS': str(self.threads), **self.variables}
+        variables = {name: value for name, value in variables.items() if value is not None}
+        codes = []
+        for training in self.trainings:
+            with open(training.log, 'a', encoding='utf-8') as log:
+                self.process = subprocess.Popen(training.words, stdout=log, stderr=log, env=variables)
+                try:
+                    codes.append(self.process.wait())
+                except BaseException:  # the job is cancelled
+                    self.stop()
+                    raise
+        return codes
+
+    def stop(self):
+        """Let the training save and end; a repeated SIGUSR1 does not cut that short, as a second SIGTERM would."""
+        self.process.send_signal(signal.SIGUSR1)
+
+    def checkpoint(self):
+        """Save the training, and return what submitit queues again: a job that resumes all runs."""
+        import submitit
+
+        self.stop()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.process.pid, 0)  # `Popen.wait`, which this interrupts, holds a lock
+        return submitit.helpers.DelayedSubmission(Job(self.trainings, self.threads, self.variables))
 
 
 @dataclasses.dataclass
@@ -47,60 +113,107 @@ class Point:
         return len(self.values)
 
 
-def command(script, seed, folder, flags):
-    """Return the command that trains or resumes one seed; `{seed}` in a flag becomes the seed."""
-    words = [sys.executable, str(ROOT / script)]
-    words += [flag.replace('{seed}', str(seed)) for flag in flags]
-    words += ['--seed', str(seed), '--save_dir', str(folder)]
-    if (folder / 'config.json').exists():
-        words.append('--resume')
-    return words
+# ------------------------------------------------------------------------------------------------------ jobs
+def plan(options, flags):
+    """Return the list of `Training` of the command line.
 
-
-def start(script, seed, save_dir, flags, threads):
-    """Start the process that trains one seed.
-
-    It has its own process group, so that Ctrl-C does not reach it directly, but through `run_all`.
+    Args:
+        options: of `parse`. flags: of the trainer, with {seed} and {dataset} in place of these.
     """
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
-    log_path = save_dir / f'seed{seed}.log'
-    with open(log_path, 'a', encoding='utf-8') as log:
-        words = command(script, seed, save_dir / f'seed{seed}', flags)
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
-    print(f'seed {seed}: process {process.pid}, output in {log_path}', flush=True)
-    return process
+    trainings = []
+    for dataset in options.datasets or ['']:
+        for seed in options.seeds:
+            folder = group_folder(options, dataset) / f'seed{seed}'
+            words = [sys.executable, str(ROOT / options.script)]
+            words += [flag.replace('{seed}', str(seed)).replace('{dataset}', dataset) for flag in flags]
+            words += ['--dataset', dataset] if dataset else []
+            words += ['--seed', str(seed), '--save_dir', str(folder), '--resume', 'auto']
+            trainings.append(Training(' '.join(filter(None, [dataset, f'seed {seed}'])), folder, words))
+    return trainings
 
 
-def run_all(script, seeds, save_dir, flags, cores):
-    """Train all seeds, as many at a time as there are cores, and return {seed: exit code}."""
-    together = min(len(seeds), cores)
-    threads = max(1, cores // together)
-    save_dir.mkdir(parents=True, exist_ok=True)
+def group_folder(options, dataset):
+    """Return the folder of the runs of a dataset; '': without --datasets."""
+    return Path(options.save_dir, dataset.replace(':', '.'))  # Windows forbids : in names
 
-    waiting = list(seeds)
-    running = {}
-    codes = {}
+
+def divide(trainings, options):
+    """Return the list of `Job` of some trainings: one for each on a cluster, as many as there are cores here."""
+    if options.cluster == 'slurm':
+        return [Job([training], options.cores or SLURM_CORES, {}) for training in trainings]
+
+    # submitit's local jobs all start at once, and see no GPU unless one is reserved
+    available = options.cores or cores()
+    together = min(len(trainings), available)
+    variables = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES')}
+    return [Job(trainings[first::together], available // together, variables) for first in range(together)]
+
+
+def open_executor(options):
+    """Return submitit's executor for the command line.
+
+    Raises:
+        ValueError: submitit or SLURM is missing, or SLURM has no such option.
+    """
     try:
-        while waiting or running:
-            while waiting and len(running) < together:
-                seed = waiting.pop(0)
-                running[seed] = start(script, seed, save_dir, flags, threads)
+        import submitit
+    except ImportError:
+        raise ValueError('launch.py needs submitit: pip install -r requirements-launch.txt') from None
+    try:
+        executor = submitit.AutoExecutor(Path(options.save_dir, 'jobs'), options.cluster,
+                                         slurm_max_num_timeout=REQUEUES, local_max_num_timeout=REQUEUES)
+        executor.update_parameters(name=Path(options.save_dir).name, timeout_min=round(60 * options.hours))
+        if options.cluster == 'slurm':
+            own = dict(word.split('=', 1) for word in options.slurm)
+            executor.update_parameters(cpus_per_task=options.cores or SLURM_CORES, gpus_per_node=options.gpus,
+                                       **{f'slurm_{name}': value for name, value in own.items()})
+    except (RuntimeError, NameError, ValueError, AssertionError) as error:  # their first line says it
+        raise ValueError(f'--cluster {options.cluster}: {str(error).splitlines()[0]}') from error
+    return executor
 
-            ended = [seed for seed, process in running.items() if process.poll() is not None]
-            for seed in ended:
-                codes[seed] = running.pop(seed).returncode
-                outcome = f'FAILED with exit code {codes[seed]}' if codes[seed] else 'done'
-                print(f'seed {seed}: {outcome}', flush=True)
-            time.sleep(0.2)
+
+def run_all(trainings, options):
+    """Submit all trainings; wait for them on this machine. Return the names of those that failed."""
+    executor = open_executor(options)
+    parts = divide(trainings, options)
+    for training in trainings:
+        training.folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f'{training.name}: output in {training.log}', flush=True)
+    jobs = executor.submit_array(parts)
+    if options.cluster == 'slurm':
+        print(f'queued: {", ".join(job.job_id for job in jobs)}; --only_report aggregates the runs later')
+        return []
+
+    try:
+        return wait_for(jobs, parts)
     except BaseException:  # Ctrl-C or SIGTERM: the trainings save and end first
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        for job in jobs:
+            job.cancel()
+        deadline = time.monotonic() + SAVE_SECONDS
+        while time.monotonic() < deadline and any(lock_owner(training.folder) for training in trainings):
+            time.sleep(0.2)
         raise
-    return codes
 
 
+def wait_for(jobs, parts):
+    """Print the outcome of every training of the submitted `parts`; return the names of those that failed."""
+    import submitit
+
+    failed = []
+    waiting = dict(zip(jobs, parts, strict=True))
+    for job in submitit.helpers.as_completed(jobs, poll_frequency=0.2):
+        error = job.exception()
+        codes = job.result() if error is None else [1] * len(waiting[job].trainings)
+        for training, code in zip(waiting[job].trainings, codes, strict=True):
+            outcome = f'FAILED with exit code {code}' if code else 'done'
+            print(f'{training.name}: {outcome}' if error is None else f'{training.name}: FAILED, see '
+                  f'{job.paths.stderr}', flush=True)
+            if code:
+                failed.append(training.name)
+    return failed
+
+
+# ------------------------------------------------------------------------------------------------- aggregates
 def aggregate(tables):
     """Aggregate every column over the seeds.
 
@@ -201,41 +314,74 @@ def report(script, seeds, save_dir):
     return table
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
+def parse(argv):
+    """Return the options of a command line, and the flags of the trainer.
+
+    Raises:
+        ValueError: an option is invalid, or a flag of the trainer is one that is set for each run.
+    """
     split = argv.index('--') if '--' in argv else len(argv)
     parser = argparse.ArgumentParser(description=summary(__doc__),
-                                     epilog='flags after -- go to the trainer, with {seed} replaced')
+                                     epilog='flags after -- go to the trainer, with {seed} and {dataset} replaced')
     parser.add_argument('script', choices=SCRIPTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2],
                         help='seeds to train (default: 0 1 2)')
+    parser.add_argument('--datasets', nargs='+', default=[], help='datasets to train on, each with all seeds')
     parser.add_argument('--save_dir', required=True, help='folder of the runs and of the aggregates')
-    parser.add_argument('--cores', type=int, default=cores(),
-                        help='number of cores to use (default: %(default)s)')
+    parser.add_argument('--cores', type=int, default=0,
+                        help=f'cores for all runs, or for each SLURM job (default: all, or {SLURM_CORES})')
+    parser.add_argument('--cluster', choices=('local', 'slurm'), default='local',
+                        help='where the jobs run (default: %(default)s)')
+    parser.add_argument('--hours', type=float, default=24.0,
+                        help='time limit of a job, which then resumes in a new one (default: %(default)g)')
+    parser.add_argument('--gpus', type=int, default=0, help='GPUs of each SLURM job (default: %(default)s)')
+    parser.add_argument('--slurm', nargs='+', default=[], metavar='NAME=VALUE',
+                        help='options of SLURM, such as partition=cpu account=lab')
+    parser.add_argument('--dry_run', action='store_true', help='print the jobs only')
     parser.add_argument('--only_report', action='store_true',
                         help='aggregate the runs in --save_dir without training')
     options = parser.parse_args(argv[:split])
     flags = argv[split + 1:]
 
-    if options.cores < 1 or len(set(options.seeds)) < len(options.seeds):
-        raise ValueError('--cores must be at least 1, and no seed may be given twice')
-    if reserved := {'--seed', '--save_dir', '--resume'} & set(flags):
-        raise ValueError(f'{sorted(reserved)[0]} is set for each seed; leave it out after --')
+    if any(len(set(words)) < len(words) for words in (options.seeds, options.datasets)):
+        raise ValueError('--seeds, --datasets: no seed or dataset may be given twice')
+    for name, least in (('cores', 0), ('gpus', 0), ('hours', 1 / 60)):
+        if getattr(options, name) < least:
+            raise ValueError(f'--{name} {getattr(options, name)}: must be at least {least:.2g}')
+    if bad := [word for word in options.slurm if '=' not in word]:
+        raise ValueError(f'--slurm {bad[0]}: must be NAME=VALUE, such as partition=cpu')
+    reserved = {'seed', 'save_dir', 'resume'} | ({'dataset'} if options.datasets else set())
+    if given := reserved & {name for name, _ in split_flags(flags)}:
+        raise ValueError(f'--{sorted(given)[0]} is set for each run; leave it out after --')
+    return options, flags
 
-    save_dir = Path(options.save_dir)
-    for number in stop_signals()[1:]:  # all but Ctrl-C: run_all stops the trainings
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    codes = {}
-    if not options.only_report:
-        codes = run_all(options.script, options.seeds, save_dir, flags, options.cores)
 
-    table = report(options.script, options.seeds, save_dir)
-    print(f'\n{table}\n\nwritten: aggregate.csv, .md and .png in {save_dir}')
-    failed = [seed for seed, code in codes.items() if code]
+def main(argv=None):
+    options, flags = parse(sys.argv[1:] if argv is None else argv)
+    trainings = plan(options, flags)
+
+    if options.dry_run:
+        for number, job in enumerate(divide(trainings, options), 1):
+            for training in job.trainings:
+                print(f'job {number}, {training.name}: {shlex.join(training.words)}')
+        return
+
+    # train
+    for name in ('SIGTERM', 'SIGHUP'):  # as Ctrl-C; `nohup` ignores SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    failed = [] if options.only_report else run_all(trainings, options)
+    if options.cluster == 'slurm' and not options.only_report:
+        return
+
+    # aggregate
+    for dataset in options.datasets or ['']:
+        folder = group_folder(options, dataset)
+        print(f'\n{report(options.script, options.seeds, folder)}\n\nwritten: aggregate.csv, .md and .png in {folder}')
     if failed:
-        log_path = save_dir / f'seed{failed[0]}.log'
-        raise OSError(f'seed {", ".join(map(str, failed))} failed; see {log_path}, and repeat the command to '
-                      'resume')
+        log_path = next(training.log for training in trainings if training.name == failed[0])
+        raise OSError(f'{", ".join(failed)} failed; see {log_path}, and repeat the command to resume')
 
 
 if __name__ == '__main__':

@@ -101,7 +101,7 @@ robot() {
     # shellcheck disable=SC2046
     "$PYTHON" online_trainer.py --env "environments.robots:$1" --seed "$4" --max_steps "$3" \
         --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
-    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345
+    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345 --output "$folder/online/evaluation.json"
 }
 
 # robot, file of weights, decisions of its teacher, flags of it, steps of each of two distillations; needs

@@ -34,8 +34,9 @@ def flag(default, help, basic=False, **options):
         default: value without the flag; None means not given.
         help: text for --help.
         basic: whether --help shows the flag; --help_all shows every flag.
-        options: `choices`, `type`, and limits of a number: `least`, `most` (included), `above`, `below`
-            (excluded). `from_data`: 0 is replaced by a number that follows from the data (`Run.set_flags`).
+        options: `choices`, `type`, `bare` (the value of a flag without one), and limits of a number: `least`,
+            `most` (included), `above`, `below` (excluded). `from_data`: 0 is replaced by a number that follows
+            from the data (`Run.set_flags`).
     """
     return dataclasses.field(default=default, metadata={'help': help, 'basic': basic, **options})
 
@@ -59,6 +60,8 @@ def add_flags(parser, config_class, show_all=True):
             options['type'] = field.metadata.get('type', type(field.default))
             if 'choices' in field.metadata:
                 options['choices'] = field.metadata['choices']
+            if 'bare' in field.metadata:
+                options |= {'nargs': '?', 'const': field.metadata['bare']}
         names = dict.fromkeys([f'--{field.name}', f"--{field.name.replace('_', '-')}"])
         group.add_argument(*names, dest=field.name, **options)
 

@@ -80,8 +80,8 @@ class RunConfig:
     wandb_group: str = flag('', 'group of Weights & Biases; default: WANDB_RUN_GROUP')
     wandb_tags: str = flag('', 'tags of Weights & Biases, such as ant,k25; default: WANDB_TAGS')
     save_dir: str = flag('', 'run folder; default: a new <half>_checkpoints/<dataset>/seed<seed>', basic=True)
-    resume: bool = flag(False, 'continue the run in --save_dir, or the newest of this dataset and seed',
-                        basic=True)
+    resume: str = flag('no', 'continue the run in --save_dir, or the newest; auto: if there is one', bare='yes',
+                       choices=('no', 'yes', 'auto'), basic=True)
 
     @property
     def name(self):
@@ -222,8 +222,8 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Context that handles Ctrl-C (SIGINT), SIGTERM, and where they exist SIGHUP (the terminal is closed) and
-    SIGUSR1 (the warning of a batch system).
+    """Context that handles Ctrl-C (SIGINT), SIGTERM, and where they exist SIGHUP (the terminal is closed), SIGUSR1
+    and SIGUSR2 (warnings of a batch system).
 
     After a signal, the next call of `check` raises `Stopped`. Inside `interruptible` the signal raises it at
     once. A second Ctrl-C or SIGTERM ends the process immediately; a terminal may send SIGHUP twice.
@@ -280,7 +280,7 @@ class Stop:
 
 def stop_signals():
     """Return the signals that stop a run; `nohup` ignores SIGHUP, and a run leaves it ignored."""
-    others = [getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
+    others = [getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, name)]
     return [*ENDING_SIGNALS, *(number for number in others if signal.getsignal(number) != signal.SIG_IGN)]
 
 
@@ -303,9 +303,10 @@ def open_run(kind, script, *configs):
     config = configs[0]
     check_trackers(name for name in INSTALL if getattr(config, name))
     root = f'{kind}_checkpoints'
-    folder = new_run_dir(root, config.name, config.seed, config.save_dir, config.resume).resolve()
-    if config.resume and not is_run(folder):
-        raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json')
+    folder = new_run_dir(root, config.name, config.seed, config.save_dir, config.resume != 'no').resolve()
+    if config.resume == 'yes' and not is_run(folder):
+        raise FileNotFoundError(f'--resume: no run in {folder}, there is neither last.pth nor config.json; '
+                                '--resume auto begins one')
 
     with Stop() as stop, run_lock(folder):
         try:
@@ -338,7 +339,7 @@ class Run:
         self.log = None  # before `start_logging`
 
         self.saved = None
-        if self.flags['resume']:
+        if self.flags['resume'] != 'no':
             self.saved = self._load_saved()
 
     def _load_saved(self):

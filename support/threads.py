@@ -10,7 +10,7 @@ threads of this process wait for a core (0.90 of the fair share). The division o
 result, stays the same.
 
 Import this module before torch: OpenMP reads its settings once, when torch loads. Settings of the
-user stay.
+user stay. A script also prints its first line here, before the imports that take seconds.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from support.first_line import print_first_line
+
 SPINS = '20000'  # of libgomp, 0.2 ms: longer than the gaps inside an update
 CROWDED = 0.3  # seconds per second that all threads of this process wait for a core, above which spinning stops
 CALM = 0.15  # the same, below which spinning resumes
@@ -30,6 +32,7 @@ _is_ours = 'OMP_WAIT_POLICY' not in os.environ and os.environ.setdefault('GOMP_S
 if _is_ours:
     os.environ.setdefault('KMP_BLOCKTIME', '0')  # LLVM's and Intel's OpenMP, on other systems: sleep at once
 _watcher = None
+print_first_line()
 
 
 def share_cores():

@@ -1,4 +1,4 @@
-"""The banner of a run: device, reason, backend and expected time."""
+"""The banner of a run: device, reason, backend and labels."""
 
 import sys
 
@@ -9,7 +9,6 @@ from labeling.labeler import Labeler
 from mamba import choose_backend
 from online_trainer import labels_line
 from support.devices import device_line
-from utils import duration, expected_time
 
 
 def test_device_line_names_device_reason_and_backend(monkeypatch):
@@ -68,22 +67,6 @@ def test_choose_backend_uses_the_kernel_without_the_cuda_extension(package, monk
     assert 'mamba_ssm' not in sys.modules
     with pytest.raises(ModuleNotFoundError, match='selective_scan_cuda'):
         import mamba_ssm  # noqa: F401  the stand-in has been removed
-
-
-@pytest.mark.parametrize('seconds, text', [
-    (3, '1 min'), (100, '2 min'), (3599, '1 h 0 min'), (4210, '1 h 10 min')])
-def test_duration_is_in_minutes_and_hours(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_expected_time_is_for_the_remaining_updates():
-    line = expected_time(100, 130, 12_630, 30 / 7)
-    assert line == 'expected time: 30 min for the other 12,500 of 12,630, at 7 per second'
-
-
-@pytest.mark.parametrize('first, done, total', [(0, 30, 30), (0, 31, 30), (30, 30, 100)])
-def test_expected_time_needs_a_rest_and_a_speed(first, done, total):
-    assert expected_time(first, done, total, 1.0) == ''
 
 
 @pytest.mark.parametrize('r2, expected', [

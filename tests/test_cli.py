@@ -173,14 +173,14 @@ def test_online_trainer_writes_checkpoints_csvs_config_and_figures(pipeline):
     expected = {'max_steps': 400, 'num_envs': 5, 'dataset': ANT, 'update_ratio': 0.2}
     assert config['flags'].items() >= expected.items()
     assert config['offline_checkpoint'] == str(offline / 'last.pth')
-    for name in ('online_training_curves', 'maze_paths', 'evaluation_paths'):
+    for name in ('online_training_curves', 'maze_paths', 'evaluation_1_episodes_seed0_paths'):
         assert_is_plot(folder / f'{name}.png')
     assert f'offline checkpoint: {offline / "last.pth"} (6 updates)' in output
 
 
 def test_evaluate_prints_and_writes_success_with_intervals(pipeline):
     _, folder, (*_, output) = pipeline
-    metrics = json.loads((folder / 'evaluation.json').read_text())
+    metrics = json.loads((folder / 'evaluation_1_episodes_seed0.json').read_text())
     assert metrics['checkpoint'] == str(folder / 'last.pth') and metrics['episodes_per_task'] == 1
     for name in ('overall', *(f'task{task}' for task in range(1, 6))):
         rate = metrics[f'evaluation/{name}_success']
@@ -258,12 +258,14 @@ def test_commands_work_for_the_humanoid(folder, quick_training, run_script, caps
     assert [row['step'] for row in rows] == [60, 120]
     assert [row['collect/goal_biased_rate'] for row in rows] == [0, 1]
     evaluate.main(['--checkpoint', str(run / 'last.pth'), '--episodes_per_task', '1'])
-    metrics = json.loads((run / 'evaluation.json').read_text())
+    metrics = json.loads((run / 'evaluation_1_episodes_seed0.json').read_text())
     assert metrics['evaluation/episode_length'] == 30 and metrics['evaluation/overall_success'] == 0
 
 
-MAZE_FIGURES = ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths', 'evaluation_paths']
-MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_values', 'evaluation_values']
+MAZE_FIGURES = ['maze_values', 'maze_proposals', 'maze_latents', 'maze_paths',
+                'evaluation_1_episodes_seed0_paths']
+MANIPULATION_FIGURES = ['trajectory_values', 'trajectory_latents', 'episode_values',
+                        'evaluation_1_episodes_seed0_values']
 
 
 @pytest.mark.parametrize('name, dimensions, figures', [
@@ -291,7 +293,7 @@ def test_commands_work_for_other_families(folder, monkeypatch, capsys, name, dim
     output = capsys.readouterr().out
     assert f'120 states of {dimensions} dimensions' in output
     assert 'map of the data: ' in output and '; used for planning' in output
-    metrics = json.loads((run / 'evaluation.json').read_text())
+    metrics = json.loads((run / 'evaluation_1_episodes_seed0.json').read_text())
     assert metrics['plan'] and metrics.keys() >= {f'evaluation/task{task}_success' for task in range(1, 6)}
 
     folders = (Path('offline_checkpoints'), Path('online_checkpoints'))
@@ -309,7 +311,7 @@ def test_flags_accept_underscores_and_dashes(monkeypatch, script):
     script.main([])
     assert got[0] == got[1] != got[2]
     values = {name: value for config in got[0] for name, value in dataclasses.asdict(config).items()}
-    assert values.items() >= {'dataset_path': 'a.npz', 'batch_size': 3, 'lr': 0.5, 'resume': True}.items()
+    assert values.items() >= {'dataset_path': 'a.npz', 'batch_size': 3, 'lr': 0.5, 'resume': 'yes'}.items()
     assert got[2] == tuple(type(config)() for config in got[2])
 
 

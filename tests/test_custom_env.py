@@ -121,11 +121,11 @@ def test_example_trains_and_is_evaluated(trained):
     drawn = online.parents[2] / 'drawn'
     names = {folder: {path.name for path in folder.iterdir()} for folder in (offline, online, drawn)}
     assert names[offline] >= {'last.pth', 'trajectory_values.png', 'trajectory_latents.png'}
-    assert names[online] >= {'last.pth', 'episode_values.png', 'evaluation_values.png'}
+    assert names[online] >= {'last.pth', 'episode_values.png', 'evaluation_2_episodes_seed0_values.png'}
     assert names[drawn] == {'trajectory_values.png', 'trajectory_latents.png', 'episode_values.png'}
     assert not [*online.glob('maze*')] + [*offline.glob('maze*')]
 
-    metrics = json.loads((online / 'evaluation.json').read_text())
+    metrics = json.loads((online / 'evaluation_2_episodes_seed0.json').read_text())
     assert metrics['dataset'] == EXAMPLE and metrics['plan'] is True
     assert metrics.keys() >= {'evaluation/task1_success', 'evaluation/overall_success'}
     assert 'evaluation/task2_success' not in metrics, 'one task'

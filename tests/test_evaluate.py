@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import gymnasium
 import measure_labels
 import measure_settings
 import numpy as np
+import plot_runs
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from offline_agent import OfflineAgent
 from ogbench_utils import make_env
 from online_agent import OnlineAgent
 from support.files import save_checkpoint
+from support.metrics import read_csv
 from trajectories import TrajectoryDataset
 
 ANT = 'antmaze-medium-navigate-v0'
@@ -64,7 +67,8 @@ def run(checkpoint, *flags):
     """Evaluate 3 episodes per task in this process, where `make_env` is replaced; return the metrics."""
     flags = ['--episodes_per_task', '3', *map(str, flags)]
     evaluate.main(['--checkpoint', str(checkpoint), *flags])
-    return json.loads((checkpoint.parent / 'evaluation.json').read_text())
+    path, = checkpoint.parent.glob('evaluation_*_episodes_seed0.json')
+    return json.loads(path.read_text())
 
 
 def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
@@ -76,8 +80,22 @@ def test_metrics_have_ogbenchs_names_and_intervals(checkpoints):
     assert metrics['evaluation/task3_reached'] == metrics['evaluation/overall_reached'] == 1
     assert (metrics['dataset'], metrics['episodes_per_task'], metrics['seed']) == (ANT, 3, 0)
     assert (metrics['plan'], metrics['action_scale'], metrics['stuck_noise']) == (True, 1.0, 0.0)
-    assert (checkpoints[0].parent / 'evaluation_paths.png').stat().st_size > 20_000
+    assert (checkpoints[0].parent / 'evaluation_3_episodes_seed0_paths.png').stat().st_size > 20_000
     assert 'comparison' not in metrics
+
+
+def test_numbers_are_a_row_that_plot_runs_reads(tmp_path, capsys):
+    """Steps are those of the checkpoint; texts, such as its path, are left out."""
+    for seed, success in enumerate((0.5, 0.75)):
+        output = evaluate.Output(tmp_path / f'seed{seed}' / 'evaluation_50_episodes_seed0.json')
+        metrics = {'evaluation/overall_success': success, 'checkpoint': 'a, b.pth', 'plan': True, 'step': 2000}
+        output.write(metrics)
+        output.beside('.csv').unlink()
+        output.write(metrics)  # the JSON file has them
+    assert read_csv(output.beside('.csv')) == [{'evaluation/overall_success': 0.75, 'plan': 1, 'step': 2000}]
+    plot_runs.main([f'{tmp_path}/seed*/{output.beside(".csv").name}', '--output', str(tmp_path / 'x.png')])
+    assert re.search(r' 2 +2,000 +62\.5 ', capsys.readouterr().out)
+
 
 
 def test_comparison_is_on_the_same_episodes(checkpoints, plain_figures, capsys, monkeypatch):
@@ -100,7 +118,7 @@ def test_comparison_is_on_the_same_episodes(checkpoints, plain_figures, capsys, 
                                      'only_theirs': 0, 'p_value': 2 / 2**15}
     assert comparison['task2']['p_value'] == 0.25 and comparison['checkpoint'] == str(checkpoints[1])
     assert 'overall      +100.0' in capsys.readouterr().out
-    assert (checkpoints[0].parent / 'evaluation_compared_paths.png').exists()
+    assert (checkpoints[0].parent / 'evaluation_3_episodes_seed0_compared_paths.png').exists()
 
 
 def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, no_pictures, monkeypatch):
@@ -210,8 +228,8 @@ def test_numbers_are_written_before_pictures_and_videos(checkpoints, monkeypatch
     monkeypatch.setattr(evaluate, 'record', fail)
     assert run(checkpoints[0], '--episodes_per_task', '1', '--video')['evaluation/overall_success'] == 1.0
     _, picture, video = capsys.readouterr().err.splitlines()  # the first: goals are far from the few data
-    assert 'evaluation_paths.png was not made (RuntimeError: latex was not found)' in picture
-    assert 'evaluation_videos was not made' in video
+    assert '_paths.png was not made (RuntimeError: latex was not found)' in picture
+    assert '_videos was not made' in video
 
 
 def test_numbers_are_written_before_the_second_checkpoint(checkpoints, monkeypatch):
@@ -220,7 +238,7 @@ def test_numbers_are_written_before_the_second_checkpoint(checkpoints, monkeypat
         measure(config, path, *rest) if path == str(checkpoints[0]) else pytest.fail('an environment')))
     with pytest.raises(pytest.fail.Exception):
         run(checkpoints[0], '--episodes_per_task', '1', '--compare', checkpoints[1])
-    metrics = json.loads((checkpoints[0].parent / 'evaluation.json').read_text())
+    metrics = json.loads((checkpoints[0].parent / 'evaluation_1_episodes_seed0.json').read_text())
     assert metrics['evaluation/overall_success'] == 1.0
 
 
@@ -230,7 +248,7 @@ def test_former_evaluation_is_kept(tmp_path, capsys):
         output = evaluate.Output(tmp_path / 'evaluation.json')
         for metrics in parts:
             output.write(metrics)
-        output.beside('paths.png').write_text(str(parts[-1]))
+        output.beside('_paths.png').write_text(str(parts[-1]))
 
     (tmp_path / 'evaluation_notes.txt').write_text('of the user')
     many = {'success': 0.5, 'episodes_per_task': 50}
@@ -248,8 +266,9 @@ def test_former_evaluation_is_kept(tmp_path, capsys):
     contents = [json.loads((tmp_path / f'evaluation{end}.json').read_text()) for end in ('-1', '-2', '')]
     assert [content['success'] for content in contents] == [0.5, 1.0, 0.0] and contents[0] == compared
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'evaluation-1.json', 'evaluation-1_paths.png', 'evaluation-1_videos', 'evaluation-2.json',
-        'evaluation-2_paths.png', 'evaluation.json', 'evaluation_notes.txt', 'evaluation_paths.png']
+        'evaluation-1.csv', 'evaluation-1.json', 'evaluation-1_paths.png', 'evaluation-1_videos',
+        'evaluation-2.csv', 'evaluation-2.json', 'evaluation-2_paths.png', 'evaluation.csv', 'evaluation.json',
+        'evaluation_notes.txt', 'evaluation_paths.png']
 
 
 def test_file_of_something_else_is_kept(tmp_path):
@@ -269,7 +288,7 @@ def test_output_that_cannot_be_written_is_found_before_any_episode(checkpoints, 
         raise OSError(30, 'Read-only file system')
 
     monkeypatch.setattr('tempfile.TemporaryFile', read_only)
-    with pytest.raises(OSError, match=r'evaluation.json cannot be written \(Read-only file system\); name'):
+    with pytest.raises(OSError, match=r'_seed0.json cannot be written \(Read-only file system\); name'):
         run(checkpoints[0])
 
 

@@ -28,6 +28,13 @@ def test_act_is_that_of_the_agent_for_a_batch_and_for_one_robot(policy, agent, s
     np.testing.assert_allclose(first, agent.act(observations, goals, agent.initial_state(3))[0][0], atol=1e-5)
 
 
+def test_acting_makes_no_optimizer(policy, agent, states):
+    """With it torch would load its compiler, which takes seconds."""
+    assert agent.state_dict()['optimizer'] is not None
+    policy.act(states(1)[0], states(1, seed=3)[0])
+    assert not any('optimizer' in vars(part) for part in (policy.agent, policy.agent.offline))
+
+
 def test_reset_of_rows_and_a_single_goal_of_all_robots(policy, agent, states):
     goal = states(1, seed=9)
     policy.act(states(2, seed=0), goal[0])

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -168,7 +169,7 @@ def folders(tmp_path):
 def test_add_result_adds_or_replaces_a_row(folders, tmp_path):
     path = tmp_path / 'results' / 'runs.csv'
     code, out, error = script(add_result, '--csv', path, 'main', *folders)
-    assert code == 0 and f'main, {ANT}, seed 3: 80.0 % of 100 episodes, added to' in out, error
+    assert code == 0 and f'main, {ANT}, seed 3: 80.0 % of 100 episodes' in out and 'added to' in out, error
     row, = read_rows(path)
     assert row == make_run(
         'main', ANT, 3, 0.8, commit='c021413', offline_flags='--expectile 0.8', simulator_flags='--stages 2',
@@ -188,6 +189,25 @@ def give_online_flags(folders, words):
     path = folders[-1] / 'config.json'
     config = json.loads(path.read_text()) | {'argv': ['online_trainer.py', *words]}
     path.write_text(json.dumps(config))
+
+
+def test_add_result_takes_the_evaluation_with_the_most_episodes(folders, tmp_path):
+    """A look at a few episodes does not count, nor do episodes of best_model.pth; of equal ones the newest does."""
+    online = folders[-1]
+    metrics = json.loads((online / 'evaluation.json').read_text())
+    for name, time, changes in (
+            ('look', 40, {'episodes_per_task': 1, 'evaluation/overall_success': 0.1}),
+            ('best', 50, {'episodes_per_task': 99, 'checkpoint': 'x/best_model.pth'}),
+            ('older', 10, {'evaluation/overall_success': 0.2}),
+            ('newer', 30, {'evaluation/overall_success': 0.3, 'comparison': None})):
+        path = online / f'evaluation_{name}.json'
+        path.write_text(json.dumps(metrics | changes))
+        os.utime(path, (time, time))
+    os.utime(online / 'evaluation.json', (20, 20))
+    code, out, error = script(add_result, '--csv', tmp_path / 'runs.csv', 'main', *folders)
+    assert code == 0 and str(online / 'evaluation_newer.json') in out, error
+    row, = read_rows(tmp_path / 'runs.csv')
+    assert row.success == 0.3 and row.episodes_per_task == 20
 
 
 def test_add_result_expands_files_of_flags(folders, tmp_path):
@@ -218,7 +238,7 @@ def spoil(path, text):
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda folders: (folders[-1] / 'evaluation.json').unlink(), 'evaluation.json does not exist'),
+    (lambda folders: (folders[-1] / 'evaluation.json').unlink(), 'holds no evaluation*.json; run python evaluate.py'),
     (lambda folders: (folders[-1] / 'online.csv').unlink(), 'holds no online.csv'),
     (lambda folders: (folders[0] / 'config.json').unlink(), 'config.json does not exist'),
     (lambda folders: folders.pop(0), 'no offline run among them'),

@@ -128,7 +128,7 @@ def test_resume_without_last_pth_is_refused_if_one_was_saved(folder, kind, conte
     write_config(folder, RunConfig())
     before = snapshot(folder)
     with pytest.raises(FileNotFoundError, match=f'has {found}, but last.pth is missing: put it back') as caught:
-        begin(kind, resume=True)
+        begin(kind, resume='yes')
     assert ('copy best_model.pth' in str(caught.value)) == (kind == 'offline' and found == 'best_model.pth')
     assert snapshot(folder) == before
 
@@ -138,8 +138,36 @@ def test_resume_without_last_pth_is_refused_if_one_was_saved(folder, kind, conte
 def test_resume_of_a_run_that_was_killed_before_its_first_save_begins_anew(folder, contents):
     write(folder, **contents)
     write_config(folder, RunConfig())
-    run, log = begin(resume=True)
+    run, log = begin(resume='yes')
     assert run.saved is None and log.rows == []
+
+
+def test_resume_auto_begins_where_there_is_nothing_and_resumes_where_there_is_a_run(folder):
+    with pytest.raises(FileNotFoundError, match='no run in .*run, .*--resume auto begins one'):
+        begin(resume='yes')
+    run, log = begin(resume='auto')
+    assert run.saved is None
+    log.log(1, {'loss': 2.0})
+    run.save({'rng': {}, 'best': 0.5, 'infos': [], 'agent': {}, 'data': {
+        'dataset': 'd', 'path': 'p', 'max_trajectories': 0, 'fingerprint': 'f', 'observation_model': {}}})
+    run, log = begin(resume='auto')
+    assert run.saved['best'] == 0.5
+    (folder / 'last.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='last.pth is missing'):
+        write(folder, best_model__pth='anything')
+        begin(resume='auto')
+
+
+def test_resume_auto_without_a_folder_takes_the_newest(folder):
+    def default(**flags):
+        with open_run('offline', 'trainer.py', RunConfig(dataset='d', **flags)) as run:
+            return run.folder.name
+
+    assert default(resume='auto') == 'seed0'
+    for name in ('seed0', 'seed0-run2'):
+        (folder.parent / 'offline_checkpoints' / 'd' / name).mkdir(parents=True, exist_ok=True)
+        write_config(folder.parent / 'offline_checkpoints' / 'd' / name, RunConfig())
+    assert default(resume='auto') == 'seed0-run2'
 
 
 def test_resume_of_an_evaluation_checkpoint_is_one_line(folder):
@@ -147,12 +175,12 @@ def test_resume_of_an_evaluation_checkpoint_is_one_line(folder):
     content = checkpoint('online', flags={})
     write(folder, last__pth=content)
     with pytest.raises(ValueError, match='needs the data'):  # it is accepted until the data are compared
-        begin('online', resume=True)
+        begin('online', resume='yes')
     for name in ('replay', 'collector', 'rng', 'best', 'round'):
         del content[name]
     write(folder, last__pth=content)
     with pytest.raises(ValueError, match='last.pth cannot be resumed, since replay, collector, rng, best, round are'):
-        begin('online', resume=True)
+        begin('online', resume='yes')
 
 
 @pytest.mark.parametrize('kind', RESUME_KEYS)
@@ -160,14 +188,14 @@ def test_wrong_types_in_last_pth_are_one_line(folder, kind):
     for name in RESUME_KEYS[kind]:
         write(folder, last__pth=checkpoint(kind, **{name: (1, 2)}))
         with pytest.raises(ValueError, match=f'last.pth: its {name} is of type tuple'):
-            begin(kind, resume=True)
+            begin(kind, resume='yes')
 
 
 def test_forged_generators_are_one_line(folder):
-    flags = vars(RunConfig(save_dir='run', resume=True))
+    flags = vars(RunConfig(save_dir='run', resume='yes'))
     write(folder, last__pth=checkpoint('offline', flags=flags, fingerprint='data', random={'python': [3]}))
     with pytest.raises(ValueError, match='last.pth: '):
-        begin(resume=True)
+        begin(resume='yes')
 
 
 # Leftovers
@@ -180,7 +208,7 @@ def test_leftovers_are_removed_from_run_folders_only(folder):
         (folder / name).touch()
     begin()
     assert set(names) <= {path.name for path in folder.iterdir()}
-    begin(resume=True)
+    begin(resume='yes')
     assert {path.name for path in folder.iterdir()} & set(names) == set(names[1:])
 
 
@@ -225,7 +253,7 @@ def test_commit_is_none_without_a_working_git(tmp_path, monkeypatch, script):
 
 
 def names_of_signals():
-    return [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
+    return [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, name)]
 
 
 @pytest.mark.parametrize('name', names_of_signals())
@@ -235,7 +263,7 @@ def test_signals_stop_a_run_and_print_the_command_that_resumes(folder, name, cap
         run.start_logging('train.csv', 0, 'data')
         os.kill(os.getpid(), number)
         assert run.stop.signal == number
-        if name in ('SIGHUP', 'SIGUSR1'):
+        if name not in ('SIGINT', 'SIGTERM'):
             os.kill(os.getpid(), number)  # a terminal sends SIGHUP twice; a second Ctrl-C would end the process
         run.stop.check()
     assert end.value.code == 128 + number
@@ -352,5 +380,5 @@ def test_errors_end_with_one_line(folder, capsys):
     folder.mkdir()
     (folder / 'last.pth').touch()
     with pytest.raises(SystemExit, match='2'):
-        run_main(lambda: begin(resume=True))
+        run_main(lambda: begin(resume='yes'))
     assert capsys.readouterr().err.count('\n') == 1

@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import subprocess
+import types
 
 import gymnasium
 import numpy as np
@@ -103,7 +104,7 @@ def test_environment_without_render_is_named(episode, tmp_path, monkeypatch, cap
         env.unwrapped.render = lambda: gymnasium.Env.render(env.unwrapped)
         return env
 
-    def run(gl, what, job):
+    def run(gl, what, job, progress):
         error = io.StringIO()
         monkeypatch.setattr(ogbench_utils, 'make_env', make)
         with contextlib.redirect_stderr(error), pytest.raises(SystemExit):
@@ -143,10 +144,14 @@ def test_record_names_what_to_install_without_gl(episode, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_record_renders_one_video_per_task(episode, tmp_path, capsys):
+def test_record_renders_one_video_per_task(episode, tmp_path, capsys, monkeypatch):
     if videos.find_gl()[0] is None:
         pytest.skip('no GL library renders here')
+    counted = []
+    bar = contextlib.nullcontext(types.SimpleNamespace(update=counted.append))
+    monkeypatch.setattr(videos, 'progress_bar', lambda total, **_: counted.append(-total) or bar)
     (path,) = videos.record(ANT, [episode, episode], tmp_path)
+    assert counted[0] == -4 and sum(counted) == 0, 'a count for each of the frames 0, 8, 16 and 18'
     with Image.open(path) as video:
         frame = np.asarray(video.convert('RGB'))
     assert frame[30:].std() > 30, 'walls and floor'

@@ -9,9 +9,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from PIL import Image  # matplotlib brings it
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
+
+import support.threads  # noqa: F401, E402  before torch
+
+from PIL import Image  # noqa: E402  matplotlib brings it
 
 from environments.safe_env import open_envs  # noqa: E402
 from figures.maze_figures import Probe, draw_agent, draw_episode, draw_plan  # noqa: E402

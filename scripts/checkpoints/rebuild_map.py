@@ -12,6 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
+import support.threads  # noqa: F401, E402  before torch
+
 from observing.observation_models import observation_model_of  # noqa: E402
 from online_agent import OnlineAgent  # noqa: E402
 from support.files import load_checkpoint, prefix_errors, save_checkpoint  # noqa: E402

@@ -21,11 +21,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
 
+import support.threads  # noqa: F401, E402  its first line
+
+import numpy as np  # noqa: E402
 from collect_manipulation import ManipulationCollector  # noqa: E402
 from collect_maze import MazeCollector, expert_path, load_expert  # noqa: E402
 

@@ -21,15 +21,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'data')]  # run from any folder
 
+import support.threads  # noqa: F401, E402  before torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import MazeCollector, expert_inputs  # noqa: E402
+from torch import nn  # noqa: E402
 from train_expert import Meters, ant_features, humanoid_features  # noqa: E402
 
 from support.files import (  # noqa: E402

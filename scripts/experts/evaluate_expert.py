@@ -11,11 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts' / 'data')]  # run from any folder
 
+import support.threads  # noqa: F401, E402  before torch
+
+import numpy as np  # noqa: E402
 from collect_dataset import CollectConfig  # noqa: E402
 from collect_maze import EXPERTS, MazeCollector, expert_path  # noqa: E402
 

@@ -34,10 +34,12 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('XLA_FLAGS',
                       '--xla_cpu_multi_thread_eigen=false')  # one core is enough for small networks
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run from any folder
+
+import support.threads  # noqa: F401, E402  its first line
+
+import numpy as np  # noqa: E402
 
 from ogbench_utils import make_env  # noqa: E402
 from support.files import prefix_errors, write_atomic  # noqa: E402
