@@ -52,6 +52,7 @@ ALLOWED = {
                                 'planning.time_scales', 'trajectories'},
     'environments.custom_env': {'environments.checks', 'environments.user_modules'},
     'environments.gymnasium_tasks': set(),
+    'environments.wheeled_robots': set(),
     'environments.robots': set(),
     'environments.user_modules': {'environments.checks'},
     'environments.safe_env': {'environments.checks', 'observing.observation_models', 'ogbench_utils'},
