@@ -314,7 +314,7 @@ def measure(config, path, checkpoint, dataset, overrides):
     metrics['seed'] = config.seed
     metrics['plan'] = agent.config.plan
     metrics['action_scale'] = agent.config.action_scale
-    metrics['stuck_noise'] = agent.config.stuck_noise
+    metrics['stuck_noise'] = agent.config.stuck_noise or 0.0
     return metrics, episodes, agent
 
 

@@ -75,7 +75,8 @@ class OnlineConfig:
     action_scale: float = flag(
         0.85, 'factor on predicted actions in locomotion; below 1 is more cautious', above=0)
     stuck_noise: float = flag(
-        0.0, 'std of action noise once the robot is stuck; 0 disables it (humanoid: 1)', least=0)
+        None, 'std of action noise once the robot is stuck; default: 0.5, but 0 if it must stay', type=float, least=0,
+        from_data=True)
     waypoint_steps: int = flag(
         0, 'spacing of waypoints in steps; 0: 0.6 * --transition_steps (humanoid: 60)', least=0)
     plan: bool = flag(True, "planning on the data; else the proposer's subgoals", basic=True)
@@ -281,8 +282,8 @@ class OnlineAgent:
         # manipulation only: one-step labels lead back to a start pose after a timeout
         actions = self._retreat(actions, states, subgoals.retreat).cpu().numpy()
 
-        # noise of stuck robots (--stuck_noise, off by default) and of exploration
-        actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, state.stuck)
+        # noise of stuck robots (--stuck_noise) and of exploration
+        actions, stuck = self.task.stuck_noise.step(actions, raw_observations, states, goals, state.stuck)
         if noise > 0:
             actions = actions + noise * rng.standard_normal(actions.shape)
         actions = unnormalize_actions(np.clip(actions, -1, 1), self.action_low, self.action_high)

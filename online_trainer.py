@@ -51,7 +51,7 @@ from support.npz import (
 )
 from support.progress import WorkProgress, progress_bar, say
 from support.runs import RunConfig, Stopped, open_run, runs_of
-from tasks import build_map, load_map
+from tasks import STUCK_NOISE, build_map, load_map
 from trajectories import TRAINING_SEED, ReplayBuffer, load_recorded
 from utils import mean_of, normalize_actions
 
@@ -348,6 +348,9 @@ def train(config, agent_config):
                 run.set_flags(stay='yes' if declared else 'no')
                 if declared:
                     print('--stay yes: goal dimensions are declared; give --stay no if passing a goal is enough')
+            if agent_config.stuck_noise is None:
+                waits = agent_config.stay == 'yes' or offline.has_objects
+                run.set_flags(stuck_noise=0.0 if waits else STUCK_NOISE)
             agent = make_agent(run, config, agent_config, offline, data, envs[0].action_space)
         replay = ReplayBuffer(offline.observation_dim, agent.action_dim, **offline.config.sampling())
         print_banner(run, source, agent, data, data_source, device_line(config.device, device, why))

@@ -23,11 +23,12 @@ from planning.objects import REST_TOL, ObjectMap, find_moves
 from support.tolerances import divisor
 
 CLIP = 4.0  # standard deviations of the data at which states are clipped in manipulation
-STUCK_STEPS = 25  # steps within `STUCK_RADIUS` after which the robot counts as stuck
+STUCK_TRANSITIONS = 2  # times --transition_steps, within `STUCK_RADIUS`, after which the robot counts as stuck
 SMALLEST_REACH = 1e-12  # of displacements, so that a displacement of 0 stays 0
 LEAST_SHARE = 0.7  # of the progress that is due, at which the weight of a step is 0
 PROGRESS_SLACK = 0.05  # of the displacement in a hop; jitter below it counts as staying
-STUCK_RADIUS = 0.1  # in radii of the graph's nodes; about 0.2 m in OGBench's mazes
+STUCK_RADIUS = 0.35  # in radii of the graph's nodes; about 0.7 m in OGBench's mazes
+STUCK_NOISE = 0.5  # std without --stuck_noise, in half widths of the action range
 
 
 def build_map(offline, config, data, seed=0, nodes=0):
@@ -112,7 +113,9 @@ class Locomotion:
         self.farthest = offline.config.transition_steps
         self.stuck_noise = NoStuckNoise()
         if config.stuck_noise:
-            self.stuck_noise = StuckNoise(self.encoder, STUCK_RADIUS * graph.radius, config.stuck_noise)
+            columns = offline.position_dims() if len(offline.position_dims()) else np.arange(offline.observation_dim)
+            self.stuck_noise = StuckNoise(self.encoder, columns, STUCK_TRANSITIONS * self.farthest,
+                                          STUCK_RADIUS * graph.radius, config.stuck_noise)
 
         # inputs of the policy and of the baseline
         self.reach = 0.0  # all displacements are unit directions
@@ -395,58 +398,66 @@ class NextMove:
 class StuckState(NamedTuple):
     """Memory of `StuckNoise` for B episodes."""
 
-    positions: np.ndarray  # (B, S) goal features, centres of the balls; NaN before the first step
+    positions: np.ndarray  # (B, P) centres of the balls; NaN before the first step
     steps: np.ndarray  # (B,) int, steps within the ball
 
 
 class StuckNoise:
-    """Add noise to the actions of robots that have not left a ball for `STUCK_STEPS` steps.
+    """Add noise to the actions of robots that are stuck: for some steps in a ball, and not at the goal.
 
     The policy is deterministic, so a fallen robot that its action does not move repeats this
     action. The noise is seeded by the observation and the step, so that acting stays deterministic.
 
     Args:
         encoder: Encoder.
+        columns: (P,) int, goal features that are positions.
+        steps: steps in the ball after which a robot counts as stuck.
         radius: of the ball, in goal features.
         std: of the noise, in half widths of the action range; 0 disables it.
     """
 
-    def __init__(self, encoder, radius, std):
+    def __init__(self, encoder, columns, steps, radius, std):
         self.encoder = encoder
+        self.columns = columns
+        self.steps = steps
         self.radius = radius
         self.std = std
 
     def initial_state(self, batch_size):
         """Return the StuckState before the first step of `batch_size` episodes."""
-        return StuckState(np.full((batch_size, len(self.encoder.mean)), np.nan),
-                          np.zeros(batch_size, int))
+        return StuckState(np.full((batch_size, len(self.columns)), np.nan), np.zeros(batch_size, int))
 
     def reset(self, state, rows):
         """Clear the state of the episodes where the bool array rows (B,) is true."""
-        return StuckState(np.where(rows[:, None], np.nan, state.positions),
-                          np.where(rows, 0, state.steps))
+        return StuckState(np.where(rows[:, None], np.nan, state.positions), np.where(rows, 0, state.steps))
 
-    def step(self, actions, observations, states, state):
+    def _place(self, states):
+        """Return the positions (B, P), numpy, of raw states (B, S)."""
+        return self.encoder.goal_features(states)[:, self.columns].cpu().numpy()
+
+    def step(self, actions, observations, states, goals, state):
         """Add noise to the actions of stuck robots.
 
         Args:
             actions: (B, A) numpy, in [-1, 1].
             observations: (B, S) numpy, raw.
             states: (B, S) tensor, raw state estimates.
+            goals: (B, S) tensor, raw.
             state: StuckState.
 
         Returns:
             Actions (B, A), which may exceed [-1, 1], and the next StuckState.
         """
-        # count the steps since the robot left the ball around its last position
-        here = self.encoder.goal_features(states).cpu().numpy()
+        # count the steps since the robot left the ball around its last place, or the goal
+        here = self._place(states)
         stays = np.linalg.norm(here - state.positions, axis=1) <= self.radius
+        arrived = np.linalg.norm(here - self._place(goals), axis=1) <= self.radius
         positions = np.where(stays[:, None], state.positions, here)
-        steps = np.where(stays, state.steps + 1, 0)
+        steps = np.where(stays & ~arrived, state.steps + 1, 0)
 
         # one generator for each stuck row, seeded by its observation and its step
         noise = np.zeros_like(actions)
-        for row in np.flatnonzero(steps >= STUCK_STEPS):
+        for row in np.flatnonzero(steps >= self.steps):
             bits = np.asarray(observations[row], np.float32).view(np.uint32)
             rng = np.random.default_rng([steps[row], *bits])
             noise[row] = self.std * rng.standard_normal(actions.shape[1])
@@ -464,6 +475,6 @@ class NoStuckNoise:
         """Return the state unchanged."""
         return state
 
-    def step(self, actions, observations, states, state):
+    def step(self, actions, observations, states, goals, state):
         """Return the actions and the state unchanged."""
         return actions, state

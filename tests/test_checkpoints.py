@@ -99,7 +99,7 @@ OFFLINE_FORGERIES = [
 ONLINE_FORGERIES = [
     *((f'agent/config/{name}', value) for name, values in {
         'idm_hidden_dim': ['64', -3, HUGE, 64], 'action_scale': ['x', float('nan'), 0.0], 'plan': ['no', 0],
-        'waypoint_steps': [-5, 'x'], 'stuck_noise': [-1.0, None], 'estimator': ['other']}.items()
+        'waypoint_steps': [-5, 'x'], 'stuck_noise': [-1.0, 'x'], 'estimator': ['other']}.items()
       for value in values),
     *((f'agent/{name}', value) for name in ('offline', 'config', 'nets', 'ema_nets', 'optimizer', 'map', 'labeler',
                                             'step', 'action_low', 'action_high') for value in (MISSING, 'x')),

@@ -123,7 +123,7 @@ def test_comparison_is_on_the_same_episodes(checkpoints, plain_figures, capsys, 
 
 def test_settings_of_acting_apply_to_each_checkpoint(checkpoints, no_pictures, monkeypatch):
     """Every robot counts as stuck from its first step, so that stuck noise decides on success."""
-    monkeypatch.setattr('tasks.STUCK_STEPS', 0)
+    monkeypatch.setattr('tasks.STUCK_TRANSITIONS', 0)
     path = checkpoints[0]
     metrics = run(path, '--stuck_noise', '9', '--no-plan',
                   '--compare', path, '--compare_set', 'stuck_noise=0')

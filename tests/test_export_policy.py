@@ -216,7 +216,6 @@ def test_what_a_file_cannot_hold_is_refused_in_one_line(agent, make_online, expo
         assert text.startswith(str(tmp_path / 'last.pth')) and '\n' not in text and words in text, text
         assert not (tmp_path / 'policy.pt').exists()
 
-    refused(make_online(stuck_noise=0.5), '--drop_stuck_noise')
     monkeypatch.setattr(export_policy, 'MAX_TABLE_BYTES', 100)
     refused(agent, 'scripts/checkpoints/distil_plan.py')
     monkeypatch.setattr(export_policy, 'MAX_TABLE_BYTES', 1 << 20)
@@ -240,10 +239,11 @@ def test_flags_are_checked_first(agent, save_online, tmp_path, monkeypatch):
         export_policy.main(['--checkpoint', checkpoint, '--output', str(tmp_path / 'policy.onnx')])
 
 
-def test_stuck_noise_can_be_dropped_and_a_file_that_differs_is_an_error(make_online, export, monkeypatch):
+def test_stuck_noise_is_left_out_and_a_file_that_differs_is_an_error(make_online, export, monkeypatch, capsys):
     monkeypatch.setattr(export_policy, 'compare_states', lambda *_: float('nan'))
     with pytest.raises(ValueError, match='do not use it'):
-        export(make_online(stuck_noise=0.5), '.pt', '--drop_stuck_noise')
+        export(make_online(stuck_noise=0.5), '.pt')
+    assert 'without --stuck_noise 0.5' in capsys.readouterr().out
 
 
 def test_compute_both_takes_one_result():

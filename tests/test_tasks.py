@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import STUCK_STEPS, Staying, StuckNoise, _deviation, saturate
+from tasks import STUCK_TRANSITIONS, Staying, StuckNoise, _deviation, saturate
 
 DIM = 5
 
@@ -180,7 +180,7 @@ def stuck_noise(make_online):
     """Noise of std 0.5 within a ball of radius 0.2 of the goal features."""
     encoder = make_online().encoder
     encoder.set_statistics(np.zeros(DIM), np.ones(DIM), np.eye(DIM)[0])
-    return StuckNoise(encoder, 0.2, 0.5)
+    return StuckNoise(encoder, np.array([0]), 25, 0.2, 0.5)
 
 
 def at(*positions):
@@ -191,16 +191,25 @@ def at(*positions):
 
 def test_stuck_noise_counts_the_steps_within_a_ball(stuck_noise):
     state = stuck_noise.initial_state(2)
+    far = torch.from_numpy(at(9.0, 9.0))
     steps = []
     for positions in ([0.0, 0.0], [0.1, 2.0], [0.1, 4.0], [-0.1, 4.1], [0.3, 4.1]):
         states = at(*positions)
-        _, state = stuck_noise.step(np.zeros((2, 3)), states, torch.from_numpy(states), state)
+        _, state = stuck_noise.step(np.zeros((2, 3)), states, torch.from_numpy(states), far, state)
         steps.append(state.steps.tolist())
     assert steps == [[0, 0], [1, 0], [2, 0], [3, 1], [0, 2]]
 
     state = stuck_noise.reset(state, np.array([False, True]))
     states = at(0.3, 4.1)
-    assert stuck_noise.step(np.zeros((2, 3)), states, torch.from_numpy(states), state)[1].steps.tolist() == [1, 0]
+    assert stuck_noise.step(np.zeros((2, 3)), states, torch.from_numpy(states), far, state)[1].steps.tolist() == [1, 0]
+
+
+def test_a_robot_at_its_goal_is_not_stuck(stuck_noise):
+    state = stuck_noise.initial_state(2)
+    states, goals = (torch.from_numpy(at(*positions)) for positions in ([0.0, 0.0], [0.1, 0.3]))
+    for _ in range(40):
+        actions, state = stuck_noise.step(np.zeros((2, 3)), states.numpy(), states, goals, state)
+    assert not actions[0].any() and actions[1].all()
 
 
 def test_stuck_noise_applies_after_the_threshold(make_online, make_dataset):
@@ -211,9 +220,10 @@ def test_stuck_noise_applies_after_the_threshold(make_online, make_dataset):
     states = [agent.initial_state(3) for agent in agents]
     goals = data.observations[[59, 59, 59]]
 
+    first = STUCK_TRANSITIONS * agents[0].offline.config.transition_steps
     noise = []
-    for t in range(STUCK_STEPS + 30):
-        if t == STUCK_STEPS + 10:
+    for t in range(2 * first + 10):
+        if t == first + 10:
             states = [agent.reset_state(state, np.array([False, False, True]))
                       for agent, state in zip(agents, states, strict=True)]
         observations = data.observations[[0, t % 2 * 30, 0]]  # the second robot moves to and fro
@@ -225,8 +235,8 @@ def test_stuck_noise_applies_after_the_threshold(make_online, make_dataset):
     noise = np.stack(noise)
 
     noise[np.abs(noise) < 1e-6] = 0  # rounding of rows in a batch
-    assert not noise[:STUCK_STEPS].any() and not noise[:, 1].any()
-    assert noise[STUCK_STEPS:, 0].any(1).all() and 0.2 < noise[STUCK_STEPS:, 0].std() < 0.6
-    assert not noise[STUCK_STEPS + 10:, 2].any()
-    both = noise[STUCK_STEPS:STUCK_STEPS + 10]
+    assert not noise[:first].any() and not noise[:, 1].any()
+    assert noise[first:, 0].any(1).all() and 0.2 < noise[first:, 0].std() < 0.6
+    assert not noise[first + 10:, 2].any()
+    both = noise[first:first + 10]
     np.testing.assert_allclose(both[:, 0], both[:, 2], atol=1e-6, err_msg='observation and step determine the noise')

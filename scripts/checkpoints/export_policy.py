@@ -65,7 +65,6 @@ class ExportConfig:
 
     checkpoint: str = flag('', 'last.pth or best_model.pth of an online run (required)')
     output: str = flag('', 'file to write: policy.onnx or policy.pt (required)')
-    drop_stuck_noise: bool = flag(False, 'export without the noise of stuck robots')
     episodes_per_task: int = flag(0, 'episodes of each task that compare file and agent', least=0)
     num_envs: int = flag(8, 'episodes run in parallel', least=1)
     seed: int = flag(0, 'seed of the compared states and episodes', least=0, most=2**32 - 1)
@@ -244,9 +243,6 @@ def check_exportable(policy, path):
         raise ValueError(f'{path}: it predicts dropped observations from the memory of its encoder, which is '
                          'not exported: load it with opso.load (docs/library.md), or train with '
                          '--estimator last_observation')
-    if agent.config.stuck_noise:
-        raise ValueError(f'{path}: a stuck robot gets random actions (--stuck_noise), which are not '
-                         'exported; add --drop_stuck_noise, or load it with opso.load (docs/library.md)')
     if agent.config.plan:
         bytes_ = 2 * len(agent.data_map) ** 2
         if bytes_ > MAX_TABLE_BYTES:
@@ -464,10 +460,12 @@ def run(config):
     check_writable(output)
     prepare_cpu(torch.device('cpu'))
     policy = opso.load(config.checkpoint)
-    if config.drop_stuck_noise:
+    check_exportable(policy, config.checkpoint)
+    if policy.agent.config.stuck_noise:
+        print(f'without --stuck_noise {policy.agent.config.stuck_noise:g}: actions of the file follow from '
+              'observation and goal; opso.load adds the noise when the robot is stuck')
         policy.agent.task.stuck_noise = NoStuckNoise()
         policy.agent.config.stuck_noise = 0.0
-    check_exportable(policy, config.checkpoint)
 
     # the file
     to_bytes, choose = FORMATS[output.suffix]
