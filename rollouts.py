@@ -257,7 +257,7 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, of whole episodes, and the mean success, reward and length, as a dict.
+    """Return a dict: numbers of faults, if any, and of whole episodes; mean success, reward and length.
 
     Means are over whole episodes, or over all if none is whole.
     """

@@ -282,7 +282,7 @@ def make_maze_panels(maze, title, count=6, columns=3):
 
 
 def draw_agent(probe, agent, folder, title, format='png'):
-    """Draw maze_values, maze_proposals and maze_latents of an `OfflineAgent` in a format; return the paths."""
+    """Draw maze_{values,proposals,latents} of an `OfflineAgent` in a format; return their paths."""
     outputs = probe.evaluate(agent)
     values = folder / f'maze_values.{format}'
     proposals = folder / f'maze_proposals.{format}'

@@ -8,8 +8,6 @@ V is converted to the number of steps that it stands for, so that it can be comp
 Latents are those of single states, f(s_t).
 """
 
-import time
-
 import numpy as np
 import torch
 
@@ -29,7 +27,7 @@ from figures.maze_figures import (
 )
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env
-from support.figures import FAILURE, INK, TASK_COLORS, default_style, save
+from support.figures import FAILURE, INK, TASK_COLORS, Seldom, default_style, save
 
 NUM_SEGMENTS = 6  # trajectories that are drawn
 SEGMENT_STEPS = 300  # steps of each, the last ones, at most
@@ -55,7 +53,7 @@ def maze_of(env, observation_model=FULL_STATE):
 class TrainingPictures:
     """Figures of an offline agent on a `TrajectoryDataset`, redrawn while it trains.
 
-    Drawing takes at most about 1 / `rarity` of the time. Data that do not fit the maze of their name, or lie
+    `rarity` is that of `Seldom`. Data that do not fit the maze of their name, or lie
     outside it, are drawn along their trajectories.
     """
 
@@ -63,8 +61,7 @@ class TrainingPictures:
         self.data = data
         self.folder = folder
         self.format = format
-        self.rarity = rarity
-        self.next_time = -float('inf')
+        self.seldom = Seldom(rarity)
         self.probe = None
 
         maze = open_maze(name, observation_model)
@@ -74,16 +71,8 @@ class TrainingPictures:
 
     def draw(self, agent, title, last=False):
         """Redraw if the waiting time is over, or if this is the `last` call."""
-        begin = time.perf_counter()
-        if not last and begin <= self.next_time:
-            return
-
-        if self.probe:
-            draw_agent(self.probe, agent, self.folder, title, self.format)
-        else:
-            draw_trajectories(self.data, agent, self.folder, title, self.format)
-        end = time.perf_counter()
-        self.next_time = end + self.rarity * (end - begin)
+        function, data = (draw_agent, self.probe) if self.probe else (draw_trajectories, self.data)
+        self.seldom.draw(lambda: function(data, agent, self.folder, title, self.format), last)
 
 
 def draw_evaluation(maze, agent, episodes, path, title):
@@ -181,8 +170,9 @@ def draw_trajectory_latents(segments, agent, path, title):
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 
-    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those that still
-    run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and end in a cross.
+    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those
+    that still run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and
+    end in a cross.
     """
     tasks = sorted({episode.task for episode in episodes})
     figure, axes = _make_plots(len(tasks), title)
@@ -219,7 +209,7 @@ def draw_episode_values(agent, episodes, path, title):
 
 
 def running_quartiles(curves, least=MOST_LINES):
-    """Return the quartiles, three arrays (T,), over the curves that have not ended yet, while `least` are left."""
+    """Return the quartiles, three arrays (T,), over the curves that have not ended, while `least` are left."""
     lengths = np.sort([len(curve) for curve in curves])
     values = np.full((len(curves), lengths[-least]), np.nan)
     for row, curve in zip(values, curves, strict=True):

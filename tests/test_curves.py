@@ -48,12 +48,13 @@ def test_panels_have_what_chance_gives():
 def test_online_panels_have_the_metrics_and_each_action():
     panels = online_trainer.all_panels(tasks=2, actions=3)
     success, over_updates, labels = panels[:3]
-    assert (success.x, over_updates.x) == ('step', 'gradient_steps') and success.columns == over_updates.columns
+    assert (success.x, over_updates.x) == ('step', 'gradient_steps')
+    assert success.columns == over_updates.columns
     assert [*success.columns] == ['mean', 'task 1', 'task 2']
     assert [*labels.columns.values()] == ['labeler/r2', *(f'labeler/r2_action{k}' for k in range(3))]
     columns = {column for panel in panels for column in panel.columns.values()}
-    assert columns >= {'training/total_loss', 'evaluation/overall_success', 'collect/reward', 'collect/epsilon',
-                       'collect/action_noise', 'collect/goal_biased_rate'}
+    assert columns >= {'training/total_loss', 'evaluation/overall_success', 'collect/reward',
+                       'collect/epsilon', 'collect/action_noise', 'collect/goal_biased_rate'}
 
 
 def test_online_panels_without_tasks_or_labeler():
