@@ -108,7 +108,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             episode.reward += float(reward)
             episode.success = float(info['success'])
             episode.reached = max(episode.reached, episode.success)
-            episode.cut = last_round
+            episode.cut = last_round and not (terminated or truncated)
 
             if terminated or truncated or episode.cut:
                 episodes[i] = None
