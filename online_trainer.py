@@ -165,15 +165,17 @@ def all_panels(tasks, actions):
 
 
 def without_cut_rounds(rows):
-    """Return rows of online.csv without the means of rounds whose episodes were all cut short by a budget.
+    """Return rows of online.csv without the means of rounds most of whose episodes a budget cut short.
 
-    An episode that is cut short has not failed. If all rounds are such, their means are all that there is.
+    An episode that is cut short has not failed, and those that end before are the short ones. If all rounds are
+    such, their means are all that there is.
     """
-    if not any(row.get('collect/whole_episodes') for row in rows):
+    is_whole = [row.get('collect/whole_rate', 0) >= 0.5 for row in rows]
+    if not any(is_whole):
         return rows
     means = {f'collect/{name}' for name in EPISODE_MEANS}
-    return [{name: value for name, value in row.items()
-             if name not in means or row.get('collect/whole_episodes')} for row in rows]
+    return [row if whole else {name: value for name, value in row.items() if name not in means}
+            for row, whole in zip(rows, is_whole, strict=True)]
 
 
 def check_flags(config, agent_config):

@@ -257,7 +257,7 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return a dict: numbers of faults, if any, and of whole episodes; mean success, reward and length.
+    """Return a dict: number of faults, if any; rate of whole episodes; mean success, reward and length.
 
     Means are over whole episodes, or over all if none is whole.
     """
@@ -266,7 +266,7 @@ def episode_metrics(episodes):
     if faults:
         metrics['collect/faults'] = faults
     whole = [episode for episode in episodes if not episode.cut and not episode.fault]
-    metrics['collect/whole_episodes'] = len(whole)
+    metrics['collect/whole_rate'] = len(whole) / len(episodes)
     for name in EPISODE_MEANS:
         metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole or episodes]))
     return metrics

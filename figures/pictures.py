@@ -189,7 +189,7 @@ def draw_episode_values(agent, episodes, path, title):
             low, median, high = running_quartiles(solved)
             band = axis.fill_between(np.arange(len(median)), low, high, color=task_color, alpha=0.25, lw=0)
             line, = axis.plot(median, color=task_color, lw=1.6)
-            entries |= {'median': line, 'middle half': band}
+            entries = {'median': line, 'middle half': band} | entries
         else:
             for curve in solved:
                 entries['solved'], = axis.plot(curve, color=task_color, lw=1.0, alpha=0.8)
@@ -202,8 +202,15 @@ def draw_episode_values(agent, episodes, path, title):
         axis.set_title(f'task {task}: {len(solved)} of {len(task_episodes)} solved', fontsize=TITLE_SIZE)
         axis.set_ylim(bottom=0)
 
-    axes[0].legend(entries.values(), entries, fontsize=LABEL_SIZE - 1.5, frameon=False, handlelength=1.2,
-                   labelspacing=0.2)
+    # the legend stands in an empty place, if there is one
+    *_, place = figure.axes
+    if len(figure.axes) == len(axes):
+        place = axes[0]
+    else:
+        place.set_visible(True)
+        place.axis('off')
+    place.legend(entries.values(), entries, fontsize=LABEL_SIZE - 1, frameon=False, handlelength=1.2,
+                 labelspacing=0.2)
     _label(figure, 'environment step', 'steps to the goal (V)')
     save(figure, path)
 

@@ -65,8 +65,8 @@ def test_online_panels_without_tasks_or_labeler():
 
 
 def test_rounds_that_were_cut_short_are_not_drawn_as_failures():
-    cut = {'step': 1, 'collect/whole_episodes': 0.0, 'collect/success': 0.0, 'collect/epsilon': 0.3}
-    whole = {'step': 2, 'collect/whole_episodes': 4.0, 'collect/success': 1.0, 'collect/epsilon': 0.2}
+    cut = {'step': 1, 'collect/whole_rate': 0.4, 'collect/success': 0.0, 'collect/epsilon': 0.3}
+    whole = {'step': 2, 'collect/whole_rate': 1.0, 'collect/success': 1.0, 'collect/epsilon': 0.2}
     first, second = online_trainer.without_cut_rounds([cut, whole])
     assert 'collect/success' not in first and first['collect/epsilon'] == 0.3 and second == whole
     assert online_trainer.without_cut_rounds([cut]) == [cut]
