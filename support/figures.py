@@ -367,7 +367,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
 
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
-    axis.set_xlim(0, 1.001 * last_step)  # a run ends a little before its budget, whose tick is drawn as well
+    axis.set_xlim(0, 1.02 * last_step)  # the last marker is whole
     if percent:
         axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
     _style(axis)
