@@ -39,7 +39,7 @@ VAL_BATCHES = 8  # batches of a validation, the same ones every time
 ROWS = 100  # of train.csv, at most
 MOST_LOG_INTERVAL = 100  # updates; a checkpoint holds the metrics of those without a row
 VALIDATIONS = 10
-LEAST_VAL_INTERVAL = 25  # updates; a validation takes as long as about three of them
+LEAST_VAL_INTERVAL = 30  # updates; a validation takes as long as about five of them
 MOST_VAL_INTERVAL = 500  # a kill costs as many updates
 
 

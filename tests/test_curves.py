@@ -20,7 +20,7 @@ class Intervals:
 
 
 @pytest.mark.parametrize(('updates', 'log_interval', 'val_interval'), [
-    (1, 1, 25), (60, 1, 25), (1000, 10, 100), (10_000, 100, 500), (1_000_000, 100, 500)])
+    (1, 1, 30), (60, 1, 30), (1000, 10, 100), (10_000, 100, 500), (1_000_000, 100, 500)])
 def test_intervals_follow_the_budget(updates, log_interval, val_interval):
     flags = {}
     run = types.SimpleNamespace(set_flags=lambda **values: flags.update(values))
