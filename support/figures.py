@@ -153,7 +153,7 @@ class Panel:
     title: str
     columns: dict
     log_scale: bool = False
-    optional: bool = False  # left out if no column has two points
+    optional: bool = False  # left out without data, and of a single row
     limits: tuple[float | None, float | None] = (None, None)  # smallest and largest y; None: by the data
     better: str = ''  # HIGHER, LOWER or neither
     reference: tuple[str, float] | None = None  # name and y of a horizontal line, such as chance
@@ -168,9 +168,9 @@ class Curves:
     rows: list
     xlabel: str
 
-    def has(self, panel, points=1):
-        """Return whether a column of a `Panel` has at least this many points."""
-        return any(len(self.points(column, panel.x)) >= points for column in panel.columns.values())
+    def has(self, panel):
+        """Return whether a column of a `Panel` has a point."""
+        return any(self.points(column, panel.x) for column in panel.columns.values())
 
     def points(self, column, x='step'):
         """Return the (x, value) pairs of the rows that have a column."""
@@ -187,11 +187,11 @@ def plot_curves(curves, panels, path, title):
         path: the file to write.
         title: title of the figure.
     """
-    # the curves of each panel; optional panels need two points
+    # the curves of each panel
     plots = []
     for panel in panels:
         source = next((candidate for candidate in curves if candidate.has(panel)), curves[-1])
-        if not panel.optional or source.has(panel, points=2):
+        if not panel.optional or len(source.rows) > 1 and source.has(panel):
             plots.append((panel, source))
 
     rows = -(-len(plots) // PLOTS_PER_ROW)
@@ -243,7 +243,7 @@ def _plot_panel(axis, panel, source):
     # a linear scale is easier to read within about a decade
     values = [y for line in axis.lines for y in line.get_ydata()]
     if panel.log_scale and values and max(values) > MIN_LOG_RATIO * min(values) > 0:
-        is_long = max(values) > 1000 * min(values)
+        is_long = max(values) > 100 * min(values)
         axis.set_yscale('log')
         axis.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
         axis.yaxis.set_major_formatter('{x:g}')

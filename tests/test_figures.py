@@ -94,6 +94,14 @@ def test_limits_of_a_panel_show_all_values_and_no_more_than_needed(figure, limit
     assert least <= low <= min(values) and max(values) < high <= most
 
 
+def test_plot_curves_leaves_out_optional_panels_of_a_single_row(figure):
+    panels = [Panel('always', {'mean': 'x'}), Panel('optional', {'mean': 'x'}, optional=True)]
+    for logged, titles in ([{'step': 1, 'x': 1.0}], ['always']), ([{'step': 1}, {'step': 2, 'x': 1.0}],
+                                                                 ['always', 'optional']):
+        plot_curves([Curves(logged, 'steps')], panels, 'x.png', 'title')
+        assert [axis.get_title() for axis in figure().axes if axis.get_visible()] == titles
+
+
 def test_plot_curves_leaves_out_optional_panels_and_names_empty_ones(figure):
     panels = [Panel('absent', {'mean': 'absent'}, optional=True), Panel('empty', {'mean': 'absent'})]
     plot_curves([Curves(rows(), 'steps')], panels, 'x.png', 'title')
