@@ -24,7 +24,7 @@ from offline_agent import OfflineAgent, OfflineConfig
 from ogbench_utils import check_name, check_positions, make_env
 from planning.goal_weights import find_goal_weights
 from support.devices import choose_device, device_line, set_seed
-from support.figures import HIGHER, LOWER, Curves, Panel, format_flag, optional_picture, plot_curves
+from support.figures import HIGHER, LOWER, Curves, Panel, Seldom, format_flag, optional_picture, plot_curves
 from support.files import prefix_errors
 from support.flags import check_ranges, flag, parse_flags, run_main
 from support.kernels import prepare_cpu
@@ -39,7 +39,7 @@ VAL_BATCHES = 8  # batches of a validation, the same ones every time
 ROWS = 100  # of train.csv, at most
 MOST_LOG_INTERVAL = 100  # updates; a checkpoint holds the metrics of those without a row
 VALIDATIONS = 10
-LEAST_VAL_INTERVAL = 25  # updates; a validation takes as long as about three of them
+LEAST_VAL_INTERVAL = 30  # updates; a validation takes as long as about five of them
 MOST_VAL_INTERVAL = 500  # a kill costs as many updates
 
 
@@ -54,8 +54,9 @@ class OfflineTrainConfig(RunConfig):
         basic=True)
     log_interval: int = flag(0, 'updates between rows of train.csv; 0: from --num_updates', least=0,
                              from_data=True)
-    val_interval: int = flag(0, 'updates between validations, checkpoints and redrawn curves; 0: from --num_updates',
-                             least=0, basic=True, from_data=True)
+    val_interval: int = flag(
+        0, 'updates between validations, checkpoints and redrawn curves; 0: from --num_updates', least=0,
+        basic=True, from_data=True)
     observe: str = flag(
         'full', 'observation model: full, positions, torso, dropped:P, noise:SIGMA, units:SEED, rotated:SEED, '
         'lifted:SEED or markers',
@@ -68,8 +69,9 @@ class OfflineTrainConfig(RunConfig):
 
 
 PANELS = (  # an objective of weight 0 has no panel; the proposer always has one
-    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, log_scale=name.endswith('loss'),
-            optional=name != 'proposer_loss', better=better, limits=(0, None) if better == HIGHER else (None, None))
+    *(Panel(title, {'train': f'training/{name}', 'validation': f'validation/{name}'}, better=better,
+            log_scale=name.endswith('loss'), limits=(0, None) if better == HIGHER else (None, None),
+            optional=name != 'proposer_loss')
       for title, name, better in (  # losses whose targets move may rise in a healthy run
           ('total loss', 'total_loss', LOWER),
           ('next state', 'state_loss', LOWER),
@@ -334,9 +336,11 @@ class OfflineTraining:
         fingerprint = f'{data.fingerprint()}; validation {val_data.fingerprint()}'
         last_row = agent.step - bool(self.infos)  # updates without a row: a row of this step is due again
         self.log = run.start_logging('train.csv', last_row, fingerprint)
+        self.curves = Seldom()
         self.pictures = None
         if config.maze_figures:
-            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model, config.format)
+            self.pictures = TrainingPictures(config.name, data, run.folder, source.observation_model,
+                                             config.format)
 
     def loop(self):
         """Update, log and validate until the budget is spent; save if the run is stopped."""
@@ -404,7 +408,7 @@ class OfflineTraining:
                 self.best = metrics['total_loss']
                 self.save('best_model.pth')  # before last.pth: after a kill in between, it is repeated
             self.save()
-            self.draw_curves()
+            self.curves.draw(self.draw_curves, step == self.num_updates)
             if self.pictures:
                 with optional_picture(f'a picture in {self.run.folder}'):
                     self.pictures.draw(self.agent, f'{self.config.name}, {step:,} updates',

@@ -34,6 +34,7 @@ from support.figures import (
     SUCCESS_LIMITS,
     Curves,
     Panel,
+    Seldom,
     format_flag,
     optional_picture,
     plot_curves,
@@ -133,14 +134,17 @@ PANELS = (  # after those of success and labels; optional panels need more than 
     Panel('episode reward', {'mean': 'collect/reward'}, optional=True, better=HIGHER),
     Panel('epsilon', {'mean': 'collect/epsilon'}, optional=True, limits=(0, None)),
     Panel('std of action noise', {'mean': 'collect/action_noise'}, optional=True, limits=(0, None)),
-    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True, limits=(0, None)),
+    Panel('goal-biased exploration rate', {'mean': 'collect/goal_biased_rate'}, optional=True,
+          limits=(0, None)),
     Panel('episode length', {'mean': 'collect/length'}, optional=True, limits=(0, None)),
-    Panel('error of imitated actions', {'train': 'training/inverse_dynamics_error'}, log_scale=True, better=LOWER),
+    Panel('error of imitated actions', {'train': 'training/inverse_dynamics_error'}, log_scale=True,
+          better=LOWER),
     Panel('progress baseline', {'train': 'training/baseline_loss'}, optional=True, better=LOWER,
           reference=('constant', 1.0)),  # in standard deviations of the batch
     Panel('feature decoder', {'train': 'training/feature_decoder_loss'}, log_scale=True, better=LOWER),
     Panel('gradient norm', {'train': 'training/grad_norm'}, log_scale=True),
-    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True, better=HIGHER),
+    Panel('environment steps per second', {'mean': 'time/steps_per_second'}, optional=True, log_scale=True,
+          better=HIGHER),
 )
 
 
@@ -168,15 +172,17 @@ def all_panels(tasks, actions):
 
 
 def without_cut_rounds(rows):
-    """Return rows of online.csv without the means of rounds whose episodes were all cut short by a budget.
+    """Return rows of online.csv without the means of rounds most of whose episodes a budget cut short.
 
-    An episode that is cut short has not failed. If all rounds are such, their means are all that there is.
+    An episode that is cut short has not failed, and those that end before are the short ones. If all rounds are
+    such, their means are all that there is.
     """
-    if not any(row.get('collect/whole_episodes') for row in rows):
+    is_whole = [row.get('collect/whole_rate', 0) >= 0.5 for row in rows]
+    if not any(is_whole):
         return rows
     means = {f'collect/{name}' for name in EPISODE_MEANS}
-    return [{name: value for name, value in row.items()
-             if name not in means or row.get('collect/whole_episodes')} for row in rows]
+    return [row if whole else {name: value for name, value in row.items() if name not in means}
+            for row, whole in zip(rows, is_whole, strict=True)]
 
 
 def check_flags(config, agent_config):
@@ -512,6 +518,7 @@ class OnlineTraining:
                                      offline_checkpoint=source.path)
         self.updates_log = MetricsLog(run.folder / 'updates.csv', agent.step)
         self.maze = maze_of(envs[0], source.observation_model)
+        self.curves = Seldom()
         self.curves_path = run.folder / f'online_training_curves.{config.format}'
         self.picture = run.folder / f'{"maze_paths" if self.maze else "episode_values"}.{config.format}'
 
@@ -771,7 +778,7 @@ class OnlineTraining:
     # ------------------------------------------------------------------------------------- pictures
     def draw(self, episodes):
         """Draw the curves and the episodes of an evaluation, if any; record videos of the last one."""
-        self.draw_curves()
+        self.curves.draw(self.draw_curves, self.collector.done)
         if not episodes:
             return
 
@@ -791,7 +798,8 @@ class OnlineTraining:
         curves = [Curves(self.updates_log.rows, 'gradient steps'),
                   Curves(without_cut_rounds(self.log.rows), 'environment steps')]
         with optional_picture(self.curves_path):
-            plot_curves(curves, panels, self.curves_path, f'OPSO online, {self.config.name}, seed {self.config.seed}')
+            title = f'OPSO online, {self.config.name}, seed {self.config.seed}'
+            plot_curves(curves, panels, self.curves_path, title)
 
     # ---------------------------------------------------------------------------------------- files
     def save(self, name, **extra):

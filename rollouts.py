@@ -111,7 +111,7 @@ def run_episodes(envs, jobs, agent, act=None, max_steps=None):
             episode.reward += float(reward)
             episode.success = float(info['success'])
             episode.reached = max(episode.reached, episode.success)
-            episode.cut = last_round
+            episode.cut = last_round and not (terminated or truncated)
 
             if terminated or truncated or episode.cut:
                 episodes[i] = None
@@ -280,7 +280,7 @@ class Collector:
 
 
 def episode_metrics(episodes):
-    """Return the number of faults, if any, of whole episodes, and the mean success, reward and length, as a dict.
+    """Return a dict: number of faults, if any; rate of whole episodes; mean success, reward and length.
 
     Means are over whole episodes, or over all if none is whole.
     """
@@ -289,7 +289,7 @@ def episode_metrics(episodes):
     if faults:
         metrics['collect/faults'] = faults
     whole = [episode for episode in episodes if not episode.cut and not episode.fault]
-    metrics['collect/whole_episodes'] = len(whole)
+    metrics['collect/whole_rate'] = len(whole) / len(episodes)
     for name in EPISODE_MEANS:
         metrics[f'collect/{name}'] = float(np.mean([getattr(episode, name) for episode in whole or episodes]))
     return metrics

@@ -40,6 +40,7 @@ FAILED_PATH_COLOR = '#444444'
 
 TITLE_SIZE = 11  # points, in figures about six inches wide
 LABEL_SIZE = 10
+LETTER_WIDTH = 0.09  # inches of a letter of a title, on average
 START_AND_GOAL = (('start', 'o', 'white'), ('goal', '*', GOAL_COLOR))  # legend entries: label, marker, colour
 
 
@@ -261,7 +262,7 @@ def make_panels(count, title, columns=3, size=(2.3, 2.0)):
     columns = min(count, columns)
     rows = -(-count // columns)
     width, height = size
-    figsize = (max(width * columns, 3.2), height * rows + 0.3)
+    figsize = (max(width * columns, 3.2, LETTER_WIDTH * len(title)), height * rows + 0.3)
 
     figure, axes = subplots(rows, columns, figsize)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
@@ -282,7 +283,7 @@ def make_maze_panels(maze, title, count=6, columns=3):
 
 
 def draw_agent(probe, agent, folder, title, format='png'):
-    """Draw maze_values, maze_proposals and maze_latents of an `OfflineAgent` in a format; return the paths."""
+    """Draw maze_{values,proposals,latents} of an `OfflineAgent` in a format; return their paths."""
     outputs = probe.evaluate(agent)
     values = folder / f'maze_values.{format}'
     proposals = folder / f'maze_proposals.{format}'

@@ -8,8 +8,6 @@ V is converted to the number of steps that it stands for, so that it can be comp
 Latents are those of single states, f(s_t).
 """
 
-import time
-
 import numpy as np
 import torch
 
@@ -29,7 +27,7 @@ from figures.maze_figures import (
 )
 from observing.observation_models import FULL_STATE
 from ogbench_utils import make_env
-from support.figures import FAILURE, INK, TASK_COLORS, default_style, save
+from support.figures import FAILURE, INK, TASK_COLORS, Seldom, default_style, save
 
 NUM_SEGMENTS = 6  # trajectories that are drawn
 SEGMENT_STEPS = 300  # steps of each, the last ones, at most
@@ -55,7 +53,7 @@ def maze_of(env, observation_model=FULL_STATE):
 class TrainingPictures:
     """Figures of an offline agent on a `TrajectoryDataset`, redrawn while it trains.
 
-    Drawing takes at most about 1 / `rarity` of the time. Data that do not fit the maze of their name, or lie
+    `rarity` is that of `Seldom`. Data that do not fit the maze of their name, or lie
     outside it, are drawn along their trajectories.
     """
 
@@ -63,8 +61,7 @@ class TrainingPictures:
         self.data = data
         self.folder = folder
         self.format = format
-        self.rarity = rarity
-        self.next_time = -float('inf')
+        self.seldom = Seldom(rarity)
         self.probe = None
 
         maze = open_maze(name, observation_model)
@@ -74,16 +71,8 @@ class TrainingPictures:
 
     def draw(self, agent, title, last=False):
         """Redraw if the waiting time is over, or if this is the `last` call."""
-        begin = time.perf_counter()
-        if not last and begin <= self.next_time:
-            return
-
-        if self.probe:
-            draw_agent(self.probe, agent, self.folder, title, self.format)
-        else:
-            draw_trajectories(self.data, agent, self.folder, title, self.format)
-        end = time.perf_counter()
-        self.next_time = end + self.rarity * (end - begin)
+        function, data = (draw_agent, self.probe) if self.probe else (draw_trajectories, self.data)
+        self.seldom.draw(lambda: function(data, agent, self.folder, title, self.format), last)
 
 
 def draw_evaluation(maze, agent, episodes, path, title):
@@ -181,8 +170,9 @@ def draw_trajectory_latents(segments, agent, path, title):
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 
-    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those that still
-    run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and end in a cross.
+    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those
+    that still run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and
+    end in a cross.
     """
     tasks = sorted({episode.task for episode in episodes})
     figure, axes = _make_plots(len(tasks), title)
@@ -199,7 +189,7 @@ def draw_episode_values(agent, episodes, path, title):
             low, median, high = running_quartiles(solved)
             band = axis.fill_between(np.arange(len(median)), low, high, color=task_color, alpha=0.25, lw=0)
             line, = axis.plot(median, color=task_color, lw=1.6)
-            entries |= {'median': line, 'middle half': band}
+            entries = {'median': line, 'middle half': band} | entries
         else:
             for curve in solved:
                 entries['solved'], = axis.plot(curve, color=task_color, lw=1.0, alpha=0.8)
@@ -212,14 +202,21 @@ def draw_episode_values(agent, episodes, path, title):
         axis.set_title(f'task {task}: {len(solved)} of {len(task_episodes)} solved', fontsize=TITLE_SIZE)
         axis.set_ylim(bottom=0)
 
-    axes[0].legend(entries.values(), entries, fontsize=LABEL_SIZE - 1.5, frameon=False, handlelength=1.2,
-                   labelspacing=0.2)
+    # the legend stands in an empty place, if there is one
+    *_, place = figure.axes
+    if len(figure.axes) == len(axes):
+        place = axes[0]
+    else:
+        place.set_visible(True)
+        place.axis('off')
+    place.legend(entries.values(), entries, fontsize=LABEL_SIZE - 1, frameon=False, handlelength=1.2,
+                 labelspacing=0.2)
     _label(figure, 'environment step', 'steps to the goal (V)')
     save(figure, path)
 
 
 def running_quartiles(curves, least=MOST_LINES):
-    """Return the quartiles, three arrays (T,), over the curves that have not ended yet, while `least` are left."""
+    """Return the quartiles, three arrays (T,), over the curves that have not ended, while `least` are left."""
     lengths = np.sort([len(curve) for curve in curves])
     values = np.full((len(curves), lengths[-least]), np.nan)
     for row, curve in zip(values, curves, strict=True):

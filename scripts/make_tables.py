@@ -553,7 +553,8 @@ def draw_losses(results, path):
         if filler in fillers:
             shares = (whole | fillers[filler]).items()
             groups[text] = {100 * share: [run.success for run in runs] for share, runs in shares}
-    plot_bars(groups, path, 'dropped observations, %', 'success, %', f'{short(name)}, no action labels offline')
+    plot_bars(groups, path, 'dropped observations, %', 'success, %',
+              f'{short(name)}, no action labels offline')
 
 
 def draw_steps(results, hiql, path):
@@ -582,7 +583,8 @@ def draw_any_robot(rows, path):
     for row in rows:
         before_and_after = sections.setdefault(row.section, {}).setdefault(row.case, ([], []))
         if row.version not in ('before', 'after'):
-            raise ValueError(f'any_robot.csv: version {row.version} of {row.case}; it must be before or after')
+            raise ValueError(f'any_robot.csv: version {row.version} of {row.case}; it must be before or '
+                             'after')
         before_and_after[row.version == 'after'].append(row.success)
     if sections:
         plot_before_after(sections, path, 'The same code on other coordinates and other robots')

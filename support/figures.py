@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ FAILURE = '#D55E00'
 INK = '#222222'
 QUIET = '#666666'  # of remarks
 MARKERS = 'os^Dvp'
-MEASURED = ('evaluation/', 'validation/', 'collect/', 'labeler/')  # prefixes of metrics of single points in time
+MEASURED = ('evaluation/', 'validation/', 'collect/', 'labeler/')  # metrics of single points in time
 MAX_MARKERS = 40  # more of them on a curve would hide it
 MAX_MARKED = 10  # curves of one plot; markers on more of them would hide each other
 
 FORMATS = ('png', 'pdf', 'svg')  # of pictures
 SUCCESS_LIMITS = (-0.02, 1.02)  # of a success axis: markers at 0 and 1 are whole
 PLOTS_PER_ROW = 4
+NAME_HEIGHT = 0.12  # of the name of a line, as a fraction of the axis
 MARGIN = 0.1  # beyond the curves, as a fraction of the axis
 LOG_MARGIN = 1.4  # the same with a log scale, as a factor
 LEGEND_COLUMNS = 3  # of a legend above a plot
@@ -73,6 +75,22 @@ def optional_picture(what):
         with contextlib.suppress(OSError):
             print(f'warning: {what} was not made ({type(error).__name__}: {cause}); the results are complete '
                   'without it', file=sys.stderr)
+
+
+class Seldom:
+    """Draw a picture of a run in progress now and then, in at most about 1 / `rarity` of the time."""
+
+    def __init__(self, rarity=30):
+        self.rarity = rarity
+        self.next_time = -float('inf')
+
+    def draw(self, function, last=False):
+        """Call a function that draws if the waiting time is over, or if this is the `last` call."""
+        begin = time.perf_counter()
+        if last or begin > self.next_time:
+            function()
+            end = time.perf_counter()
+            self.next_time = end + self.rarity * (end - begin)
 
 
 def subplots(rows, columns, figsize, **options):
@@ -135,7 +153,7 @@ class Panel:
     title: str
     columns: dict
     log_scale: bool = False
-    optional: bool = False  # left out if no column has two points
+    optional: bool = False  # left out without data, and of a single row
     limits: tuple[float | None, float | None] = (None, None)  # smallest and largest y; None: by the data
     better: str = ''  # HIGHER, LOWER or neither
     reference: tuple[str, float] | None = None  # name and y of a horizontal line, such as chance
@@ -150,9 +168,9 @@ class Curves:
     rows: list
     xlabel: str
 
-    def has(self, panel, points=1):
-        """Return whether a column of a `Panel` has at least this many points."""
-        return any(len(self.points(column, panel.x)) >= points for column in panel.columns.values())
+    def has(self, panel):
+        """Return whether a column of a `Panel` has a point."""
+        return any(self.points(column, panel.x) for column in panel.columns.values())
 
     def points(self, column, x='step'):
         """Return the (x, value) pairs of the rows that have a column."""
@@ -169,11 +187,11 @@ def plot_curves(curves, panels, path, title):
         path: the file to write.
         title: title of the figure.
     """
-    # the curves of each panel; optional panels need two points
+    # the curves of each panel
     plots = []
     for panel in panels:
         source = next((candidate for candidate in curves if candidate.has(panel)), curves[-1])
-        if not panel.optional or source.has(panel, points=2):
+        if not panel.optional or len(source.rows) > 1 and source.has(panel):
             plots.append((panel, source))
 
     rows = -(-len(plots) // PLOTS_PER_ROW)
@@ -205,7 +223,7 @@ def plot_curves(curves, panels, path, title):
 
 def _plot_panel(axis, panel, source):
     """Draw the columns of a `Panel` that some `Curves` have."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     colors = LABEL_COLORS | {f'task {k}': color for k, color in enumerate(TASK_COLORS, 1)}
     other_colors = _colors(len(panel.columns))
@@ -215,7 +233,8 @@ def _plot_panel(axis, panel, source):
             continue
 
         # markers where something was measured, and at a point that has no line
-        measured = column.startswith(MEASURED) and len(points) <= MAX_MARKERS and len(panel.columns) <= MAX_MARKED
+        few = len(points) <= MAX_MARKERS and len(panel.columns) <= MAX_MARKED
+        measured = few and column.startswith(MEASURED)
         marker = 'o' if measured or len(points) == 1 else ''
         width, zorder = (2.2, 3) if label == 'mean' else (1.3, 2)
         axis.plot(*zip(*points, strict=True), label=label, color=colors.get(label, other_colors[i]), lw=width,
@@ -224,11 +243,15 @@ def _plot_panel(axis, panel, source):
     # a linear scale is easier to read within about a decade
     values = [y for line in axis.lines for y in line.get_ydata()]
     if panel.log_scale and values and max(values) > MIN_LOG_RATIO * min(values) > 0:
+        is_long = max(values) > 100 * min(values)
         axis.set_yscale('log')
+        axis.yaxis.set_major_locator(LogLocator(subs=(1,) if is_long else (1, 2, 5)))
+        axis.yaxis.set_major_formatter('{x:g}')
+        axis.yaxis.set_minor_formatter('')
     if values:
+        _set_limits(axis, panel, values)
         if panel.reference:
             _add_reference(axis, panel.reference, values)
-        _set_limits(axis, panel, values)
         axis.set_xlim(left=0)
 
     axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -253,10 +276,14 @@ def _colors(count):
 
 
 def _add_reference(axis, reference, values):
-    """Draw a dashed line with its name on the side with fewer of the values, such as ('chance', 0.5)."""
+    """Draw a dashed line with its name, such as ('chance', 0.5).
+
+    The name stands on the side with fewer of the values, but not below the axis.
+    """
     name, y = reference
     axis.axhline(y, color=QUIET, lw=1.1, ls=(0, (4, 3)), zorder=1)
-    is_above = np.mean(np.asarray(values) > y) < 0.5
+    height = (axis.transScale + axis.transLimits).transform((1, y))[1]
+    is_above = np.mean(np.asarray(values) > y) < 0.5 or height < NAME_HEIGHT
     axis.annotate(f'{name}: {y:.2g}', (1, y), (-2, 2 if is_above else -3), xycoords=('axes fraction', 'data'),
                   textcoords='offset points', fontsize=8, color=QUIET, ha='right', zorder=4,
                   va='bottom' if is_above else 'top',
@@ -264,7 +291,7 @@ def _add_reference(axis, reference, values):
 
 
 def _set_limits(axis, panel, values):
-    """Set the limits of y to those of a `Panel`, with room for markers; values beyond them are shown as well."""
+    """Set the limits of y to those of a `Panel`, with room for markers, or wider if values lie beyond."""
     if panel.reference:
         values = [*values, panel.reference[1]]
     if axis.get_yscale() == 'log':
@@ -340,7 +367,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
 
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
-    axis.set_xlim(0, 1.001 * last_step)  # a run ends a little before its budget, whose tick is drawn as well
+    axis.set_xlim(0, 1.02 * last_step)  # the last marker is whole
     if percent:
         axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
     _style(axis)
@@ -408,7 +435,7 @@ def _plot_budget_line(axis, runs, **style):
 
 @default_style()
 def plot_bars(groups, path, xlabel, ylabel, title):
-    """Draw bars of mean success rates side by side for each value on the x axis, and a dot for each of several runs.
+    """Draw a bar of the mean success of each group for each value on the x axis, and a dot for each run.
 
     Args:
         groups: {label: {value: [success in [0, 1], ...]}}.
@@ -420,26 +447,25 @@ def plot_bars(groups, path, xlabel, ylabel, title):
     figure, ((axis,),) = subplots(1, 1, (6.6, 3.2))
     values = sorted({value for runs in groups.values() for value in runs})
     width = 0.8 / len(groups)
-    has_dots = False
+    bars = {}  # label -> its first bar
+    dots = []
 
-    for i, ((label, runs), color) in enumerate(zip(groups.items(), itertools.cycle(LINE_COLORS), strict=False)):
+    colors = itertools.cycle(LINE_COLORS)
+    for i, ((label, runs), color) in enumerate(zip(groups.items(), colors, strict=False)):
         for place, value in enumerate(values):
             rates = 100 * np.array(runs.get(value, []))
             if not len(rates):
                 continue
             x = place + (i - (len(groups) - 1) / 2) * width
             mean = rates.mean()
-            axis.bar(x, mean, 0.92 * width, color=color, alpha=0.75, lw=0, label=label if place == 0 else None)
-            axis.annotate(f'{mean:.0f}', (x, max(mean, *rates)), (0, 3), textcoords='offset points', fontsize=9,
+            bar = axis.bar(x, mean, 0.92 * width, color=color, alpha=0.75, lw=0)
+            bars.setdefault(label, bar)
+            axis.annotate(f'{mean:.0f}', (x, rates.max()), (0, 3), textcoords='offset points', fontsize=9,
                           ha='center')
             if len(rates) > 1:
-                has_dots = True
-                axis.plot(x + width * np.linspace(-0.2, 0.2, len(rates)), rates, '.', color=INK, ms=5, clip_on=False)
+                places = x + width * np.linspace(-0.2, 0.2, len(rates))
+                dots = axis.plot(places, rates, '.', color=INK, ms=5, clip_on=False)
 
-    handles, labels = axis.get_legend_handles_labels()
-    if has_dots:
-        handles += axis.plot([], [], '.', color=INK, ms=5)
-        labels.append('one run')
     axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
     axis.set_ylim(0, 100 * SUCCESS_LIMITS[1])
     axis.set_xlabel(xlabel, fontsize=10)
@@ -447,13 +473,14 @@ def plot_bars(groups, path, xlabel, ylabel, title):
     _style(axis, steps=False)
     axis.grid(False, axis='x')
     axis.set_title(title, fontsize=11, pad=14)
-    figure.legend(handles, labels, loc='outside right center', fontsize=9, frameon=False)
+    named = bars | ({'one run': dots[0]} if dots else {})
+    figure.legend(named.values(), named, loc='outside right center', fontsize=9, frameon=False)
     save(figure, path)
 
 
 @default_style()
 def plot_before_after(sections, path, title, xlabel='success, %'):
-    """Draw a row for each case: its success before and after a change, joined by a line, and a dot for each run.
+    """Draw a row for each case: success before and after, joined by a line, and a dash for each run.
 
     Args:
         sections: {heading: {case: (rates before, rates after)}}, rates in [0, 1], one for each run.
@@ -479,11 +506,11 @@ def plot_before_after(sections, path, title, xlabel='success, %'):
     axis.set_xlim(-3, 112)  # the mean is written to the right of the points
     axis.set_xticks(range(0, 101, 20))
     axis.set_xlabel(xlabel, fontsize=10)
-    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
-    handle_of = {label: handle for handles, labels in drawn for label, handle in zip(labels, handles, strict=True)}
+    handle_of = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     named = {label: handle_of[label] for label in ('before', 'after', 'one run') if label in handle_of}
     figure.suptitle(title, fontsize=11)
-    figure.legend(named.values(), named, loc='outside lower center', ncols=len(named), fontsize=9.5, frameon=False)
+    figure.legend(named.values(), named, loc='outside lower center', ncols=len(named), fontsize=9.5,
+                  frameon=False)
     save(figure, path)
 
 
@@ -492,13 +519,14 @@ def _plot_before_after_row(axis, y, before, after):
     if len(before) and len(after):
         axis.plot([before.mean(), after.mean()], [y, y], color=QUIET, lw=1.2, alpha=0.6, zorder=1)
     if len(before):
-        axis.plot(before.mean(), y, 'o', ms=7, mfc='white', mec=FAILURE, mew=1.6, label='before', zorder=3, ls='')
+        axis.plot(before.mean(), y, 'o', ms=7, mfc='white', mec=FAILURE, mew=1.6, label='before', zorder=3)
     if len(after):
         if len(after) > 1:
-            axis.plot(after, np.full(len(after), y), '|', ms=11, mew=1.2, color=INK, label='one run', zorder=4)
-        axis.plot(after.mean(), y, 'o', ms=7, color=LABEL_COLORS['train'], label='after', zorder=3, ls='')
-        axis.annotate(f'{after.mean():.0f}', (max(after), y), (9, 0), textcoords='offset points', fontsize=9.5,
-                      va='center_baseline')
+            axis.plot(after, np.full(len(after), y), '|', ms=11, mew=1.2, color=INK, label='one run',
+                      zorder=4)
+        axis.plot(after.mean(), y, 'o', ms=7, color=LABEL_COLORS['train'], label='after', zorder=3)
+        axis.annotate(f'{after.mean():.0f}', (max(after), y), (9, 0), textcoords='offset points',
+                      fontsize=9.5, va='center_baseline')
 
 
 def _style(axis, steps=True):

@@ -189,7 +189,7 @@ def method_flags(argv, root):
 # ------------------------------------------------------------------------------ any robot
 @dataclasses.dataclass
 class AnyRobotRun:
-    """A row of any_robot.csv: a run of one case, before or after a way of writing down states was supported."""
+    """A row of any_robot.csv: a run of one case, before or after the code supported it."""
 
     section: str  # of the figure
     case: str  # row of the figure

@@ -20,7 +20,7 @@ class Intervals:
 
 
 @pytest.mark.parametrize(('updates', 'log_interval', 'val_interval'), [
-    (1, 1, 25), (60, 1, 25), (1000, 10, 100), (10_000, 100, 500), (1_000_000, 100, 500)])
+    (1, 1, 30), (60, 1, 30), (1000, 10, 100), (10_000, 100, 500), (1_000_000, 100, 500)])
 def test_intervals_follow_the_budget(updates, log_interval, val_interval):
     flags = {}
     run = types.SimpleNamespace(set_flags=lambda **values: flags.update(values))
@@ -48,12 +48,13 @@ def test_panels_have_what_chance_gives():
 def test_online_panels_have_the_metrics_and_each_action():
     panels = online_trainer.all_panels(tasks=2, actions=3)
     success, over_updates, labels = panels[:3]
-    assert (success.x, over_updates.x) == ('step', 'gradient_steps') and success.columns == over_updates.columns
+    assert (success.x, over_updates.x) == ('step', 'gradient_steps')
+    assert success.columns == over_updates.columns
     assert [*success.columns] == ['mean', 'task 1', 'task 2']
     assert [*labels.columns.values()] == ['labeler/r2', *(f'labeler/r2_action{k}' for k in range(3))]
     columns = {column for panel in panels for column in panel.columns.values()}
-    assert columns >= {'training/total_loss', 'evaluation/overall_success', 'collect/reward', 'collect/epsilon',
-                       'collect/action_noise', 'collect/goal_biased_rate'}
+    assert columns >= {'training/total_loss', 'evaluation/overall_success', 'collect/reward',
+                       'collect/epsilon', 'collect/action_noise', 'collect/goal_biased_rate'}
 
 
 def test_online_panels_without_tasks_or_labeler():
@@ -64,8 +65,8 @@ def test_online_panels_without_tasks_or_labeler():
 
 
 def test_rounds_that_were_cut_short_are_not_drawn_as_failures():
-    cut = {'step': 1, 'collect/whole_episodes': 0.0, 'collect/success': 0.0, 'collect/epsilon': 0.3}
-    whole = {'step': 2, 'collect/whole_episodes': 4.0, 'collect/success': 1.0, 'collect/epsilon': 0.2}
+    cut = {'step': 1, 'collect/whole_rate': 0.4, 'collect/success': 0.0, 'collect/epsilon': 0.3}
+    whole = {'step': 2, 'collect/whole_rate': 1.0, 'collect/success': 1.0, 'collect/epsilon': 0.2}
     first, second = online_trainer.without_cut_rounds([cut, whole])
     assert 'collect/success' not in first and first['collect/epsilon'] == 0.3 and second == whole
     assert online_trainer.without_cut_rounds([cut]) == [cut]

@@ -104,7 +104,9 @@ def main(argv=None):
 
     percent = 'success' in flags.metric
     ylabel = flags.metric.split('/')[-1].replace('_', ' ') + (', %' if percent else '')
-    plot_bands(groups, output, ylabel, flags.title or 'mean and 95 % interval', percent=percent)
+    has_interval = any(len(runs) > 1 for runs in groups.values())
+    title = flags.title or ('mean and 95 % interval' if has_interval else '')
+    plot_bands(groups, output, ylabel, title, percent=percent)
     print(f'written: {output}')
 
 
