@@ -87,7 +87,7 @@ class Job:
 
     def stop(self):
         """Let the training save and end; a repeated SIGUSR1 does not cut that short, as a second SIGTERM would."""
-        self.process.send_signal(signal.SIGUSR1)
+        self.process.send_signal(getattr(signal, 'SIGUSR1', signal.SIGTERM))
 
     def checkpoint(self):
         """Save the training, and return what submitit queues again: a job that resumes all runs."""

@@ -22,11 +22,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from any folder
+
+import support.threads  # noqa: F401, E402  before torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 from ogbench_utils import official_shape  # noqa: E402
 from support.files import load_checkpoint  # noqa: E402

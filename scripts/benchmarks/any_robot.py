@@ -22,7 +22,7 @@ from scripts.benchmarks.pretraining_worth import run  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 from support.metrics import read_csv  # noqa: E402
 from support.results import AnyRobotRun, add_run, read_rows  # noqa: E402
-from support.runs import commit_of  # noqa: E402
+from support.runs import git_commit  # noqa: E402
 
 STEPS = 10_000  # environment steps
 NUM_UPDATES = 60  # offline updates
@@ -120,7 +120,7 @@ def train(case, seed, folder, data_folder):
     last = read_csv(folder / 'online' / 'online.csv')[-1]
     tasks = sum(name.startswith('evaluation/task') for name in last)
     return AnyRobotRun(case.section, case.label, 'after', seed, float(last['evaluation/overall_success']),
-                       tasks * EPISODES, round(float(last['step'])), commit_of(ROOT))
+                       tasks * EPISODES, round(float(last['step'])), git_commit()[:7])
 
 
 def main(argv=None):

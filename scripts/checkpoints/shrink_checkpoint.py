@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from any folder
 
+import support.threads  # noqa: F401, E402  before torch
+
 from support.files import load_checkpoint, save_checkpoint  # noqa: E402
 from support.flags import run_main, summary  # noqa: E402
 
