@@ -17,7 +17,7 @@ from support.metrics import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = shlex.split('--d_model 32 --headdim 16 --d_state 8 --hidden_dim 32 --context_length 20 '
-                      '--batch_size 4 --num_updates 4 --val_interval 2 --max_trajectories 4')
+                      '--batch_size 4 --num_updates 4 --val_interval 2 --log_interval 2 --max_trajectories 4')
 ONLINE = shlex.split('--idm_hidden_dim 32 --batch_size 2 --num_envs 2 --random_steps 60 --max_steps 120 '
                      '--initial_updates 2 --eval_episodes 1 --final_eval_episodes 1')
 # run commands one after another under an audit hook and write what each of them did to the file $WATCH_REPORT
