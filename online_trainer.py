@@ -116,6 +116,7 @@ MIN_R2_GAIN = 0.02  # of R2 by twice the steps, below which more random steps ar
 
 # gradient steps without --initial_updates: evenly over --max_steps, else in the first round
 PASSES = 25  # over the steps to imitate; more of them overfit 10,000 steps of FetchReach
+LEAST_UPDATES = 1000  # below which the policy of FetchPush has not learned yet
 MOST_UPDATES = 3000  # enough for the ants of OGBench
 UPDATE_RATIO = 0.2  # gradient steps per environment step in later rounds, without --max_steps
 
@@ -593,15 +594,16 @@ class OnlineTraining:
         self.round = Round(first_step, due, metrics)
 
     def choose_updates(self):
-        """Set the gradient steps that no flag gives: `PASSES` over the steps to imitate, at most `MOST_UPDATES`.
+        """Set the gradient steps that no flag gives: `PASSES` over the steps to imitate, within limits.
 
         With --max_steps they are spread evenly over the environment steps, else taken in the first round.
         """
         # in all
         steps = self.batches.num_steps
         passes = math.ceil(PASSES * steps / self.batches.size)
-        updates = min(passes, MOST_UPDATES)
-        reason = f'{PASSES} passes over {steps:,} steps' if updates == passes else 'the most by default'
+        updates = min(max(passes, LEAST_UPDATES), MOST_UPDATES)
+        reason = {passes: f'{PASSES} passes over {steps:,} steps', MOST_UPDATES: 'the most by default',
+                  LEAST_UPDATES: 'the fewest by default'}[updates]
 
         # now, and per environment step of later rounds
         config = self.config

@@ -1,4 +1,4 @@
-"""Train a small OPSO agent on the bundled data, offline and online: about five minutes on two cores.
+"""Train a small OPSO agent on the bundled data, offline and online: about four minutes on two cores.
 
     python scripts/demo.py --save_dir demo_run
 """
@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 from support.flags import run_main, summary  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-mini-v0'
-OFFLINE = ['--num_updates', '500', '--val_interval', '250']
-ONLINE = ['--max_steps', '2000', '--initial_updates', '3000', '--final_eval_episodes', '20']
+OFFLINE = ['--num_updates', '200']
+ONLINE = ['--max_steps', '4000', '--eval_episodes', '2']
 
 
 def main():

@@ -200,7 +200,8 @@ def test_exploration_and_averages_of_the_method_are_the_defaults():
             f'{online.epsilon_end:g} and the noise from {online.action_noise_start:g} to '
             f'{online.action_noise_end:g}') in text
     assert f'first {online_trainer.RANDOM_STEPS:,} steps (`random_steps`)' in text
-    assert f'{online_trainer.PASSES} passes over the steps to imitate, at most {online_trainer.MOST_UPDATES:,}' in text
+    assert (f'{online_trainer.PASSES} passes over the steps to imitate, at least {online_trainer.LEAST_UPDATES:,} and '
+            f'at most {online_trainer.MOST_UPDATES:,}') in text
     assert f'there are about {rollouts.ROUNDS} rounds' in text
     assert f'about {rollouts.ROUND_STEPS:,} steps' in text
     assert f'`targets`, rate {offline.target_rate}; online `ema_nets`, rate {agent.ema_rate}' in text

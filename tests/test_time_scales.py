@@ -170,22 +170,24 @@ def choose_updates(num_steps, **flags):
 
 
 @pytest.mark.parametrize('flags, expected', [
-    ({}, (626, 0.2, 626)),  # 25 passes over 10,001 steps, all of them now
-    ({'max_steps': 5000}, (126, 626 / 5000, 126 + 501)),  # evenly
-    ({'max_steps': 1000}, (626, 0.626, 626)),  # no later round
-    ({'max_steps': 5000, 'update_ratio': 1.0}, (626, 1.0, 626 + 4000)),
+    ({}, (1251, 0.2, 1251)),  # 25 passes over 20,001 steps, all of them now
+    ({'max_steps': 5000}, (251, 1251 / 5000, 251 + 1001)),  # evenly
+    ({'max_steps': 1000}, (1251, 1.251, 1251)),  # no later round
+    ({'max_steps': 5000, 'update_ratio': 1.0}, (1251, 1.0, 1251 + 4000)),
     ({'max_steps': 5000, 'initial_updates': 9}, (9, 0.2, 9 + 800)),
-    ({'lr_decay_updates': 0}, (626, 0.2, 0)),
+    ({'lr_decay_updates': 0}, (1251, 0.2, 0)),
 ])
 def test_gradient_steps_follow_from_data_and_budget(flags, expected, capsys):
-    assert choose_updates(10_001, **flags) == pytest.approx(expected)
-    said = '626 gradient steps: 25 passes over 10,001 steps'
+    assert choose_updates(20_001, **flags) == pytest.approx(expected)
+    said = '1,251 gradient steps: 25 passes over 20,001 steps'
     assert (said in capsys.readouterr().out) == ('initial_updates' not in flags)
 
 
-def test_gradient_steps_have_a_limit(capsys):
+def test_gradient_steps_have_limits(capsys):
     assert choose_updates(10 ** 6)[0] == online_trainer.MOST_UPDATES
     assert f'{online_trainer.MOST_UPDATES:,} gradient steps: the most by default' in capsys.readouterr().out
+    assert choose_updates(1000)[0] == online_trainer.LEAST_UPDATES
+    assert f'{online_trainer.LEAST_UPDATES:,} gradient steps: the fewest by default' in capsys.readouterr().out
 
 
 def collector(steps, episodes, length=0.0, **flags):

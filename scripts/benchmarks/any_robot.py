@@ -120,7 +120,7 @@ def train(case, seed, folder, data_folder):
     last = read_csv(folder / 'online' / 'online.csv')[-1]
     tasks = sum(name.startswith('evaluation/task') for name in last)
     return AnyRobotRun(case.section, case.label, 'after', seed, float(last['evaluation/overall_success']),
-                       tasks * EPISODES, round(float(last['step'])), git_commit()[:7])
+                       tasks * EPISODES, round(float(last['step'])), (git_commit() or '')[:7])
 
 
 def main(argv=None):
