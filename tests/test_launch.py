@@ -18,7 +18,7 @@ from support.metrics import read_csv
 FLAGS = ['--dataset', 'antmaze-medium-navigate-mini-v0', '--data_dir', str(launch.ROOT / 'datasets'),
          '--max_trajectories', '4', '--batch_size', '2', '--context_length', '10', '--d_model', '32',
          '--headdim', '16', '--hidden_dim', '32', '--device', 'cpu', '--no-maze_figures',
-         '--val_interval', '2']
+         '--val_interval', '2', '--log_interval', '2']
 
 
 @pytest.fixture
