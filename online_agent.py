@@ -40,6 +40,7 @@ from support.progress import warn
 from tasks import load_map, make_task
 from utils import load_optimizer, load_weights, normalize_actions, unnormalize_actions
 
+LR = 1e-3  # without --lr, and without a schedule
 WARMUP_UPDATES = 100  # over which the learning rate rises to --lr
 LOWEST_RATE = 0.01  # of --lr, at the end of its schedule
 
@@ -51,9 +52,10 @@ class OnlineConfig:
     batch_size: int = flag(8, 'batch size in windows: batch_size * context_length steps', least=1,
                            basic=True)
     idm_hidden_dim: int = flag(256, 'width of hidden layers of the policy (humanoid: 512)', least=1, most=8192)
-    lr: float = flag(4e-3, "Adam's highest learning rate", above=0)
+    lr: float = flag(None, "Adam's highest learning rate; default: from the task", type=float, above=0,
+                     from_data=True)
     lr_decay_updates: int = flag(
-        None, 'updates over which it falls to 1/100; 0: constant; default: from the budget', type=int, least=0,
+        None, 'updates over which it falls to 1/100; 0: constant; default: from task and budget', type=int, least=0,
         from_data=True)
     ema_rate: float = flag(0.002, 'rate of the moving averages that act; 1 disables averaging', above=0,
                            most=1)
@@ -145,7 +147,7 @@ class OnlineAgent:
     @functools.cached_property
     def optimizer(self):
         """Return the Adam optimiser of `nets`, made when it is first used: with it, torch loads its compiler (3 s)."""
-        return torch.optim.Adam(self.nets.parameters(), lr=self.config.lr, fused=True)
+        return torch.optim.Adam(self.nets.parameters(), lr=self.config.lr or LR, fused=True)
 
     def _make_nets(self):
         """Return the trained networks, a ModuleDict in eval mode on the agent's device."""
@@ -409,16 +411,17 @@ class OnlineAgent:
         return {name: value.item() for name, value in info.items()}
 
     def _learning_rate(self):
-        """Return the learning rate of this update: after a linear warm-up, a cosine over --lr_decay_updates.
+        """Return the learning rate of this update: constant, or a warm-up and a cosine over --lr_decay_updates.
 
         The schedule allows a higher rate and fewer updates (Loshchilov and Hutter 2017).
         """
-        warm = min(1.0, (self.step + 1) / WARMUP_UPDATES)
+        rate = self.config.lr or LR
         updates = self.config.lr_decay_updates
         if not updates:
-            return warm * self.config.lr
+            return rate
+        warm = min(1.0, (self.step + 1) / WARMUP_UPDATES)
         falling = 0.5 + 0.5 * math.cos(math.pi * min(1.0, self.step / updates))
-        return warm * self.config.lr * max(LOWEST_RATE, falling)
+        return rate * warm * max(LOWEST_RATE, falling)
 
     # ---------------------------------------------------------------------------------- checkpoints
     def state_dict(self):

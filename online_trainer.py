@@ -24,7 +24,7 @@ from mamba import choose_backend
 from observing.observation_models import FULL_STATE, ObservationModel, observation_model_of
 from offline_agent import OfflineAgent
 from ogbench_utils import check_name, episode_seed, expand, make_env
-from online_agent import OnlineAgent, OnlineConfig
+from online_agent import LR, OnlineAgent, OnlineConfig
 from rollouts import EPISODE_MEANS, Collector, evaluate
 from support.contents import Number, check_layout
 from support.devices import choose_device, device_line, set_seed
@@ -114,10 +114,6 @@ RANDOM_STEPS_PER_ACTION = 125  # of the ant
 MOST_RANDOM_STEPS = 10_000
 MIN_R2_GAIN = 0.02  # of R2 by twice the steps, below which more random steps are not worth it
 
-# gradient steps without --initial_updates: evenly over --max_steps, else in the first round
-PASSES = 25  # over the steps to imitate; more of them overfit 10,000 steps of FetchReach
-LEAST_UPDATES = 1000  # below which the policy of FetchPush has not learned yet
-MOST_UPDATES = 3000  # enough for the ants of OGBench
 UPDATE_RATIO = 0.2  # gradient steps per environment step in later rounds, without --max_steps
 
 # evaluations without --eval_interval
@@ -594,19 +590,24 @@ class OnlineTraining:
         self.round = Round(first_step, due, metrics)
 
     def choose_updates(self):
-        """Set the gradient steps that no flag gives: `PASSES` over the steps to imitate, within limits.
+        """Set the gradient steps and the learning rate that no flag gives, by the `Training` of the task.
 
-        With --max_steps they are spread evenly over the environment steps, else taken in the first round.
+        With --max_steps the gradient steps are spread evenly over the environment steps, else taken in the first
+        round. With --initial_updates the learning rate is constant.
         """
+        config, agent_config = self.config, self.agent.config
+        training = self.agent.task.training
+        decays = training.decays and not config.initial_updates
+
         # in all
         steps = self.batches.num_steps
-        passes = math.ceil(PASSES * steps / self.batches.size)
-        updates = min(max(passes, LEAST_UPDATES), MOST_UPDATES)
-        reason = {passes: f'{PASSES} passes over {steps:,} steps', MOST_UPDATES: 'the most by default',
-                  LEAST_UPDATES: 'the fewest by default'}[updates]
+        passes = math.ceil(training.passes * steps / self.batches.size)
+        updates = min(max(passes, training.least_updates), training.most_updates)
+        reason = {passes: f'{training.passes} passes over {steps:,} steps',
+                  training.least_updates: 'the fewest by default',
+                  training.most_updates: 'the most by default'}[updates]
 
         # now, and per environment step of later rounds
-        config = self.config
         ratio = UPDATE_RATIO
         if not config.initial_updates:
             first = updates
@@ -618,10 +619,13 @@ class OnlineTraining:
         if config.update_ratio is None:
             self.run.set_flags(update_ratio=ratio)
 
-        # the learning rate falls over all of them
-        if self.agent.config.lr_decay_updates is None:
+        # the learning rate
+        if agent_config.lr_decay_updates is None:
             later = max(0, config.max_steps - self.collector.steps)
-            self.run.set_flags(lr_decay_updates=config.initial_updates + round(config.update_ratio * later))
+            total = config.initial_updates + round(config.update_ratio * later)
+            self.run.set_flags(lr_decay_updates=total if decays else 0)
+        if agent_config.lr is None:
+            self.run.set_flags(lr=training.lr if decays else LR)
 
     def collect_and_label(self, random_steps=0):
         """Collect a round of episodes, or random steps; fit the labeler if due, and label the data.

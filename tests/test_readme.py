@@ -21,6 +21,7 @@ import rollouts
 from offline_agent import OfflineAgent, OfflineConfig
 from online_agent import OnlineConfig
 from planning.time_scales import HORIZON, MOST_STEPS
+from tasks import Locomotion, Manipulation, Staying
 from trajectories import TrajectoryDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,8 +201,11 @@ def test_exploration_and_averages_of_the_method_are_the_defaults():
             f'{online.epsilon_end:g} and the noise from {online.action_noise_start:g} to '
             f'{online.action_noise_end:g}') in text
     assert f'first {online_trainer.RANDOM_STEPS:,} steps (`random_steps`)' in text
-    assert (f'{online_trainer.PASSES} passes over the steps to imitate, at least {online_trainer.LEAST_UPDATES:,} and '
-            f'at most {online_trainer.MOST_UPDATES:,}') in text
+    move, stay = Locomotion.training, Staying.training
+    assert (f'{move.passes} passes over the steps to imitate, at least {move.least_updates:,} and at most '
+            f'{move.most_updates:,}') in text
+    assert f'({Manipulation.training.passes} passes over moves of objects)' in text
+    assert f'{stay.passes} passes, at most {stay.most_updates:,}' in text
     assert f'there are about {rollouts.ROUNDS} rounds' in text
     assert f'about {rollouts.ROUND_STEPS:,} steps' in text
     assert f'`targets`, rate {offline.target_rate}; online `ema_nets`, rate {agent.ema_rate}' in text

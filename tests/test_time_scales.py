@@ -18,6 +18,7 @@ from planning.time_scales import MIN_TRANSITIONS, choose_numbers, has_slow_direc
 from rollouts import Collector
 from support.files import load_checkpoint
 from support.npz import load_trajectories
+from tasks import Locomotion, Staying
 from trajectories import TrajectoryDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,37 +158,46 @@ def test_random_steps_follow_from_actions_and_budget(actions, most, steps):
     assert online_trainer.first_random_steps(actions, most) == steps
 
 
-def choose_updates(num_steps, **flags):
-    """-> (initial_updates, update_ratio, lr_decay_updates) of a run after 1,000 random steps, batches of 400."""
-    values = {'max_steps': 0, 'initial_updates': 0, 'update_ratio': None, 'lr_decay_updates': None}
+def choose_updates(num_steps, task=Locomotion, **flags):
+    """-> config of a run after 1,000 random steps, with batches of 400."""
+    values = {'max_steps': 0, 'initial_updates': 0, 'update_ratio': None, 'lr_decay_updates': None, 'lr': None}
     config = SimpleNamespace(**values | flags)
     training = SimpleNamespace(
-        config=config, agent=SimpleNamespace(config=config), collector=SimpleNamespace(steps=1000),
+        config=config, agent=SimpleNamespace(config=config, task=task), collector=SimpleNamespace(steps=1000),
         batches=SimpleNamespace(num_steps=num_steps, size=400),
         run=SimpleNamespace(set_flags=lambda **chosen: vars(config).update(chosen)))
     online_trainer.OnlineTraining.choose_updates(training)
-    return config.initial_updates, config.update_ratio, config.lr_decay_updates
+    return config
 
 
 @pytest.mark.parametrize('flags, expected', [
-    ({}, (1251, 0.2, 1251)),  # 25 passes over 20,001 steps, all of them now
-    ({'max_steps': 5000}, (251, 1251 / 5000, 251 + 1001)),  # evenly
-    ({'max_steps': 1000}, (1251, 1.251, 1251)),  # no later round
-    ({'max_steps': 5000, 'update_ratio': 1.0}, (1251, 1.0, 1251 + 4000)),
-    ({'max_steps': 5000, 'initial_updates': 9}, (9, 0.2, 9 + 800)),
-    ({'lr_decay_updates': 0}, (1251, 0.2, 0)),
+    ({}, (1251, 0.2, 1251, 0.004)),  # 25 passes over 20,001 steps, all of them now
+    ({'max_steps': 5000}, (251, 1251 / 5000, 251 + 1001, 0.004)),  # evenly
+    ({'max_steps': 1000}, (1251, 1.251, 1251, 0.004)),  # no later round
+    ({'max_steps': 5000, 'update_ratio': 1.0}, (1251, 1.0, 1251 + 4000, 0.004)),
+    ({'max_steps': 5000, 'initial_updates': 9}, (9, 0.2, 0, 0.001)),
+    ({'lr_decay_updates': 0}, (1251, 0.2, 0, 0.004)),
+    ({'lr_decay_updates': 7, 'lr': 0.5}, (1251, 0.2, 7, 0.5)),
 ])
 def test_gradient_steps_follow_from_data_and_budget(flags, expected, capsys):
-    assert choose_updates(20_001, **flags) == pytest.approx(expected)
+    found = choose_updates(20_001, **flags)
+    assert (found.initial_updates, found.update_ratio, found.lr_decay_updates, found.lr) == pytest.approx(expected)
     said = '1,251 gradient steps: 25 passes over 20,001 steps'
     assert (said in capsys.readouterr().out) == ('initial_updates' not in flags)
 
 
+def test_a_robot_that_must_stay_learns_for_longer(capsys):
+    found = choose_updates(20_001, Staying, max_steps=10_000)
+    assert (found.initial_updates, found.update_ratio, found.lr_decay_updates, found.lr) == (501, 0.5001, 0, 0.001)
+    assert '5,001 gradient steps: 100 passes over 20,001 steps; 501 now' in capsys.readouterr().out
+
+
 def test_gradient_steps_have_limits(capsys):
-    assert choose_updates(10 ** 6)[0] == online_trainer.MOST_UPDATES
-    assert f'{online_trainer.MOST_UPDATES:,} gradient steps: the most by default' in capsys.readouterr().out
-    assert choose_updates(1000)[0] == online_trainer.LEAST_UPDATES
-    assert f'{online_trainer.LEAST_UPDATES:,} gradient steps: the fewest by default' in capsys.readouterr().out
+    limits = Locomotion.training
+    assert choose_updates(10 ** 6).initial_updates == limits.most_updates
+    assert f'{limits.most_updates:,} gradient steps: the most by default' in capsys.readouterr().out
+    assert choose_updates(1000).initial_updates == limits.least_updates
+    assert f'{limits.least_updates:,} gradient steps: the fewest by default' in capsys.readouterr().out
 
 
 def collector(steps, episodes, length=0.0, **flags):
