@@ -121,8 +121,6 @@ EVALUATIONS = 8  # with --max_steps, about
 EVAL_INTERVAL = 25_000  # environment steps, without it
 EVAL_EPISODES = 20  # over all tasks, without --eval_episodes
 
-REFIT_GROWTH = 1.5  # of the environment steps since the last fit of the labeler, from which it is fitted again
-
 
 PANELS = (  # after those of success and labels; optional panels need more than one round
     Panel('train loss', {'train': 'training/total_loss'}, log_scale=True, better=LOWER),
@@ -522,7 +520,7 @@ class OnlineTraining:
         # batches
         with run.stop.interruptible():
             self.batches = agent.open_batches(data, replay)
-            if self.round:  # some of its updates are still due
+            if self.labeled_steps:  # of a resumed run
                 self.batches.label_data(agent.label)
 
     # ------------------------------------------------------------------------------------- the loop
@@ -648,8 +646,8 @@ class OnlineTraining:
 
         # labels
         self.batches.refresh(dropped)
-        fits = self.collector.steps >= REFIT_GROWTH * self.labeled_steps
-        if self.config.infers_actions and fits:
+        is_due = self.collector.steps >= self.agent.task.training.refit_growth * self.labeled_steps
+        if self.config.infers_actions and is_due:
             r2 = self.agent.fit_labeler(self.batches, self.rng)
             self.labeled_steps = self.collector.steps
             if r2 is not None:

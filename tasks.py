@@ -87,8 +87,9 @@ def make_task(offline, config, data_map):
 
 
 class Training(NamedTuple):
-    """How long and how fast a policy learns without --initial_updates, --lr and --lr_decay_updates."""
+    """How labeler and policy learn; all but the first without --initial_updates, --lr and --lr_decay_updates."""
 
+    refit_growth: float  # of the environment steps since the last fit, from which the labeler is fitted again
     passes: int  # over the steps to imitate
     least_updates: int
     most_updates: int
@@ -109,7 +110,7 @@ class Locomotion:
     small_action_prior = 0.0
     corrective_fraction = 0.0
     # a cosine allows fewer updates than a constant rate
-    training = Training(passes=25, least_updates=1000, most_updates=3000, lr=4e-3, decays=True)
+    training = Training(refit_growth=1.5, passes=25, least_updates=1000, most_updates=3000, lr=4e-3, decays=True)
     imitates_own_steps = False  # a robot that always moves learns enough from data that always move
 
     def __init__(self, offline, config, graph):
@@ -207,7 +208,7 @@ class Staying(Locomotion):
     """
 
     # own steps come to the end; more passes overfit the 10,000 steps of FetchReach
-    training = Training(passes=100, least_updates=1000, most_updates=14_000, lr=1e-3, decays=False)
+    training = Training(refit_growth=1.5, passes=100, least_updates=1000, most_updates=14_000, lr=1e-3, decays=False)
     imitates_own_steps = True  # they have the small motions near a goal that data in motion lack
 
     def __init__(self, offline, config, graph):
@@ -249,7 +250,7 @@ class Manipulation:
 
     action_scale = 1.0
     # moves are a part of the data; FetchPush needs 2,000 updates
-    training = Training(passes=150, least_updates=1000, most_updates=3000, lr=4e-3, decays=True)
+    training = Training(refit_growth=1.0, passes=150, least_updates=1000, most_updates=3000, lr=4e-3, decays=True)
     imitates_own_steps = False  # moves by chance end anywhere (results/any_robot.md)
 
     def __init__(self, offline, config, object_map):

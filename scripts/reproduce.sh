@@ -7,7 +7,7 @@
 #
 # Data go to $DATA (default: datasets/collected), runs to $RUNS (default: reproduced). A run that has a row in $CSV
 # (default: results/runs.csv) is skipped, so another $CSV makes it again; an interrupted run is resumed.
-# The robots of gymnasium-robotics need packages of their own (requirements-robots.txt), so that only their name runs them:
+# `coordinates`, `small` and `robots` make results/any_robot.csv. The last needs packages of its own (requirements-robots.txt):
 #   PYTHON=.venv-robots/bin/python sh scripts/reproduce.sh robots
 # `python scripts/make_tables.py` then rewrites the tables of the READMEs.
 # Each run uses one process and, with OMP_NUM_THREADS=1, one core: start as many side by side as there are cores.
@@ -90,20 +90,6 @@ run() {
     add_row "$1" "$offline" $simulator "$folder/online"
 }
 
-# function of environments/robots.py, data, environment steps, seed; evaluation.json is in its folder
-robot() {
-    folder=$RUNS/robots/$1/seed$4
-    [ "$only_experiment" = robots ] && wanted robots "$1" "$4" && [ ! -f "$folder/online/evaluation.json" ] || return 0
-    [ -f "$DATA/$2.npz" ] || "$PYTHON" scripts/data/collect_robots.py --robot "$2" --output "$DATA/$2.npz"
-    # shellcheck disable=SC2046
-    "$PYTHON" offline_trainer.py --env "environments.robots:$1" --dataset_path "$DATA/$2.npz" --seed "$4" \
-        --num_updates 60 --save_dir "$folder/offline" $(resume "$folder/offline")
-    # shellcheck disable=SC2046
-    "$PYTHON" online_trainer.py --env "environments.robots:$1" --seed "$4" --max_steps "$3" \
-        --offline_checkpoint "$folder/offline/last.pth" --save_dir "$folder/online" $(resume "$folder/online")
-    "$PYTHON" evaluate.py --checkpoint "$folder/online/last.pth" --seed 12345 --output "$folder/online/evaluation.json"
-}
-
 # robot, file of weights, decisions of its teacher, flags of it, steps of each of two distillations; needs
 # requirements-expert.txt and, for the humanoid, hours
 make_expert() {
@@ -128,12 +114,12 @@ expert() { # dataset, noise, episodes per task, which ant if not the one of our 
     add_row "$experiment" "$folder"
 }
 
-for seed in 0 1 2; do
-    robot fetch_reach fetch_reach 10000 $seed
-    robot fetch_push fetch_push 10000 $seed
-    robot point_maze point_maze 10000 $seed
-    robot point_maze_end point_maze 10000 $seed
-done
+# other coordinates and other robots: results/any_robot.csv, whose figure make_tables.py draws
+any_robot() { "$PYTHON" scripts/benchmarks/any_robot.py --group "$1" --data_dir "$DATA" --folder "$RUNS/any_robot"; }
+case $only_experiment in
+robots | small | coordinates) any_robot "$only_experiment"; exit ;;
+'') any_robot coordinates; any_robot small ;;
+esac
 
 # the experts; their weights are bundled, and so not made anew
 make_expert humanoid humanoid_expert.npz 2700000 '--lr 1e-3 --entropy -0.8' 1000000
@@ -149,7 +135,7 @@ for dataset in humanoidmaze-medium-navigate-v0 humanoidmaze-large-navigate-v0; d
     expert $dataset 0.2 20
 done
 
-# the front page: random environment steps only
+# the front page: mazes
 mazes='medium-navigate large-navigate medium-stitch large-stitch medium-explore large-explore'
 for seed in 16 17 18; do
     for maze in $mazes; do

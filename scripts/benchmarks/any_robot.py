@@ -47,12 +47,17 @@ class Case:
             return ()
         path = Path(folder) / self.file
         if not path.exists():
-            subprocess.run([sys.executable, ROOT / self.data[0], *self.data[1:], *self._output(path)], check=True)
+            make(*self.data, *self._output(path))
         return ('--data_dir', folder) if '--dataset' in self.source else ('--dataset_path', path)
 
     def _output(self, path):
         """Return the flags of the script that name the file or its folder."""
         return ('--output', path) if '--robot' in self.data else ('--output_dir', path.parent)
+
+
+def make(script, *flags):
+    """Run a script that makes data."""
+    subprocess.run([sys.executable, ROOT / script, *flags], check=True)
 
 
 def ant(label, observe):
