@@ -71,6 +71,7 @@ MIXING_LR = 0.02  # of axes of unit variance, at the first of these steps
 
 CLIP_QUANTILE = 0.003  # inputs are clipped at this quantile of the agent's steps and at 1 minus it
 ROUNDED_STATES = 4  # float32 spacings of a state below which an input is constant
+MAX_ROUNDING = 0.01  # of labels in [-1, 1] by float32, at the most
 MIN_NOISE_VARIANCE = 1e-4  # of actions in [-1, 1]; it also keeps kernel matrices invertible
 LABELER_CHUNK = 1024  # rows of a kernel matrix in memory
 
@@ -114,8 +115,8 @@ class Split(NamedTuple):
 class Labeler(nn.Module):
     """Predict actions in [-1, 1] from pairs of states by one sparse GP per action dimension.
 
-    Labels are zero before the first `fit`. It fits in float64 and predicts in float32, both on the CPU; a fit
-    takes seconds.
+    Labels are zero before the first `fit`. It fits in float64 and predicts in float32 where this suffices, both
+    on the CPU; a fit takes seconds.
 
     Shapes: S = state_dim, F = 2 S inputs, A = action_dim, M inducing inputs.
     """
@@ -356,13 +357,23 @@ class Labeler(nn.Module):
         if not self.is_fitted:
             return torch.zeros(len(transitions), len(self.linear_weights))
 
-        fast = copy.deepcopy(self).float()
+        dtype = self._precision()
+        fast = copy.deepcopy(self).to(dtype)
         labels = []
         for chunk in transitions.split(LABELER_CHUNK):
-            x = self._standardize(self._inputs(chunk)).float()
+            x = self._standardize(self._inputs(chunk)).to(dtype)
             nonlinear = fast._rbf_kernel(x, fast.inducing_inputs) @ fast.inducing_weights
             labels.append(nonlinear.squeeze(-1).T + x @ fast.linear_weights.T)
-        return torch.cat(labels).clamp(-1, 1)
+        return torch.cat(labels).clamp(-1, 1).float()
+
+    def _precision(self):
+        """Return float32 unless large weights of opposite signs would cancel there, then float64.
+
+        Length scales much longer than the range of the inputs lead to such weights.
+        """
+        largest = (self.inducing_weights.abs().sum(1) * self.log_variance.exp().squeeze(-1)).max()
+        error = torch.finfo(torch.float32).eps * largest
+        return torch.float32 if error < MAX_ROUNDING else torch.float64
 
     def _inputs(self, transitions):
         """Return s_t and s_{t+1} - s_t, (n, F), of pairs of states (n, 2, S), masked and along the axes."""

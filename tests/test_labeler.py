@@ -256,6 +256,16 @@ def test_position_generalizes_if_it_is_constant():
 
 
 # -------------------------------------------------------------------------------------- state of the labeler
+def test_labels_survive_large_weights_of_opposite_signs():
+    labeler, steps = fitted(300), joint_steps(50, seed=9)[0]
+    expected = labeler(steps)
+    first = labeler.inducing_inputs[:1]
+    labeler.inducing_inputs = torch.cat([labeler.inducing_inputs, first, first])
+    large = torch.full((len(labeler.inducing_weights), 1, 1), 1e9, dtype=torch.float64)
+    labeler.inducing_weights = torch.cat([labeler.inducing_weights, large, -large], 1)
+    torch.testing.assert_close(labeler(steps), expected, atol=1e-4, rtol=0)
+
+
 def test_labels_are_zero_before_a_fit_and_equal_after_loading():
     steps, _ = joint_steps(5, seed=1)
     empty, labeler = Labeler(DIM, ACTION_DIM), fitted(100)
