@@ -3,8 +3,8 @@
     labeler           pi_1(s_t, s_{t+1}) -> a_t   one-step inverse dynamics, Gaussian processes
                                                   fitted to the agent's steps (labeling/labeler.py)
     inverse_dynamics  pi(f(s), s, z', z_g) -> a   the policy; imitates the labels of the data (BCO,
-                                                  Torabi et al. 2018, made goal-conditioned) and the
-                                                  agent's own steps (GCSL, Ghosh et al. 2021)
+                                                  Torabi et al. 2018, made goal-conditioned); if the robot
+                                                  must stay, own steps as well (GCSL, Ghosh et al. 2021)
     feature_decoder   l(z) -> goal features       decodes subgoals z' that are proposed
     baseline          b(s) -> progress            expected progress from a state
 

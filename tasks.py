@@ -126,7 +126,8 @@ class Locomotion:
         self.farthest = offline.config.transition_steps
         self.stuck_noise = NoStuckNoise()
         if config.stuck_noise:
-            columns = offline.position_dims() if len(offline.position_dims()) else np.arange(offline.observation_dim)
+            positions = offline.position_dims()
+            columns = positions if len(positions) else np.arange(offline.observation_dim)
             self.stuck_noise = StuckNoise(self.encoder, columns, STUCK_TRANSITIONS * self.farthest,
                                           STUCK_RADIUS * graph.radius, config.stuck_noise)
 

@@ -342,7 +342,7 @@ def parse_setting(setting):
 
     limit = {'dropped': 1.0, 'noise': math.inf}.get(kind)
     is_valid_amount = 0 < amount < limit if limit else not number
-    if kind in ('units', 'rotated', 'lifted'):
+    if hasattr(TRANSFORMS.get(kind), 'random'):  # of a seed
         is_valid_amount = number.isdecimal()
     if kind not in KINDS or not is_valid_amount:
         raise ValueError(f'--observe {setting}: must be full, positions, torso, dropped:P with P between 0 '

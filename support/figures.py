@@ -365,8 +365,7 @@ def plot_bands(groups, path, ylabel, title, xlabel='environment steps', percent=
                   label=f'{label} ({len(runs)})')
         last_step = max(last_step, *(run_steps[-1] for run_steps, _ in runs))
 
-    axis.set_xlabel(xlabel, fontsize=10)
-    axis.set_ylabel(ylabel, fontsize=10)
+    _name_axes(axis, xlabel, ylabel)
     axis.set_xlim(0, 1.02 * last_step)  # the last marker is whole
     if percent:
         axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
@@ -413,8 +412,7 @@ def plot_budgets(groups, path, xlabel, ylabel, title, beside=('', {})):
     axis.set_xticks(budgets)
     axis.minorticks_off()
     axis.set_ylim(*(100 * limit for limit in SUCCESS_LIMITS))
-    axis.set_xlabel(xlabel, fontsize=10)
-    axis.set_ylabel(ylabel, fontsize=10)
+    _name_axes(axis, xlabel, ylabel)
     _style(axis)
     if any(len(rates) > 1 for runs in [*groups.values(), *others.values()] for rates in runs.values()):
         axis.plot([], [], '.', color=QUIET, ms=6, label='one run')
@@ -468,8 +466,7 @@ def plot_bars(groups, path, xlabel, ylabel, title):
 
     axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
     axis.set_ylim(0, 100 * SUCCESS_LIMITS[1])
-    axis.set_xlabel(xlabel, fontsize=10)
-    axis.set_ylabel(ylabel, fontsize=10)
+    _name_axes(axis, xlabel, ylabel)
     _style(axis, steps=False)
     axis.grid(False, axis='x')
     axis.set_title(title, fontsize=11, pad=14)
@@ -527,6 +524,12 @@ def _plot_before_after_row(axis, y, before, after):
         axis.plot(after.mean(), y, 'o', ms=7, color=LABEL_COLORS['train'], label='after', zorder=3)
         axis.annotate(f'{after.mean():.0f}', (max(after), y), (9, 0), textcoords='offset points',
                       fontsize=9.5, va='center_baseline')
+
+
+def _name_axes(axis, xlabel, ylabel):
+    """Write the labels of the x and the y axis of a figure with one panel."""
+    axis.set_xlabel(xlabel, fontsize=10)
+    axis.set_ylabel(ylabel, fontsize=10)
 
 
 def _style(axis, steps=True):
