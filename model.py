@@ -35,7 +35,7 @@ def mlp(sizes):
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(n_in, n_out))
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(n_out), nn.GELU(approximate='tanh')]
+            layers += [nn.LayerNorm(n_out), nn.GELU()]
     return nn.Sequential(*layers)
 
 

@@ -80,7 +80,7 @@ class OfflineConfig:
                                         least=0, most=1)
     value_weight: float = flag(1.0, 'weight of V; 0 disables it', least=0)
     critic_weight: float = flag(1.0, 'weight of Q, an auxiliary objective; 0 disables it', least=0)
-    infonce_weight: float = flag(0.05, 'weight of InfoNCE; 0 disables it', least=0)
+    infonce_weight: float = flag(0.2, 'weight of InfoNCE; 0 disables it', least=0)
     alignment_weight: float = flag(0.02, 'weight of trajectory alignment; 0 disables it', least=0)
     state_weight: float = flag(1.0, 'weight of next-state prediction; 0 disables it', least=0)
     reward_weight: float = flag(0.1, 'weight of reward/done prediction; 0 disables it', least=0)
@@ -324,28 +324,27 @@ class OfflineAgent:
         return loss, {'value_loss': loss, 'v_mean': v.mean(), 'v_min': v.min(), 'v_max': v.max()}
 
     def infonce_loss(self, latents, batch):
-        """Contrast z_t with goals of its own future: symmetric InfoNCE (van den Oord et al. 2018).
+        """Contrast f(s_t) with z_{t+k}: symmetric InfoNCE (van den Oord et al. 2018).
 
-        Negatives are goals of other windows, since those of the same window may be futures of z_t.
+        Negatives are latents of other windows, since those of the same window may be as near. The
+        prediction needs what moves the robot, such as heading and velocity, and keeps it in f(s_t).
         """
-        # normalised projections of states and goals
-        z, goal = (F.normalize(self.nets['contrast'](latent.flatten(0, 1)), dim=-1)
-                   for latent in (latents.z, latents.z_goal))
-        window = torch.arange(
-            len(batch.future), device=z.device).repeat_interleave(batch.future.shape[1])
-        future = batch.future.flatten()
+        # cosines of predicted and actual latents
+        predicted = F.normalize(self.nets['contrast'](latents.state_latents.flatten(0, 1)), dim=-1)
+        actual = F.normalize(latents.z_next.flatten(0, 1), dim=-1)
+        logits = predicted @ actual.T / 0.1
 
-        # mask rows instead of selecting them: oneDNN compiles each new number of rows and keeps it
-        logits = z @ goal.T / 0.1
-        count = future.sum().clamp(min=1)
-        masked = (window[:, None] == window).fill_diagonal_(False) | ~future
-        labels = torch.arange(len(z), device=z.device).where(future, -100)  # cross_entropy ignores -100
+        # without other transitions of the same window
+        count, positions = batch.positions.shape
+        window = torch.arange(count, device=logits.device).repeat_interleave(positions)
+        same = (window[:, None] == window).fill_diagonal_(False)
+        logits = logits.masked_fill(same, -1e9)
 
-        # states against goals, and goals against states
-        sides = [side.masked_fill(masked, -1e9) for side in (logits, logits.T)]
-        loss = sum(F.cross_entropy(side, labels, reduction='sum') for side in sides) / (2 * count)
-        hits = (sides[0].argmax(1) == labels).sum()
-        return loss, {'infonce_loss': loss, 'infonce_accuracy': hits / count}
+        # predictions against latents, and latents against predictions
+        labels = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return loss, {'infonce_loss': loss, 'infonce_accuracy': accuracy}
 
     def alignment_loss(self, latents, batch):
         """Align latent steps with the direction to future goals: 1 - cos(z_{t+k} - z_t, z_g - z_t)."""

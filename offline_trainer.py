@@ -96,9 +96,8 @@ def panels_of(config, agent_config, positions):
     Args:
         config: OfflineTrainConfig. agent_config: OfflineConfig. positions: transitions of each window.
     """
-    # a goal of the state's own future among those of other windows
-    future = 1 - agent_config.current_goals - agent_config.random_goals
-    candidates = 1 + future * positions * (config.batch_size - 1)
+    # the latent k steps later among those of other windows
+    candidates = 1 + positions * (config.batch_size - 1)
     # the entropy of "z is at z_g" for its share of the goals
     share = agent_config.current_goals
     entropy = -sum(p * math.log(p) for p in (share, 1 - share) if p)

@@ -37,9 +37,9 @@ def test_panels_have_what_chance_gives():
     config = types.SimpleNamespace(batch_size=5)
     agent_config = OfflineConfig(current_goals=0.5, random_goals=0.25)
     panels = {panel.title: panel for panel in offline_trainer.panels_of(config, agent_config, positions=8)}
-    # one goal of the own future, and a quarter of 8 in each of four other windows
-    assert panels['InfoNCE'].reference == ('chance', math.log(9))
-    assert panels['InfoNCE accuracy'].reference == ('chance', pytest.approx(1 / 9))
+    # the own latent k steps later, and 8 in each of four other windows
+    assert panels['InfoNCE'].reference == ('chance', math.log(33))
+    assert panels['InfoNCE accuracy'].reference == ('chance', pytest.approx(1 / 33))
     assert panels['reward/done'].reference == ('chance', pytest.approx(math.log(2)))
     assert panels['value V (its target moves)'].reference is None
     assert not panels['value V (its target moves)'].better and panels['next state'].better == '↓'
