@@ -102,6 +102,19 @@ def test_a_policy_without_a_plan_has_no_state(make_online, export):
     np.testing.assert_allclose(action, policy.act(states, states[::-1]), atol=1e-5)
 
 
+@pytest.mark.parametrize('plan', [True, False])
+def test_goals_may_be_nan(make_online, export, plan):
+    path, policy = export(make_online(plan=plan), '.pt')
+    run, about = export_policy.open_file(path)
+    known = policy.agent.data_map.known_states
+    goals = known[[20, 40]]
+    goals[0, 1:3] = goals[1, 4] = np.nan
+    state = [np.full((2, about['state_size']), np.nan, np.float32)] if plan else []
+    for row in (0, 5, 10):
+        action, *state = run(known[[row, row + 1]], goals, *state)
+        np.testing.assert_allclose(action, policy.act(known[[row, row + 1]], goals), atol=1e-5)
+
+
 def test_angles_and_offsets_are_inside(make_online, export):
     model = ObservationModel(origin=(0.0, 5e6, 0.0, 0.0, 0.0), angles=((0, 4, 360.0),))
     path, policy = export(make_online(), '.pt', observation_model=model)
@@ -125,6 +138,15 @@ def test_onnx_equals_act_and_drives_the_page(make_config, make_online, export, m
     monkeypatch.setattr(export_policy, 'COMPARED_STEPS', 125)
     path, policy = export(agent, '.onnx')  # refuses differences above 1e-4
     assert export_policy.open_file(path)[1]['observation_dim'] == 2
+
+    # a goal that is NaN in a dimension
+    run, _ = export_policy.open_file(path)
+    goal = np.float32([[0.3, np.nan]])
+    action, _ = run(angles[:1], goal, np.full((1, 5), np.nan, np.float32))
+    policy.reset()
+    np.testing.assert_allclose(action, policy.act(angles[:1], goal), atol=1e-5)
+    policy.reset()
+
     monkeypatch.chdir(path.parent)
     monkeypatch.syspath_prepend(str(ROOT))
     capsys.readouterr()
@@ -146,7 +168,6 @@ def test_onnx_equals_act_and_drives_the_page(make_config, make_online, export, m
     assert len(sessions[0].calls) > 1
     for inputs, action in sessions[0].calls:
         np.testing.assert_allclose(action, policy.act(inputs['observation'], inputs['goal']), atol=1e-5)
-
 
     # the node publishes an action once it has a goal and an observation
     published = []

@@ -7,10 +7,11 @@
     policy.onnx  for onnxruntime
     policy.pt    TorchScript, for torch.jit.load in Python and for libtorch in C++
 
-The file computes (observation, goal, state) -> (action, next state) for any number of robots. The map is
-inside: the nearest node is a search over all of them, and the routes to all nodes are a table. `state` is
-that of the plan. It is NaN in the first step of an episode, and notices new goals. A checkpoint without a
-plan (distil_plan.py) gives a smaller file without `state`. docs/library.md has the loop of a robot.
+The file computes (observation, goal, state) -> (action, next state) for any number of robots. A goal may be
+NaN in dimensions that do not matter. The map is inside: the nearest node is a search over all of them, and the
+routes to all nodes are a table. `state` is that of the plan. It is NaN in the first step of an episode, and
+notices new goals. A checkpoint without a plan (distil_plan.py) gives a smaller file without `state`.
+docs/library.md has the loop of a robot.
 
 Before it ends, the script compares the file with the agent on states of the map, and on whole episodes with
 --episodes_per_task.
@@ -119,10 +120,22 @@ class ProposingPolicy(nn.Module):
         self.nets = agent.ema_nets
         for name in ('action_low', 'action_high'):
             self.register_buffer(name, torch.from_numpy(getattr(agent, name)))
+        self.register_buffer('known_states', torch.from_numpy(agent.data_map.known_states))
 
     def forward(self, observation, goal):
-        states, goals = self.readings(observation), self.readings(goal)
+        states, goals = self.readings(observation), self.read_goals(goal)
         return (self.actions(states, goals, self.propose(states, goals)),)
+
+    def read_goals(self, goals):
+        """Return goals (B, S') without NaN, as `OnlineAgent.read_goal` does: its value in the nearest known state."""
+        goals = self.readings(goals)
+        return self.choose(goals.isnan().any(), self._fill, lambda goals: goals.clone(), (goals,))
+
+    def _fill(self, goals):
+        given = ~goals.isnan()
+        differences = (torch.where(given, goals, 0).unsqueeze(1) - self.known_states) / self.encoder.std
+        nearest = (given.unsqueeze(1) * differences).square().sum(-1).argmin(1)
+        return torch.where(given, goals, self.known_states[nearest])
 
     def propose(self, states, goals):
         """Return the proposer's subgoals (B, S'), goal features, as `ProposerPlanner` does."""
@@ -184,7 +197,7 @@ class PlanningPolicy(ProposingPolicy):
         return torch.where(distances.sqrt() <= self.radius, nodes, self.size)
 
     def forward(self, observation, goal, state):
-        states, goals = self.readings(observation), self.readings(goal)
+        states, goals = self.readings(observation), self.read_goals(goal)
         known_goals, memory = state[:, :goals.shape[1]], state[:, goals.shape[1]:]
 
         # the node of a new goal is looked up, and its episode has no target yet
