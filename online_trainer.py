@@ -591,11 +591,11 @@ class OnlineTraining:
         """Set the gradient steps and the learning rate that no flag gives, by the `Training` of the task.
 
         With --max_steps the gradient steps are spread evenly over the environment steps, else taken in the first
-        round. With --initial_updates the learning rate is constant.
+        round. With --initial_updates, or without --max_steps, the learning rate is constant.
         """
         config, agent_config = self.config, self.agent.config
         training = self.agent.task.training
-        decays = training.decays and not config.initial_updates
+        decays = training.decays and config.max_steps and not config.initial_updates
 
         # in all
         steps = self.batches.num_steps
