@@ -611,7 +611,7 @@ class OnlineTraining:
             first = updates
             if config.max_steps and config.update_ratio is None:
                 ratio = updates / config.max_steps
-                first = math.ceil(ratio * self.collector.steps)
+                first = max(1, round(ratio * self.collector.steps))
             say(f'{updates:,} gradient steps: {reason}; {first:,} now (--initial_updates)')
             self.run.set_flags(initial_updates=first)
         if config.update_ratio is None:

@@ -109,8 +109,8 @@ class Locomotion:
 
     small_action_prior = 0.0
     corrective_fraction = 0.0
-    # a cosine allows fewer updates than a constant rate
-    training = Training(refit_growth=1.5, passes=16, least_updates=1000, most_updates=3000, lr=4e-3, decays=True)
+    # results/any_robot.md
+    training = Training(refit_growth=1.5, passes=16, least_updates=3000, most_updates=8000, lr=4e-3, decays=True)
     imitates_own_steps = False  # a robot that always moves learns enough from data that always move
 
     def __init__(self, offline, config, graph):

@@ -171,25 +171,25 @@ def choose_updates(num_steps, task=Locomotion, **flags):
 
 
 @pytest.mark.parametrize('flags, expected', [
-    ({}, (1601, 0.2, 0, 0.001)),  # 16 passes over 40,001 steps, all of them now; later rounds need a rate, too
-    ({'max_steps': 5000}, (321, 1601 / 5000, 321 + 1281, 0.004)),  # evenly
-    ({'max_steps': 1000}, (1601, 1.601, 1601, 0.004)),  # no later round
-    ({'max_steps': 5000, 'update_ratio': 1.0}, (1601, 1.0, 1601 + 4000, 0.004)),
+    ({}, (4001, 0.2, 0, 0.001)),  # 16 passes over 100,001 steps, all of them now; later rounds need a rate, too
+    ({'max_steps': 5000}, (800, 4001 / 5000, 800 + 3201, 0.004)),  # evenly
+    ({'max_steps': 1000}, (4001, 4.001, 4001, 0.004)),  # no later round
+    ({'max_steps': 5000, 'update_ratio': 1.0}, (4001, 1.0, 4001 + 4000, 0.004)),
     ({'max_steps': 5000, 'initial_updates': 9}, (9, 0.2, 0, 0.001)),
-    ({'max_steps': 1000, 'lr_decay_updates': 0}, (1601, 1.601, 0, 0.004)),
-    ({'lr_decay_updates': 7, 'lr': 0.5}, (1601, 0.2, 7, 0.5)),
+    ({'max_steps': 1000, 'lr_decay_updates': 0}, (4001, 4.001, 0, 0.004)),
+    ({'lr_decay_updates': 7, 'lr': 0.5}, (4001, 0.2, 7, 0.5)),
 ])
 def test_gradient_steps_follow_from_data_and_budget(flags, expected, capsys):
-    found = choose_updates(40_001, **flags)
+    found = choose_updates(100_001, **flags)
     assert (found.initial_updates, found.update_ratio, found.lr_decay_updates, found.lr) == pytest.approx(expected)
-    said = '1,601 gradient steps: 16 passes over 40,001 steps'
+    said = '4,001 gradient steps: 16 passes over 100,001 steps'
     assert (said in capsys.readouterr().out) == ('initial_updates' not in flags)
 
 
 def test_a_robot_that_must_stay_learns_for_longer(capsys):
     found = choose_updates(20_001, Staying, max_steps=10_000)
-    assert (found.initial_updates, found.update_ratio, found.lr_decay_updates, found.lr) == (501, 0.5001, 0, 0.001)
-    assert '5,001 gradient steps: 100 passes over 20,001 steps; 501 now' in capsys.readouterr().out
+    assert (found.initial_updates, found.update_ratio, found.lr_decay_updates, found.lr) == (500, 0.5001, 0, 0.001)
+    assert '5,001 gradient steps: 100 passes over 20,001 steps; 500 now' in capsys.readouterr().out
 
 
 def test_gradient_steps_have_limits(capsys):
