@@ -79,6 +79,7 @@ WORDS = {
                    '†는 평가 방식이 다르거나 확인하지 못한 것입니다.',
         'figure': 'Environment step 수에 따른 성공률. 모든 step은 무작위 action입니다'}}
 DETAILS = 'results/README.md'
+ANY_ROBOT = 'results/any_robot.md'
 OWN_TABLES = ('main', 'expert-', 'few-', 'lost-', 'parts-', 'steps-', 'true-actions')
 INTERVAL = '95 % interval (by seed)'
 EPISODES = 'episodes per seed'
@@ -97,6 +98,7 @@ PART_NAMES = {'no-critic': 'no Q', 'no-infonce': 'no InfoNCE', 'no-alignment': '
 EXPLORERS = {'random': 'random actions', 'own': 'the agent, ε = 0', 'goal-biased': 'the agent, goal-biased'}
 EXPLORING = ('last 300 steps by', 'data', 'success, %', f'difference, {INTERVAL}', 'seeds',
              'environment steps', EPISODES)
+ROBOTS = ('state or robot', 'success before, %', 'success, %', 'by seed', 'seeds', 'environment steps', EPISODES)
 DEMONSTRATORS = ('maze', 'expert', 'action noise', 'success, %', 'episodes')
 # columns that become a line above the table if all their cells are equal, and are left out if they are empty
 FOLDED = ('data', 'seeds', 'environment steps', EPISODES, *FILLERS.values())
@@ -590,6 +592,25 @@ def draw_any_robot(rows, path):
         plot_before_after(sections, path, 'The same code on other coordinates and other robots')
 
 
+def any_robot_table(rows):
+    """Return the table of a list of AnyRobotRun, one line for each case."""
+    cases = {}
+    for row in rows:
+        cases.setdefault(row.case, []).append(row)
+
+    lines = []
+    for case, runs in cases.items():
+        before = [run for run in runs if run.version == 'before']
+        after = [run for run in runs if run.version == 'after']
+        if after:
+            lines.append((
+                case, mean_text(before) if before else '–', mean_text(after),
+                ', '.join(f'{100 * run.success:.3g}' for run in after), range_text(run.seed for run in after),
+                range_text(round(run.environment_steps, -3) for run in after),
+                range_text(run.episodes for run in after)))
+    return folded_table(ROBOTS, lines)
+
+
 # ------------------------------------------------------------------------------ pages
 def with_block(text, block, page, name=''):
     """Return the text of a page with `block` between its markers.
@@ -636,6 +657,10 @@ def main():
 
     pages = {name: {'': make_front(results, words, published, args_files)} for name, words in WORDS.items()}
     pages[DETAILS] = make_details(results, baselines, shares)
+    path = root / 'results' / 'any_robot.csv'
+    robots = read_rows(path, AnyRobotRun) if path.is_file() else []
+    if robots:
+        pages[ANY_ROBOT] = {'any robot': any_robot_table(robots)}
     stale = stale_pages(root, pages)
     if flags.check:
         if stale:
@@ -647,9 +672,8 @@ def main():
     pictures = root / 'assets'
     draw_steps(results, last_of_hiql(baselines), pictures / f'success_by_steps.{flags.format}')
     draw_losses(results, pictures / f'success_by_losses.{flags.format}')
-    path = root / 'results' / 'any_robot.csv'
-    if path.is_file():
-        draw_any_robot(read_rows(path, AnyRobotRun), pictures / f'any_robot.{flags.format}')
+    if robots:
+        draw_any_robot(robots, pictures / f'any_robot.{flags.format}')
     rewritten = ', '.join(stale) or 'nothing, all was up to date'
     print(f'{sum(map(len, results.values()))} runs; rewritten: {rewritten}')
 

@@ -383,15 +383,18 @@ def test_dropped_observations(page):
 
 
 def test_any_robot(page):
-    """Success before and after is a picture with a row for each case."""
+    """Success before and after is a table and a picture with a row for each case."""
     tables(page)
     assert not (page / 'assets' / 'any_robot.png').exists()
+    (page / make_tables.ANY_ROBOT).write_text(f'{make_tables.BEGIN.format(": any robot")}\n{make_tables.END}\n')
     path = page / 'results' / 'any_robot.csv'
-    rows = [AnyRobotRun('robots', 'Reacher', version, seed, success, 50, 2000, 'abc')
-            for version, seed, success in (('before', None, 0.0), ('after', 0, 0.9), ('after', 1, 1.0))]
+    rows = [AnyRobotRun('robots', 'Reacher', version, seed, success, 50, 9997, 'abc')
+            for version, seed, success in (('before', None, 0.02), ('after', 0, 0.9), ('after', 1, 1.0))]
     write_rows(path, rows, AnyRobotRun)
     tables(page)
     assert (page / 'assets' / 'any_robot.png').stat().st_size > 10_000
+    lines = (page / make_tables.ANY_ROBOT).read_text().splitlines()
+    assert '| Reacher | 2.0 | 95.0 ± 7.1 | 90, 100 | 0–1 | 10,000 | 50 |' in lines
 
     write_rows(path, [dataclasses.replace(rows[0], version='then')], AnyRobotRun)
     with pytest.raises(ValueError, match='version then of Reacher; it must be before or after'):
