@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))  # run from any folder
 from support.flags import run_main, summary  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-mini-v0'
-OFFLINE = ['--num_updates', '200']
-ONLINE = ['--max_steps', '4000', '--eval_episodes', '2']
+OFFLINE = ['--num_updates', '60']
+ONLINE = ['--max_steps', '3000', '--eval_episodes', '2', '--final_eval_episodes', '10']
 
 
 def main():

@@ -6,7 +6,7 @@ from scripts.benchmarks import pretraining_worth as worth
 from support.metrics import MetricsLog
 
 SMALL = ['--settings', 'lifted:0', '--variants', 'default', 'one_update', '--seeds', '0', '1', '--num_updates', '3',
-         '--random_steps', '9', '--initial_updates', '2', '--episodes', '1']
+         '--max_steps', '9', '--episodes', '1']
 
 
 @pytest.fixture

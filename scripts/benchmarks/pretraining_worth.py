@@ -4,7 +4,7 @@
     python scripts/benchmarks/pretraining_worth.py --settings lifted:0 --variants default one_update
 
 Each setting of --observe is trained with each variant of pretraining, offline and online. Runs of the same
-seed have the same random steps and evaluation episodes, so that differences to the default are paired. A
+seed have the same first random steps and evaluation episodes, so that differences to the default are paired. A
 finished run is a row of results.csv in --folder. The same command continues with the missing runs and prints the
 table.
 """
@@ -36,9 +36,8 @@ VARIANTS = {  # flags of offline_trainer.py; they replace those of the budget
     'no_next_state': ('--state_weight', '0'),
 }
 BUDGET = {  # flag -> default and help
-    'num_updates': (1000, 'offline updates'),
-    'random_steps': (8000, 'environment steps'),
-    'initial_updates': (14_000, 'online updates'),
+    'num_updates': (500, 'offline updates'),
+    'max_steps': (4000, 'environment steps'),
     'episodes': (50, 'evaluation episodes of each task'),
 }
 
@@ -52,8 +51,7 @@ class Row:
     variant: str
     seed: int
     num_updates: int
-    random_steps: int
-    initial_updates: int
+    max_steps: int
     episodes: int
     value_loss: float | None
     infonce_loss: float | None
@@ -80,8 +78,7 @@ def train(options, setting, variant, seed):
         '--num_updates', options.num_updates, '--val_interval', max(1, options.num_updates // 5),
         *VARIANTS[variant])
     run('online_trainer.py', folder / 'online', *common,
-        '--offline_checkpoint', folder / 'offline' / 'last.pth', '--random_steps', options.random_steps,
-        '--max_steps', options.random_steps, '--initial_updates', options.initial_updates,
+        '--offline_checkpoint', folder / 'offline' / 'last.pth', '--max_steps', options.max_steps,
         '--final_eval_episodes', options.episodes)
 
     offline, online = read_csv(folder / 'offline' / 'train.csv'), read_csv(folder / 'online' / 'online.csv')
