@@ -43,6 +43,7 @@ from utils import load_optimizer, load_weights, normalize_actions, unnormalize_a
 LR = 1e-3  # without --lr, and without a schedule
 WARMUP_UPDATES = 100  # over which the learning rate rises to --lr
 LOWEST_RATE = 0.01  # of --lr, at the end of its schedule
+AUXILIARY_PART = 4  # of the steps of a batch, one in so many trains decoder and baseline
 
 
 @dataclasses.dataclass
@@ -388,9 +389,11 @@ class OnlineAgent:
 
     def total_loss(self, batch):
         """Return the sum of the losses of policy, decoder and baseline, and their metrics."""
-        results = [self.feature_decoder_loss(batch), self.imitation_loss(batch)]
+        # decoder and baseline learn faster than the policy, so that a part of the batch is enough
+        part = batch.first(max(1, len(batch.states) // AUXILIARY_PART))
+        results = [self.feature_decoder_loss(part), self.imitation_loss(batch)]
         if self.task.has_baseline:
-            results.append(self.baseline_loss(batch))
+            results.append(self.baseline_loss(part))
 
         total = sum(loss for loss, _ in results)
         info = {name: value for _, metrics in results for name, value in metrics.items()}

@@ -39,6 +39,10 @@ class OnlineBatch(TensorBatch):
     state_latents: torch.Tensor  # (n, D) f(s) of policy_states
     rows: torch.Tensor  # (n,) int, in the offline data, -1: own step; for reports of a loss that is not finite
 
+    def first(self, count):
+        """Return the OnlineBatch of the first `count` rows."""
+        return OnlineBatch(**{name: value[:count] for name, value in vars(self).items()})
+
     def joined(self, other):
         """Return the OnlineBatch of the rows of both."""
         return OnlineBatch(**{field.name: torch.cat([getattr(self, field.name), getattr(other, field.name)])
