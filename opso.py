@@ -135,7 +135,7 @@ class Representation:
     def value(self, states, goals):
         """Return V(z, z_g), at most 0, of states and goals, each (S,) or (B, S): a float or (B,)."""
         z = self._encode(self.to_inputs(states))
-        z_goal = self._encode(self.to_inputs(goals, 'goals'))
+        z_goal = self._encode(self._read_goals(goals))
         if len(z) != len(z_goal) and 1 not in (len(z), len(z_goal)):
             raise ValueError(f'`states` have {len(z)} rows and `goals` {len(z_goal)}; they must have the '
                              'same number, or one of them a single row')
@@ -148,6 +148,10 @@ class Representation:
         config = self.offline.config
         steps = steps_of(self.value(states, goals), config.reward_scale, config.discount)
         return steps if np.ndim(steps) else float(steps)
+
+    def _read_goals(self, goals):
+        """Return the inputs (B, S') of goals (S,) or (B, S)."""
+        return self.to_inputs(goals, 'goals')
 
     def _encode(self, inputs):
         inputs = torch.as_tensor(inputs, device=self.offline.device)
@@ -216,6 +220,10 @@ class Policy(Representation):
             raise ValueError(f'reset: `rows` are {rows}; they must be a mask or indices of '
                              f'{len(mask)} robots') from None
         self._state = self.agent.reset_state(self._state, mask)
+
+    def _read_goals(self, goals):
+        """Return the inputs (B, S') of goals (S,) or (B, S), which may be NaN in dimensions that do not matter."""
+        return np.stack([self.agent.read_goal(row) for row in self.to_inputs(goals, 'goals', may_be_nan=True)])
 
     def act(self, observation, goal):
         """Return the action (A,) or (B, A), float32, within the bounds of the environment.

@@ -119,7 +119,7 @@ def estimated_steps(agent, states, goal):
 
 @default_style()
 def draw_trajectory_values(segments, agent, path, title):
-    """Draw the steps to the last state of each trajectory: elapsed (dashed), estimated by V (solid).
+    """Draw the steps to the last state of each trajectory: those left (dashed), estimated by V (solid).
 
     An optimistic V lies below the elapsed steps. Each title has Spearman's rank correlation of the two.
     """
@@ -129,7 +129,7 @@ def draw_trajectory_values(segments, agent, path, title):
     for axis, states in zip(axes, segments, strict=True):
         elapsed = np.arange(len(states))[::-1]
         steps = estimated_steps(agent, states, states[-1])
-        axis.plot(elapsed, elapsed, '--', color=FAILED_PATH_COLOR, lw=1, label='elapsed')
+        axis.plot(elapsed, elapsed, '--', color=FAILED_PATH_COLOR, lw=1, label='steps left')
         axis.plot(elapsed, steps, color=TASK_COLORS[0], lw=1.4, label='V')
         axis.invert_xaxis()
 
@@ -170,9 +170,8 @@ def draw_trajectory_latents(segments, agent, path, title):
 def draw_episode_values(agent, episodes, path, title):
     """Draw V's estimate of the steps to the goal along evaluation episodes, one panel for each task.
 
-    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half of those
-    that still run are drawn, as long as there are `MOST_LINES` of them. The first failed ones are dark and
-    end in a cross.
+    Up to `MOST_LINES` solved episodes are single lines. Of more, the median and the middle half are drawn; an
+    episode that has ended keeps its last value. The first failed ones are dark and end in a cross.
     """
     tasks = sorted({episode.task for episode in episodes})
     figure, axes = _make_plots(len(tasks), title)
@@ -186,7 +185,7 @@ def draw_episode_values(agent, episodes, path, title):
 
         # solved episodes
         if len(solved) > MOST_LINES:
-            low, median, high = running_quartiles(solved)
+            low, median, high = quartiles_of(solved)
             band = axis.fill_between(np.arange(len(median)), low, high, color=task_color, alpha=0.25, lw=0)
             line, = axis.plot(median, color=task_color, lw=1.6)
             entries = {'median': line, 'middle half': band} | entries
@@ -215,13 +214,11 @@ def draw_episode_values(agent, episodes, path, title):
     save(figure, path)
 
 
-def running_quartiles(curves, least=MOST_LINES):
-    """Return the quartiles, three arrays (T,), over the curves that have not ended, while `least` are left."""
-    lengths = np.sort([len(curve) for curve in curves])
-    values = np.full((len(curves), lengths[-least]), np.nan)
-    for row, curve in zip(values, curves, strict=True):
-        row[:len(curve)] = curve[:len(row)]
-    return np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
+def quartiles_of(curves):
+    """Return the quartiles, three arrays (T,), over curves of different lengths; a curve keeps its last value."""
+    longest = max(map(len, curves))
+    values = [np.pad(curve, (0, longest - len(curve)), mode='edge') for curve in curves]
+    return np.quantile(values, [0.25, 0.5, 0.75], axis=0)
 
 
 def _make_plots(count, title):

@@ -31,6 +31,8 @@ EVEN = 0.02  # deviation of time steps, relative to the median one, up to which 
 GAP_STEPS = 3.0  # time step, in median ones, that is a gap
 MAX_DECREASES = 0.1  # fraction of time steps below 0, from which the rows are not in the order of time
 MAX_NAMES = 24  # of dimensions in the report
+MAX_SINGLE = 0.05  # fraction of rows that are a piece of their own, above which they may be no ends of episodes
+CLOCK_RISES = 0.95  # fraction of steps in which a column grows, from which it may be time
 
 
 @dataclasses.dataclass
@@ -85,9 +87,8 @@ class Conversion:
                 raise ValueError(f'{other.path}: its dimensions are {listed(other.names, 8)}, those of '
                                  f'{first.path} {listed(first.names, 8)}; name columns of all files with '
                                  '--columns and --time')
-        if first.times is None and (config.rate or config.velocities):
-            raise ValueError(f'{first.path}: there are no time stamps, which --rate and --velocities need; '
-                             'name their column with --time')
+        if first.times is None:
+            recordings = [self.with_times(recording) for recording in recordings]
         if config.actions and any(recording.actions is None for recording in recordings):
             raise ValueError(f'{first.path}: there are no actions in it; leave out --actions')
 
@@ -103,11 +104,27 @@ class Conversion:
         names = first.names
         rate = 0.0
         pieces = self.drop_single(pieces)
-        if first.times is not None:
+        if recordings[0].times is not None:
             rate = config.rate or find_rate(pieces)
             pieces = self.drop_single(self.resample(pieces, 1 / rate))
             names = names + [f'{name}, velocity' for name in names] * config.velocities
         return join(pieces), names, rate
+
+    def with_times(self, recording):
+        """Return a Recording without time stamps with those of --rate, if it is given.
+
+        Raises:
+            ValueError: a flag needs time stamps.
+        """
+        config = self.config
+        needs = {'--gap': config.gap, '--time_unit': config.time_unit != ConversionConfig.time_unit}
+        needs |= {'--velocities': config.velocities and not config.rate}
+        if given := next((name for name, is_given in needs.items() if is_given), ''):
+            raise ValueError(f'{recording.path}: there are no time stamps, which {given} needs; name their column '
+                             'with --time' + ', or give --rate if rows are evenly spaced' * (given == '--velocities'))
+        if not config.rate:
+            return recording
+        return dataclasses.replace(recording, times=np.arange(len(recording.states)) / config.rate)
 
     def cut(self, recording):
         """Yield the Pieces of a Recording between ends of episodes, NaN, gaps and steps back in time."""
@@ -234,8 +251,26 @@ def report(recordings, counts, names, rate):
     if rate:
         print(f'rate: {rate:.5g} rows per second')
     print('changes: ' + (', '.join(f'{count:,} {what}' for what, count in counts.items() if count) or 'none'))
-    if episodes == 1:
+
+    # what may have been read in another way than it was meant
+    if episodes == 1 and not counts['gaps cut']:
         print('warning: this is one episode; if it holds several, name columns that mark them with --ends')
+    if counts['pieces of one row left out'] > MAX_SINGLE * rows:
+        ends = listed([f'`{name}`' for name in recordings[0].used['episodes']], MAX_NAMES)
+        print(f'warning: {counts["pieces of one row left out"]:,} rows are episodes of their own by {ends}; if these '
+              'do not end episodes, as terminals at a goal, name the columns that do with --ends')
+    for name in find_clocks(recordings):
+        print(f'warning: `{name}` grows in nearly every row; if it is time, name it with --time, else leave it out '
+              'with --columns unless it is a part of the state')
+
+
+def find_clocks(recordings):
+    """Return the names of dimensions that may be time stamps: none if the time is known."""
+    if recordings[0].times is not None:
+        return []
+    rises = np.concatenate([np.diff(recording.states, axis=0) > 0 for recording in recordings])
+    return [name for name, share in zip(recordings[0].names, rises.mean(0), strict=True)
+            if len(rises) > 1 and share >= CLOCK_RISES]
 
 
 def main(argv=None):
@@ -253,6 +288,8 @@ def main(argv=None):
     output = output.with_name(f'{output.name.removesuffix(".npz")}.npz')
     if output.exists() and not config.overwrite:
         raise ValueError(f'{output} exists; name another output, or replace it with --overwrite')
+    if output.exists() and output.samefile(source):
+        raise ValueError(f'{output} is the input, which stays as it is; name another output')
 
     # read, convert, write
     columns, ends = (tuple(filter(None, text.split(','))) for text in (config.columns, config.ends))

@@ -350,6 +350,8 @@ def parse(argv):
             raise ValueError(f'--{name} {getattr(options, name)}: must be at least {least:.2g}')
     if bad := [word for word in options.slurm if '=' not in word]:
         raise ValueError(f'--slurm {bad[0]}: must be NAME=VALUE, such as partition=cpu')
+    if (options.slurm or options.gpus) and options.cluster != 'slurm':
+        raise ValueError(f'--{"slurm" if options.slurm else "gpus"}: only with --cluster slurm')
     reserved = {'seed', 'save_dir', 'resume'} | ({'dataset'} if options.datasets else set())
     if given := reserved & {name for name, _ in split_flags(flags)}:
         raise ValueError(f'--{sorted(given)[0]} is set for each run; leave it out after --')
@@ -361,6 +363,9 @@ def main(argv=None):
     trainings = plan(options, flags)
 
     if options.dry_run:
+        if options.cluster == 'slurm':
+            print(f'each job: {options.cores or SLURM_CORES} cores, {options.gpus} GPUs, {options.hours:g} hours'
+                  + ''.join(f', {word}' for word in options.slurm))
         for number, job in enumerate(divide(trainings, options), 1):
             for training in job.trainings:
                 print(f'job {number}, {training.name}: {shlex.join(training.words)}')

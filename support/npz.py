@@ -242,6 +242,8 @@ def open_dataset(path, flag='--dataset_path', names=('observations', 'terminals'
                                 '--max_trajectories') from error
     except (*READ_ERRORS, ValueError) as error:
         problem = foreign(error) or type(error).__name__
+        if isinstance(error, zipfile.BadZipFile):
+            problem = 'this is no npz file, or a part of one is missing'
         raise DamagedDataset(f'{path}: {problem}; repair it or {_name_another(flag)}') from error
 
 
@@ -251,7 +253,7 @@ def converting(path):
 
 
 def _name_another(flag):
-    return f'name another file with {flag}' if flag else 'use another file'
+    return f'name another file with {flag}' if flag.startswith('--') else 'use another file'
 
 
 def _array_names(archive):
@@ -325,8 +327,7 @@ def _compare_ends(archive, terminals):
 
         joined = int(np.sum(ends_of(END_NAMES[name], values) & ~terminals))
         if joined:
-            raise OtherLayout(f'`{name}` ends trajectories in {joined:,} rows where `terminals` is not set, '
-                              'and is left out with `--ends terminals`')
+            raise OtherLayout(f'`{name}` ends trajectories in {joined:,} rows where `terminals` does not')
 
 
 def ends_of(kind, values):
@@ -456,4 +457,5 @@ def _check_finite(values, begin, end, key):
     if len(bad):
         index = (begin + bad[0][0], *bad[0][1:])
         problem = ', too large for float32' if np.isfinite(values[index]) else ''
-        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}{problem}')
+        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}{problem}'
+                         + f'; {CONVERTER} cuts the trajectory there' * (key == 'observations'))

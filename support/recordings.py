@@ -110,8 +110,8 @@ def read_recording(path, choices):
         raise FileNotFoundError(f'{path}: no such file')
     found = recognize(path)
     if found not in READERS:
-        raise ValueError(f'{path}: this is {found or "a file of an unknown format"}; it must be one of '
-                         f'{", ".join(READERS)}')
+        raise ValueError(f'{path}: this is {found or "a file of an unknown format, or a part of one is missing"}; it '
+                         f'must be one of {", ".join(READERS)}')
     try:
         return select(path, READERS[found](path), choices)
     except (*READ_ERRORS, ValueError, LookupError) as error:

@@ -57,7 +57,7 @@ def npy(header, body=b''):
 GOOD = arrays()
 HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (21, 1000000000000000), }"
 BAD = {
-    'truncated zip': (pack(**arrays())[:-100], ['not a zip file']),
+    'truncated zip': (pack(**arrays())[:-100], ['no npz file, or a part of one is missing']),
     'a web page': (b'\n<!DOCTYPE html><html><body>404</body></html>', ['web page']),
     'empty file': (b'', ['empty file']),
     'missing key': (pack(observations=GOOD['observations']), ['no `terminals`']),

@@ -295,7 +295,7 @@ def test_large_offsets_stay_float64(folder):
     ('time,take\n1,2\n', 'no columns are states; name them with --columns, of `time`, `take`'),
     ('time,x\n1.5.2026 10:00,1\n2.5.2026 10:00,1\n', 'the time stamp 1.5.2026 10:00 is no ISO date'),
     ('{"x": 1}', 'this is a JSON file; it must be'),
-    ('x', 'this is a file of an unknown format; it must be'),
+    ('x', 'this is a file of an unknown format, or a part'),
     ('x,y\n1,2\n3,4,5\n', 'Expected 2 fields in line 3, saw 3'),
 ])
 def test_bad_tables_are_refused_in_one_line(folder, text, words):
@@ -308,7 +308,9 @@ def test_bad_tables_are_refused_in_one_line(folder, text, words):
 
 
 @pytest.mark.parametrize('arrays, flags, words', [
-    (dict(observations=STATES, dones=ENDS), ['--rate', '5'], 'no time stamps, which --rate and --velocities'),
+    (dict(observations=STATES, dones=ENDS), ['--gap', '5'], 'no time stamps, which --gap needs; name their column'),
+    (dict(observations=STATES, dones=ENDS), ['--velocities'], 'or give --rate if rows are evenly spaced'),
+    (dict(observations=STATES, dones=ENDS), ['--time_unit', 'ms'], 'no time stamps, which --time_unit needs'),
     (dict(observations=STATES, dones=ENDS), ['--actions'], 'no actions in it; leave out --actions'),
     (dict(observations=STATES, dones=ENDS), ['--columns', 'q'], 'no `q` in it, only `observations`, `dones`'),
     (dict(observations=STATES, dones=ENDS), ['--gap', '-1'], '--gap -1.0: must be at least 0'),
@@ -320,6 +322,38 @@ def test_bad_arrays_and_flags_are_refused_in_one_line(folder, arrays, flags, wor
     with pytest.raises(ValueError) as caught:
         main(['old.npz', 'new.npz', *flags])
     assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_rows_without_time_stamps_have_those_of_the_rate(folder):
+    np.savez('old.npz', observations=STATES, dones=ENDS)
+    states, lengths = convert('old.npz', '--rate', '10', '--velocities')
+    assert lengths == [*LENGTHS]
+    np.testing.assert_array_equal(states[:, :3], STATES)
+    first = STATES[:lengths[0]]
+    np.testing.assert_allclose(states[1:lengths[0] - 1, 3:], 5 * (first[2:] - first[:-2]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_may_be_meant_in_another_way_is_a_warning(folder, capsys):
+    """A clock with an unusual name, and terminals in all rows at a goal."""
+    clock = np.arange(len(STATES))[:, None] * 0.1
+    np.savez('old.npz', observations=np.concatenate([STATES, clock], 1), dones=ENDS)
+    convert('old.npz')
+    assert '`observations[3]` grows in nearly every row; if it is time, name it with --time' in capsys.readouterr().out
+
+    at_goal = np.arange(len(STATES)) % 20 > 14
+    np.savez('old.npz', observations=STATES, terminals=at_goal, timeouts=ENDS)
+    convert('old.npz')
+    out = capsys.readouterr().out
+    assert 'rows are episodes of their own by `terminals`, `timeouts`; if these do not end episodes' in out
+    convert('old.npz', '--ends', 'timeouts')
+    assert 'warning' not in capsys.readouterr().out
+
+
+def test_the_input_is_no_output(folder):
+    np.savez('old.npz', observations=STATES, dones=ENDS, more=np.ones(3))
+    with pytest.raises(ValueError, match='old.npz is the input, which stays as it is'):
+        main(['old.npz', 'old.npz', '--overwrite'])
+    assert 'more' in np.load('old.npz')
 
 
 def test_an_output_that_exists_is_kept(folder):

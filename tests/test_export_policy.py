@@ -264,7 +264,7 @@ def test_stuck_noise_is_left_out_and_a_file_that_differs_is_an_error(make_online
     monkeypatch.setattr(export_policy, 'compare_states', lambda *_: float('nan'))
     with pytest.raises(ValueError, match='do not use it'):
         export(make_online(stuck_noise=0.5), '.pt')
-    assert 'without --stuck_noise 0.5' in capsys.readouterr().out
+    assert 'leaves out --stuck_noise 0.5' in capsys.readouterr().out
 
 
 def test_compute_both_takes_one_result():

@@ -170,7 +170,8 @@ def test_stopped_launcher_stops_its_trainings(tmp_path):
 
 @pytest.mark.parametrize('flags, words', [
     (['--seeds', '1', '1'], 'twice'), (['--cores', '-1'], '--cores'), (['--hours', '0'], '--hours'),
-    (['--slurm', 'cpu'], 'must be NAME=VALUE'), (['--', '--seed', '1'], '--seed is set for each'),
+    (['--slurm', 'cpu'], 'must be NAME=VALUE'), (['--slurm', 'partition=cpu'], '--slurm: only with --cluster slurm'),
+    (['--gpus', '1'], '--gpus: only with --cluster slurm'), (['--', '--seed', '1'], '--seed is set for each'),
     (['--', '--resume=auto'], '--resume is set for each'), (['--', '--save-dir', 'x'], '--save_dir is set for each'),
     (['--', '--resume'], '--resume is set for each'),
     (['--datasets', 'a', '--', '--dataset', 'b'], '--dataset is set for each')])

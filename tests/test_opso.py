@@ -59,11 +59,20 @@ def test_goals_may_have_nan_and_change_at_any_time(policy, agent, states):
     policy.act(states(1)[0], goal)
 
 
+def test_values_of_a_goal_with_nan_are_those_of_the_goal_that_is_read(policy, states):
+    goal = states(2)[1].copy()
+    goal[3] = np.nan
+    filled = policy.agent.read_goal(goal)
+    assert policy.steps_to(states(1)[0], goal) == policy.steps_to(states(1)[0], filled)
+    offline = opso.Representation(policy.offline, policy.observation_model, policy.name)
+    with pytest.raises(ValueError, match=r'`goals\[3\]` is nan'):
+        offline.value(states(1)[0], goal)
+
+
 @pytest.mark.parametrize('name, call', [
     ('observation[3]', lambda policy, x: policy.act(x, np.zeros(5))),
     ('observation[1, 3]', lambda policy, x: policy.act(np.stack([np.zeros(5), x]), np.zeros(5))),
     ('states[3]', lambda policy, x: policy.latents(x)),
-    ('goals[3]', lambda policy, x: policy.steps_to(np.zeros(5), x)),
 ])
 def test_nan_is_refused_by_name(policy, name, call):
     with pytest.raises(ValueError) as error:

@@ -13,7 +13,7 @@ from figures.pictures import (
     estimated_steps,
     last_segments,
     open_maze,
-    running_quartiles,
+    quartiles_of,
 )
 from rollouts import Episode
 from support.figures import FAILURE, TASK_COLORS
@@ -123,11 +123,12 @@ def test_draw_episode_values_draws_many_solved_episodes_as_a_band(counting_agent
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ['median', 'middle half']
 
 
-def test_running_quartiles_are_over_those_that_still_run():
-    curves = [np.full(n, float(n)) for n in (1, 2, 3, 4)]
-    low, median, high = running_quartiles(curves, least=2)
-    np.testing.assert_allclose(median, [2.5, 3.0, 3.5])
-    assert (low <= median).all() and (median <= high).all()
+def test_quartiles_are_over_all_curves_and_keep_the_last_values():
+    low, median, high = quartiles_of([np.array([4.0, 2]), np.array([6.0, 4, 2, 0]), np.array([8.0, 6, 4])])
+    np.testing.assert_allclose(median, [6, 4, 2, 2])
+    np.testing.assert_allclose(low, [5, 3, 2, 1])
+    np.testing.assert_allclose(high, [7, 5, 3, 3])
+
 
 
 def test_open_maze_returns_none_without_a_maze():

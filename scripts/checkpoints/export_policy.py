@@ -475,8 +475,8 @@ def run(config):
     policy = opso.load(config.checkpoint)
     check_exportable(policy, config.checkpoint)
     if policy.agent.config.stuck_noise:
-        print(f'without --stuck_noise {policy.agent.config.stuck_noise:g}: actions of the file follow from '
-              'observation and goal; opso.load adds the noise when the robot is stuck')
+        print(f'the file leaves out --stuck_noise {policy.agent.config.stuck_noise:g}, the noise on the actions of a '
+              'robot that is stuck; opso.load adds it')
         policy.agent.task.stuck_noise = NoStuckNoise()
         policy.agent.config.stuck_noise = 0.0
 
