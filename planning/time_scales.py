@@ -44,7 +44,7 @@ def choose_numbers(data, given):
     if given.get('context_length') == 0:
         longest = max(1, int((data.ends - data.starts).max()))
         chosen['context_length'] = min(MOST_CONTEXT, longest)
-        reason = 'the most' if longest >= MOST_CONTEXT else 'steps of the longest trajectory'
+        reason = 'the largest by default' if longest >= MOST_CONTEXT else 'steps of the longest trajectory'
         reasons.append(f"--context_length {chosen['context_length']}: {reason}")
     return chosen, reasons
 
@@ -56,9 +56,10 @@ def choose_steps(data):
     described = f'{slow:.0f}' if math.isfinite(slow) else f'more than {length / 2:.0f}'
 
     k, reason = min(
-        (MOST_STEPS, f'the most; the slowest direction of the state changes by {SLOW_CHANGE} in {described} steps'),
-        (SLOW_SCALES * slow, f'twice the {described} steps in which the slowest direction of the state changes by '
-                             f'{SLOW_CHANGE}'),
+        (MOST_STEPS, f'the largest by default; the autocorrelation of the slowest direction falls by {SLOW_CHANGE} '
+                     f'in {described} steps'),
+        (SLOW_SCALES * slow, f'twice the {described} steps in which the autocorrelation of the slowest direction '
+                             f'falls by {SLOW_CHANGE}'),
         (length / MIN_TRANSITIONS, f'1/{MIN_TRANSITIONS} of the {length:.0f} steps of the median trajectory'))
     return max(1, round(k)), reason
 
