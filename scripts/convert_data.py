@@ -31,6 +31,7 @@ EVEN = 0.02  # deviation of time steps, relative to the median one, up to which 
 GAP_STEPS = 3.0  # time step, in median ones, that is a gap
 MAX_DECREASES = 0.1  # fraction of time steps below 0, from which the rows are not in the order of time
 MAX_NAMES = 24  # of dimensions in the report
+SLOWEST_RATE, FASTEST_RATE = 1e-3, 1e5  # rows per second that are no mistake in the unit of time
 MAX_SINGLE = 0.05  # fraction of rows that are a piece of their own, above which they may be no ends of episodes
 CLOCK_RISES = 0.95  # fraction of steps in which a column grows, from which it may be time
 
@@ -106,6 +107,9 @@ class Conversion:
         pieces = self.drop_single(pieces)
         if recordings[0].times is not None:
             rate = config.rate or find_rate(pieces)
+            if not config.rate and not SLOWEST_RATE <= rate <= FASTEST_RATE:
+                raise ValueError(f'{first.path}: by its time stamps there are {rate:.3g} rows per second; name their '
+                                 'unit with --time_unit, or the rate with --rate')
             pieces = self.drop_single(self.resample(pieces, 1 / rate))
             names = names + [f'{name}, velocity' for name in names] * config.velocities
         return join(pieces), names, rate

@@ -156,6 +156,10 @@ def _table_of_arrays(arrays, names=()):
         columns = {name: array[valid] for name, array in columns.items() if array.shape[:2] == valid.shape}
         states = states[valid]
     others = tuple(name for name in names or arrays if name not in columns and name not in LENGTH_NAMES)
+    if short := next((name for name in others if name.lower() in END_NAMES and name in arrays
+                      and len(arrays[name].ravel()) != len(states) and columns), ''):
+        raise ValueError(f'`{short}` has {len(arrays[short]):,} values, there are {len(states):,} states; repair it or '
+                         'remove it from the file')
     if lengths is None:
         return Table(columns, others=others) if columns else Table(arrays)
     if lengths.sum() != len(states):

@@ -184,6 +184,9 @@ def test_onnx_equals_act_and_drives_the_page(make_config, make_online, export, m
     node.act()
     policy.reset()
     np.testing.assert_allclose(published, [policy.act([0.0, 0.1], [0.5, 0.5])], atol=1e-5)
+    node.subscribed['goal'](SimpleNamespace(data=[0.3, float('nan')]))
+    node.act()
+    np.testing.assert_allclose(published[1:], [policy.act([0.0, 0.1], [0.3, np.nan])], atol=1e-5)
 
 
 def fake_ros(monkeypatch, published):
