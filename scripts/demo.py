@@ -1,4 +1,4 @@
-"""Train a small OPSO agent on the bundled data, offline and online: about six minutes on two cores.
+"""Train a small OPSO agent on the bundled data, offline and online: three to six minutes on two cores.
 
     python scripts/demo.py --save_dir demo_run
 """
