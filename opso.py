@@ -223,7 +223,10 @@ class Policy(Representation):
 
     def _read_goals(self, goals):
         """Return the inputs (B, S') of goals (S,) or (B, S), which may be NaN in dimensions that do not matter."""
-        return np.stack([self.agent.read_goal(row) for row in self.to_inputs(goals, 'goals', may_be_nan=True)])
+        inputs = self.to_inputs(goals, 'goals', may_be_nan=True).copy()
+        for row in np.flatnonzero(np.isnan(inputs).any(1)):
+            inputs[row] = self.agent.read_goal(inputs[row])
+        return inputs
 
     def act(self, observation, goal):
         """Return the action (A,) or (B, A), float32, within the bounds of the environment.

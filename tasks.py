@@ -109,7 +109,7 @@ class Locomotion:
 
     small_action_prior = 0.0
     corrective_fraction = 0.0
-    # results/any_robot.md
+    # fewer steps underfit (results/any_robot.md); a constant rate would need more
     training = Training(refit_growth=1.5, passes=16, least_updates=3000, most_updates=8000, lr=4e-3, decays=True)
     imitates_own_steps = False  # a robot that always moves learns enough from data that always move
 

@@ -121,19 +121,19 @@ def estimated_steps(agent, states, goal):
 def draw_trajectory_values(segments, agent, path, title):
     """Draw the steps to the last state of each trajectory: those left (dashed), estimated by V (solid).
 
-    An optimistic V lies below the elapsed steps. Each title has Spearman's rank correlation of the two.
+    An optimistic V lies below the steps left. Each title has Spearman's rank correlation of the two.
     """
     from scipy.stats import spearmanr
 
     figure, axes = _make_plots(len(segments), title)
     for axis, states in zip(axes, segments, strict=True):
-        elapsed = np.arange(len(states))[::-1]
+        left = np.arange(len(states))[::-1]
         steps = estimated_steps(agent, states, states[-1])
-        axis.plot(elapsed, elapsed, '--', color=FAILED_PATH_COLOR, lw=1, label='steps left')
-        axis.plot(elapsed, steps, color=TASK_COLORS[0], lw=1.4, label='V')
+        axis.plot(left, left, '--', color=FAILED_PATH_COLOR, lw=1, label='steps left')
+        axis.plot(left, steps, color=TASK_COLORS[0], lw=1.4, label='V')
         axis.invert_xaxis()
 
-        correlation = spearmanr(steps, elapsed).statistic if np.ptp(steps) else 0.0
+        correlation = spearmanr(steps, left).statistic if np.ptp(steps) else 0.0
         axis.set_title(f'Spearman {correlation:.2f}', fontsize=TITLE_SIZE)
 
     axes[0].legend(fontsize=LABEL_SIZE, frameon=False)

@@ -18,8 +18,7 @@ from support.flags import run_main, summary  # noqa: E402
 
 DATASET = 'antmaze-medium-navigate-mini-v0'
 OFFLINE = ['--num_updates', '60']
-ONLINE = ['--max_steps', '3000', '--num_envs', '10', '--eval_episodes', '2',
-          '--final_eval_episodes', '10']
+ONLINE = ['--max_steps', '3000', '--num_envs', '10', '--eval_episodes', '2', '--final_eval_episodes', '10']
 
 
 def main():

@@ -363,10 +363,11 @@ def main(argv=None):
     trainings = plan(options, flags)
 
     if options.dry_run:
+        jobs = divide(trainings, options)
         if options.cluster == 'slurm':
-            print(f'each job: {options.cores or SLURM_CORES} cores, {options.gpus} GPUs, {options.hours:g} hours'
+            print(f'each job: {jobs[0].threads} cores, {options.gpus} GPUs, {options.hours:g} hours'
                   + ''.join(f', {word}' for word in options.slurm))
-        for number, job in enumerate(divide(trainings, options), 1):
+        for number, job in enumerate(jobs, 1):
             for training in job.trainings:
                 print(f'job {number}, {training.name}: {shlex.join(training.words)}')
         return

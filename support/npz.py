@@ -456,6 +456,7 @@ def _check_finite(values, begin, end, key):
         bad = np.argwhere(~np.isfinite(values[begin:end].astype(np.float32, copy=False)))
     if len(bad):
         index = (begin + bad[0][0], *bad[0][1:])
-        problem = ', too large for float32' if np.isfinite(values[index]) else ''
-        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}{problem}'
-                         + f'; {CONVERTER} cuts the trajectory there' * (key == 'observations'))
+        problem = ', too large for float32'
+        if not np.isfinite(values[index]):
+            problem = f'; {CONVERTER} cuts the trajectory there' * (key == 'observations')
+        raise ValueError(f'`{key}[{", ".join(map(str, index))}]` is {values[index]}{problem}')

@@ -130,7 +130,6 @@ def test_quartiles_are_over_all_curves_and_keep_the_last_values():
     np.testing.assert_allclose(high, [7, 5, 3, 3])
 
 
-
 def test_open_maze_returns_none_without_a_maze():
     assert open_maze('antsoccer-arena-stitch-v0').goals.shape == (5, 2)
     assert open_maze('cube-single-play-v0') is None

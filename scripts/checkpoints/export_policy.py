@@ -129,7 +129,10 @@ class ProposingPolicy(nn.Module):
     def read_goals(self, goals):
         """Return goals (B, S') without NaN, as `OnlineAgent.read_goal` does: its value in the nearest known state."""
         goals = self.readings(goals)
-        return self.choose(goals.isnan().any(), self._fill, lambda goals: goals.clone(), (goals,))
+        return self.choose(goals.isnan().any(), self._fill, self._keep, (goals,))
+
+    def _keep(self, operand, *_):
+        return operand.clone()  # torch.cond returns no operand itself
 
     def _fill(self, goals):
         given = ~goals.isnan()
@@ -224,9 +227,6 @@ class PlanningPolicy(ProposingPolicy):
 
         memory = torch.stack([goal_nodes.float(), targets.float(), committed], 1)
         return self.actions(states, goals, subgoals), torch.cat([goals, memory], 1)
-
-    def _keep(self, subgoals, found, states, goals):
-        return subgoals.clone()  # torch.cond returns no operand itself
 
     def _propose_missing(self, subgoals, found, states, goals):
         return torch.where(found.unsqueeze(1), subgoals, self.propose(states, goals))
